@@ -1,0 +1,42 @@
+"""What a data set in memory is."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set is missing or damaged; the message says which file and what to do."""
+
+
+class Dataset(NamedTuple):
+    """`splits` holds for each name the images, uint8 [N, H, W, C], and labels, int32 [N]."""
+
+    name: str
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    class_names: tuple[str, ...]
+
+
+def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
+    """The class `positive` (label 1) against the class `negative`, or against all others where that is None (label 0).
+
+    Raises ValueError for a class that the data set lacks.
+    """
+    for name in filter(None, (positive, negative)):
+        if name not in dataset.class_names:
+            raise ValueError(f"{dataset.name} has no class {name!r}; it has: {', '.join(dataset.class_names)}")
+    if positive == negative:
+        raise ValueError(f"the positive and the negative class are both {positive!r}")
+    splits = {}
+    for split, (images, labels) in dataset.splits.items():
+        hits = labels == dataset.class_names.index(positive)
+        rows = np.ones_like(hits) if negative is None else hits | (labels == dataset.class_names.index(negative))
+        splits[split] = images[rows], hits[rows].astype(np.int32)
+    return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel of uint8 images [N, H, W, C], on the scale 0 to 255."""
+    pixels = images.reshape(-1, images.shape[-1])
+    mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
+    return tuple(float(m) for m in mean), tuple(float(max(s, 1e-3)) for s in std)

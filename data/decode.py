@@ -1,0 +1,28 @@
+"""Picture files of any size and mode to the arrays that a network was trained on."""
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.dataset import DataError
+
+
+def read_picture(path: str, *, height: int, width: int, channels: int) -> np.ndarray:
+    """The picture file as uint8 [height, width, channels]: EXIF rotation applied, transparency laid on black, 16-bit
+    values scaled, grey or colour as `channels` (1 or 3) asks, resized bilinearly.
+
+    Raises DataError, with the file's name, for what is not a readable picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+                values = np.asarray(picture, np.float64)
+                wide = values.max(initial=0) > 255 or picture.mode.startswith("I")
+                picture = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
+            if picture.has_transparency_data:
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
+            picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "not a picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{path}: {reason}") from None
+    return np.asarray(picture, np.uint8).reshape(height, width, channels)

@@ -1,0 +1,40 @@
+"""The registry of networks: `create("mlp", 10, hidden=(300,))` gives a Linen module, images [B, H, W, C] -> logits."""
+
+import dataclasses
+import difflib
+
+import flax.linen as nn
+
+from models.cnn import CNN
+from models.lenet import LeNet
+from models.linear import Logistic, Perceptron
+from models.mlp import MLP
+
+REGISTRY: dict[str, type[nn.Module]] = {
+    "cnn": CNN,
+    "lenet": LeNet,
+    "logistic": Logistic,
+    "mlp": MLP,
+    "perceptron": Perceptron,
+}
+
+
+def options(name: str) -> set[str]:
+    """The names of the options that the network `name` takes beside the number of classes. ValueError if unknown."""
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(REGISTRY))}{hint}")
+    return {field.name for field in dataclasses.fields(REGISTRY[name])} - {"parent", "name", "num_classes"}
+
+
+def create(name: str, num_classes: int, **values) -> nn.Module:
+    """The network `name` for `num_classes` classes.
+
+    Raises ValueError for an unknown network (naming the known ones and the nearest) or an option that it does not take.
+    """
+    known = options(name)
+    for option in values:
+        if option not in known:
+            raise ValueError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
+    return REGISTRY[name](num_classes=num_classes, **values)

@@ -1,0 +1,92 @@
+"""Building blocks that every network shares: the one place where convolution, pooling, batch norm and dropout are chosen.
+
+Images are NHWC. `axis_name` is the device axis of the surrounding pmap or shard_map, None on one device.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Kaiming initialisation: N(0, 2 / fan_in), untruncated (He et al. 2015, eq. 10).
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# Glorot initialisation: U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, eq. 16).
+glorot_uniform = nn.initializers.glorot_uniform()
+
+Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal)
+Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform)
+
+# Decay 0.9 of the running statistics (torch's momentum 0.1) and epsilon 1e-5, the defaults of both peers.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def rectified_tanh(x):
+    """max(0, tanh x), the lecture's rectified sigmoidal unit."""
+    return jnp.maximum(0.0, jnp.tanh(x))
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "rectified_tanh": rectified_tanh,
+    "leaky_relu": jax.nn.leaky_relu,
+}
+
+
+def activation(name: str, *, slope: float = 0.01) -> Callable:
+    """The elementwise function called `name`; `slope` is that of leaky_relu for x < 0.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}")
+    if name == "leaky_relu":
+        return functools.partial(jax.nn.leaky_relu, negative_slope=slope)
+    return ACTIVATIONS[name]
+
+
+def max_pool(x, window: int):
+    """Non-overlapping max pooling of [B, H, W, C] by window x window; a remainder at the right or bottom is dropped.
+
+    The gradient goes to the first maximum of a window, in row order, on every platform. Written with strided slices:
+    XLA's own gradient (select-and-scatter) is several times slower on a CPU and not deterministic on a GPU.
+    """
+    height, width = x.shape[1] // window * window, x.shape[2] // window * window
+    x = x[:, :height, :width]
+    views = [x[:, i::window, j::window] for i in range(window) for j in range(window)]
+    return functools.reduce(lambda best, view: jnp.where(view > best, view, best), views)
+
+
+def avg_pool(x, window: int):
+    """Non-overlapping average pooling of [B, H, W, C]; a remainder at the right or bottom is dropped."""
+    return nn.avg_pool(x, (window, window), strides=(window, window))
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al. 2014, section 10): x * mask / (1 - rate) in training, x in evaluation.
+
+    The mask of an example depends on the key and the example's row in the global batch alone, so the result is the
+    same on any number of devices.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        keys = row_keys(self.make_rng("dropout"), x.shape[0], axis_name=self.axis_name)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+
+
+def row_keys(key, rows: int, *, axis_name: str | None = None):
+    """One key for each of this device's `rows` rows [rows], made from the row's place in the global batch."""
+    first = lax.axis_index(axis_name) * rows if axis_name else 0
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(rows))

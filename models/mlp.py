@@ -1,0 +1,31 @@
+"""The multi-layer perceptron."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from models.layers import Dense, Dropout, activation, glorot_uniform, kaiming_normal
+
+
+class MLP(nn.Module):
+    """Dense layers of the sizes `hidden` with an elementwise activation, [B, H, W, C] -> logits [B, num_classes].
+
+    Initialised after Glorot (saturating activations) or Kaiming (rectifiers).
+    """
+
+    num_classes: int
+    hidden: Sequence[int] = (256, 128)
+    activation: str = "relu"
+    slope: float = 0.01
+    dropout: float = 0.0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        function = activation(self.activation, slope=self.slope)
+        kernel_init = glorot_uniform if self.activation in ("tanh", "sigmoid") else kaiming_normal
+        x = x.reshape(x.shape[0], -1)
+        for i, size in enumerate(self.hidden):
+            x = function(Dense(size, kernel_init=kernel_init, name=f"dense{i + 1}")(x))
+            x = Dropout(self.dropout, self.axis_name)(x, train)
+        return Dense(self.num_classes, name="logits")(x)

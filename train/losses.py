@@ -1,0 +1,23 @@
+"""Losses and scores by example; the caller sums and divides."""
+
+import jax.numpy as jnp
+import optax
+
+
+def class_logits(logits):
+    """[B, 1], the single sigmoid unit, -> [B, 2]: softmax over (0, z) is the sigmoid of z. [B, C] stays."""
+    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+
+
+def cross_entropy(logits, labels):
+    """-log p(label) by example [B], in nats, from logits [B, C]; binary cross-entropy for [B, 1]."""
+    return optax.softmax_cross_entropy_with_integer_labels(class_logits(logits), labels)
+
+
+def in_top(logits, labels, k: int):
+    """1.0 by example [B] where the label is among the k largest logits; at ties the lower class comes first."""
+    scores = class_logits(logits)
+    own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+    before = jnp.arange(scores.shape[-1])[None] < labels[:, None]
+    rank = jnp.sum((scores > own) | ((scores == own) & before), axis=-1)
+    return (rank < k).astype(jnp.float32)

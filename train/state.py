@@ -1,0 +1,24 @@
+"""The training state and the random-number rule."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class State(NamedTuple):
+    """Arrays only, the same on every device. `step` [] counts finished steps; `key` never changes."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array
+
+
+def step_key(state: State) -> jax.Array:
+    """The key of the coming step: fold_in(base key, step)."""
+    return jax.random.fold_in(state.key, state.step)
+
+
+def parameter_count(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

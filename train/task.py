@@ -1,0 +1,18 @@
+"""What a task (classification, segmentation, a GAN) gives the loop, which knows nothing else of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """Plain functions. Sums are trees of arrays that the loop adds on the host in float64 over steps or batches."""
+
+    name: str
+    init: Callable[..., Any]  # key -> State
+    train_step: Callable[..., Any]  # (state, batch) -> (state, sums)
+    prepare_eval: Callable[..., Any]  # state -> state
+    eval_step: Callable[..., Any]  # (state, batch) -> sums, among them "count"
+    finish: Callable[..., dict[str, float]]  # sums -> metrics
+    figures: Callable[..., Any]  # (state, sums, folder) -> (figures, tables) for the report
+    metrics: tuple[str, ...]  # the keys of `finish` that metrics.csv holds
+    best: tuple[str, str]  # (metric, "max" or "min")
