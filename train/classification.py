@@ -91,7 +91,7 @@ def finish(sums, *, classes: int) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis, figures) -> Task:
+def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis) -> Task:
     """The task for one network; `train_prepare(images, keys)` and `eval_prepare(images)` make its input on the device."""
     grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, axis=axis)
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
@@ -102,7 +102,7 @@ def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_pr
         prepare_eval=lambda state: state,
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis),
         finish=functools.partial(finish, classes=len(class_names)),
-        figures=figures,
+        predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare),
         metrics=("loss", "accuracy", *top5),
         best=("accuracy", "max"),
     )

@@ -13,6 +13,6 @@ class Task(NamedTuple):
     prepare_eval: Callable[..., Any]  # state -> state
     eval_step: Callable[..., Any]  # (state, batch) -> sums, among them "count"
     finish: Callable[..., dict[str, float]]  # sums -> metrics
-    figures: Callable[..., Any]  # (state, sums, folder) -> (figures, tables) for the report
+    predict_step: Callable[..., Any]  # (state, batch) -> outputs by example
     metrics: tuple[str, ...]  # the keys of `finish` that metrics.csv holds
     best: tuple[str, str]  # (metric, "max" or "min")

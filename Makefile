@@ -1,0 +1,62 @@
+DEMO_WORKDIR ?= runs/demo
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+
+# The stamp holds the folder that .venv was built in, so a moved clone shows, as does a .venv whose install was cut short
+# (no stamp) or whose Python is gone or was replaced by another version (pip no longer imports).
+HEALTHY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON) -c 'import pip' 2>/dev/null && echo yes)
+
+# Sets the shell variable python to the newest Python on PATH that runs and can make a virtual environment, or to "".
+define FIND_PYTHON
+python=; \
+for name in python3.13 python3.12 python3.11 python3; do \
+	IFS=:; \
+	for dir in $$PATH; do \
+		[ -z "$$python" ] && [ -x "$$dir/$$name" ] || continue; \
+		"$$dir/$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+			&& python=$$dir/$$name; \
+	done; \
+	unset IFS; \
+done
+endef
+
+.PHONY: help install demo test stale
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make install  create .venv with everything that the demo and the tests need (needs Python 3.11 to 3.13)'
+	@echo 'make demo     install, then train the demo in $(DEMO_WORKDIR) (another folder: make demo DEMO_WORKDIR=...)'
+	@echo 'make test     install, then lint, check the format and the types, and run the tests'
+
+install: $(STAMP)
+
+ifneq ($(HEALTHY),yes)
+$(STAMP): stale
+endif
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@set -e; \
+	if [ "$(HEALTHY)" != yes ]; then \
+		$(FIND_PYTHON); \
+		if [ -z "$$python" ]; then \
+			echo 'error: no Python 3.11 or newer with the modules venv and ensurepip on PATH (Debian, Ubuntu: install python3-venv)' >&2; \
+			exit 1; \
+		fi; \
+		"$$python" -c 'import sys; v = sys.version_info[:2]; v <= (3, 13) or print("note: Python %d.%d is untested" % v)'; \
+		echo "Creating .venv with $$python"; \
+		rm -rf .venv; \
+		"$$python" -m venv .venv; \
+	fi; \
+	rm -f $(STAMP); \
+	echo 'Installing the packages into .venv (a few minutes the first time)'; \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'; \
+	pwd -P > $(STAMP)
+
+demo: install
+	$(PYTHON) -m experiments.classify --flagfile=experiments/recipes/demo.flags --workdir="$(DEMO_WORKDIR)"
+
+test: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest

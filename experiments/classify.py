@@ -1,0 +1,91 @@
+"""Trains and evaluates a classifier: python -m experiments.classify --workdir=W --model=mlp --steps=500"""
+
+import json
+import shlex
+import sys
+
+from experiments import flags
+from train import checkpoint, folder, loop, parallel
+
+flags.define_run_flags()
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; classify takes flags alone")
+    config = flags.values()
+    if not config["workdir"]:
+        raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
+    stop = loop.Stop()
+    devices, line = parallel.start_devices(config["devices"])
+    flags.start_cache()
+    import jax
+
+    from data import batches
+    from experiments import build, look, records
+
+    setup = build.setup(config, devices)
+    home = folder.RunFolder(config["workdir"])
+    finished = records.open_run(home, config)
+    if finished:
+        loop.say(f"this run is complete: {records.headline(finished)}; for another choose a new --workdir")
+        print(json.dumps(finished))
+        return 0
+    (images, labels), (test_images, test_labels) = setup.dataset.splits["train"], setup.dataset.splits["test"]
+    batch_size, steps = config["batch_size"], 2 if config["dry_run"] else setup.steps
+    eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
+    if config["dry_run"]:
+        test_images, test_labels = test_images[:eval_size], test_labels[:eval_size]
+
+    # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
+    state = setup.task.init(jax.random.key(config["seed"]))
+    example = {"image": images[:batch_size], "label": labels[:batch_size]}
+    parallel.check_reductions(setup.task.train_step, state, example, devices)
+    checkpoints = checkpoint.Checkpoints(home.path, keep=config["keep"], best=setup.task.best, report=loop.say)
+    restored = checkpoints.restore(state)
+    state, record = restored or (records.initial_state(config, state), {})
+    start = int(state.step)
+    loop.say(f"{line}; {records.describe(setup, state)}" + (f"; going on from step {start}" if start else ""))
+    records.write_start(home, config, setup, state, line)
+
+    # --- Train.
+    every = config["eval_every"] or max(1, -(-steps // 10))
+    plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
+    columns = ["step", *(f"{part}_{name}" for part in ("train", "eval") for name in setup.task.metrics)]
+    columns = [c for c in columns if c != "train_accuracy_top5"]
+    reported = record.get("reported", 0)
+    metrics = folder.MetricsFile(
+        home.path, [*columns, "learning_rate", "seconds", "images_per_second"], step=min(start, reported)
+    )
+    with records.Progress(start, steps) as progress:
+        result = loop.train(
+            state,
+            task=setup.task,
+            record=record,
+            plan=plan,
+            devices=devices,
+            train_batches=lambda step: batches.train_batches(
+                images, labels, batch_size=batch_size, seed=config["seed"], start=step
+            ),
+            eval_batches=lambda: batches.eval_batches(test_images, test_labels, batch_size=eval_size),
+            eval_examples=len(test_labels),
+            learning_rate=setup.learning_rate,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            stop=stop,
+            progress=progress,
+        )
+    metrics.close()
+
+    # --- What the run leaves behind.
+    summary = records.summary(config, setup, result, "test", len(test_labels), str(home.path))
+    command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
+    look.write_report(home.path, setup, result.state, result, summary, command)
+    records.write_end(home, summary)
+    loop.say(f"done: {records.headline(summary)}")
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

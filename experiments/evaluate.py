@@ -1,0 +1,74 @@
+"""Scores a checkpoint: python -m experiments.evaluate --workdir=W [--split=test]"""
+
+import csv
+import io
+import json
+import sys
+import time
+
+from absl import flags as absl_flags
+
+from experiments import flags
+from train import folder, loop, parallel
+
+WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
+DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of that data set.")
+SPLIT = absl_flags.DEFINE_string("split", "test", "Split to score on.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
+WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to score.")
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; evaluate takes flags alone")
+    if not WORKDIR.value:
+        raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
+    if BATCH_SIZE.value <= 0:
+        raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
+    from experiments import records
+
+    run = records.load_run(WORKDIR.value)
+    devices, _ = parallel.start_devices(None)
+    devices = 1 if devices == 1 else devices
+    flags.start_cache()
+    from data import batches
+    from experiments import build
+    from train.classification import class_table
+
+    config = run["flags"] | {"dataset": DATASET.value or run["flags"]["dataset"], "data_dir": DATA_DIR.value}
+    setup = build.setup(config, 1, statistics=(run["mean"], run["std"]))
+    if list(setup.dataset.class_names) != run["class_names"]:
+        raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {setup.dataset.class_names} here")
+    if SPLIT.value not in setup.dataset.splits:
+        raise flags.UsageError(f"--split={SPLIT.value}: {config['dataset']} has {', '.join(setup.dataset.splits)}")
+    images, labels = setup.dataset.splits[SPLIT.value]
+    state = records.restore(setup, WORKDIR.value, WHICH.value)
+    eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
+    parts = list(batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value))
+    began = time.perf_counter()
+    loop.add(None, eval_step(setup.task.prepare_eval(state), parts[0]))
+    compile_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    sums = loop.evaluate(setup.task.prepare_eval(state), eval_step, parts, len(labels))
+    seconds = time.perf_counter() - began
+    result = loop.Result(
+        state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
+    )
+    title, header, rows = class_table(sums["confusion"], setup.dataset.class_names)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *setup.dataset.class_names])
+    writer.writerows(
+        [name, *map(int, row)] for name, row in zip(setup.dataset.class_names, sums["confusion"], strict=True)
+    )
+    home = records.absolute(WORKDIR.value)
+    folder.write_atomically(home / "confusion.csv", text.getvalue())
+    for row in [header, *rows]:
+        print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
+    print(json.dumps(records.summary(config, setup, result, SPLIT.value, len(labels), str(home))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

@@ -1,0 +1,133 @@
+"""The common flags, read once into a plain dictionary, and how an entry point starts and fails."""
+
+import logging
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+# What may differ when a run goes on: where it runs and what it shows, not what it computes.
+FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
+
+
+class UsageError(ValueError):
+    """A bad flag: one line, exit status 2."""
+
+
+def define_model_flags() -> None:
+    """The flags that choose a network."""
+    flags.DEFINE_string("model", "cnn", "Network.")
+    flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
+    flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")
+    flags.DEFINE_string("activation", None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.")
+    flags.DEFINE_float("slope", None, "Slope of leaky_relu for x < 0.")
+    flags.DEFINE_float("dropout", None, "Dropout rate in [0, 1).")
+
+
+def define_run_flags() -> None:
+    """The flags of classify."""
+    define_model_flags()
+    flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set; mnist5k needs none.")
+    flags.DEFINE_string("dataset", "mnist5k", "Data set.")
+    flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
+    flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
+    flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
+    flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
+    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "Optimizer.")
+    flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
+    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
+    flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
+    flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
+    flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
+    flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
+    flags.DEFINE_enum("augment", "none", ["none", "digits"], "Augmentation of training images, on the device.")
+    flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
+    flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
+    flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")
+    flags.DEFINE_integer("keep", 2, "Newest checkpoints kept; the best is kept too.")
+    flags.DEFINE_string("init_from", None, "Workdir whose parameters the run starts from.")
+    flags.DEFINE_integer("devices", None, "Devices; on a CPU that many are simulated. Default: all accelerators, or 1.")
+    flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
+    flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
+    flags.DEFINE_bool("dry_run", False, "Check all flags, then run two steps, one evaluation and one save.")
+
+
+def values() -> dict:
+    """name -> value of this file's flags: the only place where FLAGS is read."""
+    return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
+
+
+def flagfile(config: dict) -> str:
+    """The flags as lines that --flagfile reads again."""
+    lines = []
+    for name, value in sorted(config.items()):
+        if isinstance(value, bool):
+            lines.append(f"--{'' if value else 'no'}{name}")
+        elif value is not None:
+            lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return "\n".join(lines) + "\n"
+
+
+def cache_folder() -> pathlib.Path:
+    """The user's own folder for compiled programs, readable by nobody else."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(base, "nutshell", "compiled")
+
+
+def start_cache() -> None:
+    """Turns on jax's persistent compilation cache in a private folder; one line says if that can't be."""
+    import jax
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError("others can write in it")
+    except OSError as error:
+        print(f"no compilation cache in {folder}: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _parse(argv):
+    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n\n{FLAGS.module_help(__name__)}\n{FLAGS.main_module_help()}")
+        sys.exit(0)
+    try:
+        return FLAGS(argv)
+    except (flags.Error, OSError) as error:
+        print("error:", " ".join(str(error).removeprefix("FATAL Flags parsing error:").split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def run(main) -> None:
+    """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
+
+    def guarded(argv):
+        from data import DataError
+        from train.checkpoint import CheckpointError
+        from train.folder import FolderError
+        from train.loop import Interrupted
+        from train.parallel import DeviceError
+
+        try:
+            return main(argv)
+        except (UsageError, DeviceError) as error:
+            message, status = str(error), 2
+        except Interrupted as error:
+            message, status = str(error), error.exit_status
+        except (DataError, CheckpointError, FolderError, FloatingPointError) as error:
+            message, status = str(error), 1
+        except OSError as error:
+            message, status = f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
+        print(message if status > 2 else f"error: {message}", file=sys.stderr, flush=True)
+        return status
+
+    for noisy in ("jax", "orbax", "tensorboardX"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    app.run(guarded, flags_parser=_parse)

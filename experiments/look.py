@@ -1,0 +1,74 @@
+"""What a finished classifier's report shows."""
+
+import sys
+
+import jax
+import numpy as np
+
+from models import table
+from train import classification, parallel, report
+from train import figures as draw
+
+
+def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
+    step = parallel.parallelize(task.predict_step, 1, donate=False)
+    found = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
+        logits = np.asarray(step(state, {"image": padded}))[: len(part)]
+        found.append(np.asarray(jax.nn.softmax(logits, axis=-1)))
+    return np.concatenate(found) if found else np.zeros((0, 0))
+
+
+def first_layer(params, image_shape):
+    """The first layer's weights as pictures [N, H, W, C] and what they are; None where they are no pictures."""
+    for name in ("conv1", "c1", "dense", "dense1"):
+        if name in params:
+            kernel = np.asarray(params[name]["kernel"])
+            if kernel.ndim == 4:
+                return kernel.transpose(3, 0, 1, 2), "filters"
+            return kernel.T.reshape(-1, *image_shape), "templates"
+    return None
+
+
+def write_report(folder, setup, state, result, summary, command: str) -> None:
+    """figures/*.png and report.html in the run's folder."""
+    path, names = folder / "figures", setup.dataset.class_names
+    path.mkdir(exist_ok=True)
+    images, labels = setup.dataset.splits["test"]
+    entries = []
+
+    def add(name, title, caption, figure):
+        draw.save_figure(figure, path / f"{name}.png")
+        entries.append((title, caption, path / f"{name}.png"))
+
+    for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), best_label="best").items():
+        add(name, name.replace("_", " ").capitalize(), f"{name.replace('_', ' ')} over the training steps", figure)
+    confusion = result.sums["confusion"]
+    caption = "true classes in rows, predicted ones in columns"
+    add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
+    probabilities = predictions(setup.task, state, images)
+    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
+    add("mistakes", "Surest mistakes", "test pictures that the network gets wrong with the most confidence",
+        draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
+    weights = first_layer(state.params, images.shape[1:])
+    if weights is not None:
+        pictures, kind = weights
+        figure = draw.image_grid(pictures[:64], title=f"Layer-1 {kind}", signed=True)
+        add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)
+    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"]
+            for x in table.layers(setup.model, images.shape[1:])]  # fmt: skip
+    tables = [("Layers", ["layer", "output", "parameters", "multiply-adds"], rows)]
+    tables.append(classification.class_table(confusion, names))
+    report.write_report(
+        folder / "report.html",
+        title=f"{summary['model']} on {summary['dataset']}",
+        summary=summary,
+        command=command,
+        figures=entries,
+        tables=tables,
+        resume_note="The same command, started again in the same folder, goes on where the run stopped.",
+    )
+    print(f"report: {folder / 'report.html'}", file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+"""flags.txt, run.json and summary.json of a run, its progress bar, and how a run is opened again."""
+
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+
+from experiments import flags
+from train import checkpoint, folder
+from train.state import State, parameter_count
+
+
+def open_run(home: folder.RunFolder, config: dict) -> dict | None:
+    """The summary if this folder's run is complete, else None. Raises FolderError, both sides shown, if the folder
+    belongs to a run with other flags."""
+    run = home.read_json("run.json")
+    if run is None:
+        return None
+    old = run.get("flags", {})
+    differing = sorted(k for k in config.keys() | old.keys() if k not in flags.FREE and old.get(k) != config.get(k))
+    if differing or run.get("task") != "classification":
+        pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
+        raise folder.FolderError(f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir")
+    return home.read_json("summary.json")
+
+
+def load_run(workdir: str) -> dict:
+    """run.json of a workdir. Raises FolderError where there is none."""
+    path = pathlib.Path(workdir, "run.json")
+    try:
+        run = json.loads(path.read_text())
+        return run if "flags" in run else _no_run(workdir)
+    except (OSError, ValueError):
+        return _no_run(workdir)
+
+
+def _no_run(workdir):
+    raise folder.FolderError(f"--workdir={workdir} holds no run: no readable run.json there")
+
+
+def initial_state(config: dict, state: State) -> State:
+    """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir."""
+    if not config["init_from"]:
+        return state
+    source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]))
+    found = source.restore_parameters(state)
+    if found is None:
+        raise folder.FolderError(f"--init_from={config['init_from']} holds no checkpoint")
+    return found
+
+
+def _commit() -> str | None:
+    here = pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe(setup, state) -> str:
+    train, test = (len(setup.dataset.splits[split][1]) for split in ("train", "test"))
+    return f"{parameter_count(state.params):,} parameters; {train:,} training and {test:,} test images"
+
+
+def write_start(home: folder.RunFolder, config: dict, setup, state, devices: str) -> None:
+    """flags.txt and run.json; a run that goes on keeps its first start."""
+    from data.dataset import pixel_statistics
+    from models import table
+
+    image_shape = setup.dataset.splits["train"][0].shape[1:]
+    old = home.read_json("run.json") or {}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    mean, std = pixel_statistics(setup.dataset.splits["train"][0])
+    run = {
+        "task": setup.task.name,
+        "flags": config,
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "commit": _commit(),
+        "devices": devices,
+        "seed": config["seed"],
+        "steps": setup.steps,
+        "parameters": parameter_count(state.params),
+        "multiply_adds": sum(layer.multiply_adds for layer in table.layers(setup.model, image_shape)),
+        "dataset": config["dataset"],
+        "splits": {name: len(labels) for name, (_, labels) in setup.dataset.splits.items()},
+        "class_names": list(setup.dataset.class_names),
+        "image_shape": list(image_shape),
+        "mean": list(mean),
+        "std": list(std),
+        "start": old.get("start") or _now(),
+        "end": None,
+    }
+    folder.write_atomically(home.path / "flags.txt", flags.flagfile(config))
+    home.write_json("run.json", run)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_end(home: folder.RunFolder, summary: dict) -> None:
+    """The end in run.json, then summary.json, whose presence says that the run is complete."""
+    home.write_json("run.json", (home.read_json("run.json") or {}) | {"end": _now()})
+    home.write_json("summary.json", summary)
+
+
+def summary(config, setup, result, split: str, examples: int, workdir: str) -> dict:
+    """The last line of standard output."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "split": split,
+        **{name: result.metrics[name] for name in setup.task.metrics},
+        "examples": examples,
+        "step": int(result.state.step),
+        "seed": config["seed"],
+        "parameters": parameter_count(result.state.params),
+        "seconds": round(result.seconds, 2),
+        "compile_seconds": round(result.compile_seconds, 2),
+        "images_per_second": round(result.images_per_second, 1),
+        "fingerprint": checkpoint.fingerprint(result.state.params, result.state.opt_state),
+        "workdir": workdir,
+    }
+
+
+def headline(summary: dict) -> str:
+    return (
+        f"{summary['split']} accuracy {100 * summary['accuracy']:.2f} % of {summary['examples']:,} images, loss "
+        f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
+    )
+
+
+class Progress:
+    """A bar on a terminal, log lines elsewhere; both on standard error."""
+
+    def __init__(self, start: int, steps: int):
+        self.steps, self.bar, self.start = steps, None, start
+
+    def __enter__(self):
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.steps, initial=self.start, unit="step", file=sys.stderr)
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, step: int, row: dict) -> None:
+        named = {"train_loss": "loss", "train_accuracy": "accuracy", "images_per_second": "images/s",
+                 "eval_loss": "test loss", "eval_accuracy": "test accuracy"}  # fmt: skip
+        shown = {label: f"{row[key]:.4g}" for key, label in named.items() if row.get(key) is not None}
+        if self.bar is not None:
+            self.bar.n = step
+            self.bar.set_postfix(shown)
+        elif "eval_loss" in row:
+            print(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+
+
+def restore(run_setup, workdir: str, which: str):
+    """The state of a workdir's newest or best checkpoint."""
+    import jax
+
+    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), best=run_setup.task.best, report=print_line)
+    like = jax.eval_shape(run_setup.task.init, jax.random.key(0))
+    step = checkpoints.best_step() if which == "best" else None
+    found = checkpoints.restore(like, step=step)
+    if found is None:
+        raise folder.FolderError(f"--workdir={workdir} holds no checkpoint")
+    return found[0]
+
+
+def absolute(workdir: str) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute()
+
+
+def print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+

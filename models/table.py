@@ -1,0 +1,43 @@
+"""The layers of a network with shapes, parameters and multiply-adds, from shapes alone: nothing is allocated."""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Layer(NamedTuple):
+    """`shape` is the output's without the batch; multiply-adds count convolutions and dense layers, as papers do."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def layers(model: nn.Module, image_shape) -> list[Layer]:
+    """The layers that own parameters, in the order of the forward pass, for one image [H, W, C]."""
+    found: list[Layer] = []
+
+    def record(call, arguments, keywords, context):
+        output = call(*arguments, **keywords)
+        module = context.module
+        params = module.variables.get("params", {})
+        own = {name: leaf for name, leaf in params.items() if hasattr(leaf, "shape")}
+        if context.method_name == "__call__" and own:
+            macs = 0
+            if isinstance(module, nn.Conv | nn.Dense):
+                positions = math.prod(output.shape[1:-1])
+                macs = positions * math.prod(own["kernel"].shape)
+            size = sum(math.prod(leaf.shape) for leaf in own.values())
+            found.append(Layer("/".join(module.path), tuple(output.shape[1:]), size, macs))
+        return output
+
+    def forward(images):
+        with nn.intercept_methods(record):
+            return model.init_with_output(jax.random.key(0), images, train=False)
+
+    jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    return found

@@ -1,0 +1,78 @@
+"""A run's folder: its lock, its flags, metrics.csv, TensorBoard events and JSON files, all written so that a kill at
+any moment leaves nothing half done."""
+
+import csv
+import fcntl
+import json
+import os
+import pathlib
+
+
+class FolderError(RuntimeError):
+    """The folder is in use, can't be written, or belongs to another run."""
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """`path` holds either its old text or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """`workdir`, made if absent and locked until the process ends. Raises FolderError if another run holds it."""
+
+    def __init__(self, workdir: str):
+        self.path = pathlib.Path(workdir).absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open: the lock dies with the process.
+        except OSError as error:
+            raise FolderError(f"cannot write in --workdir={workdir}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
+
+    def read_json(self, name: str) -> dict | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise FolderError(f"{path} is damaged: {error}") from None
+
+    def write_json(self, name: str, value: dict) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+class MetricsFile:
+    """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: they come again."""
+
+    def __init__(self, folder: pathlib.Path, columns: list[str], *, step: int):
+        self.path, self.columns, self._folder, self._events, self._step = folder / "metrics.csv", columns, folder, None, step
+        kept = []
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                for row in csv.reader(file):
+                    if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= step:
+                        kept.append(row)
+        write_atomically(self.path, "".join(",".join(row) + "\n" for row in [columns, *kept]))
+
+    def append(self, row: dict) -> None:
+        """One row; a missing value is an empty cell. Numbers keep every digit."""
+        with open(self.path, "a") as file:
+            file.write(",".join("" if row.get(name) is None else repr(row[name]) for name in self.columns) + "\n")
+        if self._events is None:
+            from tensorboardX import SummaryWriter  # Late: its import is not needed before the first row.
+
+            self._events = SummaryWriter(str(self._folder), purge_step=self._step + 1 if self._step else None)
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self._events.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,211 @@
+"""The training loop: one function that reads from top to bottom and knows nothing of the task."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from train import checkpoint, folder, parallel
+from train.task import Task
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.exit_status = 128 + number
+
+
+class Stop:
+    """Remembers SIGTERM or SIGINT. A second signal ends the process at once: what is saved is whole at any moment."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        del frame
+        self.number = number
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Plan(NamedTuple):
+    """How long, and how often what happens, in steps."""
+
+    steps: int
+    eval_every: int
+    log_every: int
+    save_every: int
+
+
+class Result(NamedTuple):
+    state: Any
+    metrics: dict[str, float]
+    sums: Any
+    seconds: float
+    compile_seconds: float
+    images_per_second: float
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """True at multiples of `every` and at the last step."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def add(total, sums):
+    """Adds a tree of sums on the host in float64."""
+    host = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+    return host if total is None else jax.tree.map(np.add, total, host)
+
+
+def evaluate(state, eval_step, batches: Iterable, examples: int, stop: Stop | None = None):
+    """The sums over all batches, one behind the dispatch; None if `stop` was asked for. The count must be `examples`."""
+    total, previous = None, None
+    for batch in batches:
+        if stop is not None and stop.number:
+            return None
+        sums = eval_step(state, batch)
+        if previous is not None:
+            total = add(total, previous)
+        previous = sums
+    total = add(total, previous)
+    if total["count"] != examples:
+        raise RuntimeError(f"the evaluation counted {total['count']} examples, the split has {examples}")
+    return total
+
+
+def train(
+    state,
+    *,
+    task: Task,
+    record: dict,
+    plan: Plan,
+    devices: int,
+    train_batches: Callable[[int], Iterable],
+    eval_batches: Callable[[], Iterable],
+    eval_examples: int,
+    learning_rate: Callable,
+    checkpoints: checkpoint.Checkpoints,
+    metrics: folder.MetricsFile,
+    stop: Stop,
+    progress: Callable[[int, dict], None],
+) -> Result:
+    """Trains `state` until plan.steps. `record` is {} or what a checkpoint's save was given: the sums since the last
+    row of metrics.csv, the last step that was reported, and the seconds so far.
+
+    Raises FloatingPointError for a loss that is not finite, Interrupted after a signal, CheckpointError.
+    """
+    # --- Prepare: compile once, restore the host's side of the run.
+    step = int(state.step)
+    sums = jax.tree.map(np.float64, record.get("sums"))
+    reported, before, eval_metrics = record.get("reported", 0), record.get("seconds", 0.0), record.get("eval_metrics", {})
+    train_step = parallel.parallelize(task.train_step, devices, donate=True)
+    eval_step = parallel.parallelize(task.eval_step, devices, donate=False)
+    batches = iter(train_batches(step))
+    started, compile_seconds, timed_steps, timed_seconds, compiled = time.perf_counter(), 0.0, 0, 0.0, set()
+    pending, images, mark, eval_sums, evaluated_at, saved = None, 0, None, None, -1, step if record else -1
+
+    def first(function, *arguments):
+        """Calls a jitted function; its first call is the compilation."""
+        nonlocal compile_seconds
+        begin = time.perf_counter()
+        result = function(*arguments)
+        if function not in compiled:
+            compiled.add(function)
+            compile_seconds += time.perf_counter() - begin
+        return result
+
+    def timed_eval(state, batch):
+        return first(eval_step, state, batch)
+
+    def collect():
+        """Fetches the sums of the step before, and refuses a loss that is not finite."""
+        nonlocal sums, pending
+        if pending is None:
+            return
+        number, fresh = pending
+        pending = None
+        sums = add(sums, fresh)
+        if not np.isfinite(sums["loss"]):
+            raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {number}; the last good checkpoint is kept")
+
+    def save():
+        nonlocal saved
+        now = before + time.perf_counter() - started
+        host = {"reported": reported, "seconds": now, "eval_metrics": eval_metrics}
+        host["sums"] = None if sums is None else jax.tree.map(float, sums)
+        checkpoints.save(step, state, host, eval_metrics if evaluated_at == step else None)
+        saved = step
+
+    while True:
+        # --- Report what is due at this step: a row of metrics, an evaluation, a checkpoint.
+        if reported < step:
+            row, evaluated = {"step": step}, False
+            if due(step, plan.log_every, plan.steps):
+                collect()
+                row |= {f"train_{name}": value for name, value in task.finish(sums).items()}
+                row["learning_rate"] = float(learning_rate(step - 1))
+                row["seconds"] = round(before + time.perf_counter() - started, 3)
+                if mark is not None and images:
+                    timed_steps, timed_seconds = timed_steps + images, timed_seconds + time.perf_counter() - mark
+                    row["images_per_second"] = round(images / (time.perf_counter() - mark), 1)
+            if due(step, plan.eval_every, plan.steps):
+                collect()
+                eval_sums = evaluate(task.prepare_eval(state), timed_eval, eval_batches(), eval_examples, stop)
+                if eval_sums is not None:
+                    eval_metrics, evaluated, evaluated_at = task.finish(eval_sums), True, step
+                    row |= {f"eval_{name}": value for name, value in eval_metrics.items()}
+            if evaluated or not due(step, plan.eval_every, plan.steps):  # Not where a signal broke the evaluation off.
+                if len(row) > 1:
+                    metrics.append(row)
+                    progress(step, row)
+                    if "learning_rate" in row:
+                        sums = None
+                reported = step
+            if evaluated or due(step, plan.save_every, plan.steps):
+                collect()
+                save()
+            if len(row) > 1:
+                mark, images = time.perf_counter(), 0
+        # --- Stop: at the end, or where a signal asks for it.
+        if stop.number:
+            collect()
+            if saved != step:
+                save()
+            checkpoints.wait()
+            raise Interrupted(stop.number, step)
+        if step >= plan.steps:
+            break
+        # --- One step: dispatch it, then fetch the metrics of the one before.
+        batch = next(batches)
+        state, fresh = first(train_step, state, batch)
+        step += 1
+        collect()
+        pending = step, fresh
+        if mark is None:
+            jax.block_until_ready(fresh)  # The clock of images/s starts after the compilation.
+            mark = time.perf_counter()
+        else:
+            images += len(batch["label"])
+
+    # --- The end: the last checkpoint is on disk before the summary says so.
+    checkpoints.wait()
+    if eval_sums is None:  # Killed between the last checkpoint and the summary.
+        eval_sums = evaluate(task.prepare_eval(state), timed_eval, eval_batches(), eval_examples, stop)
+        if eval_sums is None:
+            raise Interrupted(stop.number, step)
+    rate = timed_steps / timed_seconds if timed_seconds else 0.0
+    seconds = before + time.perf_counter() - started
+    return Result(state, task.finish(eval_sums), eval_sums, seconds, compile_seconds, rate)
+
+
+def say(line: str) -> None:
+    """One line for the person who watches; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)

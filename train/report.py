@@ -1,0 +1,294 @@
+"""The report of a training run: metrics.csv read and drawn as curves, and one self-contained HTML page.
+
+The page holds its pictures as data URIs and its style inline: no script, no network, dark mode where the reader's
+system asks for it. All text from outside (class names, flags, paths, titles) goes through html.escape.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from train.figures import (
+    COLOURS,
+    STYLE,
+    confusion_matrix,
+    image_grid,
+    label_ends,
+    mistakes_grid,
+    new_figure,
+    save_figure,
+    wrapped,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "confusion_matrix",
+    "curves",
+    "html_page",
+    "image_grid",
+    "mistakes_grid",
+    "read_metrics",
+    "save_figure",
+    "write_report",
+]
+
+LOWER_IS_BETTER = ("loss", "error", "perplexity", "bits", "nll", "mse", "mae")
+FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
+Cell = str | int | float | None
+FigureEntry = tuple[str, str, str | Path]  # title, caption, path of the PNG
+TableEntry = tuple[str, Sequence[str], Sequence[Sequence[Cell]]]  # title, header, rows
+
+PAGE_STYLE = """
+:root { color-scheme: light dark; --page: #fbfbfa; --text: #1c1c1c; --soft: #5b5b5b; --line: #dcdcd8; --box: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181b; --text: #e8e8e6; --soft: #a7a9ab; --line: #34383d; --box: #1f2226; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1.25rem 1rem 3rem; background: var(--page); color: var(--text);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .75rem; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 0; }
+.tiles div, pre, .scroll { background: var(--box); border: 1px solid var(--line); border-radius: .5rem; }
+.tiles div { padding: .6rem .8rem; }
+dt, figcaption, .note { color: var(--soft); font-size: .875rem; }
+dd { margin: 0; font-size: 1.3rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+pre { padding: .8rem; margin: 0; white-space: pre-wrap; font: .875rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+.note { white-space: pre-line; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
+.grid > * { min-width: 0; margin: 0; }
+figure img { display: block; width: 100%; max-width: 40rem; height: auto; background: #fff; padding: .35rem;
+  border: 1px solid var(--line); border-radius: .5rem; }
+figcaption { margin-top: .4rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+tr:last-child td { border-bottom: 0; }
+.n { text-align: right; }
+"""
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
+    """Read metrics.csv; empty and missing cells become None.
+
+    A last line that was cut short (the run was stopped while writing it) is left out; any other cell that is no
+    number raises ValueError.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    reader = csv.DictReader(text.splitlines())
+    rows: list[dict[str, float | None]] = []
+    for line in reader:
+        cut = not text.endswith("\n") and reader.line_num == len(text.splitlines())
+        if cut and None in line.values():
+            continue
+        try:
+            rows.append({key: float(cell) if cell and cell.strip() else None for key, cell in line.items() if key})
+        except ValueError as error:
+            if not cut:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def curves(
+    rows: Sequence[dict[str, float | None]],
+    *,
+    best_label: str = "best",
+    skip: Sequence[str] = ("epoch", "seconds"),
+) -> dict[str, Figure]:
+    """Draw the columns of metrics.csv over the steps, one figure for each quantity.
+
+    The columns train_X, eval_X and test_X share the figure "X"; any other column, such as learning_rate, has its
+    own. A ring marks the best evaluation, which the title names with ``best_label``. Where a step comes twice (a
+    resumed run), the later row counts. Columns without values, and those in ``skip``, give no figure.
+
+    Args:
+        rows: one dict for each row, as from read_metrics; empty cells are None.
+    """
+    import matplotlib
+
+    series: dict[str, dict[str, dict[float, float]]] = {}
+    for row in rows:
+        step = row.get("step")
+        if step is None:
+            raise ValueError(f"a row of the metrics has no step: {row}")
+        for column, value in row.items():
+            if value is None or column == "step" or column in skip:
+                continue
+            part, _, quantity = column.partition("_")
+            if part not in ("train", "eval", "test") or not quantity:
+                part, quantity = "alone", column
+            series.setdefault(quantity, {}).setdefault(part, {})[float(step)] = float(value)
+    with matplotlib.rc_context(STYLE):
+        return {quantity: _curve_figure(quantity, parts, best_label) for quantity, parts in series.items()}
+
+
+def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_label: str) -> Figure:
+    """Draw one quantity: ``parts`` maps train, eval, test or alone to {step: value}."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    figure = new_figure()
+    axes = figure.add_subplot()
+    everything = np.array([value for points in parts.values() for value in points.values()], dtype=float)
+    finite = everything[np.isfinite(everything)]
+    lower = any(word in quantity for word in LOWER_IS_BETTER)
+    percent = any(word in quantity for word in FRACTIONS) and finite.size and 0 <= finite.min() <= finite.max() <= 1
+    number = (lambda value: f"{100 * value:.2f} %") if percent else (lambda value: f"{value:.3g}")
+    tick = (lambda value, _: f"{100 * value:.6g} %") if percent else (lambda value, _: f"{value:.6g}")
+
+    title = quantity.replace("_", " ").capitalize()
+    main = next((part for part in ("eval", "test", "train", "alone") if part in parts), "alone")
+    ends: list[tuple[float, str, str]] = []
+    for part, points in sorted(parts.items(), key=lambda item: item[0] != "train"):  # train lies undermost
+        steps = np.array(sorted(points), dtype=float)
+        values = np.array([points[step] for step in steps], dtype=float)
+        good = np.isfinite(values)
+        values = np.where(good, values, np.nan)
+        marker = "o" if part in ("eval", "test") and len(steps) <= 40 or len(steps) == 1 else ""
+        axes.plot(steps, values, color=COLOURS[part], marker=marker, markersize=4, alpha=0.7 if part == "train" else 1)
+        if not good.any():
+            continue
+        ends.append((float(values[good][-1]), f"{part if part != 'alone' else ''} {number(values[good][-1])}", part))
+        if part == main and part in ("eval", "test"):
+            best = int(np.nanargmin(values) if lower else np.nanargmax(values))
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
+            axes.plot(steps[best], values[best], "o", color=COLOURS[part], **ring)
+            title += f": {best_label} {part} {number(values[best])} at step {steps[best]:,.0f}"
+        elif part == main:
+            title += f": peak {number(np.nanmax(values))}" if part == "alone" else f": ends at {ends[-1][1].strip()}"
+    if finite.size < everything.size:
+        first = min(step for points in parts.values() for step, value in points.items() if not np.isfinite(value))
+        title += f"; not finite from step {first:,.0f}"
+
+    if lower and finite.size and finite.min() > 0 and finite.max() > 50 * finite.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if finite.max() < 1e4 * finite.min() else (1,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(f"{quantity.replace('_', ' ')} (log scale)")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("step")
+    axes.set_title(wrapped(title), pad=10)
+    label_ends(axes, ends)
+    return figure
+
+
+def _number(key: str, value: Cell) -> str:
+    """Write a number for people: whole ones with commas, fractions named in FRACTIONS as percentages."""
+    if value is None:
+        return "–"
+    if isinstance(value, (bool, str, np.bool_)):
+        return str(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if any(word in key.lower() for word in FRACTIONS) and 0 <= value <= 1:
+        return f"{100 * value:.2f} %"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _escaped(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _figure_html(title: str, caption: str, path: str | Path) -> str:
+    content = Path(path).read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
+        raise ValueError(f"not a PNG: {path}")
+    width, height = struct.unpack(">II", content[16:24])
+    data = base64.b64encode(content).decode("ascii")
+    alt = _escaped(f"{title}: {caption}" if caption else title)
+    below = f"<figcaption>{_escaped(caption)}</figcaption>" if caption else ""
+    image = f'<img alt="{alt}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
+    return f"<figure><h3>{_escaped(title)}</h3>{image}{below}</figure>"
+
+
+def _table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"table {title!r}: a row of {len(row)} cells under a header of {len(header)}")
+    numeric = [bool(rows) and not any(isinstance(row[at], str) for row in rows) for at in range(len(header))]
+    kind = [' class="n"' if right else "" for right in numeric]
+    head = "".join(f'<th scope="col"{k}>{_escaped(name)}</th>' for k, name in zip(kind, header, strict=True))
+    body = "\n".join(
+        "<tr>"
+        + "".join(f"<td{k}>{_escaped(_number(n, c))}</td>" for k, n, c in zip(kind, header, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    label = _escaped(title)
+    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{table}</div>'
+    return f"<section><h3>{label}</h3>{box}</section>"
+
+
+def html_page(
+    *,
+    title: str,
+    summary: Mapping[str, Cell],
+    command: str,
+    figures: Sequence[FigureEntry],
+    tables: Sequence[TableEntry],
+    resume_note: str,
+) -> str:
+    """Return the report as one HTML page that needs nothing else.
+
+    Args:
+        summary: headline numbers, shown as tiles in this order; strings stay as they are.
+        command: the exact command line that repeats the run.
+        figures: (title, caption, path of a PNG) each; the caption also serves readers who cannot see the picture.
+        tables: (title, header of K names, rows of K cells) each.
+        resume_note: how to go on from the checkpoint; "" leaves it out.
+    """
+    tiles = "".join(
+        f"<div><dt>{_escaped(key)}</dt><dd>{_escaped(_number(key, value))}</dd></div>" for key, value in summary.items()
+    )
+    parts = [f"<h1>{_escaped(title)}</h1>"]
+    parts += [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
+    parts += ["<h2>Repeat this run</h2>", f"<pre>{_escaped(command)}</pre>"]
+    parts += [f'<p class="note">{_escaped(resume_note)}</p>'] if resume_note else []
+    if figures:
+        parts += ["<h2>Figures</h2>", '<div class="grid">', *(_figure_html(*entry) for entry in figures), "</div>"]
+    if tables:
+        parts += ["<h2>Tables</h2>", '<div class="grid">', *(_table_html(*entry) for entry in tables), "</div>"]
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_escaped(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>\n<main>",
+    ]
+    return "\n".join([*head, *parts, "</main>\n</body>\n</html>\n"])
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    summary: Mapping[str, Cell],
+    command: str,
+    figures: Sequence[FigureEntry],
+    tables: Sequence[TableEntry],
+    resume_note: str,
+) -> None:
+    """Write html_page(...) to ``path`` atomically."""
+    page = html_page(
+        title=title, summary=summary, command=command, figures=figures, tables=tables, resume_note=resume_note
+    )
+    write_atomically(path, page.encode("utf-8"))
