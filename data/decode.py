@@ -21,7 +21,9 @@ def read_picture(path: str, *, height: int, width: int, channels: int) -> np.nda
                 picture = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
             if picture.has_transparency_data:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-            picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+            picture = picture.convert("L" if channels == 1 else "RGB").resize(
+                (width, height), Image.Resampling.BILINEAR
+            )
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not a picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: {reason}") from None

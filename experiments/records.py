@@ -23,7 +23,9 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
     differing = sorted(k for k in config.keys() | old.keys() if k not in flags.FREE and old.get(k) != config.get(k))
     if differing or run.get("task") != "classification":
         pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
-        raise folder.FolderError(f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir")
+        raise folder.FolderError(
+            f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
+        )
     return home.read_json("summary.json")
 
 
@@ -160,7 +162,11 @@ class Progress:
             self.bar.n = step
             self.bar.set_postfix(shown)
         elif "eval_loss" in row:
-            print(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()),
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def restore(run_setup, workdir: str, which: str):
@@ -182,4 +188,3 @@ def absolute(workdir: str) -> pathlib.Path:
 
 def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-

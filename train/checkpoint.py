@@ -19,7 +19,9 @@ class CheckpointError(RuntimeError):
 
 def _leaves(tree) -> dict[str, np.ndarray]:
     """Leaves by path, whole and on the host, copied: the device's memory may be given to the next step."""
-    host = jax.tree.map(lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    host = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
+    )
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(host)}
 
 
@@ -53,7 +55,9 @@ class Checkpoints:
 
             logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno >= 40)
             metric, mode = self.best
-            best = policy.BestN(get_metric_fn=lambda m: m[metric], reverse=mode == "min", n=1, keep_checkpoints_without_metrics=False)
+            best = policy.BestN(
+                get_metric_fn=lambda m: m[metric], reverse=mode == "min", n=1, keep_checkpoints_without_metrics=False
+            )
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self.keep), best])
             )
@@ -128,10 +132,14 @@ class Checkpoints:
         The optimizer may differ; raises CheckpointError where the network does.
         """
         for step in self.steps()[::-1]:
-            leaves, _ = self._read(step, {name: getattr(state, name) for name in ("params", "batch_stats")}, partial=True)
+            leaves, _ = self._read(
+                step, {name: getattr(state, name) for name in ("params", "batch_stats")}, partial=True
+            )
             paths, treedef = jax.tree_util.tree_flatten_with_path(state)
             names = [jax.tree_util.keystr(path) for path, _ in paths]
-            new = [self._like(leaves[n], leaf) if n in leaves else leaf for n, (_, leaf) in zip(names, paths, strict=True)]
+            new = [
+                self._like(leaves[n], leaf) if n in leaves else leaf for n, (_, leaf) in zip(names, paths, strict=True)
+            ]
             return jax.tree.unflatten(treedef, new)
         return None
 

@@ -105,7 +105,11 @@ def train(
     # --- Prepare: compile once, restore the host's side of the run.
     step = int(state.step)
     sums = jax.tree.map(np.float64, record.get("sums"))
-    reported, before, eval_metrics = record.get("reported", 0), record.get("seconds", 0.0), record.get("eval_metrics", {})
+    reported, before, eval_metrics = (
+        record.get("reported", 0),
+        record.get("seconds", 0.0),
+        record.get("eval_metrics", {}),
+    )
     train_step = parallel.parallelize(task.train_step, devices, donate=True)
     eval_step = parallel.parallelize(task.eval_step, devices, donate=False)
     batches = iter(train_batches(step))
@@ -134,7 +138,9 @@ def train(
         pending = None
         sums = add(sums, fresh)
         if not np.isfinite(sums["loss"]):
-            raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {number}; the last good checkpoint is kept")
+            raise FloatingPointError(
+                f"the loss is {float(sums['loss'])} at step {number}; the last good checkpoint is kept"
+            )
 
     def save():
         nonlocal saved

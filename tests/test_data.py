@@ -1,0 +1,115 @@
+"""The digits, the order of batches, augmentation and picture files."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from data import augment, batches, decode
+from data.dataset import DataError, binary_task, pixel_statistics
+
+
+def test_mnist5k_is_split_by_class(mnist5k):
+    assert {name: images.shape for name, (images, _) in mnist5k.splits.items()} == {
+        "train": (4000, 28, 28, 1),
+        "test": (1000, 28, 28, 1),
+    }
+    for split, count in (("train", 400), ("test", 100)):
+        np.testing.assert_array_equal(np.bincount(mnist5k.splits[split][1]), [count] * 10)
+    train = {image.tobytes() for image in mnist5k.splits["train"][0]}
+    assert not any(image.tobytes() in train for image in mnist5k.splits["test"][0])
+
+
+def test_binary_task(mnist5k):
+    pair = binary_task(mnist5k, "3", "8")
+    assert pair.class_names == ("8", "3") and len(pair.splits["train"][1]) == 800
+    rest = binary_task(mnist5k, "3")
+    assert rest.splits["test"][1].sum() == 100 and len(rest.splits["test"][1]) == 1000
+    with pytest.raises(ValueError, match="no class '11'"):
+        binary_task(mnist5k, "11")
+
+
+def test_order_is_a_pure_function_of_seed_and_epoch():
+    stream = [np.concatenate([batches.rows(3, step, 7, 20) for step in range(20)])]
+    stream.append(np.concatenate([batches.rows(3, step, 10, 20) for step in range(14)]))
+    np.testing.assert_array_equal(*stream)  # The batch size changes nothing of the order.
+    for epoch in range(7):
+        np.testing.assert_array_equal(np.sort(stream[0][20 * epoch : 20 * epoch + 20]), np.arange(20))
+    assert (batches.order(3, 0, 20) != batches.order(3, 1, 20)).any()
+    assert (batches.order(3, 0, 20) != batches.order(4, 0, 20)).any()
+
+
+def test_training_goes_on_at_a_step():
+    images, labels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32)
+    whole = batches.train_batches(images, labels, batch_size=4, seed=0)
+    for _ in range(3):
+        next(whole)
+    again = batches.train_batches(images, labels, batch_size=4, seed=0, start=3)
+    for _ in range(4):
+        np.testing.assert_array_equal(next(whole)["label"], next(again)["label"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 16])
+def test_evaluation_counts_every_example_once(batch_size):
+    images, labels = np.ones((10, 2, 2, 1), np.uint8), np.arange(10, dtype=np.int32)
+    parts = list(batches.eval_batches(images, labels, batch_size=batch_size))
+    assert all(len(part["label"]) == batch_size for part in parts)
+    seen = np.concatenate([part["label"][part["mask"] == 1] for part in parts])
+    np.testing.assert_array_equal(seen, labels)
+
+
+def test_augmentation_is_drawn_for_each_image_and_none_of_it_is_the_identity(mnist5k):
+    image = mnist5k.splits["train"][0][:1]
+    keys = jax.random.split(jax.random.key(0), 3)
+    same = augment.digits(np.repeat(image, 3, 0), keys, shift=0.0, degrees=0.0, scale=0.0)
+    np.testing.assert_allclose(same, np.repeat(image, 3, 0), atol=1e-3)
+    changed = np.asarray(augment.digits(np.repeat(image, 3, 0), keys))
+    assert np.abs(changed[0] - changed[1]).max() > 10 and changed.min() >= 0 and changed.max() <= 255.01
+
+
+def test_normalisation(mnist5k):
+    images = mnist5k.splits["train"][0]
+    mean, std = pixel_statistics(images)
+    normal = np.asarray(augment.normalize(images, mean, std), np.float64)
+    assert abs(normal.mean()) < 1e-3 and abs(normal.std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK", "I;16"])
+def test_pictures_of_every_mode(tmp_path, mode):
+    grey = np.zeros((40, 30), np.uint8)
+    grey[10:30, 5:15] = 255
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    for channels in (1, 3):
+        found = decode.read_picture(str(path), height=40, width=30, channels=channels)
+        assert found.shape == (40, 30, channels) and found.dtype == np.uint8
+        np.testing.assert_allclose(found[..., 0], grey, atol=3)
+
+
+def test_exif_rotation_and_resizing(tmp_path):
+    grey = np.zeros((40, 20), np.uint8)
+    grey[:10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Upside down.
+    Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
+    found = decode.read_picture(str(tmp_path / "a.png"), height=8, width=4, channels=1)
+    assert found[-1].min() > 200 and found[0].max() < 50
+
+
+def test_what_is_no_picture_is_refused_by_name(tmp_path):
+    for name, content in (("text.png", b"hello"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            decode.read_picture(str(tmp_path / name), height=8, width=8, channels=1)
+    with pytest.raises(DataError, match="absent.png"):
+        decode.read_picture(str(tmp_path / "absent.png"), height=8, width=8, channels=1)
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(ValueError, match=r"unknown dataset 'mnist'; known: mnist5k; did you mean mnist5k\?"):
+        data.load("mnist")
