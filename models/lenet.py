@@ -1,8 +1,8 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998, figure 2) in shape.
 
-6 maps of 5x5 - pool 2 - 16 maps of 5x5 - pool 2 - 120 maps of 5x5 - dense 84 - classes. Deviations from the paper: C3 sees
-all six maps of S2 instead of its table I, the pools average without a trainable gain, tanh is unscaled, and the output
-layer is linear with softmax cross-entropy instead of radial basis functions. A 28x28 input is padded to the paper's 32x32.
+6 maps of 5x5 - pool 2 - 16 maps of 5x5 - pool 2 - 120 maps of 5x5 - dense 84 - classes. Deviations from the paper: C3
+sees all six maps of S2 instead of its table I, the pools average without a trainable gain, tanh is unscaled, and the
+output layer is linear with softmax cross-entropy, not radial basis functions. 28x28 is padded to the paper's 32x32.
 """
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from models.layers import Conv, Dense, activation, avg_pool, glorot_uniform, kai
 
 
 class LeNet(nn.Module):
-    """[B, H, W, C] of 28 pixels or more a side -> logits [B, num_classes]; 61,706 parameters for 28x28x1 and ten classes."""
+    """[B, H, W, C] of 28 pixels or more a side -> logits [B, num_classes]; 61,706 parameters for 28x28x1, ten classes."""
 
     num_classes: int
     activation: str = "tanh"

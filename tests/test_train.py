@@ -57,7 +57,7 @@ def test_any_number_of_devices_gives_the_same_parameters(mnist5k, one_device, de
 def test_golden_step(mnist5k):
     _, sums = run(mnist5k, 1, 1)
     found = (round(sums["loss"] / sums["count"], 2), sums["count"])
-    assert found == (2.64, 16), f"the first step's metrics are {found}: update this only for a change that means to"
+    assert found == (2.37, 16), f"the first step's metrics are {found}: update this only for a change that means to"
 
 
 def test_a_forgotten_reduction_is_named():
@@ -65,7 +65,7 @@ def test_a_forgotten_reduction_is_named():
         return {"weights": state["weights"] - batch["x"].mean(), "count": lax.psum(batch["x"].sum(), "data")}
 
     state, batch = {"weights": np.zeros(3, np.float32)}, {"x": np.ones(8, np.float32)}
-    with pytest.raises(ValueError, match=r"a reduction is missing(.|\n)*weights"):
+    with pytest.raises(ValueError, match=r"reduction over devices is missing: \['weights'\] differ"):
         parallel.check_reductions(forgetful, state, batch, 4)
 
 
@@ -120,8 +120,8 @@ def test_warm_up_and_coupled_weight_decay():
 
 
 def state_of(value):
-    params = {"w": jnp.full((3, 4), value), "b": jnp.arange(4.0)}
-    return State(params, {}, (params,), jnp.int32(value), jax.random.key(7))
+    params = {"w": jnp.full((3, 4), float(value)), "b": jnp.arange(4.0)}
+    return State(params, {}, (params,), jnp.int32(np.nan_to_num(value)), jax.random.key(7))
 
 
 def saved(tmp_path, *steps, **options):
@@ -207,5 +207,5 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     first = folder.RunFolder(str(tmp_path))
     with pytest.raises(folder.FolderError, match="another run is using"):
         folder.RunFolder(str(tmp_path))
-    del first
-    folder.RunFolder(str(tmp_path))
+    first.close()
+    folder.RunFolder(str(tmp_path)).close()

@@ -19,9 +19,7 @@ class CheckpointError(RuntimeError):
 
 def _leaves(tree) -> dict[str, np.ndarray]:
     """Leaves by path, whole and on the host, copied: the device's memory may be given to the next step."""
-    host = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
-    )
+    host = jax.tree.map(_raw, tree)
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(host)}
 
 
@@ -70,8 +68,11 @@ class Checkpoints:
         return sorted(int(name) for name in names)
 
     def best_step(self) -> int | None:
-        """The step with the best metric; None without any."""
-        return self._orbax().best_step() if self.steps() else None
+        """The step with the best metric, the earlier one of two equals; None without any."""
+        metric, mode = self.best
+        scores = {step: self._about(step).get("metrics") for step in self.steps()}
+        signed = {step: found[metric] * (1 if mode == "max" else -1) for step, found in scores.items() if found}
+        return max(signed, key=lambda step: (signed[step], -step)) if signed else None
 
     def save(self, step: int, state, record: dict, metrics: dict | None = None) -> None:
         """Begins to save whole host arrays and the JSON `record`. An error of the save before it is raised here."""
@@ -83,6 +84,7 @@ class Checkpoints:
             raise FloatingPointError(f"{bad[0]} is not finite at step {step}; the last good checkpoint is kept")
         text = json.dumps({
             "record": record,
+                "metrics": metrics,
             "leaves": {name: [str(leaf.dtype), list(leaf.shape), _bit_sum(leaf)] for name, leaf in leaves.items()},
         })  # fmt: skip
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -152,10 +154,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         folder = self.folder.absolute() / str(step)
-        about = json.loads((folder / "about" / "metadata").read_text())
-        if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
-            raise ValueError("its description is damaged")
-        about = json.loads(about["text"])
+        about = self._about(step)
         saved = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in about["leaves"].items()}
         wanted = {name: (str(leaf.dtype), leaf.shape) for name, leaf in _abstract(like).items()}
         if partial:  # Only the leaves of the named parts of the state; a dictionary's paths are written otherwise.
@@ -175,6 +174,13 @@ class Checkpoints:
                 raise ValueError(f"the values of {name} are damaged")
         return {name: leaves[name] for name in wanted}, about["record"]
 
+    def _about(self, step: int) -> dict:
+        """What `save` wrote beside the arrays. Raises ValueError or OSError where that is damaged."""
+        about = json.loads((self.folder / str(step) / "about" / "metadata").read_text())
+        if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
+            raise ValueError("its description is damaged")
+        return json.loads(about["text"])
+
     def _set_aside(self, step: int, error: Exception) -> None:
         source, number = self.folder / str(step), 0
         while (target := self.damaged / f"{step}{f'-{number}' if number else ''}").exists():
@@ -184,8 +190,13 @@ class Checkpoints:
         self.report(f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]}); moved to {target}")
 
 
+def _raw(leaf):
+    """Key arrays as their uint32 data; other leaves as they are."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def _abstract(tree) -> dict[str, Any]:
-    shapes = jax.eval_shape(lambda t: jax.tree.map(lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, t), tree)  # fmt: skip
+    shapes = jax.eval_shape(lambda tree: jax.tree.map(_raw, tree), tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 

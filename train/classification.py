@@ -92,7 +92,7 @@ def finish(sums, *, classes: int) -> dict[str, float]:
 
 
 def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis) -> Task:
-    """The task for one network; `train_prepare(images, keys)` and `eval_prepare(images)` make its input on the device."""
+    """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`."""
     grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, axis=axis)
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(

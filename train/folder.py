@@ -35,7 +35,11 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise FolderError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
+
+    def close(self) -> None:
+        self._lock.close()
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name

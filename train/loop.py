@@ -66,7 +66,7 @@ def add(total, sums):
 
 
 def evaluate(state, eval_step, batches: Iterable, examples: int, stop: Stop | None = None):
-    """The sums over all batches, one behind the dispatch; None if `stop` was asked for. The count must be `examples`."""
+    """The sums over all batches, one behind the dispatch; None after a signal. `examples` must be the count."""
     total, previous = None, None
     for batch in batches:
         if stop is not None and stop.number:

@@ -9,8 +9,8 @@ OPTIMIZERS = ("sgd", "adam")
 
 
 def schedule(name: str, *, learning_rate: float, steps: int, warmup_steps: int = 0) -> Callable:
-    """step -> learning rate. `step` divides by ten at 50 % and 75 % of the steps; `one_cycle` rises to the rate over the
-    first quarter and falls linearly to zero. A linear warm-up from zero comes before the others."""
+    """step -> learning rate. `step` divides by ten at 50 % and 75 % of the steps; `one_cycle` rises to the rate over
+    the first quarter and falls linearly to zero. A linear warm-up from zero comes before the others."""
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":

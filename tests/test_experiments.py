@@ -1,0 +1,215 @@
+"""Every entry point as a user starts it, runs that are killed, and bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ["--model=cnn", "--augment=digits", "--batch_size=32", "--log_every=7", "--eval_every=20", "--dropout=0.2"]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    names = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT)}
+    names.pop("XLA_FLAGS", None)
+    return names
+
+
+@pytest.fixture(scope="session")
+def start(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("somewhere")
+
+    def run(name, *arguments, limit=None):
+        command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+        if limit:
+            command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def result(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def whole(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, result(start("classify", f"--workdir={workdir}", "--steps=60", *SMALL))
+
+
+TIMES = {"seconds", "compile_seconds", "images_per_second", "workdir"}
+
+
+def rows(workdir):
+    lines = (pathlib.Path(workdir) / "metrics.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    return [{k: v for k, v in zip(names, line.split(","), strict=True) if k not in TIMES} for line in lines[1:]]
+
+
+def same(one, other):
+    return {k: v for k, v in one.items() if k not in TIMES} == {k: v for k, v in other.items() if k not in TIMES}
+
+
+def test_what_a_run_leaves_behind(whole):
+    workdir, summary = whole
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    names = ["model", "dataset", "split", "loss", "accuracy", "accuracy_top5", "examples", "step", "seed", "parameters"]
+    names += ["seconds", "compile_seconds", "images_per_second", "fingerprint", "workdir"]
+    assert list(summary) == names
+    assert (summary["examples"], summary["step"], summary["parameters"]) == (1000, 60, 94058)
+    assert [row["step"] for row in rows(workdir)] == ["7", "14", "20", "21", "28", "35", "40", "42", "49", "56", "60"]
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["splits"] == {"train": 4000, "test": 1000} and run["end"] and run["multiply_adds"] == 6_083_072
+    assert {p.name for p in (workdir / "figures").iterdir()} >= {"loss.png", "confusion_matrix.png", "layer1.png"}
+    assert "--model=cnn" in (workdir / "flags.txt").read_text() and "<img" in (workdir / "report.html").read_text()
+    assert list(workdir.glob("events.*"))
+
+
+def test_a_finished_run_prints_its_summary_and_does_nothing(whole, start):
+    workdir, summary = whole
+    before = (workdir / "report.html").stat().st_mtime_ns
+    done = start("classify", f"--workdir={workdir}", f"--flagfile={workdir / 'flags.txt'}")
+    assert result(done) == summary and "complete" in done.stderr
+    assert (workdir / "report.html").stat().st_mtime_ns == before
+
+
+def test_evaluate_scores_the_same(whole, start):
+    workdir, summary = whole
+    scores = result(start("evaluate", f"--workdir={workdir}", "--batch_size=300"))
+    assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
+    assert scores["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+    assert len((workdir / "confusion.csv").read_text().splitlines()) == 11
+    assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
+
+
+@pytest.mark.parametrize("kills", [(2.5, 3.0), (3.5, 4.5), (4.0,)])
+def test_a_killed_run_ends_bit_identical(whole, environment, start, tmp_path, kills):
+    workdir = tmp_path / "killed"
+    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
+    for seconds in kills:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.classify", *arguments],
+            env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    assert same(result(start("classify", *arguments)), whole[1])
+    assert rows(workdir) == rows(whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, environment, start, tmp_path, number):
+    workdir = tmp_path / "stopped"
+    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.classify", *arguments],
+        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (workdir / "metrics.csv").exists() or len((workdir / "metrics.csv").read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate()
+    assert process.returncode == 128 + number and "the same command goes on" in error.splitlines()[-1]
+    assert not (workdir / "summary.json").exists()
+    assert same(result(start("classify", *arguments)), whole[1])
+    assert rows(workdir) == rows(whole[0])
+
+
+def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tmp_path):
+    images, labels = mnist5k.splits["test"]
+    for i in (0, 500):
+        Image.fromarray(images[i, ..., 0]).resize((56, 56)).save(tmp_path / f"{labels[i]}.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    done = start("predict", f"--workdir={whole[0]}", *sorted(tmp_path.glob("*.png")), "--top=2")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and "bad.png" in done.stderr and "Traceback" not in done.stderr
+    assert lines[0] == "file,label,probability" and len(lines) == 5
+    probabilities = np.array([float(line.split(",")[2]) for line in lines[1:]])
+    assert (probabilities[::2] >= probabilities[1::2]).all()
+
+
+@pytest.mark.parametrize("model", ["perceptron", "mlp", "lenet", "cnn", "logistic"])
+def test_dry_run_and_summary(start, tmp_path, model):
+    extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
+    assert (
+        result(start("classify", f"--workdir={tmp_path / 'w'}", f"--model={model}", "--dry_run", *extra))["step"] == 2
+    )
+    described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
+    assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
+
+
+def test_sweep(start, tmp_path):
+    arguments = [f"--workdir={tmp_path / 's'}", "--grid=learning_rate=0.1,0.01 seed=0..1", "--", "--model=perceptron"]
+    arguments.append("--steps=10")
+    printed = start("sweep", "--print_commands", *arguments)
+    assert len(printed.stdout.splitlines()) == 4 and not (tmp_path / "s").exists()
+    done = start("sweep", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5 and done.stdout.count("±") == 2
+    assert "complete" in start("sweep", *arguments).stderr
+
+
+BAD_FLAGS = {
+    "--model=lenett": "did you mean lenet",
+    "--dataset=mnst5k": "did you mean mnist5k",
+    "--learning_rat=1": "learning_rat",
+    "--batch_size=0": "--batch_size=0",
+    "--steps=-1": "--steps=-1",
+    "--learning_rate=0": "--learning_rate=0",
+    "--learning_rate=nan": "--learning_rate=nan",
+    "--batch_size=4001": "4000",
+    "--batch_size=many": "many",
+    "--schedule=linear": "cosine",
+    "--model=logistic": "--positive",
+    "--hidden=5": "takes no option",
+    "--devices=0": "--devices=0",
+}
+
+
+@pytest.mark.parametrize("flag", BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_status_2(start, tmp_path, flag):
+    done = start("classify", f"--workdir={tmp_path / 'w'}", flag)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and BAD_FLAGS[flag] in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(start, tmp_path):
+    done = start("classify", f"--workdir={tmp_path / 'w'}", "--batch_size=30", "--devices=4")
+    assert done.returncode == 2 and "nearest: 28 or 32" in done.stderr
+
+
+def test_folders_that_can_not_be_used(whole, start, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = start("classify", f"--workdir={tmp_path / 'file' / 'w'}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    done = start("classify", f"--workdir={whole[0]}", *SMALL, "--steps=61")
+    assert done.returncode == 1 and "--steps: 60 there, 61 here" in done.stderr
+    done = start("evaluate", f"--workdir={tmp_path}")
+    assert done.returncode == 1 and "holds no run" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):
+    done = start("classify", f"--workdir={tmp_path / 'w'}", "--model=mlp", "--learning_rate=1e30", "--steps=20")
+    assert done.returncode == 1 and "at step" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, tmp_path):
+    arguments = [f"--workdir={tmp_path / 'w'}", "--model=mlp", "--steps=40", "--eval_every=10"]
+    done = start("classify", *arguments, limit=200)  # Files of at most 200 kB; the parameters need more.
+    assert done.returncode == 1 and str(tmp_path / "w" / "checkpoints") in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert result(start("classify", *arguments))["step"] == 40
