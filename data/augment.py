@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 
 def normalize(images, mean, std):
-    """uint8 [B, H, W, C] -> float32 with mean 0 and variance 1 by channel; `mean` and `std` are on the scale 0 to 255."""
+    """uint8 [B, H, W, C] -> float32 with mean 0 and variance 1 by channel; `mean` and `std` are on 0 to 255."""
     return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)) / jnp.asarray(
         std, jnp.float32
     ).reshape(1, 1, 1, -1)
 
 
 def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: float = 0.1):
-    """A small random shift (pixels), rotation and scaling of each image [B, H, W, C] -> float32, bilinear, zero outside.
+    """A small random shift (pixels), rotation and scaling of each image [B, H, W, C] -> float32 (bilinear).
 
     `keys` [B] holds one key an image.
     """

@@ -87,7 +87,7 @@ def check(config: dict, examples: int, devices: int) -> int:
 
 
 def setup(config: dict, devices: int, statistics=None) -> Setup:
-    """Everything a run needs. `statistics`: (mean, std) recorded by an earlier run, else those of the training split."""
+    """Everything a run needs. `statistics`: (mean, std) of an earlier run, else of the training split."""
     axis = parallel.axis_of(devices)
     dataset = load_dataset(config)
     images = dataset.splits["train"][0]

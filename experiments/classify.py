@@ -16,6 +16,8 @@ def main(argv) -> int:
     config = flags.values()
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
+    if config["devices"] is not None and config["devices"] < 1:
+        raise flags.UsageError(f"--devices={config['devices']}: must be more than 0")
     stop = loop.Stop()
     devices, line = parallel.start_devices(config["devices"])
     flags.start_cache()

@@ -12,7 +12,7 @@ from models.layers import Conv, Dense, activation, avg_pool, glorot_uniform, kai
 
 
 class LeNet(nn.Module):
-    """[B, H, W, C] of 28 pixels or more a side -> logits [B, num_classes]; 61,706 parameters for 28x28x1, ten classes."""
+    """[B, H, W, C] (28 pixels or more) -> logits [B, num_classes]; 61,706 parameters for 28x28x1, ten classes."""
 
     num_classes: int
     activation: str = "tanh"

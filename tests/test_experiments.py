@@ -69,7 +69,7 @@ def test_what_a_run_leaves_behind(whole):
     assert (summary["examples"], summary["step"], summary["parameters"]) == (1000, 60, 94058)
     assert [row["step"] for row in rows(workdir)] == ["7", "14", "20", "21", "28", "35", "40", "42", "49", "56", "60"]
     run = json.loads((workdir / "run.json").read_text())
-    assert run["splits"] == {"train": 4000, "test": 1000} and run["end"] and run["multiply_adds"] == 6_083_072
+    assert run["splits"] == {"train": 4000, "test": 1000} and run["end"] and run["multiply_adds"] == 6_083_712
     assert {p.name for p in (workdir / "figures").iterdir()} >= {"loss.png", "confusion_matrix.png", "layer1.png"}
     assert "--model=cnn" in (workdir / "flags.txt").read_text() and "<img" in (workdir / "report.html").read_text()
     assert list(workdir.glob("events.*"))

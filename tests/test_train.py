@@ -65,7 +65,7 @@ def test_a_forgotten_reduction_is_named():
         return {"weights": state["weights"] - batch["x"].mean(), "count": lax.psum(batch["x"].sum(), "data")}
 
     state, batch = {"weights": np.zeros(3, np.float32)}, {"x": np.ones(8, np.float32)}
-    with pytest.raises(ValueError, match=r"reduction over devices is missing: \['weights'\] differ"):
+    with pytest.raises(ValueError, match=r"reduction over devices is missing:.*weights"):
         parallel.check_reductions(forgetful, state, batch, 4)
 
 

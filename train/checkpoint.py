@@ -1,16 +1,15 @@
 """Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, silent damage noticed."""
 
+import functools
 import hashlib
 import json
 import logging
-import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
 import numpy as np
-
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 class CheckpointError(RuntimeError):
@@ -38,6 +37,21 @@ def _bit_sum(leaf: np.ndarray) -> int:
     return int((words * (2 * np.arange(words.size, dtype=np.uint32) + 1)).sum(dtype=np.uint32))
 
 
+@functools.cache
+def _quiet_orbax() -> None:
+    """Drops orbax's own lines, by their path, and what the other arrays of a failed read or write print when orbax's
+    event loop is gone already: the failure itself is raised."""
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    for handler in [*logging.getLogger().handlers, *logging.getLogger("absl").handlers]:
+        handler.addFilter(lambda record: "orbax" not in record.pathname)
+
+
 class Checkpoints:
     """The folder `workdir`/checkpoints. `report` gets each line that a person should see."""
 
@@ -51,7 +65,7 @@ class Checkpoints:
             import orbax.checkpoint as ocp
             from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-            logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno >= 40)
+            _quiet_orbax()
             metric, mode = self.best
             best = policy.BestN(
                 get_metric_fn=lambda m: m[metric], reverse=mode == "min", n=1, keep_checkpoints_without_metrics=False
@@ -153,6 +167,7 @@ class Checkpoints:
     def _read(self, step: int, like, *, partial: bool = False) -> tuple[dict, dict]:
         import orbax.checkpoint as ocp
 
+        _quiet_orbax()
         folder = self.folder.absolute() / str(step)
         about = self._about(step)
         saved = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in about["leaves"].items()}

@@ -1,5 +1,6 @@
 """The only file that knows jit, pmap, meshes and donation."""
 
+import functools
 import os
 
 import jax
@@ -59,14 +60,16 @@ def check_reductions(step, state, batch, devices: int) -> None:
     if devices == 1:
         return
 
-    def checked(state, batch):
-        out = step(state, batch)
-        paths = jax.tree_util.tree_leaves_with_path(out)
-        missing = [jax.tree_util.keystr(path) for path, leaf in paths if jax.typeof(leaf).vma]
-        if missing:
-            raise ValueError(f"a reduction over devices is missing: {', '.join(missing)} differ from device to device")
-        return out
-
     mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(checked, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=True)
-    jax.eval_shape(mapped, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, batch)))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, batch))
+    shard = functools.partial(jax.shard_map, step, mesh=mesh, in_specs=(P(), P(AXIS)))
+    out = jax.eval_shape(shard(out_specs=P(), check_vma=False), *shapes)
+    checked = shard(out_specs=jax.tree.map(lambda _: P(), out), check_vma=True)  # A tree of specs: leaves have names.
+    try:
+        jax.eval_shape(checked, *shapes)
+    except ValueError as error:
+        leaves = [
+            line.strip(" *") for line in str(error).splitlines() if "out_specs is" in line or "out_specs[" in line
+        ]
+        text = "; ".join(leaves) or " ".join(str(error).split())
+        raise ValueError(f"a reduction over devices is missing: {text}") from None
