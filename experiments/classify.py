@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 
 from experiments import flags
 from train import checkpoint, folder, loop, parallel
@@ -90,4 +89,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    flags.run(main)

@@ -1,7 +1,6 @@
 """The layers of a network: python -m experiments.summary --model=cnn --image_size=28 [--json]"""
 
 import json
-import sys
 
 from absl import flags as absl_flags
 
@@ -42,4 +41,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    flags.run(main)

@@ -101,4 +101,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    flags.run(main)

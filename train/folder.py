@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+from typing import Any
 
 
 class FolderError(RuntimeError):
@@ -56,13 +57,8 @@ class MetricsFile:
     """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: they come again."""
 
     def __init__(self, folder: pathlib.Path, columns: list[str], *, step: int):
-        self.path, self.columns, self._folder, self._events, self._step = (
-            folder / "metrics.csv",
-            columns,
-            folder,
-            None,
-            step,
-        )
+        self.path, self.columns, self._folder, self._step = folder / "metrics.csv", columns, folder, step
+        self._events: Any = None
         kept = []
         if self.path.exists():
             with open(self.path, newline="") as file:

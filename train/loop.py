@@ -153,7 +153,8 @@ def train(
     while True:
         # --- Report what is due at this step: a row of metrics, an evaluation, a checkpoint.
         if reported < step:
-            row, evaluated = {"step": step}, False
+            row: dict[str, float] = {"step": step}
+            evaluated = False
             if due(step, plan.log_every, plan.steps):
                 collect()
                 row |= {f"train_{name}": value for name, value in task.finish(sums).items()}

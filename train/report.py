@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -162,7 +163,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
         ends.append((float(values[good][-1]), f"{part if part != 'alone' else ''} {number(values[good][-1])}", part))
         if part == main and part in ("eval", "test"):
             best = int(np.nanargmin(values) if lower else np.nanargmax(values))
-            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
+            ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
             axes.plot(steps[best], values[best], "o", color=COLOURS[part], **ring)
             title += f": {best_label} {part} {number(values[best])} at step {steps[best]:,.0f}"
         elif part == main:
