@@ -46,7 +46,7 @@ def write_report(folder, setup, state, result, summary, command: str) -> None:
 
     for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), best_label="best").items():
         add(name, name.replace("_", " ").capitalize(), f"{name.replace('_', ' ')} over the training steps", figure)
-    confusion = result.sums["confusion"]
+    confusion = result.sums["confusion"].astype(int)
     caption = "true classes in rows, predicted ones in columns"
     add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
     probabilities = predictions(setup.task, state, images)

@@ -152,11 +152,11 @@ def confusion_matrix(
         axes.set_title(wrapped(title, 44), pad=10, x=0.0)
         if size <= 20:
             digits = len(str(int(table.max())))
-            font = min(10.0, 72 * side * 0.68 / size * 0.85 / (0.64 * digits))
+            points = min(10.0, 72 * side * 0.68 / size * 0.85 / (0.64 * digits))
             for (row, column), count in np.ndenumerate(table):
                 if count:
                     colour = "white" if shares[row, column] > 0.3 else "#222222"
-                    axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font, color=colour)
+                    axes.text(column, row, f"{count}", ha="center", va="center", fontsize=points, color=colour)
         bar = figure.colorbar(image, ax=axes, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1], fraction=0.046, aspect=30)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         bar.ax.tick_params(labelsize=9)
