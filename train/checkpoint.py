@@ -49,7 +49,7 @@ def _quiet_orbax() -> None:
 
     sys.unraisablehook = hook
     for handler in [*logging.getLogger().handlers, *logging.getLogger("absl").handlers]:
-        handler.addFilter(lambda record: "orbax" not in record.pathname)
+        handler.addFilter(lambda record: "orbax" not in record.pathname and record.name != "asyncio")
 
 
 class Checkpoints:
