@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from experiments import flags
-from train import checkpoint, folder
+from train import checkpoint, folder, leaves
 from train.state import State, parameter_count
 
 
@@ -48,10 +48,10 @@ def initial_state(config: dict, state: State) -> State:
     if not config["init_from"]:
         return state
     source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]))
-    found = source.restore_parameters(state)
+    found = source.restore(state, parts=(".params", ".batch_stats"))
     if found is None:
         raise folder.FolderError(f"--init_from={config['init_from']} holds no checkpoint")
-    return found
+    return found[0]
 
 
 def _commit() -> str | None:
@@ -125,7 +125,7 @@ def summary(config, setup, result, split: str, examples: int, workdir: str) -> d
         "seconds": round(result.seconds, 2),
         "compile_seconds": round(result.compile_seconds, 2),
         "images_per_second": round(result.images_per_second, 1),
-        "fingerprint": checkpoint.fingerprint(result.state.params, result.state.opt_state),
+        "fingerprint": leaves.fingerprint(result.state.params, result.state.opt_state),
         "workdir": workdir,
     }
 

@@ -9,7 +9,7 @@ from jax import lax
 
 import models
 from data import augment, batches
-from train import checkpoint, classification, folder, losses, optimizers, parallel
+from train import checkpoint, classification, folder, leaves, losses, optimizers, parallel
 from train.equality import tree_error
 from train.state import State
 
@@ -186,8 +186,8 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
 def test_the_fingerprint_sees_values_names_and_types():
     base = {"a": np.zeros(2, np.float32)}
     others = [{"a": np.array([0, 1], np.float32)}, {"b": base["a"]}, {"a": np.zeros(2, np.int32)}]
-    assert len({checkpoint.fingerprint(tree, ()) for tree in [base, *others]}) == 4
-    assert checkpoint.fingerprint(base, ()) == checkpoint.fingerprint({"a": jnp.zeros(2)}, ())
+    assert len({leaves.fingerprint(tree, ()) for tree in [base, *others]}) == 4
+    assert leaves.fingerprint(base, ()) == leaves.fingerprint({"a": jnp.zeros(2)}, ())
 
 
 def test_metrics_file_drops_rows_that_come_again(tmp_path):

@@ -138,6 +138,7 @@ def train(
         pending = None
         sums = add(sums, fresh)
         if not np.isfinite(sums["loss"]):
+            checkpoints.wait()
             raise FloatingPointError(
                 f"the loss is {float(sums['loss'])} at step {number}; the last good checkpoint is kept"
             )
