@@ -28,6 +28,8 @@ def main(argv) -> int:
     setup = build.setup(config, devices)
     home = folder.RunFolder(config["workdir"])
     finished = records.open_run(home, config)
+    if config["dry_run"]:
+        home, finished = records.dry_folder(home), None
     if finished:
         loop.say(f"this run is complete: {records.headline(finished)}; for another choose a new --workdir")
         print(json.dumps(finished))

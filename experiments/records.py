@@ -1,12 +1,15 @@
 """flags.txt, run.json and summary.json of a run, its progress bar, and how a run is opened again."""
 
+import atexit
 import datetime
 import importlib.metadata
 import json
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 
 from experiments import flags
 from train import checkpoint, folder, leaves
@@ -27,6 +30,13 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
     return home.read_json("summary.json")
+
+
+def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
+    """A folder inside the run's own that is removed when the process ends: a dry run leaves nothing behind."""
+    place = tempfile.mkdtemp(prefix="dry_run_", dir=home.path)
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return folder.RunFolder(place)
 
 
 def load_run(workdir: str) -> dict:

@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,9 +79,14 @@ def main(argv) -> int:
     rows, failed = [], 0
     for i, (point, command) in enumerate(zip(grid, commands, strict=True), 1):
         print(f"{i}/{len(grid)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode in (2, 130, 143):  # A bad flag is bad in every run; a signal stops the sweep too.
-            return done.returncode
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            # The sweep's own signals go to the run, which saves and ends; the sweep ends with the run's status.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: process.send_signal(number))  # noqa: B023
+            output, _ = process.communicate()
+            done = subprocess.CompletedProcess(command, process.returncode, output)
+        if done.returncode in (2, 130, 143) or done.returncode < 0:  # A bad flag is bad in every run.
+            return done.returncode if done.returncode > 0 else 128 - done.returncode
         if done.returncode:
             failed += 1
             continue

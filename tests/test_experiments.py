@@ -128,6 +128,36 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, environment,
     assert rows(workdir) == rows(whole[0])
 
 
+def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, environment, tmp_path):
+    workdir = tmp_path / "moved"
+    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.classify", *arguments],
+        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (workdir / "checkpoints" / "20").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = start("classify", *arguments, "--devices=2")
+    summary = result(done)
+    assert "2 cpu devices (simulated)" in done.stderr and "going on from step" in done.stderr
+    assert abs(summary["accuracy"] - whole[1]["accuracy"]) < 0.1
+    other = [
+        f"--workdir={tmp_path / 'o'}",
+        "--model=cnn",
+        "--steps=1",
+        "--learning_rate=1e-9",
+        f"--init_from={workdir}",
+    ]
+    assert result(start("classify", *other))["loss"] == pytest.approx(summary["loss"], rel=0.3)
+    other[1] = "--model=mlp"
+    done = start("classify", *other, f"--workdir={tmp_path / 'p'}")
+    assert done.returncode == 1 and "another network" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tmp_path):
     images, labels = mnist5k.splits["test"]
     for i in (0, 500):
@@ -146,6 +176,7 @@ def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
     assert (
         result(start("classify", f"--workdir={tmp_path / 'w'}", f"--model={model}", "--dry_run", *extra))["step"] == 2
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
     )
     described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0

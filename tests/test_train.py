@@ -9,7 +9,7 @@ from jax import lax
 
 import models
 from data import augment, batches
-from train import checkpoint, classification, folder, leaves, losses, optimizers, parallel
+from train import checkpoint, classification, folder, leaves, loop, losses, optimizers, parallel
 from train.equality import tree_error
 from train.state import State
 
@@ -117,6 +117,85 @@ def test_warm_up_and_coupled_weight_decay():
     optimizer = optimizers.create("sgd", lambda step: 0.1, momentum=0.0, nesterov=False, weight_decay=0.5)
     updates, _ = optimizer.update(jnp.ones(()), optimizer.init(jnp.array(2.0)), jnp.array(2.0))
     assert float(updates) == pytest.approx(-0.1 * (1 + 0.5 * 2))
+
+
+def loop_parts(mnist5k, tmp_path, stop, eval_step=None):
+    """train() with everything but its state, record and plan."""
+    task = make_task(None)
+    counts = {"train": 0, "eval": 0}
+
+    def counted(name, step):
+        def traced(state, batch):
+            counts[name] += 1
+            return step(state, batch)
+
+        return traced
+
+    task = task._replace(train_step=counted("train", task.train_step), eval_step=counted("eval", task.eval_step))
+    images, labels = mnist5k.splits["test"]
+    columns = ["step", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "learning_rate"]
+
+    def go(state, record, steps=6):
+        metrics = folder.MetricsFile(tmp_path, columns, step=min(int(state.step), record.get("reported", 0)))
+        try:
+            return loop.train(
+                state,
+                task=task,
+                record=record,
+                plan=loop.Plan(steps, eval_every=3, log_every=2, save_every=0),
+                devices=1,
+                train_batches=lambda step: batches.train_batches(images, labels, batch_size=8, seed=0, start=step),
+                eval_batches=lambda: eval_step(batches.eval_batches(images[:30], labels[:30], batch_size=8)),
+                eval_examples=30,
+                learning_rate=lambda step: 0.05,
+                checkpoints=checkpoint.Checkpoints(tmp_path),
+                metrics=metrics,
+                stop=stop,
+                progress=lambda step, row: None,
+            )
+        finally:
+            metrics.close()
+
+    return task, go, counts
+
+
+class Signal:
+    """Stands for loop.Stop: a signal that has come, or not."""
+
+    number = 0
+
+
+def test_the_loop_traces_each_step_once(mnist5k, tmp_path):
+    task, go, counts = loop_parts(mnist5k, tmp_path, Signal(), lambda parts: parts)
+    done = go(task.init(jax.random.key(0)), {})
+    assert counts == {"train": 1, "eval": 1} and int(done.state.step) == 6
+
+
+def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnist5k, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for path in (whole, parts):
+        path.mkdir()
+    task, go, _ = loop_parts(mnist5k, whole, Signal(), lambda parts: parts)
+    expected = go(task.init(jax.random.key(0)), {})
+    stop = Signal()
+
+    def interrupted(parts):
+        for i, part in enumerate(parts):
+            if i == 2:
+                stop.number = 15
+            yield part
+
+    task, go, _ = loop_parts(mnist5k, parts, stop, interrupted)
+    with pytest.raises(loop.Interrupted, match="stopped at step 3") as caught:
+        go(task.init(jax.random.key(0)), {})
+    assert caught.value.exit_status == 143
+    task, go, _ = loop_parts(mnist5k, parts, Signal(), lambda parts: parts)
+    state, record = checkpoint.Checkpoints(parts).restore(task.init(jax.random.key(0)))
+    assert int(state.step) == 3 and record["reported"] == 2
+    found = go(state, record)
+    assert leaves.fingerprint(*found.state[::2][:2]) == leaves.fingerprint(*expected.state[::2][:2])
+    assert found.metrics == expected.metrics
+    assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 def state_of(value):

@@ -19,11 +19,8 @@ class CheckpointError(RuntimeError):
 
 @functools.cache
 def _orbax() -> Any:
-    """The package, imported at its first use: that takes longer than a small network's first step.
-
-    Its own lines are dropped, and what the other arrays of a failed read or write print when its event loop is gone
-    already: the failure itself is raised.
-    """
+    """The package, imported late for its slowness, without its own lines and without what the other arrays of a failed
+    read or write print when its event loop is gone already: the failure itself is raised."""
     before = sys.unraisablehook
 
     def hook(unraisable):
@@ -70,9 +67,7 @@ class Checkpoints:
 
     def save(self, step: int, state, record: dict, metrics: dict | None = None) -> None:
         """Begins to save whole host arrays and the JSON `record`. An error of the save before it is raised here.
-
-        Raises FloatingPointError, and saves nothing, where a value is not finite.
-        """
+        Raises FloatingPointError, and saves nothing, where a value is not finite."""
         arrays = leaves.to_host(state)
         bad = [name for name, leaf in arrays.items() if leaf.dtype.kind == "f" and not np.isfinite(leaf).all()]
         if bad:

@@ -1,0 +1,142 @@
+"""What the loop costs: python -m benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]
+
+In one run, on an otherwise idle machine: the loop's time a step (data, metrics, logging) over the bare jitted step's with
+one fixed batch, alternating the two; the time from process start to the first row of metrics.csv, with an empty and with
+a filled compilation cache; and how much longer a step with a save is. The last line is JSON.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app
+from absl import flags as absl_flags
+
+from experiments import flags
+
+flags.define_run_flags()
+absl_flags.FLAGS.set_default("steps", 300)
+absl_flags.FLAGS.set_default("batch_size", 64)
+absl_flags.FLAGS.set_default("augment", "digits")
+ROUNDS = 5
+
+
+class NeverStops:
+    number = 0
+
+
+def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]:
+    """Seconds a step of the loop, of the bare step, and of one save's dispatch and wait, one for each round."""
+    import jax
+
+    from data import batches
+    from experiments import build
+    from train import checkpoint, folder, loop, parallel
+
+    setup = build.setup(config, 1)
+    images, labels = setup.dataset.splits["train"]
+    step = parallel.parallelize(setup.task.train_step, 1, donate=True)
+    batch = next(batches.train_batches(images, labels, batch_size=config["batch_size"], seed=0))
+    looped, bare, saves = [], [], []
+    # The loop gets the compiled step itself, so that only its own work differs.
+    task = setup.task._replace(
+        train_step=step, eval_step=lambda state, batch: {"loss": 0.0, "count": 1.0, "correct": 0.0}
+    )
+    for number in range(ROUNDS + 1):
+        state, _ = step(setup.task.init(jax.random.key(0)), batch)
+        jax.block_until_ready(state)
+        begin = time.perf_counter()
+        for _ in range(config["steps"]):
+            state, sums = step(state, batch)
+        jax.block_until_ready((state, sums))
+        bare.append((time.perf_counter() - begin) / config["steps"])
+        with tempfile.TemporaryDirectory() as place:
+            home = pathlib.Path(place)
+            columns = ["step", "train_loss", "train_accuracy", "learning_rate", "seconds", "images_per_second"]
+            metrics = folder.MetricsFile(home, columns, step=0)
+            store = checkpoint.Checkpoints(home)
+            marks: dict[int, float] = {}
+            loop.train(
+                setup.task.init(jax.random.key(0)),
+                task=task,
+                record={},
+                plan=loop.Plan(config["steps"] + 20, 0, 10, 0),
+                devices=1,
+                train_batches=lambda start: batches.train_batches(
+                    images, labels, batch_size=config["batch_size"], seed=0, start=start
+                ),
+                eval_batches=lambda: [{}],
+                eval_examples=1,
+                learning_rate=lambda step: 0.1,
+                checkpoints=store,
+                metrics=metrics,
+                stop=NeverStops(),
+                progress=lambda step, row, marks=marks: marks.update({step: time.perf_counter()}),
+            )
+            metrics.close()
+            looped.append((marks[config["steps"] + 10] - marks[10]) / config["steps"])
+            begin = time.perf_counter()
+            store.save(10**6, state, {})
+            saves.append(time.perf_counter() - begin)
+            store.wait()
+    return looped[1:], bare[1:], saves[1:]  # The first round warms up.
+
+
+def first_step(cache: str, config: dict) -> float:
+    """Seconds from the start of `classify` to the first row of metrics.csv."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "experiments.classify", f"--workdir={place}/run", f"--model={config['model']}"]
+        command += [
+            f"--batch_size={config['batch_size']}",
+            f"--augment={config['augment']}",
+            "--log_every=1",
+            "--steps=500",
+        ]
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            command, env=os.environ | {"XDG_CACHE_HOME": cache}, stderr=subprocess.DEVNULL
+        ) as process:
+            path = pathlib.Path(place, "run", "metrics.csv")
+            while not path.exists() or path.read_text().count("\n") < 2:
+                time.sleep(0.005)
+            seconds = time.perf_counter() - begin
+            process.kill()
+    return seconds
+
+
+def main(argv) -> None:
+    del argv
+    config = flags.values()
+    with tempfile.TemporaryDirectory() as cache:
+        cold = first_step(cache, config)
+        with subprocess.Popen(  # Fills the cache with all programs: a killed run may have kept none.
+            [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config['model']}",
+             f"--batch_size={config['batch_size']}", f"--augment={config['augment']}", "--steps=2"],
+            env=os.environ | {"XDG_CACHE_HOME": cache}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ):  # fmt: skip
+            pass
+        warm = [first_step(cache, config) for _ in range(3)]
+    looped, bare, saves = loop_over_step(config)
+    ratios = [a / b for a, b in zip(looped, bare, strict=True)]
+    found = {
+        "model": config["model"],
+        "batch_size": config["batch_size"],
+        "bare_step_ms": round(1e3 * statistics.median(bare), 3),
+        "loop_step_ms": round(1e3 * statistics.median(looped), 3),
+        "loop_over_bare": round(statistics.median(ratios), 4),
+        "first_step_cold_s": round(cold, 2),
+        "first_step_warm_s": round(statistics.median(warm), 2),
+        "save_ms": round(1e3 * statistics.median(saves), 1),
+    }
+    for name, value in found.items():
+        print(f"{name:<20} {value}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    app.run(main)
