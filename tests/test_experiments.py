@@ -176,8 +176,8 @@ def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
     assert (
         result(start("classify", f"--workdir={tmp_path / 'w'}", f"--model={model}", "--dry_run", *extra))["step"] == 2
-    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
     )
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
     described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
 
