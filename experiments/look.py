@@ -9,6 +9,9 @@ from models import table
 from train import classification, parallel, report
 from train import figures as draw
 
+HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
+SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
+
 
 def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
@@ -44,7 +47,7 @@ def write_report(folder, setup, state, result, summary, command: str) -> None:
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
 
-    for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), best_label="best").items():
+    for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), skip=SKIP).items():
         add(name, name.replace("_", " ").capitalize(), f"{name.replace('_', ' ')} over the training steps", figure)
     confusion = result.sums["confusion"].astype(int)
     caption = "true classes in rows, predicted ones in columns"
@@ -62,10 +65,11 @@ def write_report(folder, setup, state, result, summary, command: str) -> None:
             for x in table.layers(setup.model, images.shape[1:])]  # fmt: skip
     tables = [("Layers", ["layer", "output", "parameters", "multiply-adds"], rows)]
     tables.append(classification.class_table(confusion, names))
+    tables.append(("This run", ["", ""], [[key, str(value)] for key, value in summary.items()]))
     report.write_report(
         folder / "report.html",
         title=f"{summary['model']} on {summary['dataset']}",
-        summary=summary,
+        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in HEADLINE if key in summary},
         command=command,
         figures=entries,
         tables=tables,

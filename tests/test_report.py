@@ -187,7 +187,7 @@ def test_confusion_matrix_writes_counts_for_few_classes(size, with_text):
     axes = report.confusion_matrix(counts).axes[0]
     assert [text.get_text() for text in axes.texts] == (["7"] * size if with_text else [])
     assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colours must be shares of the row"
-    assert axes.get_title("left") == "No mistakes"
+    assert axes.figure.get_suptitle() == "No mistakes"
 
 
 def test_confusion_matrix_allows_absent_classes_and_refuses_wrong_shapes():

@@ -133,7 +133,7 @@ def confusion_matrix(
     if title is None:
         true, predicted = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
         worst = f"{_shortened(names[true])} taken for {_shortened(names[predicted])}"
-        title = f"Commonest mistake: {worst} ({mistakes.max():,})" if mistakes.max() > 0 else "No mistakes"
+        title = f"Commonest mistake: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No mistakes"
 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         side = min(8.0, max(WIDTH, 0.38 * size))
@@ -149,15 +149,16 @@ def confusion_matrix(
         axes.set_yticks(shown, labels, fontsize=font)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        axes.set_title(wrapped(title, 44), pad=10, x=0.0)
+        figure.suptitle(wrapped(title, int(9 * side)), x=0.01, ha="left", fontsize=12, fontweight="bold")
         if size <= 20:
             digits = len(str(int(table.max())))
             points = min(10.0, 72 * side * 0.68 / size * 0.85 / (0.64 * digits))
             for (row, column), count in np.ndenumerate(table):
                 if count:
                     colour = "white" if shares[row, column] > 0.3 else "#222222"
-                    axes.text(column, row, f"{count}", ha="center", va="center", fontsize=points, color=colour)
-        bar = figure.colorbar(image, ax=axes, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1], fraction=0.046, aspect=30)
+                    axes.text(column, row, f"{int(count)}", ha="center", va="center", fontsize=points, color=colour)
+        beside = axes.inset_axes((1.03, 0, 0.035, 1))
+        bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         bar.ax.tick_params(labelsize=9)
         bar.set_label("share of the true class", fontsize=9)
@@ -184,6 +185,7 @@ def image_grid(
         columns: images in a row; None chooses by N.
     """
     import matplotlib
+    from matplotlib.patches import Rectangle
 
     pixels = np.nan_to_num(np.asarray(images, dtype=np.float64))
     if pixels.ndim == 4 and pixels.shape[-1] == 1:
@@ -201,7 +203,7 @@ def image_grid(
     colour_map = "RdBu_r" if signed else "gray"
     gap, margin, line = 0.1, 0.1, 0.16  # inches
     cell = min(1.6, (WIDTH - 2 * margin + gap) / columns - gap)
-    below = [_caption_lines(text, int((cell + gap) * 72 / 4.9)) for text in captions or []]
+    below = [_caption_lines(text, int((cell + gap) * 72 / 4.6)) for text in captions or []]
     caption_height = 0.06 + line * max((len(lines) for lines in below), default=0) if below else 0.0
     heading = wrapped(title, 52)
     top = margin + (0.24 * (heading.count("\n") + 1) + 0.06 if heading else 0.0)
@@ -220,6 +222,7 @@ def image_grid(
             left, upper = margin + column * (cell + gap), top + row * pitch
             box = (left, left + cell, upper + height, upper)
             axes.imshow(image, colour_map, vmin=0, vmax=1, extent=box, aspect="auto", interpolation="nearest")
+            axes.add_patch(Rectangle((left, upper), cell, height, fill=False, edgecolor="#bbbbbb", linewidth=0.6))
             if below:
                 text = "\n".join(below[index])
                 axes.text(left, upper + height + 0.04, text, fontsize=8.5, va="top", linespacing=1.15)
@@ -280,13 +283,11 @@ def _shortened(name: str, longest: int = 16) -> str:
 
 
 def _caption_lines(text: str, width: int) -> list[str]:
-    """Break a caption at its commas into lines of at most ``width`` characters; cut what is longer."""
+    """Break a caption into lines of at most ``width`` characters, at its commas where that is possible."""
     lines: list[str] = []
-    pieces = text.split(", ")
-    for index, piece in enumerate(pieces):
-        piece += "," if index < len(pieces) - 1 else ""
+    for piece in text.replace(", ", ",\n").split("\n"):
         if lines and len(lines[-1]) + 1 + len(piece) <= width:
             lines[-1] += " " + piece
         else:
-            lines.append(piece)
-    return [_shortened(line, width) for line in lines]
+            lines += textwrap.wrap(piece, width, break_on_hyphens=False)
+    return lines

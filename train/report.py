@@ -65,7 +65,7 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 .tiles div { padding: .6rem .8rem; }
 dt, figcaption, .note { color: var(--soft); font-size: .875rem; }
 dd { margin: 0; font-size: 1.3rem; font-weight: 650; font-variant-numeric: tabular-nums; }
-pre { padding: .8rem; margin: 0; white-space: pre-wrap; font: .875rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+pre { padding: .8rem; margin: 0; overflow-x: auto; font: .875rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
 .note { white-space: pre-line; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
 .grid > * { min-width: 0; margin: 0; }
@@ -73,8 +73,10 @@ figure img { display: block; width: 100%; max-width: 40rem; height: auto; backgr
   border: 1px solid var(--line); border-radius: .5rem; }
 figcaption { margin-top: .4rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { overflow-wrap: normal; border-collapse: collapse; width: 100%; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td:first-child, .n { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 .n { text-align: right; }
 """
@@ -177,9 +179,9 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(f"{quantity.replace('_', ' ')} (log scale)")
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(tick))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("step")
     axes.set_title(wrapped(title), pad=10)
@@ -261,7 +263,7 @@ def html_page(
     )
     parts = [f"<h1>{_escaped(title)}</h1>"]
     parts += [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
-    parts += ["<h2>Repeat this run</h2>", f"<pre>{_escaped(command)}</pre>"]
+    parts += ["<h2>Repeat this run</h2>", f'<pre tabindex="0">{_escaped(command)}</pre>']
     parts += [f'<p class="note">{_escaped(resume_note)}</p>'] if resume_note else []
     if figures:
         parts += ["<h2>Figures</h2>", '<div class="grid">', *(_figure_html(*entry) for entry in figures), "</div>"]
