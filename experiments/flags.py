@@ -128,6 +128,6 @@ def run(main) -> None:
         print(message if status > 2 else f"error: {message}", file=sys.stderr, flush=True)
         return status
 
-    for noisy in ("jax", "orbax", "tensorboardX"):
+    for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
