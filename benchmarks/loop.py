@@ -83,7 +83,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
             metrics.close()
             looped.append((marks[config["steps"] + 10] - marks[10]) / config["steps"])
             begin = time.perf_counter()
-            store.save(10**6, state, {})
+            store.save(10**6, state, record={})
             saves.append(time.perf_counter() - begin)
             store.wait()
     return looped[1:], bare[1:], saves[1:]  # The first round warms up.

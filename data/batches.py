@@ -7,17 +7,17 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=2)
-def order(seed: int, epoch: int, examples: int) -> np.ndarray:
+def order(seed: int, epoch: int, *, examples: int) -> np.ndarray:
     """The permutation [examples] of one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
-def rows(seed: int, step: int, batch_size: int, examples: int) -> np.ndarray:
+def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
     """The examples [batch_size] of one step. The epochs follow each other without a gap: each example comes once in
     each, and a batch may hold the end of one and the start of the next."""
     positions = step * batch_size + np.arange(batch_size)
     epochs = positions // examples
-    picked = [order(seed, int(e), examples)[positions[epochs == e] % examples] for e in np.unique(epochs)]
+    picked = [order(seed, int(e), examples=examples)[positions[epochs == e] % examples] for e in np.unique(epochs)]
     return np.concatenate(picked)
 
 
@@ -25,7 +25,7 @@ def train_batches(images, labels, *, batch_size: int, seed: int, start: int = 0)
     """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on."""
     step = start
     while True:
-        picked = rows(seed, step, batch_size, len(labels))
+        picked = rows(seed, step, batch_size=batch_size, examples=len(labels))
         yield {"image": images[picked], "label": labels[picked]}
         step += 1
 

@@ -43,7 +43,7 @@ def main(argv) -> int:
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = setup.task.init(jax.random.key(config["seed"]))
     example = {"image": images[:batch_size], "label": labels[:batch_size]}
-    parallel.check_reductions(setup.task.train_step, state, example, devices)
+    parallel.check_reductions(setup.task.train_step, state, batch=example, devices=devices)
     checkpoints = checkpoint.Checkpoints(home.path, keep=config["keep"], best=setup.task.best, report=loop.say)
     restored = checkpoints.restore(state)
     state, record = restored or (records.initial_state(config, state), {})
@@ -83,7 +83,7 @@ def main(argv) -> int:
     # --- What the run leaves behind.
     summary = records.summary(config, setup, result, "test", len(test_labels), str(home.path))
     command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
-    look.write_report(home.path, setup, result.state, result, summary, command)
+    look.write_report(home.path, setup, result=result, summary=summary, command=command)
     records.write_end(home, summary)
     loop.say(f"done: {records.headline(summary)}")
     print(json.dumps(summary))

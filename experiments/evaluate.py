@@ -50,7 +50,7 @@ def main(argv) -> int:
     loop.add(None, eval_step(setup.task.prepare_eval(state), parts[0]))
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    sums = loop.evaluate(setup.task.prepare_eval(state), eval_step, parts, len(labels))
+    sums = loop.evaluate(setup.task.prepare_eval(state), eval_step, batches=parts, examples=len(labels))
     seconds = time.perf_counter() - began
     result = loop.Result(
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds

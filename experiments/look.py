@@ -36,8 +36,9 @@ def first_layer(params, image_shape):
     return None
 
 
-def write_report(folder, setup, state, result, summary, command: str) -> None:
+def write_report(folder, setup, *, result, summary, command: str) -> None:
     """figures/*.png and report.html in the run's folder."""
+    state = result.state
     path, names = folder / "figures", setup.dataset.class_names
     path.mkdir(exist_ok=True)
     images, labels = setup.dataset.splits["test"]

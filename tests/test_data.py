@@ -31,13 +31,13 @@ def test_binary_task(mnist5k):
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch():
-    stream = [np.concatenate([batches.rows(3, step, 7, 20) for step in range(20)])]
-    stream.append(np.concatenate([batches.rows(3, step, 10, 20) for step in range(14)]))
+    stream = [np.concatenate([batches.rows(3, step, batch_size=7, examples=20) for step in range(20)])]
+    stream.append(np.concatenate([batches.rows(3, step, batch_size=10, examples=20) for step in range(14)]))
     np.testing.assert_array_equal(*stream)  # The batch size changes nothing of the order.
     for epoch in range(7):
         np.testing.assert_array_equal(np.sort(stream[0][20 * epoch : 20 * epoch + 20]), np.arange(20))
-    assert (batches.order(3, 0, 20) != batches.order(3, 1, 20)).any()
-    assert (batches.order(3, 0, 20) != batches.order(4, 0, 20)).any()
+    assert (batches.order(3, 0, examples=20) != batches.order(3, 1, examples=20)).any()
+    assert (batches.order(3, 0, examples=20) != batches.order(4, 0, examples=20)).any()
 
 
 def test_training_goes_on_at_a_step():

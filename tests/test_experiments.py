@@ -83,6 +83,11 @@ def test_a_finished_run_prints_its_summary_and_does_nothing(whole, start):
     assert (workdir / "report.html").stat().st_mtime_ns == before
 
 
+def test_the_compilation_cache_is_private(whole, environment):
+    cache = pathlib.Path(environment["XDG_CACHE_HOME"], "nutshell", "compiled")
+    assert cache.stat().st_mode & 0o777 == 0o700 and any(cache.iterdir())
+
+
 def test_evaluate_scores_the_same(whole, start):
     workdir, summary = whole
     scores = result(start("evaluate", f"--workdir={workdir}", "--batch_size=300"))

@@ -66,7 +66,7 @@ def test_a_forgotten_reduction_is_named():
 
     state, batch = {"weights": np.zeros(3, np.float32)}, {"x": np.ones(8, np.float32)}
     with pytest.raises(ValueError, match=r"reduction over devices is missing:.*weights"):
-        parallel.check_reductions(forgetful, state, batch, 4)
+        parallel.check_reductions(forgetful, state, batch=batch, devices=4)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -74,8 +74,8 @@ def test_the_steps_reduce_everything(devices):
     task = make_task("data")
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
-    parallel.check_reductions(task.train_step, state, batch, devices)
-    parallel.check_reductions(task.eval_step, state, batch | {"mask": np.ones(16, np.float32)}, devices)
+    parallel.check_reductions(task.train_step, state, batch=batch, devices=devices)
+    parallel.check_reductions(task.eval_step, state, batch=batch | {"mask": np.ones(16, np.float32)}, devices=devices)
 
 
 def test_evaluation_on_two_devices_equals_one(mnist5k):
@@ -207,7 +207,7 @@ def saved(tmp_path, *steps, **options):
     lines = []
     store = checkpoint.Checkpoints(tmp_path, report=lines.append, **options)
     for step in steps:
-        store.save(step, state_of(step), {"reported": step}, {"accuracy": 1.0 / step})
+        store.save(step, state_of(step), record={"reported": step}, metrics={"accuracy": 1.0 / step})
     store.wait()
     return store, lines
 
@@ -258,7 +258,7 @@ def test_another_network_is_refused_with_both_shapes(tmp_path):
 def test_nothing_that_is_not_finite_is_saved(tmp_path):
     store, _ = saved(tmp_path, 1)
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
-        store.save(2, state_of(float("nan")), {})
+        store.save(2, state_of(float("nan")), record={})
     assert store.steps() == [1]
 
 

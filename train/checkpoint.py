@@ -65,7 +65,7 @@ class Checkpoints:
         signed = {step: found[metric] * (1 if mode == "max" else -1) for step, found in scores.items() if found}
         return max(signed, key=lambda step: (signed[step], -step)) if signed else None
 
-    def save(self, step: int, state, record: dict, metrics: dict | None = None) -> None:
+    def save(self, step: int, state, *, record: dict, metrics: dict | None = None) -> None:
         """Begins to save whole host arrays and the JSON `record`. An error of the save before it is raised here.
         Raises FloatingPointError, and saves nothing, where a value is not finite."""
         arrays = leaves.to_host(state)

@@ -65,7 +65,7 @@ def add(total, sums):
     return host if total is None else jax.tree.map(np.add, total, host)
 
 
-def evaluate(state, eval_step, batches: Iterable, examples: int, stop: Stop | None = None):
+def evaluate(state, eval_step, *, batches: Iterable, examples: int, stop: Stop | None = None):
     """The sums over all batches, one behind the dispatch; None after a signal. `examples` must be the count."""
     total, previous = None, None
     for batch in batches:
@@ -148,7 +148,7 @@ def train(
         now = before + time.perf_counter() - started
         host = {"reported": reported, "seconds": now, "eval_metrics": eval_metrics}
         host["sums"] = None if sums is None else jax.tree.map(float, sums)
-        checkpoints.save(step, state, host, eval_metrics if evaluated_at == step else None)
+        checkpoints.save(step, state, record=host, metrics=eval_metrics if evaluated_at == step else None)
         saved = step
 
     while True:
@@ -166,7 +166,9 @@ def train(
                     row["images_per_second"] = round(images / (time.perf_counter() - mark), 1)
             if due(step, plan.eval_every, plan.steps):
                 collect()
-                eval_sums = evaluate(task.prepare_eval(state), timed_eval, eval_batches(), eval_examples, stop)
+                eval_sums = evaluate(
+                    task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop
+                )
                 if eval_sums is not None:
                     eval_metrics, evaluated, evaluated_at = task.finish(eval_sums), True, step
                     row |= {f"eval_{name}": value for name, value in eval_metrics.items()}
@@ -206,7 +208,9 @@ def train(
     # --- The end: the last checkpoint is on disk before the summary says so.
     checkpoints.wait()
     if eval_sums is None:  # Killed between the last checkpoint and the summary.
-        eval_sums = evaluate(task.prepare_eval(state), timed_eval, eval_batches(), eval_examples, stop)
+        eval_sums = evaluate(
+            task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop
+        )
         if eval_sums is None:
             raise Interrupted(stop.number, step)
     rate = timed_steps / timed_seconds if timed_seconds else 0.0

@@ -54,7 +54,7 @@ def parallelize(step, devices: int, *, donate: bool):
     return run
 
 
-def check_reductions(step, state, batch, devices: int) -> None:
+def check_reductions(step, state, *, batch, devices: int) -> None:
     """Traces the step once with the check that every output is equal on all devices. Raises ValueError, naming the
     leaf, where a reduction was forgotten. Nothing is compiled."""
     if devices == 1:
