@@ -78,7 +78,7 @@ def test_normalisation(mnist5k):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK", "I;16"])
 def test_pictures_of_every_mode(tmp_path, mode):
     grey = np.zeros((40, 30), np.uint8)
-    grey[10:30, 5:15] = 255
+    grey[10:30, 5:15] = 255 if mode == "1" else 128
     if mode == "I;16":
         picture = Image.fromarray(grey.astype(np.uint16) * 257)
     else:

@@ -247,6 +247,24 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, ki
     )
 
 
+def test_a_flipped_bit_that_orbax_restores_silently_is_noticed(tmp_path):
+    weights = jax.random.bits(jax.random.key(0), (64, 64))  # Incompressible: the file holds the very bytes.
+    lines: list[str] = []
+    store = checkpoint.Checkpoints(tmp_path, report=lines.append)
+    state = state_of(1)._replace(params={"w": weights})
+    store.save(1, state, record={})
+    store.wait()
+    row, flipped = np.asarray(weights)[32].tobytes(), 0
+    for path in (tmp_path / "checkpoints" / "1").glob("state/**/d/*"):
+        content = bytearray(path.read_bytes())
+        if (at := content.find(row[:16])) >= 0:
+            content[at] ^= 1
+            path.write_bytes(content)
+            flipped += 1
+    assert flipped
+    assert store.restore(state) is None and "the values of .params['w'] are damaged" in lines[0]
+
+
 def test_another_network_is_refused_with_both_shapes(tmp_path):
     store, _ = saved(tmp_path, 1)
     other = state_of(0)._replace(params={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
