@@ -29,8 +29,6 @@ def main(argv) -> int:
     from experiments import records
 
     run = records.load_run(WORKDIR.value)
-    devices, _ = parallel.start_devices(None)
-    devices = 1 if devices == 1 else devices
     flags.start_cache()
     from data import batches
     from experiments import build

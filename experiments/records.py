@@ -57,7 +57,7 @@ def initial_state(config: dict, state: State) -> State:
     """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir."""
     if not config["init_from"]:
         return state
-    source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]))
+    source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]), report=print_line, owner=False)
     found = source.restore(state, parts=(".params", ".batch_stats"))
     if found is None:
         raise folder.FolderError(f"--init_from={config['init_from']} holds no checkpoint")
@@ -183,7 +183,9 @@ def restore(run_setup, workdir: str, which: str):
     """The state of a workdir's newest or best checkpoint."""
     import jax
 
-    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir), best=run_setup.task.best, report=print_line)
+    checkpoints = checkpoint.Checkpoints(
+        pathlib.Path(workdir), best=run_setup.task.best, report=print_line, owner=False
+    )
     like = jax.eval_shape(run_setup.task.init, jax.random.key(0))
     step = checkpoints.best_step() if which == "best" else None
     found = checkpoints.restore(like, step=step)

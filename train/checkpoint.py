@@ -1,46 +1,44 @@
 """Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, silent damage noticed."""
 
-import functools
 import hashlib
 import json
 import logging
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
 
 from train import leaves
+from train.quiet import drop_library_lines
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be written, or doesn't fit; the message names the folder."""
 
 
-@functools.cache
 def _orbax() -> Any:
-    """The package, imported late for its slowness, without its own lines and without what the other arrays of a failed
-    read or write print when its event loop is gone already: the failure itself is raised."""
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    for handler in [*logging.getLogger().handlers, *logging.getLogger("absl").handlers]:
-        handler.addFilter(lambda record: "orbax" not in record.pathname and record.name != "asyncio")
+    """The package, imported at its first use: that takes longer than a small network's first step."""
+    drop_library_lines()
     import orbax.checkpoint
 
     return orbax.checkpoint
 
 
 class Checkpoints:
-    """The folder `workdir`/checkpoints. `report` gets each line that a person should see."""
+    """The folder `workdir`/checkpoints. `report` gets each line that a person should see. Only the `owner`, a run that
+    holds the workdir's lock, moves what is damaged; a reader passes it over."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best=("accuracy", "max"), report=logging.warning):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int = 2,
+        best=("accuracy", "max"),
+        report=logging.warning,
+        owner: bool = True,
+    ):
         self.folder, self.damaged = workdir.absolute() / "checkpoints", workdir.absolute() / "damaged_checkpoints"
-        self.keep, self.best, self.report, self._manager = keep, best, report, None
+        self.keep, self.best, self.report, self.owner, self._manager = keep, best, report, owner, None
 
     def _open(self):
         if self._manager is None:
@@ -140,9 +138,12 @@ class Checkpoints:
         return {name: arrays[name] for name in wanted}, about["record"]
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        line = f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]})"
+        if not self.owner:
+            return self.report(f"{line}; an older one is used")
         target = self.damaged / str(step)
         while target.exists():
             target = target.with_name(f"{target.name}-again")
         self.damaged.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(target)
-        self.report(f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]}); moved to {target}")
+        return self.report(f"{line}; moved to {target}")
