@@ -101,7 +101,7 @@ def _parse(argv):
     try:
         return FLAGS(argv)
     except (flags.Error, OSError) as error:
-        print("error:", " ".join(str(error).removeprefix("FATAL Flags parsing error:").split()), file=sys.stderr)
+        print("error:", " ".join(str(error).removeprefix("ERROR:: ").split()), file=sys.stderr)
         sys.exit(2)
 
 

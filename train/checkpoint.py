@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,7 @@ class Checkpoints:
         if self._manager is None:
             from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-            metric, mode = self.best
-            best = policy.BestN(get_metric_fn=lambda m: m[metric], reverse=mode == "min", n=1)
+            best = policy.BestN(get_metric_fn=lambda m: m[self.best[0]], reverse=self.best[1] == "min", n=1)
             keep = policy.AnyPreservationPolicy([policy.LatestN(self.keep), best])
             options = _orbax().CheckpointManagerOptions(preservation_policy=keep)
             self._manager = _orbax().CheckpointManager(self.folder, options=options)
@@ -93,15 +94,15 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # orbax and tensorstore raise many types for a full disk or a lost folder.
-            line = " ".join(str(error).split())[:300]
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            line = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {line}") from error
 
     def restore(self, like, *, step: int | None = None, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
         """(state, record) of `step`, by default the newest that is whole; None where there is none.
 
-        Only leaves whose path begins with one of `parts` are read, the others are those of `like`, a tree of arrays
-        or shapes. A damaged step is moved aside and the next older one used. Raises CheckpointError, naming both
-        sides, where the checkpoint's leaves are not those of `like`: a configuration error.
+        Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
+        aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`.
         """
         for found in [step] if step is not None else self.steps()[::-1]:
             try:
@@ -115,7 +116,6 @@ class Checkpoints:
         return None
 
     def _about(self, step: int) -> dict:
-        """What `save` wrote beside the arrays. Raises ValueError or OSError where that is damaged."""
         about = json.loads((self.folder / str(step) / "about" / "metadata").read_text())
         if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
             raise ValueError("its description is damaged")
@@ -146,4 +146,4 @@ class Checkpoints:
             target = target.with_name(f"{target.name}-again")
         self.damaged.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(target)
-        return self.report(f"{line}; moved to {target}")
+        self.report(f"{line}; moved to {target}")
