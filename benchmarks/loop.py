@@ -39,6 +39,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
     from data import batches
     from experiments import build
     from train import checkpoint, folder, loop, parallel
+    from train.stop import Stop
 
     setup = build.setup(config, 1)
     images, labels = setup.dataset.splits["train"]
@@ -77,7 +78,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
                 learning_rate=lambda step: 0.1,
                 checkpoints=store,
                 metrics=metrics,
-                stop=loop.Stop(),
+                stop=Stop(),
                 progress=functools.partial(mark, marks),
             )
             metrics.close()

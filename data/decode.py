@@ -25,6 +25,7 @@ def read_picture(path: str, *, height: int, width: int, channels: int) -> np.nda
                 (width, height), Image.Resampling.BILINEAR
             )
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not a picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
     return np.asarray(picture, np.uint8).reshape(height, width, channels)

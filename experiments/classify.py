@@ -4,7 +4,7 @@ import json
 import shlex
 
 from experiments import flags
-from train import checkpoint, folder, loop, parallel
+from train.stop import Stop
 
 flags.define_run_flags()
 
@@ -12,12 +12,14 @@ flags.define_run_flags()
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; classify takes flags alone")
+    stop = Stop()
     config = flags.values()
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
     if config["devices"] is not None and config["devices"] < 1:
         raise flags.UsageError(f"--devices={config['devices']}: must be more than 0")
-    stop = loop.Stop()
+    from train import checkpoint, folder, loop, parallel
+
     devices, line = parallel.start_devices(config["devices"])
     flags.start_cache()
     import jax

@@ -105,28 +105,37 @@ def _parse(argv):
         sys.exit(2)
 
 
+def _explain(error: Exception) -> tuple[int, str] | None:
+    """(exit status, line) for a failure that is the user's to mend; None for one that is ours."""
+    from data import DataError  # Late: a run listens to signals before it imports what is slow.
+    from train.checkpoint import CheckpointError
+    from train.folder import FolderError
+    from train.parallel import DeviceError
+    from train.stop import Interrupted
+
+    if isinstance(error, Interrupted):
+        return error.exit_status, str(error)
+    if isinstance(error, UsageError | DeviceError):
+        return 2, f"error: {error}"
+    if isinstance(error, DataError | CheckpointError | FolderError | FloatingPointError):
+        return 1, f"error: {error}"
+    if isinstance(error, OSError):
+        return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    return None
+
+
 def run(main) -> None:
     """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
 
     def guarded(argv):
-        from data import DataError
-        from train.checkpoint import CheckpointError
-        from train.folder import FolderError
-        from train.loop import Interrupted
-        from train.parallel import DeviceError
-
         try:
             return main(argv)
-        except (UsageError, DeviceError) as error:
-            message, status = str(error), 2
-        except Interrupted as error:
-            message, status = str(error), error.exit_status
-        except (DataError, CheckpointError, FolderError, FloatingPointError) as error:
-            message, status = str(error), 1
-        except OSError as error:
-            message, status = f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
-        print(message if status > 2 else f"error: {message}", file=sys.stderr, flush=True)
-        return status
+        except Exception as error:
+            explained = _explain(error)
+            if explained is None:
+                raise
+            print(explained[1], file=sys.stderr, flush=True)
+            return explained[0]
 
     for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ from data import augment, batches
 from train import checkpoint, classification, folder, leaves, loop, losses, optimizers, parallel
 from train.equality import tree_error
 from train.state import State
+from train.stop import Interrupted
 
 
 def make_task(axis, model="cnn", **options):
@@ -186,7 +187,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnis
             yield part
 
     task, go, _ = loop_parts(mnist5k, parts, stop, interrupted)
-    with pytest.raises(loop.Interrupted, match="stopped at step 3") as caught:
+    with pytest.raises(Interrupted, match="stopped at step 3") as caught:
         go(task.init(jax.random.key(0)), {})
     assert caught.value.exit_status == 143
     task, go, _ = loop_parts(mnist5k, parts, Signal(), lambda parts: parts)

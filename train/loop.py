@@ -1,6 +1,5 @@
 """The training loop: one function that reads from top to bottom and knows nothing of the task."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -10,30 +9,8 @@ import jax
 import numpy as np
 
 from train import checkpoint, folder, parallel
+from train.stop import Interrupted, Stop
 from train.task import Task
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.exit_status = 128 + number
-
-
-class Stop:
-    """Remembers SIGTERM or SIGINT. A second signal ends the process at once: what is saved is whole at any moment."""
-
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number, frame):
-        del frame
-        self.number = number
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
 
 
 class Plan(NamedTuple):
