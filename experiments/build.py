@@ -37,7 +37,12 @@ def network(config: dict, classes: int, axis: str | None):
             values["hidden"] = tuple(int(size) for size in values["hidden"])
         except ValueError:
             raise UsageError(f"--hidden={','.join(values['hidden'])}: whole numbers with commas are accepted") from None
-        require(min(values["hidden"], default=1) > 0, f"--hidden={values['hidden']}: sizes must be positive")
+        require(
+            min(values["hidden"], default=1) > 0, f"--hidden={','.join(config['hidden'])}: sizes must be more than 0"
+        )
+    slope = config["slope"]
+    require(slope is None or config["activation"] == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
+    require(slope is None or math.isfinite(slope), f"--slope={slope}: must be finite")
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
     try:
         known = models.options(config["model"])
@@ -74,7 +79,8 @@ def check(config: dict, examples: int, devices: int) -> int:
         require(value is None or value > 0, f"--{name}={value}: must be more than 0")
         require(value is None or math.isfinite(value), f"--{name}={value}: must be finite")
     for name in ("weight_decay", "warmup_steps", "eval_every", "save_every", "seed"):
-        require(config[name] >= 0, f"--{name}={config[name]}: must be 0 or more")
+        require(0 <= config[name] < math.inf, f"--{name}={config[name]}: must be 0 or more, and finite")
+    require(config["seed"] < 2**32, f"--seed={config['seed']}: accepted are 0 to {2**32 - 1}")
     require(0 <= config["momentum"] < 1, f"--momentum={config['momentum']}: accepted are values in [0, 1)")
     require(not config["nesterov"] or config["momentum"] > 0, "--nesterov needs a --momentum above 0")
     batch = config["batch_size"]
@@ -83,7 +89,11 @@ def check(config: dict, examples: int, devices: int) -> int:
     near = " or ".join(str(size) for size in (lower, lower + devices) if size)
     require(batch % devices == 0, f"--batch_size={batch} does not divide by {devices} devices; nearest: {near}")
     epochs = 10.0 if config["epochs"] is None else config["epochs"]
-    return config["steps"] or max(1, math.ceil(epochs * examples / batch))
+    steps = config["steps"] or max(1, math.ceil(epochs * examples / batch))
+    require(steps < 2**31, f"{steps} steps: must be fewer than {2**31}")
+    warm = config["warmup_steps"]
+    require(warm < steps or warm == 0, f"--warmup_steps={warm}: must be fewer than the run's {steps} steps")
+    return steps
 
 
 def setup(config: dict, devices: int, statistics=None) -> Setup:

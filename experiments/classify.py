@@ -16,8 +16,10 @@ def main(argv) -> int:
     config = flags.values()
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
-    if config["devices"] is not None and config["devices"] < 1:
-        raise flags.UsageError(f"--devices={config['devices']}: must be more than 0")
+    if config["devices"] is not None and not 1 <= config["devices"] <= max(1, config["batch_size"]):
+        raise flags.UsageError(
+            f"--devices={config['devices']}: accepted are 1 to the batch size, {config['batch_size']}"
+        )
     from train import checkpoint, folder, loop, parallel
 
     devices, line = parallel.start_devices(config["devices"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags
@@ -100,13 +101,20 @@ def _parse(argv):
         sys.exit(0)
     try:
         return FLAGS(argv)
-    except (flags.Error, OSError) as error:
-        print("error:", " ".join(str(error).removeprefix("ERROR:: ").split()), file=sys.stderr)
+    except (flags.Error, OSError, UnicodeError) as error:
+        line = " ".join(str(error).removeprefix("ERROR:: ").split())
+        for kind, accepted in (("int", "a whole number"), ("float", "a number")):
+            line = re.sub(
+                rf"(invalid literal for {kind}\(\)|could not convert string to {kind}).*", f"must be {accepted}", line
+            )
+        print("error:", line, file=sys.stderr)
         sys.exit(2)
 
 
 def _explain(error: Exception) -> tuple[int, str] | None:
     """(exit status, line) for a failure that is the user's to mend; None for one that is ours."""
+    import jax
+
     from data import DataError  # Late: a run listens to signals before it imports what is slow.
     from train.checkpoint import CheckpointError
     from train.folder import FolderError
@@ -119,6 +127,8 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 2, f"error: {error}"
     if isinstance(error, DataError | CheckpointError | FolderError | FloatingPointError):
         return 1, f"error: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
     return None

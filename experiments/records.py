@@ -22,14 +22,17 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
     run = home.read_json("run.json")
     if run is None:
         return None
-    old = run.get("flags", {})
+    old = run.get("flags")
+    if not isinstance(old, dict):
+        raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
     differing = sorted(k for k in config.keys() | old.keys() if k not in flags.FREE and old.get(k) != config.get(k))
     if differing or run.get("task") != "classification":
         pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
         raise folder.FolderError(
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
-    return home.read_json("summary.json")
+    finished = home.read_json("summary.json")
+    return finished if finished and {"accuracy", "fingerprint", "split", "step"} <= finished.keys() else None
 
 
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
@@ -44,8 +47,9 @@ def load_run(workdir: str) -> dict:
     path = pathlib.Path(workdir, "run.json")
     try:
         run = json.loads(path.read_text())
-        return run if "flags" in run else _no_run(workdir)
-    except (OSError, ValueError):
+        needed = ("flags", "class_names", "image_shape", "mean", "std")
+        return run if all(run[name] for name in needed) else _no_run(workdir)
+    except (OSError, ValueError, KeyError, TypeError):
         return _no_run(workdir)
 
 
@@ -187,8 +191,7 @@ def restore(run_setup, workdir: str, which: str):
         pathlib.Path(workdir), best=run_setup.task.best, report=print_line, owner=False
     )
     like = jax.eval_shape(run_setup.task.init, jax.random.key(0))
-    step = checkpoints.best_step() if which == "best" else None
-    found = checkpoints.restore(like, step=step)
+    found = checkpoints.restore(like, best=which == "best")
     if found is None:
         raise folder.FolderError(f"--workdir={workdir} holds no checkpoint")
     return found[0]

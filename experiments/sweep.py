@@ -28,12 +28,20 @@ PRINT = absl_flags.DEFINE_bool("print_commands", False, "Only print the commands
 def points(grid: str) -> list[dict[str, str]]:
     """The grid's points in order. Raises UsageError for what it can't read."""
     axes: dict[str, list[str]] = {}
-    for part in shlex.split(grid):
+    try:
+        parts = shlex.split(grid)
+    except ValueError as error:
+        raise flags.UsageError(f"--grid={grid}: {error}") from None
+    for part in parts:
         name, equals, text = part.partition("=")
-        if not (equals and text and re.fullmatch(r"[a-z]\w*", name)) or name in axes or name == "workdir":
+        if not (equals and text and re.fullmatch(r"[a-z]\w*", name)) or name in (*axes, "workdir", "dry_run"):
             raise flags.UsageError(f"--grid: cannot read {part!r}; accepted is name=value,value or name=first..last")
         span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
+        if span and int(span[2]) - int(span[1]) >= 10_000:
+            raise flags.UsageError(f"--grid: {part!r} has more than 10,000 values")
         axes[name] = [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else text.split(",")
+        if len(set(axes[name])) < len(axes[name]):
+            raise flags.UsageError(f"--grid: {part!r} names a value twice")
         if not axes[name] or any(not re.fullmatch(r"[\w.+-]+", value) for value in axes[name]):
             raise flags.UsageError(f"--grid: cannot read {part!r}; values are numbers or words, a range goes upwards")
     if not axes:
@@ -66,6 +74,8 @@ def picture(home: pathlib.Path, results: list[list]) -> None:
 def main(argv) -> int:
     if not WORKDIR.value:
         raise flags.UsageError("--workdir=FOLDER is needed: the runs are kept there")
+    if any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in argv[1:]):
+        raise flags.UsageError("--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
     grid = points(GRID.value or "")
     commands = []
     for point in grid:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,12 @@ def test_dry_run_and_summary(start, tmp_path, model):
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
 
 
+def test_a_bad_grid_is_one_line(start, tmp_path):
+    for grid in ("seed=4..0", "seed=1,1", "seed='1", "workdir=a", "seed", "", "seed=0..99999999"):
+        done = start("sweep", f"--workdir={tmp_path / 's'}", f"--grid={grid}", "--print_commands")
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--grid" in done.stderr
+
+
 def test_sweep(start, tmp_path):
     arguments = [f"--workdir={tmp_path / 's'}", "--grid=learning_rate=0.1,0.01 seed=0..1", "--", "--model=perceptron"]
     arguments.append("--steps=10")
@@ -212,6 +219,13 @@ BAD_FLAGS = {
     "--model=logistic": "--positive",
     "--hidden=5": "takes no option",
     "--devices=0": "--devices=0",
+    "--devices=200": "accepted are 1 to the batch size, 128",
+    "--seed=4294967296": "--seed=4294967296",
+    "--weight_decay=inf": "--weight_decay=inf",
+    "--warmup_steps=99999999999": "--warmup_steps=99999999999",
+    "--steps=many": "must be a whole number",
+    "--slope=0.1": "needs --activation=leaky_relu",
+    "--flagfile=/bin/ls": "utf-8",
 }
 
 
@@ -234,6 +248,22 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     done = start("classify", f"--workdir={whole[0]}", *SMALL, "--steps=61")
     assert done.returncode == 1 and "--steps: 60 there, 61 here" in done.stderr
+    for name, text in (("run.json", "[]"), ("run.json", '{"flags": []}'), ("summary.json", "{")):
+        broken = tmp_path / f"broken {name} {len(text)}"
+        shutil.copytree(whole[0], broken)
+        (broken / name).write_text(text)
+        done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and f"{name} is damaged" in done.stderr
+    (broken / "summary.json").unlink()
+    with open(broken / "metrics.csv", "ab") as file:
+        file.write(b"20,xx,yy,1,2,3,4,5,6\n\xff\xfe\n")
+    assert same(result(start("classify", f"--workdir={broken}", *SMALL, "--steps=60")), whole[1])
+    assert rows(broken) == rows(whole[0])
+    shutil.rmtree(broken / "checkpoints")
+    (broken / "checkpoints").write_text("")
+    (broken / "summary.json").unlink()
+    done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+    assert done.returncode == 1 and "is in the way" in done.stderr
     done = start("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 1 and "holds no run" in done.stderr
 

@@ -1,5 +1,6 @@
 """Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, silent damage noticed."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,16 +20,15 @@ class CheckpointError(RuntimeError):
 
 
 def _orbax() -> Any:
-    """The package, imported at its first use: that takes longer than a small network's first step."""
     drop_library_lines()
-    import orbax.checkpoint
+    import orbax.checkpoint  # At its first use: the import takes longer than a small network's first step.
 
     return orbax.checkpoint
 
 
 class Checkpoints:
-    """The folder `workdir`/checkpoints. `report` gets each line that a person should see. Only the `owner`, a run that
-    holds the workdir's lock, moves what is damaged; a reader passes it over."""
+    """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
+    lock, moves what is damaged; a reader passes it over."""
 
     def __init__(
         self,
@@ -44,25 +44,23 @@ class Checkpoints:
 
     def _open(self):
         if self._manager is None:
-            from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
-
-            best = policy.BestN(get_metric_fn=lambda m: m[self.best[0]], reverse=self.best[1] == "min", n=1)
-            keep = policy.AnyPreservationPolicy([policy.LatestN(self.keep), best])
-            options = _orbax().CheckpointManagerOptions(preservation_policy=keep)
-            self._manager = _orbax().CheckpointManager(self.folder, options=options)
+            self._manager = _orbax().CheckpointManager(self.folder)  # Keeps all: what goes is decided in `wait`.
         return self._manager
 
     def steps(self) -> list[int]:
         """Steps that have a folder, oldest first."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder} is in the way: it is a file, not a folder of checkpoints")
+        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def best_step(self) -> int | None:
-        """The step with the best metric, the earlier one of two equals; None without any."""
-        metric, mode = self.best
-        scores = {step: self._about(step)["metrics"] for step in self.steps()}
-        signed = {step: found[metric] * (1 if mode == "max" else -1) for step, found in scores.items() if found}
-        return max(signed, key=lambda step: (signed[step], -step)) if signed else None
+        """The step with the best metric, the earlier one of two equals; None without any. Damaged ones don't count."""
+        scores = {}
+        for step in self.steps():
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+                scores[step] = self._about(step)["metrics"][self.best[0]] * (1 if self.best[1] == "max" else -1)
+        return max(scores, key=lambda step: (scores[step], -step)) if scores else None
 
     def save(self, step: int, state, *, record: dict, metrics: dict | None = None) -> None:
         """Begins to save whole host arrays and the JSON `record`. An error of the save before it is raised here.
@@ -70,25 +68,25 @@ class Checkpoints:
         arrays = leaves.to_host(state)
         bad = [name for name, leaf in arrays.items() if leaf.dtype.kind == "f" and not np.isfinite(leaf).all()]
         if bad:
-            self.wait()
-            raise FloatingPointError(f"{bad[0]} is not finite at step {step}; the last good checkpoint is kept")
+            raise FloatingPointError(f"{bad[0]} is not finite at step {step}; the checkpoints before it are kept")
         named = {name: [str(leaf.dtype), list(leaf.shape), leaves.bit_sum(leaf)] for name, leaf in arrays.items()}
         text = json.dumps({"record": record, "metrics": metrics, "leaves": named})
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
-        def write():
-            args = _orbax().args
-            parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
-            if step in self._open().all_steps():  # Saved by a signal before its evaluation was done.
-                self._open().delete(step)
-            self._open().save(step, args=parts, metrics=metrics, force=True)
+        self.wait()
 
-        self._guard(write)
+        args = _orbax().args
+        parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
+        if step in self.steps():  # Saved by a signal before its evaluation was done.
+            self._guard(lambda: self._open().delete(step))
+        self._guard(lambda: self._open().save(step, args=parts, force=True))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk."""
+        """Returns when the last save is on disk and all but the newest `keep` and the best are deleted."""
         if self._manager is not None:
             self._guard(self._manager.wait_until_finished)
+            for step in set(self.steps()[: -self.keep]) - {self.best_step()}:
+                self._guard(lambda step=step: self._manager.delete(step))
 
     def _guard(self, action) -> None:
         try:
@@ -98,13 +96,16 @@ class Checkpoints:
             line = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {line}") from error
 
-    def restore(self, like, *, step: int | None = None, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
-        """(state, record) of `step`, by default the newest that is whole; None where there is none.
+    def restore(self, like, *, best: bool = False, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
+        """(state, record) of the newest step, or the best, that is whole; None where there is none.
 
         Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
         aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`.
         """
-        for found in [step] if step is not None else self.steps()[::-1]:
+        steps = self.steps()[::-1]
+        if best and (chosen := self.best_step()) is not None:
+            steps.insert(0, chosen)
+        for found in steps:
             try:
                 arrays, record = self._read(found, like, parts)
             except (CheckpointError, PermissionError):

@@ -45,12 +45,23 @@ class RunFolder:
     def read_json(self, name: str) -> dict | None:
         path = self.path / name
         try:
-            return json.loads(path.read_text()) if path.exists() else None
+            value = json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
             raise FolderError(f"{path} is damaged: {error}") from None
+        if value is not None and not isinstance(value, dict):
+            raise FolderError(f"{path} is damaged: it holds no JSON object")
+        return value
 
     def write_json(self, name: str, value: dict) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def _is_row(row: list[str], columns: int) -> bool:
+    """A step and numbers or empty cells, as `append` writes them; what else stands in the file is dropped."""
+    try:
+        return len(row) == columns and row[0].isdecimal() and all(float(cell or 0) is not None for cell in row)
+    except ValueError:
+        return False
 
 
 class MetricsFile:
@@ -59,12 +70,10 @@ class MetricsFile:
     def __init__(self, folder: pathlib.Path, columns: list[str], *, step: int):
         self.path, self.columns, self._folder, self._step = folder / "metrics.csv", columns, folder, step
         self._events: Any = None
-        kept = []
+        kept: list[list[str]] = []
         if self.path.exists():
-            with open(self.path, newline="") as file:
-                for row in csv.reader(file):
-                    if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= step:
-                        kept.append(row)
+            with open(self.path, newline="", errors="replace") as file:
+                kept = [row for row in csv.reader(file) if _is_row(row, len(columns)) and int(row[0]) <= step]
         write_atomically(self.path, "".join(",".join(row) + "\n" for row in [columns, *kept]))
 
     def append(self, row: dict) -> None:

@@ -114,11 +114,13 @@ def train(
         number, fresh = pending
         pending = None
         sums = add(sums, fresh)
+        check_finite(sums, number)
+
+    def check_finite(sums, number):
         if not np.isfinite(sums["loss"]):
             checkpoints.wait()
-            raise FloatingPointError(
-                f"the loss is {float(sums['loss'])} at step {number}; the last good checkpoint is kept"
-            )
+            value = float(sums["loss"])
+            raise FloatingPointError(f"the loss is {value} at step {number}; the checkpoints before it are kept")
 
     def save():
         nonlocal saved
@@ -147,6 +149,7 @@ def train(
                     task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop
                 )
                 if eval_sums is not None:
+                    check_finite(eval_sums, step)
                     eval_metrics, evaluated, evaluated_at = task.finish(eval_sums), True, step
                     row |= {f"eval_{name}": value for name, value in eval_metrics.items()}
             if evaluated or not due(step, plan.eval_every, plan.steps):  # Not where a signal broke the evaluation off.

@@ -18,6 +18,6 @@ def in_top(logits, labels, k: int):
     """1.0 by example [B] where the label is among the k largest logits; at ties the lower class comes first."""
     scores = class_logits(logits)
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
-    before = jnp.arange(scores.shape[-1])[None] < labels[:, None]
-    rank = jnp.sum((scores > own) | ((scores == own) & before), axis=-1)
-    return (rank < k).astype(jnp.float32)
+    after = jnp.arange(scores.shape[-1])[None] > labels[:, None]
+    beaten = jnp.sum((scores < own) | ((scores == own) & after), axis=-1)  # None where the logits are not numbers.
+    return (scores.shape[-1] - 1 - beaten < k).astype(jnp.float32)

@@ -1,0 +1,130 @@
+"""Checkpoints, fingerprints and the run's folder, whole and damaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import checkpoint, folder, leaves
+from train.equality import tree_error
+from train.state import State
+
+
+def state_of(value):
+    params = {"w": jnp.full((3, 4), float(value)), "b": jnp.arange(4.0)}
+    return State(params, {}, (params,), jnp.int32(np.nan_to_num(value)), jax.random.key(7))
+
+
+def saved(tmp_path, *steps, **options):
+    lines = []
+    store = checkpoint.Checkpoints(tmp_path, report=lines.append, **options)
+    for step in steps:
+        store.save(step, state_of(step), record={"reported": step}, metrics={"accuracy": 1.0 / step})
+    store.wait()
+    return store, lines
+
+
+def test_a_checkpoint_comes_back_whole_and_the_best_is_kept(tmp_path):
+    store, _ = saved(tmp_path, 1, 2, 3, 4)
+    assert store.steps() == [1, 3, 4] and store.best_step() == 1
+    state, record = store.restore(state_of(0))
+    assert record == {"reported": 4}
+    assert tree_error(state.params, state_of(4).params) == 0 and int(state.step) == 4
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(7)))
+
+
+def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
+    saved(tmp_path, 1, 2, 3, keep=1)
+    store = checkpoint.Checkpoints(tmp_path, keep=1)
+    for step in (4, 5):
+        store.save(step, state_of(step), record={})
+    store.wait()
+    assert store.steps() == [1, 5]
+    (tmp_path / "checkpoints" / "9").mkdir()
+    (tmp_path / "checkpoints" / "1" / "about" / "metadata").write_text("{")
+    state, _ = checkpoint.Checkpoints(tmp_path, owner=False, report=print).restore(state_of(0), best=True)
+    assert int(state.step) == 5 and store.steps() == [1, 5, 9]
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "description"])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, kind):
+    store, lines = saved(tmp_path, 1, 2)
+    folder_of = tmp_path / "checkpoints" / "2"
+    files = [p for p in folder_of.glob("state/**/d/*") if p.is_file()]
+    if kind in ("flip", "truncate"):  # Every data file: which of them hold the arrays is orbax's own affair.
+        for path in files:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content if kind == "flip" else content[:10])
+    elif kind == "description":
+        path = folder_of / "about" / "metadata"
+        path.write_text(path.read_text().replace("reported", "deported"))
+    else:
+        (tmp_path / "checkpoints" / "20").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("not a checkpoint")
+    state, _ = store.restore(state_of(0))
+    assert int(state.step) == (2 if kind == "empty" else 1)
+    moved = "20" if kind == "empty" else "2"
+    assert (
+        (tmp_path / "damaged_checkpoints" / moved).is_dir()
+        and len(lines) == 1
+        and f"checkpoint {moved} is damaged" in lines[0]
+    )
+
+
+def test_a_flipped_bit_that_orbax_restores_silently_is_noticed(tmp_path):
+    weights = jax.random.bits(jax.random.key(0), (64, 64))  # Incompressible: the file holds the very bytes.
+    lines: list[str] = []
+    store = checkpoint.Checkpoints(tmp_path, report=lines.append)
+    state = state_of(1)._replace(params={"w": weights})
+    store.save(1, state, record={})
+    store.wait()
+    row, flipped = np.asarray(weights)[32].tobytes(), 0
+    for path in (tmp_path / "checkpoints" / "1").glob("state/**/d/*"):
+        content = bytearray(path.read_bytes())
+        if (at := content.find(row[:16])) >= 0:
+            content[at] ^= 1
+            path.write_bytes(content)
+            flipped += 1
+    assert flipped
+    assert store.restore(state) is None and "the values of .params['w'] are damaged" in lines[0]
+
+
+def test_another_network_is_refused_with_both_shapes(tmp_path):
+    store, _ = saved(tmp_path, 1)
+    other = state_of(0)._replace(params={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
+    with pytest.raises(checkpoint.CheckpointError, match=r"float32\[3, 4\] there and float32\[3, 5\] here"):
+        store.restore(other)
+    assert store.steps() == [1]
+
+
+def test_nothing_that_is_not_finite_is_saved(tmp_path):
+    store, _ = saved(tmp_path, 1)
+    with pytest.raises(FloatingPointError, match="not finite at step 2"):
+        store.save(2, state_of(float("nan")), record={})
+    assert store.steps() == [1]
+
+
+def test_the_fingerprint_sees_values_names_and_types():
+    base = {"a": np.zeros(2, np.float32)}
+    others = [{"a": np.array([0, 1], np.float32)}, {"b": base["a"]}, {"a": np.zeros(2, np.int32)}]
+    assert len({leaves.fingerprint(tree, ()) for tree in [base, *others]}) == 4
+    assert leaves.fingerprint(base, ()) == leaves.fingerprint({"a": jnp.zeros(2)}, ())
+
+
+def test_metrics_file_drops_rows_that_come_again(tmp_path):
+    for step, rows in ((0, [1, 2, 3]), (2, [3, 4])):
+        file = folder.MetricsFile(tmp_path, ["step", "loss", "other"], step=step)
+        for number in rows:
+            file.append({"step": number, "loss": number / 3})
+        file.close()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,loss,other", *(f"{n},{n / 3!r}," for n in (1, 2, 3, 4))]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    first = folder.RunFolder(str(tmp_path))
+    with pytest.raises(folder.FolderError, match="another run is using"):
+        folder.RunFolder(str(tmp_path))
+    first.close()
+    folder.RunFolder(str(tmp_path)).close()
