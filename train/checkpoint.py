@@ -102,10 +102,8 @@ class Checkpoints:
         Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
         aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`.
         """
-        steps = self.steps()[::-1]
-        if best and (chosen := self.best_step()) is not None:
-            steps.insert(0, chosen)
-        for found in steps:
+        first = [self.best_step()] if best else []
+        for found in [step for step in [*first, *self.steps()[::-1]] if step is not None]:
             try:
                 arrays, record = self._read(found, like, parts)
             except (CheckpointError, PermissionError):
