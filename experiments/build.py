@@ -46,6 +46,9 @@ def network(config: dict, classes: int, axis: str | None):
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
     try:
         known = models.options(config["model"])
+        for name in values:
+            taken = ", ".join(f"--{flag}" for flag in MODEL_FLAGS if flag in known) or "none of these flags"
+            require(name in known, f"--{name} is not for --model={config['model']}, which takes {taken}")
         if "activation" in values:
             from models.layers import activation
 

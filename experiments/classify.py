@@ -35,7 +35,9 @@ def main(argv) -> int:
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:
-        loop.say(f"this run is complete: {records.headline(finished)}; for another choose a new --workdir")
+        loop.say(
+            f"this run is complete: {records.headline(finished)}; for another give a new --workdir (make demo DEMO_WORKDIR=FOLDER)"
+        )
         print(json.dumps(finished))
         return 0
     (images, labels), (test_images, test_labels) = setup.dataset.splits["train"], setup.dataset.splits["test"]
@@ -89,7 +91,8 @@ def main(argv) -> int:
     command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
     look.write_report(home.path, setup, result=result, summary=summary, command=command)
     records.write_end(home, summary)
-    loop.say(f"done: {records.headline(summary)}")
+    what = "dry run, its folder is removed" if config["dry_run"] else "done"
+    loop.say(f"{what}: {records.headline(summary)}")
     print(json.dumps(summary))
     return 0
 

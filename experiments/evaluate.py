@@ -11,12 +11,14 @@ from absl import flags as absl_flags
 from experiments import flags
 from train import folder, loop, parallel
 
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
-DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of that data set.")
-SPLIT = absl_flags.DEFINE_string("split", "test", "Split to score on.")
+WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
+DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on, mnist5k; default: the run's own.")
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set of --dataset; mnist5k needs none.")
+SPLIT = absl_flags.DEFINE_string("split", "test", "Split to score on: train or test.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
-WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to score.")
+WHICH = absl_flags.DEFINE_enum(
+    "checkpoint", "latest", ["latest", "best"], "Checkpoint to score: the newest or the one of the best evaluation."
+)
 
 
 def main(argv) -> int:
@@ -62,6 +64,7 @@ def main(argv) -> int:
     )
     home = records.absolute(WORKDIR.value)
     folder.write_atomically(home / "confusion.csv", text.getvalue())
+    print(f"confusion matrix of {SPLIT.value}: {home / 'confusion.csv'}", file=sys.stderr)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
     print(json.dumps(records.summary(config, setup, result, SPLIT.value, len(labels), str(home))))

@@ -19,7 +19,7 @@ class UsageError(ValueError):
 
 def define_model_flags() -> None:
     """The flags that choose a network."""
-    flags.DEFINE_string("model", "cnn", "Network.")
+    flags.DEFINE_string("model", "cnn", "Network: perceptron, logistic, mlp, lenet or cnn.")
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")
     flags.DEFINE_string("activation", None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.")
@@ -32,7 +32,7 @@ def define_run_flags() -> None:
     define_model_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
     flags.DEFINE_string("data_dir", None, "Folder of the data set; mnist5k needs none.")
-    flags.DEFINE_string("dataset", "mnist5k", "Data set.")
+    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k.")
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
     flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")

@@ -10,6 +10,11 @@ from train import classification, parallel, report
 from train import figures as draw
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
+CAPTIONS = {
+    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole test split",
+    "accuracy": "share of right answers: training, the mean since the row before; eval, the whole test split",
+    "learning_rate": "the schedule at each logged step",
+}
 SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 
 
@@ -49,7 +54,12 @@ def write_report(folder, setup, *, result, summary, command: str) -> None:
         entries.append((title, caption, path / f"{name}.png"))
 
     for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), skip=SKIP).items():
-        add(name, name.replace("_", " ").capitalize(), f"{name.replace('_', ' ')} over the training steps", figure)
+        add(
+            name,
+            name.replace("_", " ").capitalize(),
+            CAPTIONS.get(name, f"{name.replace('_', ' ')} over the training steps"),
+            figure,
+        )
     confusion = result.sums["confusion"].astype(int)
     caption = "true classes in rows, predicted ones in columns"
     add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))

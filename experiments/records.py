@@ -171,7 +171,11 @@ class Progress:
     def __call__(self, step: int, row: dict) -> None:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "images_per_second": "images/s",
                  "eval_loss": "test loss", "eval_accuracy": "test accuracy"}  # fmt: skip
-        shown = {label: f"{row[key]:.4g}" for key, label in named.items() if row.get(key) is not None}
+        shown = {
+            label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
+            for key, label in named.items()
+            if row.get(key) is not None
+        }
         if self.bar is not None:
             self.bar.n = step
             self.bar.set_postfix(shown)

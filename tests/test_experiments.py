@@ -217,7 +217,7 @@ BAD_FLAGS = {
     "--batch_size=many": "many",
     "--schedule=linear": "cosine",
     "--model=logistic": "--positive",
-    "--hidden=5": "takes no option",
+    "--hidden=5": "takes --dropout",
     "--devices=0": "--devices=0",
     "--devices=200": "accepted are 1 to the batch size, 128",
     "--seed=4294967296": "--seed=4294967296",

@@ -119,8 +119,8 @@ def train(
     def check_finite(sums, number):
         if not np.isfinite(sums["loss"]):
             checkpoints.wait()
-            value = float(sums["loss"])
-            raise FloatingPointError(f"the loss is {value} at step {number}; the checkpoints before it are kept")
+            advice = "the checkpoints before it are kept; try a lower --learning_rate in a new --workdir"
+            raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {number}; {advice}")
 
     def save():
         nonlocal saved
@@ -135,7 +135,7 @@ def train(
         if reported < step:
             row: dict[str, float] = {"step": step}
             evaluated = False
-            if due(step, plan.log_every, plan.steps):
+            if due(step, plan.log_every, plan.steps) or due(step, plan.eval_every, plan.steps):
                 collect()
                 row |= {f"train_{name}": value for name, value in task.finish(sums).items()}
                 row["learning_rate"] = float(learning_rate(step - 1))
