@@ -35,9 +35,8 @@ def main(argv) -> int:
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:
-        loop.say(
-            f"this run is complete: {records.headline(finished)}; for another give a new --workdir (make demo DEMO_WORKDIR=FOLDER)"
-        )
+        other = "another needs another --workdir (make demo DEMO_WORKDIR=FOLDER)"
+        loop.say(f"this run is complete: {records.headline(finished)}; {other}")
         print(json.dumps(finished))
         return 0
     (images, labels), (test_images, test_labels) = setup.dataset.splits["train"], setup.dataset.splits["test"]
