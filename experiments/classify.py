@@ -39,7 +39,7 @@ def main(argv) -> int:
         loop.say(f"this run is complete: {records.headline(finished)}; {other}")
         print(json.dumps(finished))
         return 0
-    (images, labels), (test_images, test_labels) = setup.dataset.splits["train"], setup.dataset.splits["test"]
+    (images, labels), (test_images, test_labels) = (setup.dataset.splits[split] for split in ("train", "test"))
     batch_size, steps = config["batch_size"], 2 if config["dry_run"] else setup.steps
     eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
     if config["dry_run"]:
@@ -61,10 +61,8 @@ def main(argv) -> int:
     plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
     columns = ["step", *(f"{part}_{name}" for part in ("train", "eval") for name in setup.task.metrics)]
     columns = [c for c in columns if c != "train_accuracy_top5"]
-    reported = record.get("reported", 0)
-    metrics = folder.MetricsFile(
-        home.path, [*columns, "learning_rate", "seconds", "images_per_second"], step=min(start, reported)
-    )
+    columns += ["learning_rate", "seconds", "images_per_second"]
+    metrics = folder.MetricsFile(home.path, columns, step=min(start, record.get("reported", 0)))
     with records.Progress(start, steps) as progress:
         result = loop.train(
             state,
