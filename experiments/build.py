@@ -12,7 +12,7 @@ from experiments.flags import UsageError
 from train import classification, optimizers, parallel
 from train.task import Task
 
-MODEL_FLAGS = ("hidden", "activation", "slope", "dropout")
+MODEL_FLAGS = ("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression")
 
 
 class Setup(NamedTuple):
@@ -43,6 +43,9 @@ def network(config: dict, classes: int, axis: str | None):
     slope = config["slope"]
     require(slope is None or config["activation"] == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
     require(slope is None or math.isfinite(slope), f"--slope={slope}: must be finite")
+    for name in ("depth", "growth_rate", "compression"):
+        require(config[name] is None or config[name] > 0, f"--{name}={config[name]}: must be more than 0")
+    require((config["compression"] or 0) <= 1, f"--compression={config['compression']}: accepted are values in (0, 1]")
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
     try:
         known = models.options(config["model"])

@@ -19,11 +19,19 @@ class UsageError(ValueError):
 
 def define_model_flags() -> None:
     """The flags that choose a network."""
-    flags.DEFINE_string("model", "cnn", "Network: perceptron, logistic, mlp, lenet or cnn.")
+    flags.DEFINE_string(
+        "model",
+        "cnn",
+        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, cifar_resnetN or cifar_plainN.",
+    )
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")
     flags.DEFINE_string("activation", None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.")
     flags.DEFINE_float("slope", None, "Slope of leaky_relu for x < 0.")
+    flags.DEFINE_integer("depth", None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.")
+    flags.DEFINE_integer("growth_rate", None, "densenet: maps that each layer adds; default 12.")
+    flags.DEFINE_bool("bottleneck", None, "densenet: 1x1 convolutions before the 3x3 ones.")
+    flags.DEFINE_float("compression", None, "densenet: share of maps that a transition keeps, in (0, 1]; default 1.")
     flags.DEFINE_float("dropout", None, "Dropout rate in [0, 1).")
 
 

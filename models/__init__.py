@@ -5,17 +5,25 @@ import difflib
 
 import flax.linen as nn
 
+from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
+from models.cuda_convnet import CudaConvNet
+from models.densenet import DenseNet
 from models.lenet import LeNet
 from models.linear import Logistic, Perceptron
 from models.mlp import MLP
 
-REGISTRY: dict[str, type[nn.Module]] = {
-    "cnn": CNN,
-    "lenet": LeNet,
-    "logistic": Logistic,
-    "mlp": MLP,
-    "perceptron": Perceptron,
+# The module of each name, and the options that the name stands for.
+REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
+    "cnn": (CNN, {}),
+    "cuda_convnet": (CudaConvNet, {}),
+    "densenet": (DenseNet, {}),
+    "lenet": (LeNet, {}),
+    "logistic": (Logistic, {}),
+    "mlp": (MLP, {}),
+    "perceptron": (Perceptron, {}),
+    **{f"cifar_resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110, 1202)},
+    **{f"cifar_plain{depth}": (CifarResNet, {"depth": depth, "residual": False}) for depth in (20, 32, 44, 56)},
 }
 
 
@@ -25,7 +33,8 @@ def options(name: str) -> set[str]:
         near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(REGISTRY))}{hint}")
-    return {field.name for field in dataclasses.fields(REGISTRY[name])} - {"parent", "name", "num_classes"}
+    module, fixed = REGISTRY[name]
+    return {field.name for field in dataclasses.fields(module)} - {"parent", "name", "num_classes", *fixed}
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:
@@ -37,4 +46,5 @@ def create(name: str, num_classes: int, **values) -> nn.Module:
     for option in values:
         if option not in known:
             raise ValueError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
-    return REGISTRY[name](num_classes=num_classes, **values)
+    module, fixed = REGISTRY[name]
+    return module(num_classes=num_classes, **fixed, **values)

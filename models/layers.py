@@ -66,6 +66,15 @@ def avg_pool(x, window: int):
     return nn.avg_pool(x, (window, window), strides=(window, window))
 
 
+def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1.0):
+    """x / (k + alpha / size * sum of x^2 over `size` neighbouring channels)^beta, for [..., C] (Krizhevsky et al. 2012,
+    section 3.3, with alpha divided by the size as cuda-convnet and Caffe do)."""
+    before = size // 2
+    padded = jnp.pad(x * x, ((0, 0),) * (x.ndim - 1) + ((before, size - 1 - before),))
+    total = lax.reduce_window(padded, 0.0, lax.add, (1,) * (x.ndim - 1) + (size,), (1,) * x.ndim, "VALID")
+    return x * (k + alpha / size * total) ** -beta
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014, section 10): x * mask / (1 - rate) in training, x in evaluation.
 

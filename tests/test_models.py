@@ -7,9 +7,31 @@ import pytest
 
 import models
 from models import layers, table
+from models.cifar_resnet import Block
+from models.cuda_convnet import ceil_max_pool
 
-NAMES = sorted(models.REGISTRY)
+NAMES = ["perceptron", "logistic", "mlp", "lenet", "cnn", "cifar_resnet20", "cifar_plain20", "densenet", "cuda_convnet"]
+TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
 COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
+# (name, options, image size, parameters, multiply-adds in millions), as published: the ResNet paper's networks with
+# option A, DenseNet's table 2, cuda-convnet's 11 % network on 24x24 crops.
+PUBLISHED = [
+    ("cifar_resnet20", {}, 32, 269_722, 40.55),
+    ("cifar_resnet32", {}, 32, 464_154, 68.86),
+    ("cifar_resnet44", {}, 32, 658_586, 97.17),
+    ("cifar_resnet56", {}, 32, 853_018, 125.49),
+    ("cifar_resnet110", {}, 32, 1_727_962, 252.89),
+    ("cifar_resnet1202", {}, 32, 19_421_274, 2829.0),
+    ("cifar_plain20", {}, 32, 269_722, 40.55),
+    ("cifar_plain56", {}, 32, 853_018, 125.49),
+    ("densenet", {}, 32, 1_019_722, 264.8),
+    ("densenet", {"depth": 100}, 32, 6_979_642, 1770.0),
+    ("densenet", {"depth": 100, "growth_rate": 24}, 32, 27_249_082, 6889.0),
+    ("densenet", {"depth": 100, "bottleneck": True, "compression": 0.5}, 32, 769_162, 287.9),
+    ("densenet", {"depth": 250, "growth_rate": 24, "bottleneck": True, "compression": 0.5}, 32, 15_324_406, 5419.0),
+    ("densenet", {"depth": 190, "growth_rate": 40, "bottleneck": True, "compression": 0.5}, 32, 25_624_430, 9302.0),
+    ("cuda_convnet", {}, 24, 2_112_970, 19.5),
+]
 
 
 def classes_of(name):
@@ -18,7 +40,7 @@ def classes_of(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
-    model = models.create(name, classes_of(name))
+    model = models.create(name, classes_of(name), **TINY.get(name, {}))
     images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
     variables = model.init(jax.random.key(1), images, train=False)
     traces = []
@@ -41,7 +63,33 @@ def test_contract(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, options, size, parameters, multiply_adds", PUBLISHED)
+def test_published_counts(name, options, size, parameters, multiply_adds):
+    found = table.layers(models.create(name, 10, **options), (size, size, 3))
+    assert sum(layer.parameters for layer in found) == parameters
+    assert sum(layer.multiply_adds for layer in found) / 1e6 == pytest.approx(multiply_adds, rel=2e-3)
+
+
+def test_local_response_norm_and_ceil_pooling_against_loops():
+    x = np.random.default_rng(0).normal(size=(2, 6, 5, 12)).astype(np.float32)
+    total = np.stack([(x[..., max(0, c - 2) : c + 3] ** 2).sum(-1) for c in range(12)], axis=-1)
+    found = layers.local_response_norm(jnp.asarray(x), size=5, alpha=0.3, beta=0.75)
+    np.testing.assert_allclose(found, x / (1 + 0.3 / 5 * total) ** 0.75, rtol=1e-5)
+    pooled = np.stack(
+        [np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in (0, 2)], axis=1) for i in (0, 2, 4)], axis=1
+    )
+    np.testing.assert_array_equal(ceil_max_pool(jnp.asarray(x)), pooled)
+
+
+def test_a_residual_block_of_zero_weights_is_the_option_a_shortcut():
+    block = Block(8, 2, True, None)
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (1, 4, 4, 4)))
+    variables = jax.tree.map(jnp.zeros_like, block.init(jax.random.key(1), x, False))
+    expected = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)))
+    np.testing.assert_array_equal(block.apply(variables, x, False), expected)
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
 def test_parameter_count(name):
     found = table.layers(models.create(name, classes_of(name)), (28, 28, 1))
     assert sum(layer.parameters for layer in found) == COUNTS[name]
@@ -63,7 +111,7 @@ def test_training_differs_from_evaluation_with_batch_norm_and_dropout():
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: cnn, .*did you mean lenet\?"):
+    with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: cifar_.*did you mean lenet\?"):
         models.create("lenett", 10)
     with pytest.raises(ValueError, match="takes no option 'depth'"):
         models.create("mlp", 10, depth=3)

@@ -1,0 +1,42 @@
+"""The 11 % network for CIFAR-10 of Krizhevsky's cuda-convnet (its file layers-cifar10-11pct.cfg).
+
+conv 5x5x64 - pool 3/2 - LRN - conv 5x5x64 - LRN - pool 3/2 - local 3x3x64 - local 3x3x32 - dense. "Local" layers are
+convolutions whose weights are not shared between positions. Pools overlap and take partial windows at the border
+(ceil sizes: 24 - 12 - 6). Input: 24x24 crops with the mean subtracted.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from models.layers import Conv, Dense, local_response_norm
+
+
+def ceil_max_pool(x):
+    """Max pooling 3x3, stride 2, of [B, H, W, C] to ceil((H - 3) / 2) + 1 rows: partial windows at the border."""
+    pads = [(0, max(0, (-(-(size - 3) // 2)) * 2 + 3 - size)) for size in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)
+
+
+class CudaConvNet(nn.Module):
+    """[B, H, W, 3] -> logits [B, num_classes]; 2,112,970 parameters for 24x24 pixels and ten classes.
+
+    Initialised as the source does: N(0, std) with std 0.0001, 0.01, 0.04, 0.04, 0.01, biases zero.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        normal = nn.initializers.normal
+        lrn = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
+        x = jax.nn.relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
+        x = lrn(ceil_max_pool(x))
+        x = jax.nn.relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
+        x = ceil_max_pool(lrn(x))
+        for name, width in (("local3", 64), ("local4", 32)):
+            local = nn.ConvLocal(width, (3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04), name=name)
+            x = jax.nn.relu(local(x))
+        return Dense(self.num_classes, kernel_init=normal(0.01), name="logits")(x.reshape(x.shape[0], -1))
