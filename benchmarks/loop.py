@@ -41,8 +41,9 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
     from train import checkpoint, folder, loop, parallel
     from train.stop import Stop
 
-    setup = build.setup(config, 1)
-    images, labels = setup.dataset.splits["train"]
+    dataset = build.load_dataset(config)
+    images, labels = dataset.splits["train"]
+    setup = build.setup(config, build.describe(dataset), devices=1, steps=config["steps"])
     step = parallel.parallelize(setup.task.train_step, 1, donate=True)
     batch = next(batches.train_batches(images, labels, batch_size=config["batch_size"], seed=0))
     looped, bare, saves = [], [], []

@@ -1,18 +1,23 @@
 """The registry of data sets: `load("mnist5k")`. Nothing here imports the rest of the project."""
 
 import difflib
+from collections.abc import Callable
 
-from data import mnist5k
+from data import folder, mnist5k
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
 
-REGISTRY = {"mnist5k": mnist5k.load}
+REGISTRY: dict[str, Callable[..., Dataset]] = {
+    "folder": folder.load,
+    "mnist5k": lambda data_dir, skip_corrupt: mnist5k.load(),
+}
 
 
-def load(name: str) -> Dataset:
-    """The data set `name`. Raises ValueError for an unknown name, DataError where its files are missing or damaged."""
+def load(name: str, data_dir: str | None = None, *, skip_corrupt: bool = False) -> Dataset:
+    """The data set `name`, from `data_dir` where it is not embedded. Raises ValueError for an unknown name,
+    DataError where its files are missing or damaged."""
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(sorted(REGISTRY))}{hint}")
-    return REGISTRY[name]()
+    return REGISTRY[name](data_dir, skip_corrupt=skip_corrupt)

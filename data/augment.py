@@ -38,4 +38,46 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
     return jax.vmap(warp)(images.astype(jnp.float32), keys)
 
 
-AUGMENTATIONS = {"digits": digits, "none": None}
+def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0):
+    """A random mirror image and shift of up to `shift` pixels of each image [B, H, W, C], zero or reflected outside;
+    then a square of `cutout` pixels set to zero (DeVries & Taylor 2017), where that is more than 0.
+
+    On normalised images zero is the mean. `keys` [B] holds one key an image.
+    """
+    height, width = images.shape[1:3]
+
+    def change(image_HWC, key):
+        flip_key, shift_key, cut_key = jax.random.split(key, 3)
+        image_HWC = jnp.where(jax.random.bernoulli(flip_key), image_HWC[:, ::-1], image_HWC)
+        pads = ((shift, shift), (shift, shift), (0, 0))
+        padded = jnp.pad(image_HWC, pads, mode="reflect" if reflect else "constant")
+        y, x = jax.random.randint(shift_key, (2,), 0, 2 * shift + 1)
+        image_HWC = jax.lax.dynamic_slice(padded, (y, x, 0), image_HWC.shape)
+        if cutout:
+            top, left = jax.random.uniform(cut_key, (2,)) * jnp.array([height, width]) - cutout / 2
+            rows, columns = jnp.arange(height), jnp.arange(width)
+            inside_H, inside_W = (rows >= top) & (rows < top + cutout), (columns >= left) & (columns < left + cutout)
+            inside = inside_H[:, None, None] & inside_W[None, :, None]
+            image_HWC = jnp.where(inside, jnp.zeros_like(image_HWC), image_HWC)
+        return image_HWC
+
+    return jax.vmap(change)(images, keys)
+
+
+def flip_crop(images, keys, *, size: int):
+    """A random mirror image and crop of `size` pixels of each image [B, H, W, C] -> [B, size, size, C]."""
+
+    def change(image_HWC, key):
+        flip_key, crop_key = jax.random.split(key)
+        image_HWC = jnp.where(jax.random.bernoulli(flip_key), image_HWC[:, ::-1], image_HWC)
+        limits = jnp.array([image_HWC.shape[0] - size + 1, image_HWC.shape[1] - size + 1])
+        y, x = jax.random.randint(crop_key, (2,), 0, limits)
+        return jax.lax.dynamic_slice(image_HWC, (y, x, 0), (size, size, image_HWC.shape[-1]))
+
+    return jax.vmap(change)(images, keys)
+
+
+def center_crop(images, size: int):
+    """The middle `size` pixels of images [B, H, W, C]."""
+    top, left = ((side - size) // 2 for side in images.shape[1:3])
+    return images[:, top : top + size, left : left + size]

@@ -6,9 +6,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data.dataset import DataError
 
 
-def read_picture(path: str, *, height: int, width: int, channels: int) -> np.ndarray:
-    """The picture file as uint8 [height, width, channels]: EXIF rotation applied, transparency laid on black, 16-bit
-    values scaled, grey or colour as `channels` (1 or 3) asks, resized bilinearly.
+def read_picture(path: str, *, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture file as uint8 [H, W, channels]: EXIF rotation applied, transparency laid on black, 16-bit values
+    scaled, grey or colour as `channels` (1 or 3) asks, resized bilinearly to `size` (H, W) if given.
 
     Raises DataError, with the file's name, for what is not a readable picture.
     """
@@ -21,11 +21,11 @@ def read_picture(path: str, *, height: int, width: int, channels: int) -> np.nda
                 picture = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
             if picture.has_transparency_data:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-            picture = picture.convert("L" if channels == 1 else "RGB").resize(
-                (width, height), Image.Resampling.BILINEAR
-            )
+            picture = picture.convert("L" if channels == 1 else "RGB")
+            if size is not None:
+                picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
-    return np.asarray(picture, np.uint8).reshape(height, width, channels)
+    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)

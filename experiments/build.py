@@ -15,13 +15,21 @@ from train.task import Task
 MODEL_FLAGS = ("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression")
 
 
+class About(NamedTuple):
+    """What a run's network was made for; kept in run.json and in each checkpoint."""
+
+    image_shape: tuple[int, ...]  # [H, W, C] of the pictures, before any crop
+    mean: tuple[float, ...]  # by channel, on the scale 0 to 255
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
 class Setup(NamedTuple):
-    dataset: Dataset
+    about: About
+    input_shape: tuple[int, ...]  # [H, W, C] that the network sees
     model: Any
     task: Task
-    steps: int
     learning_rate: Any
-    axis: str | None
 
 
 def require(condition: bool, message: str) -> None:
@@ -70,7 +78,7 @@ def load_dataset(config: dict) -> Dataset:
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
             raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
-        dataset = data.load(config["dataset"])
+        dataset = data.load(config["dataset"], config["data_dir"], skip_corrupt=config["skip_corrupt"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
     except data.DataError:
         raise
@@ -102,14 +110,52 @@ def check(config: dict, examples: int, devices: int) -> int:
     return steps
 
 
-def setup(config: dict, devices: int, statistics=None) -> Setup:
-    """Everything a run needs. `statistics`: (mean, std) of an earlier run, else of the training split."""
-    axis = parallel.axis_of(devices)
-    dataset = load_dataset(config)
+def describe(dataset: Dataset) -> About:
+    """The constants of a data set, from its training split."""
+    if "train" not in dataset.splits:
+        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     images = dataset.splits["train"][0]
-    steps = check(config, len(images), devices)
-    model = network(config, len(dataset.class_names), axis)
-    mean, std = statistics or pixel_statistics(images)
+    return About(images.shape[1:], *pixel_statistics(images), dataset.class_names)
+
+
+def eval_split(dataset: Dataset) -> str:
+    """The split that a run is scored on: test, else val."""
+    for split in ("test", "val"):
+        if split in dataset.splits:
+            return split
+    raise UsageError(f"{dataset.name} has neither a split test nor val, only {', '.join(dataset.splits)}")
+
+
+def prepare(config: dict, about: About):
+    """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
+    normalize = functools.partial(augment.normalize, mean=about.mean, std=about.std)
+    height, width, channels = about.image_shape
+    for name in ("shift", "cutout"):
+        require(
+            0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
+        )
+    if config["augment"] == "digits":
+        return lambda images, keys: normalize(augment.digits(images, keys)), normalize, about.image_shape
+    if config["augment"] == "flip_shift":  # On normalised images: zero outside is the mean.
+        reflect = config["shift_mode"] == "reflect"
+        change = functools.partial(augment.flip_shift, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
+        return lambda images, keys: change(normalize(images), keys), normalize, about.image_shape
+    if config["augment"] == "crop24":
+        require(min(height, width) >= 24, f"--augment=crop24 needs 24x24 pixels, not {height}x{width}")
+        crop = functools.partial(augment.flip_crop, size=24)
+        middle = functools.partial(augment.center_crop, size=24)
+        return (
+            lambda images, keys: crop(normalize(images), keys),
+            lambda images: middle(normalize(images)),
+            (24, 24, channels),
+        )
+    return lambda images, keys: normalize(images), normalize, about.image_shape
+
+
+def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
+    """The network and its task, for a new run or for one that is read again."""
+    axis = parallel.axis_of(devices)
+    model = network(config, len(about.class_names), axis)
     rate = optimizers.schedule(
         config["schedule"], learning_rate=config["learning_rate"], steps=steps, warmup_steps=config["warmup_steps"]
     )
@@ -120,19 +166,20 @@ def setup(config: dict, devices: int, statistics=None) -> Setup:
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
     )
-    eval_prepare = functools.partial(augment.normalize, mean=mean, std=std)
-    distort = augment.AUGMENTATIONS[config["augment"]]
-
-    def train_prepare(images, keys):
-        return eval_prepare(distort(images, keys) if distort else images)
-
+    train_prepare, eval_prepare, input_shape = prepare(config, about)
     task = classification.create(
         model=model,
         optimizer=optimizer,
-        image_shape=images.shape[1:],
-        class_names=dataset.class_names,
+        image_shape=input_shape,
+        class_names=about.class_names,
         train_prepare=train_prepare,
         eval_prepare=eval_prepare,
         axis=axis,
     )
-    return Setup(dataset, model, task, steps, rate, axis)
+    return Setup(about, input_shape, model, task, rate)
+
+
+def read_again(run: dict) -> Setup:
+    """The setup of run.json, on one device."""
+    about = About(tuple(run["image_shape"]), tuple(run["mean"]), tuple(run["std"]), tuple(run["class_names"]))
+    return setup(run["flags"], about, devices=1, steps=run["steps"])

@@ -16,10 +16,7 @@ def main(argv) -> int:
     config = flags.values()
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
-    if config["devices"] is not None and not 1 <= config["devices"] <= max(1, config["batch_size"]):
-        raise flags.UsageError(
-            f"--devices={config['devices']}: accepted are 1 to the batch size, {config['batch_size']}"
-        )
+    flags.check_devices(config)
     from train import checkpoint, folder, loop, parallel
 
     devices, line = parallel.start_devices(config["devices"])
@@ -29,7 +26,11 @@ def main(argv) -> int:
     from data import batches
     from experiments import build, look, records
 
-    setup = build.setup(config, devices)
+    dataset = build.load_dataset(config)
+    about, split = build.describe(dataset), build.eval_split(dataset)
+    (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
+    steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
+    setup = build.setup(config, about, devices=devices, steps=steps)
     home = folder.RunFolder(config["workdir"])
     finished = records.open_run(home, config)
     if config["dry_run"]:
@@ -39,30 +40,27 @@ def main(argv) -> int:
         loop.say(f"this run is complete: {records.headline(finished)}; {other}")
         print(json.dumps(finished))
         return 0
-    (images, labels), (test_images, test_labels) = (setup.dataset.splits[split] for split in ("train", "test"))
-    batch_size, steps = config["batch_size"], 2 if config["dry_run"] else setup.steps
     eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
     if config["dry_run"]:
-        test_images, test_labels = test_images[:eval_size], test_labels[:eval_size]
+        steps, test_images, test_labels = 2, test_images[:eval_size], test_labels[:eval_size]
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = setup.task.init(jax.random.key(config["seed"]))
     example = {"image": images[:batch_size], "label": labels[:batch_size]}
     parallel.check_reductions(setup.task.train_step, state, batch=example, devices=devices)
-    checkpoints = checkpoint.Checkpoints(home.path, keep=config["keep"], best=setup.task.best, report=loop.say)
+    checkpoints = checkpoint.Checkpoints(
+        home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
+    )
     restored = checkpoints.restore(state)
     state, record = restored or (records.initial_state(config, state), {})
     start = int(state.step)
-    loop.say(f"{line}; {records.describe(setup, state)}" + (f"; going on from step {start}" if start else ""))
-    records.write_start(home, config, setup, state, line)
+    loop.say(f"{line}; {records.describe(dataset, state)}" + (f"; going on from step {start}" if start else ""))
+    records.write_start(home, config, setup, dataset=dataset, state=state, steps=steps, devices=line)
 
     # --- Train.
     every = config["eval_every"] or max(1, -(-steps // 10))
     plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
-    columns = ["step", *(f"{part}_{name}" for part in ("train", "eval") for name in setup.task.metrics)]
-    columns = [c for c in columns if c != "train_accuracy_top5"]
-    columns += ["learning_rate", "seconds", "images_per_second"]
-    metrics = folder.MetricsFile(home.path, columns, step=min(start, record.get("reported", 0)))
+    metrics = folder.MetricsFile(home.path, records.columns(setup.task), step=min(start, record.get("reported", 0)))
     with records.Progress(start, steps) as progress:
         result = loop.train(
             state,
@@ -84,9 +82,11 @@ def main(argv) -> int:
     metrics.close()
 
     # --- What the run leaves behind.
-    summary = records.summary(config, setup, result, "test", len(test_labels), str(home.path))
+    summary = records.summary(config, setup, result, split, len(test_labels), str(home.path))
     command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
-    look.write_report(home.path, setup, result=result, summary=summary, command=command)
+    look.write_report(
+        home.path, setup, test=(test_images, test_labels), result=result, summary=summary, command=command
+    )
     records.write_end(home, summary)
     what = "dry run, its folder is removed" if config["dry_run"] else "done"
     loop.say(f"{what}: {records.headline(summary)}")

@@ -12,9 +12,9 @@ from experiments import flags
 from train import folder, loop, parallel
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
-DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on, mnist5k; default: the run's own.")
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set of --dataset; mnist5k needs none.")
-SPLIT = absl_flags.DEFINE_string("split", "test", "Split to score on: train or test.")
+DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
+SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, or val where there is no test.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
 WHICH = absl_flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Checkpoint to score: the newest or the one of the best evaluation."
@@ -36,13 +36,19 @@ def main(argv) -> int:
     from experiments import build
     from train.classification import class_table
 
-    config = run["flags"] | {"dataset": DATASET.value or run["flags"]["dataset"], "data_dir": DATA_DIR.value}
-    setup = build.setup(config, 1, statistics=(run["mean"], run["std"]))
-    if list(setup.dataset.class_names) != run["class_names"]:
-        raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {setup.dataset.class_names} here")
-    if SPLIT.value not in setup.dataset.splits:
-        raise flags.UsageError(f"--split={SPLIT.value}: {config['dataset']} has {', '.join(setup.dataset.splits)}")
-    images, labels = setup.dataset.splits[SPLIT.value]
+    config = run["flags"] | {
+        "dataset": DATASET.value or run["flags"]["dataset"],
+        "data_dir": DATA_DIR.value or run["flags"]["data_dir"],
+    }
+    setup, dataset = build.read_again(run), build.load_dataset(config)
+    if list(dataset.class_names) != run["class_names"]:
+        raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {list(dataset.class_names)} here")
+    split = SPLIT.value or build.eval_split(dataset)
+    if split not in dataset.splits:
+        raise flags.UsageError(f"--split={split}: {config['dataset']} has {', '.join(dataset.splits)}")
+    images, labels = dataset.splits[split]
+    if list(images.shape[1:]) != run["image_shape"]:
+        raise flags.UsageError(f"pictures differ: {run['image_shape']} in the run, {list(images.shape[1:])} here")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
     parts = list(batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value))
@@ -55,19 +61,17 @@ def main(argv) -> int:
     result = loop.Result(
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
     )
-    title, header, rows = class_table(sums["confusion"], setup.dataset.class_names)
+    title, header, rows = class_table(sums["confusion"], dataset.class_names)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *setup.dataset.class_names])
-    writer.writerows(
-        [name, *map(int, row)] for name, row in zip(setup.dataset.class_names, sums["confusion"], strict=True)
-    )
+    writer.writerow(["true \\ predicted", *dataset.class_names])
+    writer.writerows([name, *map(int, row)] for name, row in zip(dataset.class_names, sums["confusion"], strict=True))
     home = records.absolute(WORKDIR.value)
     folder.write_atomically(home / "confusion.csv", text.getvalue())
-    print(f"confusion matrix of {SPLIT.value}: {home / 'confusion.csv'}", file=sys.stderr)
+    print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
-    print(json.dumps(records.summary(config, setup, result, SPLIT.value, len(labels), str(home))))
+    print(json.dumps(records.summary(config, setup, result, split, len(labels), str(home))))
     return 0
 
 

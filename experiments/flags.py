@@ -39,8 +39,8 @@ def define_run_flags() -> None:
     """The flags of classify."""
     define_model_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
-    flags.DEFINE_string("data_dir", None, "Folder of the data set; mnist5k needs none.")
-    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png; mnist5k needs none.")
+    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k or folder.")
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
     flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
@@ -52,7 +52,11 @@ def define_run_flags() -> None:
     flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
-    flags.DEFINE_enum("augment", "none", ["none", "digits"], "Augmentation of training images, on the device.")
+    flags.DEFINE_enum("augment", "none", ["none", "digits", "flip_shift", "crop24"], "Augmentation, on the device.")
+    flags.DEFINE_integer("shift", 4, "flip_shift: largest shift in pixels.")
+    flags.DEFINE_enum("shift_mode", "zero", ["zero", "reflect"], "flip_shift: what lies outside the picture.")
+    flags.DEFINE_integer("cutout", 0, "flip_shift: side in pixels of the square that is blanked; 0 for none.")
+    flags.DEFINE_bool("skip_corrupt", False, "folder: leave out pictures that can't be decoded instead of stopping.")
     flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
     flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
     flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")
@@ -67,6 +71,13 @@ def define_run_flags() -> None:
 def values() -> dict:
     """name -> value of this file's flags: the only place where FLAGS is read."""
     return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
+
+
+def check_devices(config: dict) -> None:
+    """Before any device is started: each needs an image of the batch at least."""
+    devices, batch_size = config["devices"], config["batch_size"]
+    if devices is not None and not 1 <= devices <= max(1, batch_size):
+        raise UsageError(f"--devices={devices}: accepted are 1 to the batch size, {batch_size}")
 
 
 def flagfile(config: dict) -> str:

@@ -41,12 +41,12 @@ def first_layer(params, image_shape):
     return None
 
 
-def write_report(folder, setup, *, result, summary, command: str) -> None:
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     """figures/*.png and report.html in the run's folder."""
     state = result.state
-    path, names = folder / "figures", setup.dataset.class_names
+    path, names = folder / "figures", setup.about.class_names
     path.mkdir(exist_ok=True)
-    images, labels = setup.dataset.splits["test"]
+    images, labels = test
     entries = []
 
     def add(name, title, caption, figure):
@@ -67,13 +67,13 @@ def write_report(folder, setup, *, result, summary, command: str) -> None:
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
     add("mistakes", "Surest mistakes", "test pictures that the network gets wrong with the most confidence",
         draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
-    weights = first_layer(state.params, images.shape[1:])
+    weights = first_layer(state.params, setup.input_shape)
     if weights is not None:
         pictures, kind = weights
         figure = draw.image_grid(pictures[:64], title=f"Layer-1 {kind}", signed=True)
         add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"]
-            for x in table.layers(setup.model, images.shape[1:])]  # fmt: skip
+            for x in table.layers(setup.model, setup.input_shape)]  # fmt: skip
     tables = [("Layers", ["layer", "output", "parameters", "multiply-adds"], rows)]
     tables.append(classification.class_table(confusion, names))
     tables.append(("This run", ["", ""], [[key, str(value)] for key, value in summary.items()]))

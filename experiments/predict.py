@@ -36,12 +36,12 @@ def main(argv) -> int:
     pictures, kept, status = [], [], 0
     for file in files:
         try:
-            pictures.append(decode.read_picture(file, height=height, width=width, channels=channels))
+            pictures.append(decode.read_picture(file, channels=channels, size=(height, width)))
             kept.append(file)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
-    setup = build.setup(run["flags"], 1, statistics=(run["mean"], run["std"]))
+    setup = build.read_again(run)
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])

@@ -77,20 +77,17 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def describe(setup, state) -> str:
-    train, test = (len(setup.dataset.splits[split][1]) for split in ("train", "test"))
-    return f"{parameter_count(state.params):,} parameters; {train:,} training and {test:,} test images"
+def describe(dataset, state) -> str:
+    images = ", ".join(f"{len(labels):,} {split}" for split, (_, labels) in dataset.splits.items())
+    return f"{parameter_count(state.params):,} parameters; {images} images"
 
 
-def write_start(home: folder.RunFolder, config: dict, setup, state, devices: str) -> None:
+def write_start(home: folder.RunFolder, config: dict, setup, *, dataset, state, steps: int, devices: str) -> None:
     """flags.txt and run.json; a run that goes on keeps its first start."""
-    from data.dataset import pixel_statistics
     from models import table
 
-    image_shape = setup.dataset.splits["train"][0].shape[1:]
     old = home.read_json("run.json") or {}
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    mean, std = pixel_statistics(setup.dataset.splits["train"][0])
     run = {
         "task": setup.task.name,
         "flags": config,
@@ -99,15 +96,12 @@ def write_start(home: folder.RunFolder, config: dict, setup, state, devices: str
         "commit": _commit(),
         "devices": devices,
         "seed": config["seed"],
-        "steps": setup.steps,
+        "steps": steps,
         "parameters": parameter_count(state.params),
-        "multiply_adds": sum(layer.multiply_adds for layer in table.layers(setup.model, image_shape)),
+        "multiply_adds": sum(layer.multiply_adds for layer in table.layers(setup.model, setup.input_shape)),
         "dataset": config["dataset"],
-        "splits": {name: len(labels) for name, (_, labels) in setup.dataset.splits.items()},
-        "class_names": list(setup.dataset.class_names),
-        "image_shape": list(image_shape),
-        "mean": list(mean),
-        "std": list(std),
+        "splits": {name: len(labels) for name, (_, labels) in dataset.splits.items()},
+        **{name: list(value) for name, value in setup.about._asdict().items()},
         "start": old.get("start") or _now(),
         "end": None,
     }
@@ -149,6 +143,13 @@ def headline(summary: dict) -> str:
         f"{summary['split']} accuracy {100 * summary['accuracy']:.2f} % of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
     )
+
+
+def columns(task) -> list[str]:
+    """The header of metrics.csv; the training step counts no hits among five."""
+    names = [f"{part}_{name}" for part in ("train", "eval") for name in task.metrics]
+    names = [name for name in names if name != "train_accuracy_top5"]
+    return ["step", *names, "learning_rate", "seconds", "images_per_second"]
 
 
 class Progress:

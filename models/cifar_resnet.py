@@ -2,7 +2,7 @@
 
 6n + 2 layers: a 3x3 convolution of 16 maps, then n blocks of two 3x3 convolutions for each of {16, 32, 64} maps on
 {32, 16, 8} pixels, the first convolution of the second and third stage with stride 2, global average pooling and a
-dense layer. Shortcuts are option A: every second pixel, the new channels zero (half before and half after the old ones).
+dense layer. Shortcuts are option A: every second pixel, the new channels zero, half before and half after the old.
 """
 
 import flax.linen as nn

@@ -1,12 +1,14 @@
 """Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, silent damage noticed."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,21 +28,21 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
+@dataclasses.dataclass
 class Checkpoints:
     """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
     lock, moves what is damaged; a reader passes it over."""
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        *,
-        keep: int = 2,
-        best=("accuracy", "max"),
-        report=logging.warning,
-        owner: bool = True,
-    ):
-        self.folder, self.damaged = workdir.absolute() / "checkpoints", workdir.absolute() / "damaged_checkpoints"
-        self.keep, self.best, self.report, self.owner, self._manager = keep, best, report, owner, None
+    workdir: pathlib.Path
+    keep: int = 2
+    best: tuple[str, str] = ("accuracy", "max")
+    report: Callable[[str], Any] = logging.warning
+    owner: bool = True
+    about: Any = None  # Constants of the run, written into each checkpoint.
+    _manager: Any = None
+
+    def __post_init__(self):
+        self.folder, self.damaged = (self.workdir.absolute() / f"{kind}checkpoints" for kind in ("", "damaged_"))
 
     def _open(self):
         if self._manager is None:
@@ -63,14 +65,13 @@ class Checkpoints:
         return max(scores, key=lambda step: (scores[step], -step)) if scores else None
 
     def save(self, step: int, state, *, record: dict, metrics: dict | None = None) -> None:
-        """Begins to save whole host arrays and the JSON `record`. An error of the save before it is raised here.
-        Raises FloatingPointError, and saves nothing, where a value is not finite."""
+        """Begins to save `state` and the JSON `record`. FloatingPointError, and no save, for a value not finite."""
         arrays = leaves.to_host(state)
-        bad = [name for name, leaf in arrays.items() if leaf.dtype.kind == "f" and not np.isfinite(leaf).all()]
-        if bad:
-            raise FloatingPointError(f"{bad[0]} is not finite at step {step}; the checkpoints before it are kept")
+        for name, leaf in arrays.items():
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                raise FloatingPointError(f"{name} is not finite at step {step}; the checkpoints before it are kept")
         named = {name: [str(leaf.dtype), list(leaf.shape), leaves.bit_sum(leaf)] for name, leaf in arrays.items()}
-        text = json.dumps({"record": record, "metrics": metrics, "leaves": named})
+        text = json.dumps({"record": record, "metrics": metrics, "leaves": named, "constants": self.about})
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
         self.wait()

@@ -1,0 +1,104 @@
+"""The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its pictures."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import augment, folder
+from data.dataset import DataError
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    root, random = tmp_path / "pictures", np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "bird"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+                picture.save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_classes_are_sorted_and_modes_become_rgb(pictures):
+    Image.new("L", (6, 8), 7).save(pictures / "train" / "cat" / "x.JPG")
+    Image.new("CMYK", (6, 8), (255, 0, 0, 0)).save(pictures / "train" / "cat" / "y.jpeg")
+    (pictures / "train" / "cat" / "notes.txt").write_text("not a picture")
+    found = folder.load(str(pictures))
+    assert found.class_names == ("bird", "cat")
+    images, labels = found.splits["train"]
+    assert images.shape == (8, 8, 6, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 1, 1])
+    assert (images[6] == 7).all() and images[7][..., 0].max() < 60 and images[7][..., 2].min() > 150
+    np.testing.assert_array_equal(images[0], np.asarray(Image.open(pictures / "train" / "bird" / "0.png")))
+
+
+def test_the_cache_notices_changed_added_and_removed_files(pictures, monkeypatch):
+    first = folder.load(str(pictures)).splits["train"][0]
+    calls = []
+    original = folder._decode
+    monkeypatch.setattr(folder, "_decode", lambda *arguments: calls.append(arguments[1]) or original(*arguments))
+    np.testing.assert_array_equal(folder.load(str(pictures)).splits["train"][0], first)
+    assert calls == []
+    path = pictures / "train" / "cat" / "0.png"
+    Image.new("RGB", (6, 8), (1, 2, 3)).save(path)
+    assert (folder.load(str(pictures)).splits["train"][0][3] == (1, 2, 3)).all() and calls == ["train"]
+    path.unlink()
+    assert len(folder.load(str(pictures)).splits["train"][1]) == 5 and calls == ["train"] * 2
+    cache = pictures.with_name("pictures.train.npz")
+    cache.write_bytes(cache.read_bytes()[:100])  # Cut short.
+    assert len(folder.load(str(pictures)).splits["train"][1]) == 5 and calls == ["train"] * 3
+
+
+def test_corrupt_pictures_stop_by_name_or_are_left_out_and_counted(pictures, capsys):
+    (pictures / "test" / "cat" / "bad.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"bad\.png: .*--skip_corrupt"):
+        folder.load(str(pictures))
+    assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
+    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err
+
+
+def test_what_is_no_such_folder_is_refused(pictures, tmp_path):
+    with pytest.raises(DataError, match="needs --data_dir"):
+        folder.load(None)
+    with pytest.raises(DataError, match="no such folder"):
+        folder.load(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="holds no pictures"):
+        folder.load(str(pictures / "train"))
+    Image.new("RGB", (7, 8)).save(pictures / "train" / "cat" / "other.png")
+    with pytest.raises(DataError, match=r"other\.png is 8x7, expected 8x6"):
+        folder.load(str(pictures))
+    os.rename(pictures / "test" / "cat", pictures / "test" / "dog")
+    with pytest.raises(DataError, match=r"differ: \['bird', 'dog'\] and \['bird', 'cat'\]"):
+        folder.load(str(pictures))
+
+
+def test_flip_and_shift_are_drawn_for_each_image():
+    image = jax.random.normal(jax.random.key(0), (8, 8, 3))
+    keys = jax.random.split(jax.random.key(1), 64)
+    found = np.asarray(augment.flip_shift(jnp.repeat(image[None], 64, 0), keys, shift=1))
+    allowed = {
+        (flip, y, x): np.pad(image[:, ::-1] if flip else image, ((1, 1), (1, 1), (0, 0)))[y : y + 8, x : x + 8]
+        for flip in (0, 1)
+        for y in range(3)
+        for x in range(3)
+    }
+    hits = {name for one in found for name, value in allowed.items() if np.array_equal(one, value)}
+    assert len(hits) > 12 and all(any(np.array_equal(one, v) for v in allowed.values()) for one in found)
+    reflected = np.asarray(augment.flip_shift(jnp.ones((64, 8, 8, 3)), keys, shift=2, reflect=True))
+    assert (reflected == 1).all()
+
+
+def test_cutout_and_crops():
+    keys = jax.random.split(jax.random.key(1), 64)
+    found = np.asarray(augment.flip_shift(jnp.ones((64, 8, 8, 3)), keys, shift=0, cutout=4))
+    blank = (found == 0).all(-1).sum((1, 2))
+    assert blank.max() == 16 and blank.min() >= 4 and len(set(blank)) > 2
+    ramp = jnp.arange(64.0).reshape(1, 8, 8, 1)
+    crops = np.asarray(augment.flip_crop(jnp.repeat(ramp, 64, 0), keys, size=6))
+    assert crops.shape == (64, 6, 6, 1) and len({crop.tobytes() for crop in crops}) > 12
+    np.testing.assert_array_equal(augment.center_crop(ramp, 6), ramp[:, 1:7, 1:7])
