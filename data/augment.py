@@ -77,6 +77,20 @@ def flip_crop(images, keys, *, size: int):
     return jax.vmap(change)(images, keys)
 
 
+def flip_views(images):
+    """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]."""
+    return jnp.stack([images, images[:, :, ::-1]])
+
+
+def ten_views(images, size: int):
+    """The four corners and the middle of `size` pixels and their mirror images, [B, H, W, C] -> [10, B, size, size, C]
+    (Krizhevsky, Sutskever & Hinton 2012, section 4.1)."""
+    bottom, right = images.shape[1] - size, images.shape[2] - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = jnp.concatenate([images[:, y : y + size, x : x + size] for y, x in corners])
+    return flip_views(crops).reshape(10, -1, size, size, images.shape[-1])
+
+
 def center_crop(images, size: int):
     """The middle `size` pixels of images [B, H, W, C]."""
     top, left = ((side - size) // 2 for side in images.shape[1:3])

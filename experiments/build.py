@@ -96,6 +96,8 @@ def check(config: dict, examples: int, devices: int) -> int:
         require(0 <= config[name] < math.inf, f"--{name}={config[name]}: must be 0 or more, and finite")
     require(config["seed"] < 2**32, f"--seed={config['seed']}: accepted are 0 to {2**32 - 1}")
     require(0 <= config["momentum"] < 1, f"--momentum={config['momentum']}: accepted are values in [0, 1)")
+    smoothing = config["label_smoothing"]
+    require(0 <= smoothing < 1, f"--label_smoothing={smoothing}: accepted are values in [0, 1)")
     require(not config["nesterov"] or config["momentum"] > 0, "--nesterov needs a --momentum above 0")
     batch = config["batch_size"]
     require(batch <= examples, f"--batch_size={batch}: the training split has {examples} examples")
@@ -130,41 +132,60 @@ def prepare(config: dict, about: About):
     """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
     normalize = functools.partial(augment.normalize, mean=about.mean, std=about.std)
     height, width, channels = about.image_shape
+    kind, views = config["augment"], config["tta"]
     for name in ("shift", "cutout"):
         require(
             0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
         )
-    if config["augment"] == "digits":
-        return lambda images, keys: normalize(augment.digits(images, keys)), normalize, about.image_shape
-    if config["augment"] == "flip_shift":  # On normalised images: zero outside is the mean.
-        reflect = config["shift_mode"] == "reflect"
-        change = functools.partial(augment.flip_shift, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
-        return lambda images, keys: change(normalize(images), keys), normalize, about.image_shape
-    if config["augment"] == "crop24":
+    if kind == "crop24":
         require(min(height, width) >= 24, f"--augment=crop24 needs 24x24 pixels, not {height}x{width}")
-        crop = functools.partial(augment.flip_crop, size=24)
-        middle = functools.partial(augment.center_crop, size=24)
-        return (
-            lambda images, keys: crop(normalize(images), keys),
-            lambda images: middle(normalize(images)),
-            (24, 24, channels),
-        )
-    return lambda images, keys: normalize(images), normalize, about.image_shape
+        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=24)
+    else:
+        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24")
+        see = None
+
+    def train(images, keys):
+        if kind == "digits":
+            return normalize(augment.digits(images, keys))
+        images = normalize(images)  # Before shifts and cutout: the zeros that they bring in are the mean.
+        if kind == "flip_shift":
+            reflect = config["shift_mode"] == "reflect"
+            return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
+        return augment.flip_crop(images, keys, size=24) if kind == "crop24" else images
+
+    def evaluation(images):
+        images = see(normalize(images)) if see else normalize(images)
+        return augment.flip_views(images) if views == "flip" else images
+
+    return train, evaluation, (24, 24, channels) if kind == "crop24" else about.image_shape
 
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
     model = network(config, len(about.class_names), axis)
+    try:
+        drops = [float(drop) for drop in config["drops"]]
+    except ValueError:
+        raise UsageError(f"--drops={','.join(config['drops'])}: numbers with commas are accepted") from None
+    require(all(0 < drop < 1 for drop in drops), f"--drops={','.join(config['drops'])}: must lie between 0 and 1")
     rate = optimizers.schedule(
-        config["schedule"], learning_rate=config["learning_rate"], steps=steps, warmup_steps=config["warmup_steps"]
+        config["schedule"],
+        learning_rate=config["learning_rate"],
+        steps=steps,
+        warmup_steps=config["warmup_steps"],
+        drops=drops,
     )
+    author = config["parameter_groups"] == "author"
+    known = ", ".join(models.AUTHOR_GROUPS)
+    require(not author or config["model"] in models.AUTHOR_GROUPS, f"--parameter_groups=author is for --model={known}")
     optimizer = optimizers.create(
         config["optimizer"],
         rate,
         momentum=config["momentum"],
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
+        groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
     )
     train_prepare, eval_prepare, input_shape = prepare(config, about)
     task = classification.create(
@@ -175,6 +196,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         train_prepare=train_prepare,
         eval_prepare=eval_prepare,
         axis=axis,
+        smoothing=config["label_smoothing"],
     )
     return Setup(about, input_shape, model, task, rate)
 

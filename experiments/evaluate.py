@@ -16,6 +16,7 @@ DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; defau
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
 SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, or val where there is no test.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
+TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
 WHICH = absl_flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Checkpoint to score: the newest or the one of the best evaluation."
 )
@@ -36,11 +37,10 @@ def main(argv) -> int:
     from experiments import build
     from train.classification import class_table
 
-    config = run["flags"] | {
-        "dataset": DATASET.value or run["flags"]["dataset"],
-        "data_dir": DATA_DIR.value or run["flags"]["data_dir"],
-    }
-    setup, dataset = build.read_again(run), build.load_dataset(config)
+    config = dict(run["flags"])
+    own = {"dataset": DATASET.value, "data_dir": DATA_DIR.value, "tta": TTA.value}
+    config |= {name: value for name, value in own.items() if value is not None}
+    setup, dataset = build.read_again(run | {"flags": config}), build.load_dataset(config)
     if list(dataset.class_names) != run["class_names"]:
         raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {list(dataset.class_names)} here")
     split = SPLIT.value or build.eval_split(dataset)

@@ -9,6 +9,7 @@ import sys
 from absl import app, flags
 
 FLAGS = flags.FLAGS
+TTA = ["none", "flip", "ten_view"]
 # What may differ when a run goes on: where it runs and what it shows, not what it computes.
 FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
 
@@ -22,7 +23,7 @@ def define_model_flags() -> None:
     flags.DEFINE_string(
         "model",
         "cnn",
-        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, cifar_resnetN or cifar_plainN.",
+        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, dcnn, cifar_resnetN or cifar_plainN.",
     )
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")
@@ -49,13 +50,19 @@ def define_run_flags() -> None:
     flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
     flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
     flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
+    flags.DEFINE_float("label_smoothing", 0.0, "Share of the target that all classes share, in [0, 1).")
     flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
+    flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate is a tenth.")
+    flags.DEFINE_enum(
+        "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
+    )
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
     flags.DEFINE_enum("augment", "none", ["none", "digits", "flip_shift", "crop24"], "Augmentation, on the device.")
     flags.DEFINE_integer("shift", 4, "flip_shift: largest shift in pixels.")
     flags.DEFINE_enum("shift_mode", "zero", ["zero", "reflect"], "flip_shift: what lies outside the picture.")
     flags.DEFINE_integer("cutout", 0, "flip_shift: side in pixels of the square that is blanked; 0 for none.")
+    flags.DEFINE_enum("tta", "none", TTA, "Views of each test picture whose probabilities are averaged.")
     flags.DEFINE_bool("skip_corrupt", False, "folder: leave out pictures that can't be decoded instead of stopping.")
     flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
     flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")

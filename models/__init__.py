@@ -5,9 +5,11 @@ import difflib
 
 import flax.linen as nn
 
+from models import cuda_convnet
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
 from models.cuda_convnet import CudaConvNet
+from models.dcnn import DCNN
 from models.densenet import DenseNet
 from models.lenet import LeNet
 from models.linear import Logistic, Perceptron
@@ -17,6 +19,7 @@ from models.mlp import MLP
 REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "cnn": (CNN, {}),
     "cuda_convnet": (CudaConvNet, {}),
+    "dcnn": (DCNN, {}),
     "densenet": (DenseNet, {}),
     "lenet": (LeNet, {}),
     "logistic": (Logistic, {}),
@@ -25,6 +28,10 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     **{f"cifar_resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110, 1202)},
     **{f"cifar_plain{depth}": (CifarResNet, {"depth": depth, "residual": False}) for depth in (20, 32, 44, 56)},
 }
+
+
+# The rates and decays by leaf of a network's author, for --parameter_groups=author.
+AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS}
 
 
 def options(name: str) -> set[str]:

@@ -102,3 +102,7 @@ def test_cutout_and_crops():
     crops = np.asarray(augment.flip_crop(jnp.repeat(ramp, 64, 0), keys, size=6))
     assert crops.shape == (64, 6, 6, 1) and len({crop.tobytes() for crop in crops}) > 12
     np.testing.assert_array_equal(augment.center_crop(ramp, 6), ramp[:, 1:7, 1:7])
+    views = augment.ten_views(jnp.concatenate([ramp, -ramp]), 6)
+    assert views.shape == (10, 2, 6, 6, 1)
+    np.testing.assert_array_equal(views[4, 1], -ramp[0, 1:7, 1:7])
+    np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])

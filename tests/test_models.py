@@ -10,7 +10,18 @@ from models import layers, table
 from models.cifar_resnet import Block
 from models.cuda_convnet import ceil_max_pool
 
-NAMES = ["perceptron", "logistic", "mlp", "lenet", "cnn", "cifar_resnet20", "cifar_plain20", "densenet", "cuda_convnet"]
+NAMES = [
+    "perceptron",
+    "logistic",
+    "mlp",
+    "lenet",
+    "cnn",
+    "cifar_resnet20",
+    "cifar_plain20",
+    "densenet",
+    "cuda_convnet",
+    "dcnn",
+]
 TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
 COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
 # (name, options, image size, parameters, multiply-adds in millions), as published: the ResNet paper's networks with

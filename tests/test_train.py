@@ -90,12 +90,35 @@ def test_evaluation_on_two_devices_equals_one(mnist5k):
     assert tree_error(found[1], jax.device_get(found[0])) < 1e-5
 
 
+def test_views_are_averaged_as_probabilities(mnist5k):
+    task = make_task(None)
+    state, images = task.init(jax.random.key(0)), mnist5k.splits["test"][0][:6]
+    model = models.create("cnn", 10, widths=(4, 8, 8), features=8)
+
+    def prepare(images):
+        return augment.normalize(images, (33.0,), (79.0,))
+
+    def both(images):
+        return augment.flip_views(prepare(images))
+
+    found = classification.predict_step(state, {"image": images}, model=model, prepare=both)
+    single = [
+        classification.predict_step(state, {"image": part}, model=model, prepare=prepare)
+        for part in (images, images[:, :, ::-1])
+    ]
+    expected = (jax.nn.softmax(single[0]) + jax.nn.softmax(single[1])) / 2
+    np.testing.assert_allclose(jnp.exp(found), expected, rtol=1e-4)
+
+
 def test_losses_against_optax_and_a_sort():
     logits, labels = jax.random.normal(jax.random.key(0), (50, 10)), jnp.arange(50) % 10
     expected = -jax.nn.log_softmax(logits)[jnp.arange(50), labels]
     np.testing.assert_allclose(losses.cross_entropy(logits, labels), expected, rtol=1e-5)
     top = np.argsort(-np.asarray(logits), axis=-1, kind="stable")[:, :5]
     np.testing.assert_array_equal(losses.in_top(logits, labels, 5), (top == np.asarray(labels)[:, None]).any(1))
+    target = 0.7 * jax.nn.one_hot(labels, 10) + 0.3 / 10
+    expected = -(target * jax.nn.log_softmax(logits)).sum(-1)
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels, smoothing=0.3), expected, rtol=1e-5)
     unit, binary = logits[:, :1], labels % 2
     expected = optax.sigmoid_binary_cross_entropy(unit[:, 0], binary)
     np.testing.assert_allclose(losses.cross_entropy(unit, binary), expected, rtol=1e-5)
@@ -118,6 +141,20 @@ def test_warm_up_and_coupled_weight_decay():
     optimizer = optimizers.create("sgd", lambda step: 0.1, momentum=0.0, nesterov=False, weight_decay=0.5)
     updates, _ = optimizer.update(jnp.ones(()), optimizer.init(jnp.array(2.0)), jnp.array(2.0))
     assert float(updates) == pytest.approx(-0.1 * (1 + 0.5 * 2))
+
+
+def test_groups_scale_rate_and_decay_of_the_first_pattern_that_fits():
+    groups = [("bias$", 2.0, 0.0), ("^a/", 1.0, 3.0)]
+    optimizer = optimizers.create(
+        "sgd", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.5, groups=groups
+    )
+    params = {"a": {"kernel": jnp.array(2.0), "bias": jnp.array(2.0)}, "b": {"kernel": jnp.array(2.0)}}
+    state = optimizer.init(params)
+    for scale in (1.0, 1.9):  # The second step's momentum holds 0.9 of the first.
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        assert float(updates["a"]["kernel"]) == pytest.approx(-0.1 * (1 + 0.5 * 3 * 2) * scale)
+        assert float(updates["a"]["bias"]) == pytest.approx(-0.2 * scale)
+        assert float(updates["b"]["kernel"]) == pytest.approx(-0.1 * (1 + 0.5 * 2) * scale)
 
 
 def loop_parts(mnist5k, tmp_path, stop, eval_step=None):

@@ -21,7 +21,7 @@ def init(key, *, model, optimizer, image_shape) -> State:
     return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def autodiff(params, batch_stats, batch, key, *, model, prepare, axis):
+def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch."""
     image_key, dropout_key = jax.random.split(key)
     keys = row_keys(image_key, batch["label"].shape[0], axis_name=axis)
@@ -33,7 +33,7 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, axis):
         logits, changed = model.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        loss_B = losses.cross_entropy(logits, batch["label"])
+        loss_B = losses.cross_entropy(logits, batch["label"], smoothing=smoothing)
         sums = {
             "loss": loss_B.sum(),
             "correct": losses.in_top(logits, batch["label"], 1).sum(),
@@ -63,9 +63,15 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
 
 
 def predict_step(state: State, batch, *, model, prepare):
-    """Logits [B, C] in evaluation mode."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return losses.class_logits(model.apply(variables, prepare(batch["image"]), train=False))
+    """Logits [B, C] in evaluation mode. Where `prepare` gives several views of each image, [V, B, H, W, C], their
+    probabilities are averaged."""
+    variables, images = {"params": state.params, "batch_stats": state.batch_stats}, prepare(batch["image"])
+    if images.ndim == 4:
+        return losses.class_logits(model.apply(variables, images, train=False))
+    views = images.shape[0]
+    logits = losses.class_logits(model.apply(variables, images.reshape(-1, *images.shape[2:]), train=False))
+    scores = jax.nn.log_softmax(logits).reshape(views, -1, logits.shape[-1])
+    return jax.nn.logsumexp(scores, axis=0) - jnp.log(views)
 
 
 def eval_step(state: State, batch, *, model, prepare, axis=None):
@@ -91,9 +97,9 @@ def finish(sums, *, classes: int) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis) -> Task:
+def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis, smoothing=0.0) -> Task:
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`."""
-    grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, axis=axis)
+    grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, smoothing=smoothing, axis=axis)
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",

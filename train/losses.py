@@ -1,5 +1,6 @@
 """Losses and scores by example; the caller sums and divides."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -9,9 +10,16 @@ def class_logits(logits):
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
 
 
-def cross_entropy(logits, labels):
-    """-log p(label) by example [B], in nats, from logits [B, C]; binary cross-entropy for [B, 1]."""
-    return optax.softmax_cross_entropy_with_integer_labels(class_logits(logits), labels)
+def cross_entropy(logits, labels, *, smoothing: float = 0.0):
+    """-log p(label) by example [B], in nats, from logits [B, C]; binary cross-entropy for [B, 1].
+
+    With `smoothing` s the target is (1 - s) for the label plus s / C for every class (Szegedy et al. 2015, section 7).
+    """
+    scores = class_logits(logits)
+    loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(scores).mean(-1)
 
 
 def in_top(logits, labels, k: int):
