@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Callable
 
-from data import folder, mnist5k
+from data import cifar10, folder, mnist5k
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
 
 REGISTRY: dict[str, Callable[..., Dataset]] = {
+    "cifar10": cifar10.load,
     "folder": folder.load,
     "mnist5k": lambda data_dir, skip_corrupt: mnist5k.load(),
 }

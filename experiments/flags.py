@@ -40,8 +40,8 @@ def define_run_flags() -> None:
     """The flags of classify."""
     define_model_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
-    flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png; mnist5k needs none.")
-    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k or folder.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.")
+    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k, cifar10 or folder.")
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
     flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")

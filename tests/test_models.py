@@ -154,3 +154,30 @@ def test_activations():
     np.testing.assert_allclose(layers.activation("leaky_relu", slope=0.1)(x), [-0.2, 0.5], rtol=1e-6)
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
         layers.activation("swish")
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "window", "stride", "padding"),
+    [
+        ((12, 32, 32, 3), 8, 5, 1, "SAME"),  # Three pieces of four images.
+        ((6, 33, 31, 4), 5, 3, 2, ((1, 1), (1, 1))),
+        ((34, 17, 17, 4), 5, 3, 2, "VALID"),
+        ((7, 64, 64, 3), 5, 7, 2, ((3, 3), (3, 3))),  # Seven pieces; the last row is reached by no window.
+        ((3, 8, 8, 3), 4, 1, 2, "VALID"),
+        ((2, 16, 16, 3), 4, 11, 4, ((2, 2), (2, 2))),
+    ],
+)
+def test_a_convolution_has_xlas_gradients(shape, features, window, stride, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (window, window, shape[-1], features))
+
+    def gradients(convolution):
+        def forward(x, kernel):
+            return convolution(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        y, back = jax.vjp(forward, x, kernel)
+        return y, *back(jax.random.normal(keys[2], y.shape))
+
+    theirs = jax.jit(lambda: gradients(jax.lax.conv_general_dilated))()
+    for ours, other in zip(jax.jit(lambda: gradients(layers.conv_general_dilated))(), theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=2e-6 * float(jnp.abs(other).max()))

@@ -1,0 +1,113 @@
+"""The binary archive: its structure, its download over a connection that breaks, its store."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+
+import data
+from data import cifar10, store
+from data.dataset import DataError
+
+RECORDS = 20
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """An archive of the official form with 20 records a file."""
+    monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
+    random = np.random.default_rng(0)
+    path = tmp_path / "cifar-10-binary.tar.gz"
+
+    def make(change=None, names=None):
+        with tarfile.open(path, "w:gz") as file:
+            for name in names or sum(cifar10.FILES.values(), []):
+                records = random.integers(0, 256, (RECORDS, cifar10.RECORD), dtype=np.uint8)
+                records[:, 0] %= 10
+                content = records.tobytes()
+                content = change(content) if change else content
+                member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+        return path
+
+    return make
+
+
+def test_red_green_and_blue_are_planes():
+    record = bytes([3]) + bytes([1] * 1024) + bytes([2] * 1024) + bytes(range(256)) * 4
+    images, labels = cifar10.parse(record * cifar10.RECORDS, "x")
+    assert labels[0] == 3 and images.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(images[0, 1, 5], [1, 2, 37])
+
+
+def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path):
+    splits = cifar10.read_archive(str(archive()))
+    assert {name: len(y) for name, (_, y) in splits.items()} == {"train": 100, "test": 20}
+    with pytest.raises(DataError, match=r"prepare --dataset=cifar10 --data_dir=.*absent`"):
+        data.load("cifar10", str(tmp_path / "absent"))
+    place = store.write(tmp_path / "data", "cifar10", splits, cifar10.CLASSES)
+    assert list(place.glob("*.array_record*"))
+    found = data.load("cifar10", str(tmp_path / "data"))
+    for split, arrays in splits.items():
+        for ours, theirs in zip(found.splits[split], arrays, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    file = next(place.glob("*train*array_record*"))
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(DataError, match="is damaged"):
+        data.load("cifar10", str(tmp_path / "data"))
+
+
+def test_another_structure_is_refused(archive, tmp_path):
+    with pytest.raises(DataError, match="expected 20 records of 3,073"):
+        cifar10.read_archive(str(archive(lambda content: content[:-1])))
+    with pytest.raises(DataError, match="holds the label 77"):
+        cifar10.read_archive(str(archive(lambda content: b"\x4d" + content[1:])))
+    with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
+        cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))
+    with pytest.raises(DataError, match=r"pickled Python version; the binary one is cifar-10-binary\.tar\.gz"):
+        cifar10.read_archive(str(archive(names=["data_batch_1"])))
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(DataError, match="can't be read as an archive"):
+        cifar10.read_archive(str(tmp_path / "text"))
+
+
+def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch):
+    content = np.random.default_rng(0).bytes(300_000)
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(content).hexdigest())
+    ranges = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            ranges.append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start : 150_000 if len(ranges) == 1 else None])  # Half of it at first.
+
+        def log_message(self, *arguments):
+            del arguments
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        url, target = f"http://127.0.0.1:{server.server_port}/a", tmp_path / "new" / "a"
+        with pytest.raises(DataError, match=r"broke off"):
+            cifar10.download(target, url)
+        assert not target.exists()
+        cifar10.download(target, url)
+        assert target.read_bytes() == content and ranges == [0, 150_000]
+        monkeypatch.setattr(cifar10, "MD5", "0" * 32)
+        with pytest.raises(DataError, match="another MD5"):
+            cifar10.download(tmp_path / "b", url)
+        assert not list(tmp_path.glob("b*"))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
