@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data.stream import Stream
+
 
 @functools.lru_cache(maxsize=2)
 def order(seed: int, epoch: int, *, examples: int) -> np.ndarray:
@@ -23,6 +25,13 @@ def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
 
 def train_batches(images, labels, *, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on."""
+    if isinstance(images, Stream):
+        count = len(labels)
+
+        def row(position):
+            return int(order(seed, position // count, examples=count)[position % count])
+
+        yield from images.train_batches(labels, row, batch_size=batch_size, seed=seed, start=start)
     step = start
     while True:
         picked = rows(seed, step, batch_size=batch_size, examples=len(labels))
@@ -32,8 +41,13 @@ def train_batches(images, labels, *, batch_size: int, seed: int, start: int = 0)
 
 def eval_batches(images, labels, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order; the last batch is filled up with zeros, and "mask" [B] is 0.0 there."""
-    for start in range(0, len(labels), batch_size):
-        image, label = images[start : start + batch_size], labels[start : start + batch_size]
+    starts = range(0, len(labels), batch_size)
+    if isinstance(images, Stream):
+        parts = images.chunks(batch_size)  # They are decoded while the device is at work on the one before.
+    else:
+        parts = (images[start : start + batch_size] for start in starts)
+    for start, image in zip(starts, parts, strict=True):
+        label = labels[start : start + batch_size]
         missing = batch_size - len(label)
         yield {
             "image": np.pad(image, ((0, missing), *((0, 0),) * (image.ndim - 1))),

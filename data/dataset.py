@@ -1,6 +1,6 @@
-"""What a data set in memory is."""
+"""What a data set is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,10 +10,11 @@ class DataError(ValueError):
 
 
 class Dataset(NamedTuple):
-    """`splits` holds for each name the images, uint8 [N, H, W, C], and labels, int32 [N]."""
+    """`splits` holds for each name the images, uint8 [N, H, W, C], and labels, int32 [N]. The images are an array, or a
+    data.stream.Stream, which stands for one and decodes what it is indexed with."""
 
     name: str
-    splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    splits: dict[str, tuple[Any, np.ndarray]]
     class_names: tuple[str, ...]
 
 
@@ -31,7 +32,8 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     for split, (images, labels) in dataset.splits.items():
         hits = labels == dataset.class_names.index(positive)
         rows = np.ones_like(hits) if negative is None else hits | (labels == dataset.class_names.index(negative))
-        splits[split] = images[rows], hits[rows].astype(np.int32)
+        kept = images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
+        splits[split] = kept, hits[rows].astype(np.int32)
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 

@@ -1,19 +1,26 @@
 """Picture files of any size and mode to the arrays that a network was trained on."""
 
+import io
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.dataset import DataError
 
+FAILURES = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
 
-def read_picture(path: str, *, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+
+def read_picture(
+    path: str, *, channels: int, size: tuple[int, int] | None = None, content: bytes | None = None
+) -> np.ndarray:
     """The picture file as uint8 [H, W, channels]: EXIF rotation applied, transparency laid on black, 16-bit values
     scaled, grey or colour as `channels` (1 or 3) asks, resized bilinearly to `size` (H, W) if given.
 
-    Raises DataError, with the file's name, for what is not a readable picture.
+    `content` is the file's bytes where they come from elsewhere; `path` then only names them. Raises DataError, with
+    the file's name, for what is not a readable picture.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if content is None else io.BytesIO(content)) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                 values = np.asarray(picture, np.float64)
@@ -24,8 +31,17 @@ def read_picture(path: str, *, channels: int, size: tuple[int, int] | None = Non
             picture = picture.convert("L" if channels == 1 else "RGB")
             if size is not None:
                 picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except FAILURES as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
     return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def picture_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:
+    """(height, width) as the header has them, before any rotation; None for what is not a readable picture."""
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as opened:
+            return opened.height, opened.width
+    except FAILURES:
+        return None

@@ -1,6 +1,9 @@
 """Prepared data sets as tfds array_record stores, written and read without TensorFlow."""
 
+import contextlib
+import io
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -44,8 +47,12 @@ def exists(folder: pathlib.Path, name: str) -> bool:
 def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
     """Writes images uint8 [N, H, W, C] and labels [N] of each split once; the store appears whole or not at all."""
     builder = _builder(folder, name, splits, classes)
-    builder.download_and_prepare()
-    return pathlib.Path(builder.data_dir)
+    with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download, of unknown size.
+        builder.download_and_prepare()
+    place = pathlib.Path(builder.data_dir)
+    for left in place.parent.glob("incomplete.*"):  # Of earlier calls that were killed.
+        shutil.rmtree(left, ignore_errors=True)
+    return place
 
 
 def read(folder: pathlib.Path, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

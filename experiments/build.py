@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import data
 import models
-from data import augment
+from data import augment, stream
 from data.dataset import Dataset, binary_task, pixel_statistics
 from experiments.flags import UsageError
 from train import classification, optimizers, parallel
@@ -73,12 +73,22 @@ def network(config: dict, classes: int, axis: str | None):
 def load_dataset(config: dict) -> Dataset:
     """The data set, as a binary task where --positive asks for one."""
     try:
-        if config["dataset"] not in data.REGISTRY:
-            data.load(config["dataset"])
+        data.find(config["dataset"])
+        size, kind = config.get("image_size"), config["augment"]  # Runs of before had no image_size.
+        require(size is None or size > 0, f"--image_size={size}: must be more than 0")
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
             raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
-        dataset = data.load(config["dataset"], config["data_dir"], skip_corrupt=config["skip_corrupt"])
+        dataset = data.load(
+            config["dataset"], config["data_dir"], skip_corrupt=config["skip_corrupt"], image_size=size, augment=kind
+        )
+        streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
+        where = "--dataset=folder or tfds:NAME"
+        require(streamed or size is None, f"--image_size={size} is for {where}, not {config['dataset']}")
+        require(
+            streamed or kind not in ("crop", "resized_crop"),
+            f"--augment={kind} is for {where} with pictures of more than 64 pixels a side, or with --image_size",
+        )
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
     except data.DataError:
         raise
@@ -117,15 +127,25 @@ def describe(dataset: Dataset) -> About:
     if "train" not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     images = dataset.splits["train"][0]
-    return About(images.shape[1:], *pixel_statistics(images), dataset.class_names)
+    streamed = isinstance(images, stream.Stream)
+    mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
+    return About(images.shape[1:], mean, std, dataset.class_names)
+
+
+def shown(images, labels):
+    """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
+    if not isinstance(images, stream.Stream):
+        return images, labels
+    rows = images.sample(stream.SAMPLE)
+    return images[rows], labels[rows]
 
 
 def eval_split(dataset: Dataset) -> str:
-    """The split that a run is scored on: test, else val."""
-    for split in ("test", "val"):
+    """The split that a run is scored on: test, else val or, as tfds has it, validation."""
+    for split in ("test", "val", "validation"):
         if split in dataset.splits:
             return split
-    raise UsageError(f"{dataset.name} has neither a split test nor val, only {', '.join(dataset.splits)}")
+    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
 
 
 def prepare(config: dict, about: About):
@@ -137,11 +157,12 @@ def prepare(config: dict, about: About):
         require(
             0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
         )
-    if kind == "crop24":
-        require(min(height, width) >= 24, f"--augment=crop24 needs 24x24 pixels, not {height}x{width}")
-        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=24)
+    crop = {"crop24": 24, "crop": config.get("image_size") or stream.SIZE}.get(kind)
+    if crop:
+        require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
+        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
     else:
-        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24")
+        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop")
         see = None
 
     def train(images, keys):
@@ -151,13 +172,15 @@ def prepare(config: dict, about: About):
         if kind == "flip_shift":
             reflect = config["shift_mode"] == "reflect"
             return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
-        return augment.flip_crop(images, keys, size=24) if kind == "crop24" else images
+        if kind == "resized_crop":  # The stream has cut and resized: the mirror image is left.
+            return augment.flip_shift(images, keys, shift=0)
+        return augment.flip_crop(images, keys, size=crop) if crop else images
 
     def evaluation(images):
         images = see(normalize(images)) if see else normalize(images)
         return augment.flip_views(images) if views == "flip" else images
 
-    return train, evaluation, (24, 24, channels) if kind == "crop24" else about.image_shape
+    return train, evaluation, (crop, crop, channels) if crop else about.image_shape
 
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:

@@ -46,7 +46,7 @@ def main(argv) -> int:
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = setup.task.init(jax.random.key(config["seed"]))
-    example = {"image": images[:batch_size], "label": labels[:batch_size]}
+    example = {"image": jax.ShapeDtypeStruct((batch_size, *about.image_shape), "uint8"), "label": labels[:batch_size]}
     parallel.check_reductions(setup.task.train_step, state, batch=example, devices=devices)
     checkpoints = checkpoint.Checkpoints(
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
@@ -84,9 +84,8 @@ def main(argv) -> int:
     # --- What the run leaves behind.
     summary = records.summary(config, setup, result, split, len(test_labels), str(home.path))
     command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
-    look.write_report(
-        home.path, setup, test=(test_images, test_labels), result=result, summary=summary, command=command
-    )
+    test = build.shown(test_images, test_labels)
+    look.write_report(home.path, setup, test=test, result=result, summary=summary, command=command)
     records.write_end(home, summary)
     what = "dry run, its folder is removed" if config["dry_run"] else "done"
     loop.say(f"{what}: {records.headline(summary)}")

@@ -14,7 +14,7 @@ from train import folder, loop, parallel
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
-SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, or val where there is no test.")
+SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, else val or validation.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
 TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
 WHICH = absl_flags.DEFINE_enum(
@@ -51,10 +51,11 @@ def main(argv) -> int:
         raise flags.UsageError(f"pictures differ: {run['image_shape']} in the run, {list(images.shape[1:])} here")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    parts = list(batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value))
+    parts = batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value)
     began = time.perf_counter()
-    loop.add(None, eval_step(setup.task.prepare_eval(state), parts[0]))
+    loop.add(None, eval_step(setup.task.prepare_eval(state), next(parts)))
     compile_seconds = time.perf_counter() - began
+    parts = batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value)
     began = time.perf_counter()
     sums = loop.evaluate(setup.task.prepare_eval(state), eval_step, batches=parts, examples=len(labels))
     seconds = time.perf_counter() - began

@@ -41,7 +41,18 @@ def define_run_flags() -> None:
     define_model_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
     flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.")
-    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k, cifar10 or folder.")
+    flags.DEFINE_string(
+        "dataset",
+        "mnist5k",
+        "Data set: mnist5k, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION] as tfds prepared it with "
+        "--file_format=array_record in --data_dir, by default ~/tensorflow_datasets.",
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "folder, tfds: side in pixels of the network's input, cut out of pictures of any size; default 224 where a "
+        "picture has more than 64 pixels a side, else the pictures as they are.",
+    )
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
     flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
@@ -58,12 +69,20 @@ def define_run_flags() -> None:
     )
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
-    flags.DEFINE_enum("augment", "none", ["none", "digits", "flip_shift", "crop24"], "Augmentation, on the device.")
+    flags.DEFINE_enum(
+        "augment",
+        "none",
+        ["none", "digits", "flip_shift", "crop24", "resized_crop", "crop"],
+        "Augmentation. For pictures cut to --image_size: resized_crop takes 8 to 100 % of the area, crop a window out "
+        "of a square 8/7 as large; both flip.",
+    )
     flags.DEFINE_integer("shift", 4, "flip_shift: largest shift in pixels.")
     flags.DEFINE_enum("shift_mode", "zero", ["zero", "reflect"], "flip_shift: what lies outside the picture.")
     flags.DEFINE_integer("cutout", 0, "flip_shift: side in pixels of the square that is blanked; 0 for none.")
     flags.DEFINE_enum("tta", "none", TTA, "Views of each test picture whose probabilities are averaged.")
-    flags.DEFINE_bool("skip_corrupt", False, "folder: leave out pictures that can't be decoded instead of stopping.")
+    flags.DEFINE_bool(
+        "skip_corrupt", False, "folder, tfds: leave out pictures that can't be decoded instead of stopping."
+    )
     flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
     flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
     flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")

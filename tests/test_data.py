@@ -112,6 +112,6 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(
-        ValueError, match=r"unknown dataset 'mnist'; known: cifar10, folder, mnist5k; did you mean mnist5k\?"
+        ValueError, match=r"unknown dataset 'mnist'; known: cifar10, folder, mnist5k, tfds:NAME; did you mean mnist5k\?"
     ):
         data.load("mnist")

@@ -1,0 +1,168 @@
+"""Image classification sets as TensorFlow Datasets prepares them in array_record: --dataset=tfds:NAME.
+
+Preparing most of them needs TensorFlow, once; reading them doesn't. The pictures' bytes are taken as they are stored
+and decoded by data.decode, like files, so that one picture gives one array wherever it lies.
+"""
+
+import functools
+import os
+import pathlib
+import re
+import sys
+
+import numpy as np
+
+from data import cache, pictures
+from data.dataset import DataError, Dataset
+from data.decode import picture_size, read_picture
+from data.stream import View
+
+# NAME[/CONFIG][:VERSION]; a config never starts with a dot, so no path leads out of the folder.
+NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
+
+
+def parse(name: str) -> tuple[str, str | None, str | None]:
+    """(name, config, version) of "tfds:NAME[/CONFIG][:VERSION]". Raises ValueError for anything else."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"--dataset={name}: accepted are tfds:NAME, tfds:NAME/CONFIG and tfds:NAME/CONFIG:1.2.3")
+    return match[1], match[2], match[3]
+
+
+def load(
+    name: str, data_dir: str | None, *, skip_corrupt: bool = False, view: View | None = None, always: bool = False
+) -> Dataset:
+    """All labelled splits of a prepared set: arrays, or streams of `view` where a picture is large or `always`.
+
+    Raises DataError, with the command that prepares it, for a set that isn't prepared or not in array_record, and for
+    one that is damaged or isn't for image classification.
+    """
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
+    place = find(name, root)
+    import tensorflow_datasets as tfds  # Late: its import is needed for prepared stores alone.
+
+    with _Damage(place):
+        builder = tfds.builder_from_directory(place)
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+        counts = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
+    if "array_record" not in formats:
+        stored = ", ".join(sorted(formats)) or "an unknown format"
+        raise DataError(f"{place} is stored as {stored}, expected array_record: remove it and {how(name, root)}")
+    check_features(builder, name)
+    found = {split: read_split(builder, split, count, place=place) for split, count in counts.items()}
+    labelled = {split: one for split, one in found.items() if one.labels().min() >= 0}  # Unknown labels are -1.
+    for split in found.keys() - labelled.keys():
+        print(f"{name}: the split {split} has no labels and is left out", file=sys.stderr)
+    if not labelled:
+        raise DataError(f"{place} has no split with labels")
+    names = tuple(builder.info.features["label"].names)
+    return Dataset(name, pictures.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
+
+
+def how(name: str, root: pathlib.Path) -> str:
+    """What to run. Not `tfds build`: tfds' command line needs Apache Beam too."""
+    arguments = f"{name.removeprefix('tfds:')!r}, data_dir={str(root)!r}, file_format='array_record'"
+    code = f"import tensorflow_datasets as tfds; tfds.builder({arguments}).download_and_prepare()"
+    return f"run `python -c \"{code}\"` (it needs TensorFlow, once: pip install -e '.[prepare]')"
+
+
+def find(name: str, root: pathlib.Path) -> pathlib.Path:
+    """ROOT/NAME/[CONFIG/]VERSION, the newest version unless one is given. Raises DataError where there is none."""
+    title, config, version = parse(name)
+    folder = root / title / config if config else root / title
+    configs = sorted({path.parent.parent.name for path in folder.glob("*/*/dataset_info.json")})
+    if config is None and not any(folder.glob("*/dataset_info.json")) and configs:
+        if len(configs) > 1:
+            choice = " or ".join(f"tfds:{title}/{one}" for one in configs)
+            raise DataError(f"{name} is prepared in {root} with several configs: choose {choice}")
+        folder = folder / configs[0]
+    pattern = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+    versions = [path.parent for path in folder.glob("*/dataset_info.json") if pattern.fullmatch(path.parent.name)]
+    kept = [path for path in versions if version in (None, path.name)]
+    if not kept:
+        there = f", only {', '.join(sorted(path.name for path in versions))}" if versions else ""
+        raise DataError(f"{name} is not prepared in {root}{there}: {how(name, root)}")
+    return max(kept, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def check_features(builder, name: str) -> None:
+    """Raises DataError for a set without an 8-bit `image` and a `label` that is one of some classes."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = has.get("image"), has.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        kinds = (
+            ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(has.items()))
+            or type(features).__name__
+        )
+        raise DataError(
+            f"{name} is not for image classification: it has {kinds}, not image (Image), label (ClassLabel)"
+        )
+    if image.np_dtype != np.uint8 or len(image.shape) != 3:
+        raise DataError(f"the images of {name} are {image.np_dtype} {list(image.shape)}, expected uint8 [H, W, C]")
+
+
+def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictures.Pictures:
+    """One split of `builder`, read where it is asked; a record that can't be read raises DataError."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    raw = {key: tfds.decode.SkipDecoding() for key, one in features.items() if isinstance(one, tfds.features.Image)}
+    with _Damage(place):
+        source = builder.as_data_source(split=split, decoders=raw)
+    channels = 1 if features["image"].shape[-1] == 1 else 3
+
+    def record(example):
+        with _Damage(place):
+            return source[int(example)]
+
+    def where(example):
+        return f"{place}: picture {int(example)} of {split}"
+
+    def key(skip_corrupt):
+        lengths, status = builder.info.splits[split].shard_lengths, (place / "dataset_info.json").stat()
+        return repr((lengths, builder.info.splits[split].num_bytes, status.st_mtime_ns, skip_corrupt))
+
+    @functools.cache
+    def labels():
+        """They lie in the records, beside the pictures: one pass over all of them, once."""
+        path = beside.with_name(f"{beside.name}.labels.npz")
+        kept = cache.read(path, key(False))
+        if kept is not None:
+            return kept["labels"]
+        passed = pictures.each(lambda i: int(record(i)["label"]), count, title=f"labels of {split}")
+        found = np.fromiter(passed, np.int32, count)
+        cache.write(path, key(False), what="the labels are read", labels=found)
+        return found
+
+    beside = place.with_name(f"{place.name}.{split}")  # tfds takes folders named like versions alone for its own.
+    this = pictures.Pictures(
+        name=split,
+        length=count,
+        channels=channels,
+        where=where,
+        read=lambda example: read_picture(where(example), channels=channels, content=record(example)["image"]),
+        size=lambda example: picture_size(where(example), content=record(example)["image"]),
+        labels=labels,
+        stack=lambda skip_corrupt: pictures.in_memory(this, skip_corrupt),
+        key=key,
+        cache=beside,
+    )
+    return this
+
+
+class _Damage:
+    """Whatever array_record and tfds say of a cut or changed file, which is not one type, becomes a DataError."""
+
+    def __init__(self, place: pathlib.Path):
+        self.place = place
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception):
+            line = " ".join(str(error).split())[:200]
+            raise DataError(f"the store {self.place} is damaged ({line}); remove it and prepare it again") from None

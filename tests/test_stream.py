@@ -1,0 +1,285 @@
+"""Pictures that are decoded when a batch asks for them: views, order, evaluation, corrupt files, a killed run."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from data import batches, folder, stream
+from data.dataset import DataError, binary_task
+from experiments import build
+from experiments.flags import UsageError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
+
+
+def colour(i):
+    return (50 + 8 * i, 205 - 8 * i, 60 + 7 * i)
+
+
+def picture_of(i):
+    """A ramp around its own colour: crops differ, the middle square's mean does not."""
+    width, height = SIZES[i % len(SIZES)]
+    ramp = np.linspace(-40, 40, width)[None, :, None] + np.array(colour(i))
+    return Image.fromarray(np.repeat(ramp.round().astype(np.uint8), height, 0))
+
+
+def shows(image, i):
+    return np.abs(image.mean((0, 1)) - colour(i)).max() < 3
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """20 pictures of six sizes and several modes, each around a colour of its own: train 14, test 6."""
+    root, number = tmp_path_factory.mktemp("data") / "pictures", 0
+    for split, count in (("test", 3), ("train", 7)):
+        for name in ("bird", "cat"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = picture_of(number)
+                path = root / split / name / f"{i}.png"
+                if i == 1:
+                    picture = picture.quantize(64)
+                elif i == 2:
+                    picture = picture.convert("CMYK")
+                    path = path.with_suffix(".jpg")
+                picture.save(path)
+                number += 1
+    return root
+
+
+def load(root, **values):
+    return folder.load(str(root), view=stream.view(32, values.pop("augment", "none")), always=True, **values)
+
+
+def take(found, *, seed=0, start=0, count=6, batch_size=5, split="train"):
+    made = batches.train_batches(*found.splits[split], batch_size=batch_size, seed=seed, start=start)
+    return [next(made) for _ in range(count)]
+
+
+def equal(one, other):
+    return all(np.array_equal(a[k], b[k]) for a, b in zip(one, other, strict=True) for k in ("image", "label"))
+
+
+def test_large_pictures_become_a_stream_that_stands_for_an_array(pictures, monkeypatch):
+    monkeypatch.setattr(folder, "hashlib", None)  # A million files are not looked at one by one.
+    found = data.load("folder", str(pictures))
+    images, labels = found.splits["test"]
+    assert images.shape == (6, 224, 224, 3) and len(images) == 6 and labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
+    found = load(pictures)
+    images = found.splits["test"][0]
+    assert images.shape == (6, 32, 32, 3) and images[:4].shape == (4, 32, 32, 3) and images[:0].shape[0] == 0
+    for i in range(6):  # Palette and CMYK among them.
+        assert images[i].dtype == np.uint8 and shows(images[i], i)
+    np.testing.assert_array_equal(images[np.array([4, 1])], np.stack([images[4], images[1]]))
+
+
+def test_the_middle_square_is_that_of_the_resized_picture():
+    image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
+    box = stream.middle_box(256, 320, share=stream.SHARE)
+    np.testing.assert_array_equal(stream.resize(image, box, side=224), image[16:240, 48:272])  # No scaling.
+    large = np.asarray(Image.fromarray(image).resize((800, 640), Image.Resampling.BICUBIC))
+    whole = np.asarray(Image.fromarray(large).resize((320, 256), Image.Resampling.BILINEAR))
+    found = stream.resize(large, stream.middle_box(640, 800, share=stream.SHARE), side=224)
+    assert np.abs(found.astype(int) - whole[16:240, 48:272]).max() <= 1
+    assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
+
+
+def test_exif_rotation_and_grey_pictures(tmp_path):
+    grey = np.zeros((100, 80), np.uint8)
+    grey[:50] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by 90 degrees clockwise: the upper half comes to the right.
+    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    Image.fromarray(grey).save(tmp_path / "d" / "train" / "a" / "a.png", exif=exif)
+    found = load(tmp_path / "d").splits["train"][0][0]
+    assert found.shape == (32, 32, 3) and found[:, 18:].min() > 190 and found[:, :14].max() < 10
+
+
+def test_a_crop_lies_inside_and_has_its_share_and_aspect():
+    random = np.random.default_rng(0)
+    shares, aspects = [], []
+    for _ in range(400):
+        left, top, right, bottom = stream.random_box(300, 400, random=random)
+        assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
+        shares.append((right - left) * (bottom - top) / 120_000)
+        aspects.append((right - left) / (bottom - top))
+    assert 0.075 < min(shares) < 0.12 and 0.9 < max(shares) <= 1 and 0.38 < np.mean(shares) < 0.49  # Few large ones fit
+    assert 0.74 < min(aspects) < 0.78 and 1.28 < max(aspects) < 1.35 and abs(np.log(aspects).mean()) < 0.04
+    for height, width in ((1, 1000), (1000, 1), (1, 1), (2, 9)):
+        left, top, right, bottom = stream.random_box(height, width, random=random)
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    assert stream.random_box(10, 1000, random=random)[2] - stream.random_box(10, 1000, random=random)[0] == 13
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "resized_crop"])
+def test_a_step_is_a_function_of_seed_and_step(pictures, augment):
+    found = load(pictures, augment=augment)
+    whole = take(found)
+    assert whole[0]["image"].shape == (5, *found.splits["train"][0].shape[1:]) and whole[0]["image"].dtype == np.uint8
+    assert equal(whole, take(found)) and equal(whole[4:], take(found, start=4, count=2))
+    assert not equal(whole, take(found, seed=1))
+    labels = found.splits["train"][1]
+    for step, batch in enumerate(whole):  # The order of a data set in memory; the second epoch begins within step 2.
+        np.testing.assert_array_equal(batch["label"], labels[batches.rows(0, step, batch_size=5, examples=14)])
+
+
+def test_crops_differ_between_the_epochs(tmp_path):
+    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "d" / "train" / "a" / "a.png")
+    crops = [batch["image"] for batch in take(load(tmp_path / "d", augment="resized_crop"), batch_size=1)]
+    assert len({crop.tobytes() for crop in crops}) == 6
+    assert len({batch["image"].tobytes() for batch in take(load(tmp_path / "d"), batch_size=1)}) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 8])
+def test_evaluation_shows_every_picture_once(pictures, batch_size):
+    images, labels = load(pictures, augment="resized_crop").splits["test"]
+    parts = list(batches.eval_batches(images, labels, batch_size=batch_size))
+    assert all(part["image"].shape == (batch_size, 32, 32, 3) for part in parts)
+    seen = np.concatenate([part["image"][part["mask"] == 1] for part in parts])
+    assert len(seen) == 6 and all(shows(image, i) for i, image in enumerate(seen))
+    np.testing.assert_array_equal(np.concatenate([part["label"][part["mask"] == 1] for part in parts]), labels)
+
+
+def test_a_corrupt_picture_stops_by_name_or_is_left_out_and_counted(pictures, tmp_path, capsys):
+    root = tmp_path / "d"
+    shutil.copytree(pictures, root)
+    for split in ("train", "test"):
+        bad = root / split / "bird" / "0.png"
+        bad.write_bytes(bad.read_bytes()[:60])
+    found = load(root)
+    with pytest.raises(DataError, match=r"train/bird/0\.png: .*; --skip_corrupt leaves"):
+        take(found, count=20)
+    with pytest.raises(DataError, match=r"test/bird/0\.png: "):
+        list(batches.eval_batches(*found.splits["test"], batch_size=4))
+    found = load(root, skip_corrupt=True)
+    error = capsys.readouterr().err
+    assert "train: 1 of 14 pictures left out" in error and "test/bird/0.png" in error
+    images, labels = found.splits["test"]
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 1])
+    parts = list(batches.eval_batches(images, labels, batch_size=4))
+    assert sum(part["mask"].sum() for part in parts) == 5
+    assert shows(parts[0]["image"][0], 1)
+    assert equal(take(found, start=2, count=4), take(found)[2:])
+    load(root, skip_corrupt=True)  # Kept beside the folder: no picture is tried again.
+    error = capsys.readouterr().err
+    assert "test: 1 of 6 pictures left out" in error and "0.png" not in error
+    shutil.copy(pictures / "test" / "bird" / "0.png", root / "test" / "bird" / "0.png")
+    assert len(load(root, skip_corrupt=True).splits["test"][1]) == 6
+    for path in (root / "test").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no picture of the split test can be read"):
+        load(root, skip_corrupt=True)
+
+
+def test_small_pictures_of_several_sizes_need_the_wanted_size(tmp_path):
+    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    for i, size in enumerate(((20, 20), (30, 20))):
+        Image.new("RGB", size).save(tmp_path / "d" / "train" / "a" / f"{i}.png")
+    with pytest.raises(DataError, match=r"1\.png is 20x30, expected 20x20 like the others; --image_size=N"):
+        data.load("folder", str(tmp_path / "d"))
+    assert data.load("folder", str(tmp_path / "d"), image_size=16).splits["train"][0].shape == (2, 16, 16, 3)
+    Image.new("RGB", (20, 65)).save(tmp_path / "d" / "train" / "a" / "2.png")  # One is large: all are streamed.
+    assert data.load("folder", str(tmp_path / "d")).splits["train"][0].shape == (3, 224, 224, 3)
+
+
+def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatch):
+    images = load(pictures).splits["train"][0]
+    whole = images[:].reshape(-1, 3).astype(np.float64)
+    mean, std = images.pixel_statistics()
+    np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(std, np.maximum(whole.std(0), 1e-3), rtol=1e-9)
+    monkeypatch.setattr(stream, "SAMPLE", 4)
+    assert images.pixel_statistics() == images.pixel_statistics() != (mean, std)
+    assert build.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
+
+
+def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
+    monkeypatch.setattr(folder, "read_picture", None)
+    found = binary_task(load(pictures), "cat")
+    images, labels = found.splits["test"]
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
+    kept = images.keep(labels == 1)
+    monkeypatch.undo()
+    assert len(kept) == 3 and shows(kept[0], 3)
+
+
+CONFIG = {"model": "dcnn", "positive": None, "negative": None, "skip_corrupt": False, "augment": "none"}
+CONFIG |= {"dataset": "mnist5k", "data_dir": None, "image_size": None, "tta": "none", "shift": 4, "cutout": 0}
+
+
+def test_the_device_cuts_and_flips(pictures):
+    config = CONFIG | {"dataset": "folder", "data_dir": str(pictures), "image_size": 32}
+    for kind, side in (("crop", 37), ("resized_crop", 32)):
+        about = build.describe(build.load_dataset(config | {"augment": kind}))
+        assert about.image_shape == (side, side, 3)
+        train, evaluation, shape = build.prepare(config | {"augment": kind}, about)
+        ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
+        images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
+        assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
+        assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
+    ten = build.prepare(config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3)))[1]
+    assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
+
+
+def test_flags_that_do_not_fit_the_data(pictures):
+    for values, message in (
+        ({"image_size": 32}, "--image_size=32 is for --dataset=folder or tfds:NAME, not mnist5k"),
+        ({"image_size": 0}, "--image_size=0: must be more than 0"),
+        ({"augment": "crop"}, "--augment=crop is for --dataset=folder or tfds:NAME with pictures of more than 64"),
+        ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: accepted are"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build.load_dataset(CONFIG | values)
+    found = load(pictures)
+    assert build.eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
+    with pytest.raises(UsageError, match="has no split test, val or validation, only train"):
+        build.eval_split(found._replace(splits={"train": 0}))
+
+
+def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)
+    options = ["--model=mlp", "--dataset=folder", f"--data_dir={pictures}", "--image_size=32", "--batch_size=4"]
+    options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]
+    options += ["--save_every=1", "--eval_every=4", "--log_every=1"]
+
+    def command(name, *arguments):
+        return [sys.executable, "-m", f"experiments.{name}", *arguments]
+
+    def run(*arguments):
+        done = subprocess.run(command(*arguments), env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+    whole, _ = run("classify", f"--workdir={tmp_path / 'whole'}", *options)
+    assert whole["examples"] == 6 and whole["step"] == 8
+    workdir = tmp_path / "killed"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    process = subprocess.Popen(command("classify", f"--workdir={workdir}", *options), **quiet)
+    deadline = time.monotonic() + 60
+    while not list((workdir / "checkpoints").glob("[1-4]")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    again, error = run("classify", f"--workdir={workdir}", *options)
+    assert "going on from step" in error
+    assert {k: whole[k] for k in ("fingerprint", "loss", "accuracy")} == {
+        k: again[k] for k in ("fingerprint", "loss", "accuracy")
+    }
+    scored, _ = run("evaluate", f"--workdir={workdir}", "--batch_size=4")
+    assert scored["accuracy"] == whole["accuracy"] and scored["loss"] == pytest.approx(whole["loss"], rel=1e-5)
