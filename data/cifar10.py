@@ -7,6 +7,7 @@ byte of the label, then 1,024 bytes for each of red, green and blue, row by row.
 import hashlib
 import os
 import pathlib
+import re
 import sys
 import tarfile
 import urllib.error
@@ -62,6 +63,23 @@ def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         split: (np.concatenate([found[n][0] for n in names]), np.concatenate([found[n][1] for n in names]))
         for split, names in FILES.items()
     }
+
+
+def train_on(dataset: Dataset, batches: str) -> Dataset:
+    """`dataset` with the train split cut to the archive's files `batches`, "1-4" or "1"; the others become the split
+    val, as the author of cuda-convnet chose his settings. Raises ValueError for other text or data."""
+    match = re.fullmatch(r"([1-5])(?:-([1-5]))?", batches, re.ASCII)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise ValueError(f"--train_batches={batches}: accepted are 1 to 5 or a range of them, as 1-4")
+    if dataset.name != "cifar10":
+        raise ValueError(f"--train_batches is for --dataset=cifar10, not {dataset.name}")
+    images, labels = dataset.splits["train"]
+    inside = (np.arange(len(labels)) // RECORDS + 1 >= first) & (np.arange(len(labels)) // RECORDS + 1 <= last)
+    splits = {**dataset.splits, "train": (images[inside], labels[inside])}
+    if not inside.all():
+        splits["val"] = images[~inside], labels[~inside]
+    return dataset._replace(splits=splits)
 
 
 def md5(path: pathlib.Path) -> str:

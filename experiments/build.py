@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import data
 import models
-from data import augment, stream
+from data import augment, cifar10, stream
 from data.dataset import Dataset, binary_task, pixel_statistics
 from experiments.flags import UsageError
 from train import classification, optimizers, parallel
@@ -89,6 +89,8 @@ def load_dataset(config: dict) -> Dataset:
             streamed or kind not in ("crop", "resized_crop"),
             f"--augment={kind} is for {where} with pictures of more than 64 pixels a side, or with --image_size",
         )
+        if config.get("train_batches"):  # None, and of runs of before: all of them.
+            dataset = cifar10.train_on(dataset, config["train_batches"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
     except data.DataError:
         raise

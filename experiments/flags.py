@@ -7,6 +7,7 @@ import re
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
@@ -52,6 +53,9 @@ def define_run_flags() -> None:
         None,
         "folder, tfds: side in pixels of the network's input, cut out of pictures of any size; default 224 where a "
         "picture has more than 64 pixels a side, else the pictures as they are.",
+    )
+    flags.DEFINE_string(
+        "train_batches", None, "cifar10: files of the archive to train on, as 1-4; the rest become val."
     )
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
@@ -183,6 +187,8 @@ def run(main) -> None:
     """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
 
     def guarded(argv):
+        if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
+            absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             return main(argv)
         except Exception as error:

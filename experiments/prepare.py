@@ -4,7 +4,6 @@ import pathlib
 import sys
 
 from absl import flags as absl_flags
-from absl import logging
 
 from experiments import flags
 
@@ -35,7 +34,6 @@ def main(argv) -> int:
     splits = cifar10.read_archive(str(source))
     if cifar10.md5(source) != cifar10.MD5:
         print(f"warning: {source} has another MD5 than the official archive, {cifar10.MD5}", file=sys.stderr)
-    logging.set_verbosity(logging.WARNING)  # tfds tells of each shard.
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
     return 0

@@ -62,6 +62,22 @@ def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path):
         data.load("cifar10", str(tmp_path / "data"))
 
 
+def test_training_on_some_of_the_files(archive, tmp_path):
+    splits = cifar10.read_archive(str(archive()))
+    dataset = cifar10.Dataset("cifar10", splits, cifar10.CLASSES)
+    images, labels = splits["train"]
+    some = cifar10.train_on(dataset, "2-4").splits
+    np.testing.assert_array_equal(some["train"][0], images[RECORDS : 4 * RECORDS])
+    np.testing.assert_array_equal(some["val"][1], np.concatenate([labels[:RECORDS], labels[4 * RECORDS :]]))
+    assert some["test"] is splits["test"] and len(cifar10.train_on(dataset, "5").splits["train"][1]) == RECORDS
+    assert "val" not in cifar10.train_on(dataset, "1-5").splits
+    for wrong in ("0", "4-1", "1-6", "1-", "all"):
+        with pytest.raises(ValueError, match=rf"--train_batches={wrong}: accepted are 1 to 5"):
+            cifar10.train_on(dataset, wrong)
+    with pytest.raises(ValueError, match="for --dataset=cifar10, not folder"):
+        cifar10.train_on(dataset._replace(name="folder"), "1-4")
+
+
 def test_another_structure_is_refused(archive, tmp_path):
     with pytest.raises(DataError, match="expected 20 records of 3,073"):
         cifar10.read_archive(str(archive(lambda content: content[:-1])))
