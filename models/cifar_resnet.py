@@ -6,10 +6,9 @@ dense layer. Shortcuts are option A: every second pixel, the new channels zero, 
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from models.layers import BatchNorm, Conv, Dense, kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, kaiming_normal, relu
 
 
 class Block(nn.Module):
@@ -29,12 +28,12 @@ class Block(nn.Module):
             )(x)  # fmt: skip
             x = BatchNorm(use_running_average=not train, axis_name=self.bn_axis, name=f"bn{i}")(x)
             if i == 1:
-                x = jax.nn.relu(x)
+                x = relu(x)
         if self.residual:
             extra = self.width - shortcut.shape[-1]
             shortcut = shortcut[:, :: self.stride, :: self.stride]
             x = x + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        return jax.nn.relu(x)
+        return relu(x)
 
 
 class CifarResNet(nn.Module):
@@ -53,7 +52,7 @@ class CifarResNet(nn.Module):
             raise ValueError(f"a CIFAR residual network has 6n + 2 layers (8, 14, 20, ...), not {self.depth}")
         bn_axis = self.axis_name if self.sync_bn else None
         x = Conv(16, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
-        x = jax.nn.relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
+        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
         for stage, width in enumerate((16, 32, 64), 1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1

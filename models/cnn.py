@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 
-from models.layers import BatchNorm, Conv, Dense, Dropout, kaiming_normal, max_pool
+from models.layers import BatchNorm, Conv, Dense, Dropout, kaiming_normal, max_pool, relu
 
 
 class CNN(nn.Module):
@@ -25,9 +24,9 @@ class CNN(nn.Module):
         bn_axis = self.axis_name if self.sync_bn else None
         for i, width in enumerate(self.widths):
             x = Conv(width, (5, 5) if i == 0 else (3, 3), padding="SAME", use_bias=False, name=f"conv{i + 1}")(x)
-            x = jax.nn.relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"bn{i + 1}")(x))
+            x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"bn{i + 1}")(x))
             x = max_pool(x, 2)
         x = Dense(self.features, use_bias=False, kernel_init=kaiming_normal, name="dense")(x.reshape(x.shape[0], -1))
-        x = jax.nn.relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn_dense")(x))
+        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn_dense")(x))
         x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)

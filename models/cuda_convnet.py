@@ -8,9 +8,8 @@ convolutions whose weights are not shared between positions. Pools overlap and t
 import functools
 
 import flax.linen as nn
-import jax
 
-from models.layers import Conv, Dense, local_response_norm
+from models.layers import Conv, Dense, local_response_norm, relu
 
 # The author's rates and decays (his file layer-params-cifar10-11pct.cfg) as (leaf pattern, rate factor, decay factor):
 # biases learn twice as fast; weight decay is 0.004 in the local layers, 0.01 in the dense one, and none elsewhere.
@@ -36,11 +35,11 @@ class CudaConvNet(nn.Module):
         del train
         normal = nn.initializers.normal
         lrn = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
-        x = jax.nn.relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
+        x = relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
         x = lrn(ceil_max_pool(x))
-        x = jax.nn.relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
+        x = relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
         x = ceil_max_pool(lrn(x))
         for name, width in (("local3", 64), ("local4", 32)):
             local = nn.ConvLocal(width, (3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04), name=name)
-            x = jax.nn.relu(local(x))
+            x = relu(local(x))
         return Dense(self.num_classes, kernel_init=normal(0.01), name="logits")(x.reshape(x.shape[0], -1))

@@ -8,9 +8,8 @@ convolution, as the speed records on CIFAR-10 do it (Jordan 2024, "94% on CIFAR-
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 
-from models.layers import BatchNorm, Conv, Dense, max_pool
+from models.layers import BatchNorm, Conv, Dense, max_pool, relu
 
 
 class DCNN(nn.Module):
@@ -30,7 +29,7 @@ class DCNN(nn.Module):
 
         def bn_relu(x, name):
             # Running averages of a short run must follow the weights: they forget faster than the default.
-            return jax.nn.relu(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
+            return relu(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
 
         x = Conv(self.filters, (5, 5), padding=((2, 2), (2, 2)), use_bias=False, name="conv1")(x)
         x = bn_relu(x, "bn1")

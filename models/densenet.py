@@ -6,10 +6,9 @@ compression x maps - average pooling. The first convolution has 16 maps, or 2k i
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, kaiming_normal, relu
 
 
 class DenseNet(nn.Module):
@@ -36,7 +35,7 @@ class DenseNet(nn.Module):
         bn_axis = self.axis_name if self.sync_bn else None
 
         def bn_relu(x, name):
-            return jax.nn.relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
 
         def conv(x, width, size, name):
             pad = size // 2

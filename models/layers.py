@@ -3,6 +3,8 @@
 Images are NHWC. `axis_name` is the device axis of the surrounding pmap or shard_map, None on one device.
 """
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable
 
@@ -86,6 +88,36 @@ Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform)
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
+_GUIDED = contextvars.ContextVar("guided", default=False)
+
+
+@contextlib.contextmanager
+def guided_backprop():
+    """Inside it, `relu` passes back only positive gradients through positive inputs: guided backpropagation
+    (Springenberg, Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution).
+
+    It acts when a function is traced, not when it runs: open it inside the function that is compiled.
+    """
+    token = _GUIDED.set(True)
+    try:
+        yield
+    finally:
+        _GUIDED.reset(token)
+
+
+@jax.custom_vjp
+def _guided_relu(x):
+    return jax.nn.relu(x)
+
+
+_guided_relu.defvjp(lambda x: (jax.nn.relu(x), x), lambda x, gradient: (jnp.where(x > 0, jax.nn.relu(gradient), 0.0),))
+
+
+def relu(x):
+    """max(0, x), elementwise; the one ReLU of every network, so that `guided_backprop` reaches it."""
+    return _guided_relu(x) if _GUIDED.get() else jax.nn.relu(x)
+
+
 def rectified_tanh(x):
     """max(0, tanh x), the lecture's rectified sigmoidal unit."""
     return jnp.maximum(0.0, jnp.tanh(x))
@@ -94,7 +126,7 @@ def rectified_tanh(x):
 ACTIVATIONS: dict[str, Callable] = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
-    "relu": jax.nn.relu,
+    "relu": relu,
     "rectified_tanh": rectified_tanh,
     "leaky_relu": jax.nn.leaky_relu,
 }

@@ -1,0 +1,199 @@
+"""What a network's layers look for, as pictures: python -m experiments.filters --workdir=W [--layer=K]
+
+--layer=1 shows the weights of the first layer, each filter on its own scale. --layer=K, counted over the convolutions
+in the order of the forward pass, shows the channels that the test pictures excite the most: the patches that excite
+each the most and, beside them, their guided gradients (Springenberg et al. 2015, "Striving for simplicity"). Excitation
+is what the convolution itself gives, before any batch norm, pooling or activation behind it.
+"""
+
+import collections
+import functools
+import io
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags as absl_flags
+from PIL import Image
+
+from experiments import flags
+from models import layers
+from train import figures, figures_filters, parallel
+
+UNITS = 16  # Channels shown.
+TOP = 9  # Patches shown of each.
+
+
+def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
+    """The outputs [B, h, w, C] of a network's convolutions by name, in the order of the forward pass.
+
+    `convolve(call, x)` may stand in for a convolution `call` of the input x. Convolutions whose weights differ between
+    positions are left out: a channel of theirs is not one feature.
+    """
+    found = collections.OrderedDict()  # jax keeps its order; the keys of a plain dictionary it sorts.
+
+    def record(call, arguments, keywords, context):
+        if not isinstance(context.module, nn.Conv) or context.method_name != "__call__":
+            return call(*arguments, **keywords)
+        output = found["/".join(context.module.path)] = convolve(call, *arguments, **keywords)
+        return output
+
+    with nn.intercept_methods(record):
+        model.apply(variables, images, train=False)
+    return found
+
+
+def variables_of(state):
+    """What `outputs` takes, from a run's state."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.ndarray]:
+    """The rows [h, 2] and columns [w, 2], start and stop, of the input [H, W, C] that each row and column of a
+    convolution's output depends on: its receptive field, clipped at the border.
+
+    Found by lighting one row or column of a dark input. With kernels of ones the network only adds up, so nothing
+    cancels; and each convolution says no more than where its input differs from the dark one's, so nothing overflows
+    or fades. That is exact for any depth, with pooling and shortcuts.
+    """
+
+    def plain(path, leaf):
+        return jnp.full(leaf.shape, path[-1].key in ("kernel", "scale", "var"), leaf.dtype)
+
+    def differs(call, x):
+        return (call((x != x[:1]).astype(x.dtype)) > 0).astype(x.dtype)
+
+    variables, dark = jax.tree_util.tree_map_with_path(plain, variables), jnp.zeros(input_shape)
+
+    def reached(lit):
+        return outputs(model, variables, jnp.stack([dark, lit]), convolve=differs)[name][1].any(-1)
+
+    found = []
+    for size, sees in (
+        (input_shape[0], lambda i: reached(dark.at[i].set(1.0)).any(1)),
+        (input_shape[1], lambda i: reached(dark.at[:, i].set(1.0)).any(0)),
+    ):
+        seen = np.asarray(jax.lax.map(sees, jnp.arange(size)))  # [input, output]
+        found.append(np.stack([seen.argmax(0), size - seen[::-1].argmax(0)], axis=1))
+    return found
+
+
+def cut(picture, box, *, size, fill: float) -> np.ndarray:
+    """The part ((top, bottom), (left, right)) of a picture [H, W, C] as [*size, C], where it would lie if the border
+    had not clipped it; `fill` is beyond the border."""
+    result = np.full((*size, picture.shape[-1]), fill)
+    place = []
+    for (start, stop), whole in zip(box, size, strict=True):
+        late = whole - (stop - start) if start == 0 else 0  # Clipped at the near border, it begins late.
+        place.append(slice(late, late + stop - start))
+    result[tuple(place)] = picture[tuple(slice(*edges) for edges in box)]
+    return result
+
+
+def peaks(state, batch, *, model, prepare, name: str):
+    """(the largest output [B, C] of each channel of a convolution, its place [B, C] counted along the rows)."""
+    maps = outputs(model, variables_of(state), prepare(batch["image"]))[name]
+    flat = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    return flat.max(1), flat.argmax(1)
+
+
+def guided_gradients(state, batch, *, model, prepare, name: str):
+    """(the network's input [B, H, W, C], the guided gradient at it of one output of a convolution for each picture).
+
+    batch["unit"] [B] is the output's place in [h, w, C].
+    """
+
+    def chosen(inputs):
+        maps = outputs(model, variables_of(state), inputs)[name]
+        return jnp.take_along_axis(maps.reshape(maps.shape[0], -1), batch["unit"][:, None], axis=1).sum()
+
+    inputs = prepare(batch["image"])
+    with layers.guided_backprop():
+        return inputs, jax.grad(chosen)(inputs)
+
+
+def excited_patches(state, images, *, setup, prepare, name: str):
+    """(channels [U], patches [U, T, h, w, C] in 0 .. 1, their guided gradients [U, T, h, w, C]) of uint8 images
+    [N, H, W, C]: for each channel those that excite it the most, at the place of its maximum; the channels are those
+    whose T largest excitations have the largest mean."""
+    from data import batches
+
+    def compiled(step):
+        return parallel.parallelize(
+            functools.partial(step, model=setup.model, prepare=prepare, name=name), 1, donate=False
+        )
+
+    peaks_step, gradients_step = compiled(peaks), compiled(guided_gradients)
+    parts = batches.eval_batches(images, np.zeros(len(images), np.int32), batch_size=250)
+    found = [jax.device_get(peaks_step(state, {"image": part["image"]})) for part in parts]
+    largest, place = (np.concatenate(part)[: len(images)] for part in zip(*found, strict=True))  # [N, C]
+    rows = np.argsort(-largest, axis=0, kind="stable")[:TOP]  # [T, C]
+    strength = np.take_along_axis(largest, rows, axis=0).mean(0)
+    channels = np.argsort(-strength, kind="stable")[:UNITS]
+    fields = receptive_fields(setup.model, variables_of(state), setup.input_shape, name=name)
+    size = [int((field[:, 1] - field[:, 0]).max()) for field in fields]
+    patches, gradients = [], []
+    for channel in channels:
+        chosen = rows[:, channel]
+        where = place[chosen, channel]
+        unit = (where * largest.shape[1] + channel).astype(np.int32)
+        inputs, slopes = jax.device_get(gradients_step(state, {"image": images[chosen], "unit": unit}))
+        boxes = [(fields[0][y], fields[1][x]) for y, x in zip(*divmod(where, len(fields[1])), strict=True)]
+        pixels = (inputs * np.asarray(setup.about.std) + np.asarray(setup.about.mean)) / 255
+        patches.append([cut(picture, box, size=size, fill=0.5) for picture, box in zip(pixels, boxes, strict=True)])
+        gradients.append([cut(slope, box, size=size, fill=0.0) for slope, box in zip(slopes, boxes, strict=True)])
+    return channels, np.asarray(patches), np.asarray(gradients)
+
+
+def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
+    if not workdir:
+        raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
+    from experiments import build, records
+    from models import table
+
+    run = records.load_run(workdir)
+    flags.start_cache()
+    config = run["flags"] | {"tta": "none"}  # One view of each picture.
+    setup = build.read_again(run | {"flags": config})
+    like, one = jax.eval_shape(setup.task.init, jax.random.key(0)), jnp.zeros((1, *setup.input_shape))
+    names = list(jax.eval_shape(functools.partial(outputs, setup.model), variables_of(like), one))
+    dense = not names
+    names = names or [table.layers(setup.model, setup.input_shape)[0].name]
+    if not 1 <= layer <= len(names):
+        known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
+        accepted = f"accepted are 1 to {len(names)}: {known}"
+        alone = f"{config['model']} has no convolution, accepted is {known} alone"
+        raise flags.UsageError(f"--layer={layer}: {alone if dense else accepted}")
+    name, path = names[layer - 1], records.absolute(workdir) / f"filters_layer{layer}.png"
+    state = records.restore(setup, workdir, checkpoint)
+    if layer == 1:
+        kernel = np.asarray(functools.reduce(lambda tree, part: tree[part], name.split("/"), state.params)["kernel"])
+        filters = kernel.T.reshape(-1, *setup.input_shape) if dense else kernel.transpose(3, 0, 1, 2)
+        png = io.BytesIO()
+        Image.fromarray(figures_filters.filter_grid(filters)).save(png, "PNG")
+        figures.write_atomically(path, png.getvalue())
+        mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
+        print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
+        return 0
+    dataset = build.load_dataset(config)
+    split = build.eval_split(dataset)
+    channels, patches, gradients = excited_patches(
+        state, dataset.splits[split][0], setup=setup, prepare=build.prepare(config, setup.about)[1], name=name
+    )
+    what = f"{name}: the {len(channels)} channels that the {split} split's pictures excite the most"
+    title = f"{what}; beside each one's patches their guided gradients"
+    figure = figures_filters.excitation_grid(patches, gradients, [f"channel {c}" for c in channels], title=title)
+    figures.save_figure(figure, path)
+    print(f"{what}, {patches.shape[1]} patches of {patches.shape[2]}x{patches.shape[3]} pixels each: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    # Not at the top of the file: who imports its functions has flags of these names already.
+    WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
+    LAYER = absl_flags.DEFINE_integer("layer", 1, "1: weights of the first layer; from 2 on: patches of a convolution.")
+    WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to use.")
+    flags.run(lambda argv: main(argv, workdir=WORKDIR.value, layer=LAYER.value, checkpoint=WHICH.value))

@@ -1,0 +1,215 @@
+"""The filters' grid, receptive fields, guided gradients, the patches that excite a unit, and the command."""
+
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from PIL import Image
+
+import data
+import models
+from experiments import build, filters, flags, records
+from models import layers
+from train import checkpoint, figures_filters, folder
+from train.state import State
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_the_grid_has_lines_of_one_pixel_and_each_filter_its_own_range():
+    kernels = np.zeros((7, 2, 3, 3))
+    kernels[1] = [[[-1, 0, 1]] * 3] * 2
+    kernels[2] = 100 * kernels[1]
+    grid = figures_filters.filter_grid(kernels)
+    scale = -(-figures_filters.WIDTH // 13)  # Rows of three, four pixels each and a last line.
+    assert grid.shape == (10 * scale, 13 * scale, 3)
+    small = grid[::scale, ::scale]
+    np.testing.assert_array_equal(grid, small.repeat(scale, 0).repeat(scale, 1))
+    assert not small[::3].any() and not small[:, ::4].any() and not small[7:, 5:].any()
+    assert (small[1:3, 1:4] == 128).all() and (small[7:9, 1:4] == 128).all()
+    for left in (5, 9):
+        np.testing.assert_array_equal(small[1:3, left : left + 3], [[[0, 128, 255]] * 3] * 2)
+
+
+def test_grids_have_full_rows_where_they_can():
+    assert [figures_filters.columns_of(n) for n in (1, 5, 6, 7, 10, 32, 64, 96)] == [1, 5, 3, 3, 5, 8, 8, 12]
+
+
+def test_other_channels_than_three_are_grey_and_zero_stays_in_the_middle():
+    np.testing.assert_array_equal(figures_filters.as_colour([[1.0, 3.0]]), [[2.0, 2.0, 2.0]])
+    found = figures_filters.around_grey(
+        np.array([[-4.0, 0.0, 2.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.5]]).reshape(3, 1, 3, 1)
+    )
+    np.testing.assert_array_equal(found.reshape(3, 3), [[0.0, 0.5, 0.75], [0.5, 0.5, 0.5], [1.0, 0.5, 0.75]])
+
+
+def test_guided_relu_passes_positive_gradients_through_positive_inputs():
+    x, slope = jnp.array([-1.0, 2.0, 3.0, 0.0]), jnp.array([5.0, -1.0, 4.0, 1.0])
+
+    def loss(x):
+        return (slope * layers.activation("relu")(x)).sum()
+
+    @jax.jit
+    def guided(x):
+        with layers.guided_backprop():
+            return jax.value_and_grad(loss)(x)
+
+    value, gradient = guided(x)
+    assert value == 10.0
+    np.testing.assert_array_equal(gradient, [0.0, 0.0, 4.0, 0.0])
+    np.testing.assert_array_equal(jax.grad(loss)(x), [0.0, -1.0, 4.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["cnn", "cuda_convnet", "dcnn", "densenet", "cifar_resnet20", "mlp"])
+def test_every_relu_of_a_network_is_guided(name):
+    model = models.create(name, 10)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+    def apply(variables, images):
+        return model.apply(variables, images, train=False)
+
+    plain = str(jax.make_jaxpr(apply)(variables, images)).count("custom_jvp_call[")
+    with layers.guided_backprop():
+        guided = str(jax.make_jaxpr(lambda *inputs: apply(*inputs))(variables, images)).count("_guided_relu")
+    assert plain == guided > 0
+
+
+def test_convolutions_come_in_the_order_of_the_forward_pass():
+    model, images = models.create("dcnn", 10), jnp.zeros((2, 16, 16, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    found = jax.eval_shape(lambda variables: filters.outputs(model, variables, images), variables)
+    assert list(found)[:3] == ["conv1", "block1_conv1", "block1_conv2"] and len(found) == 7
+    assert found["block1_conv2"].shape == (2, 8, 8, 64)
+
+
+def fields(name, layer, shape):
+    # A picture of zeros is not zeros behind a sigmoid.
+    options = {"lenet": {"activation": "sigmoid"}}
+    model = models.create(name, 10, **options.get(name, {}))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False))
+    return filters.receptive_fields(model, variables, shape, name=layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "shape", "first", "stride", "size"),
+    [
+        ("cnn", "conv2", (28, 22, 1), -4, 2, 10),  # 5x5, pool 2, 3x3.
+        ("lenet", "c3", (28, 28, 1), -2, 2, 14),  # Two pixels of padding; 5x5, pool 2, 5x5.
+        ("cuda_convnet", "conv2", (24, 24, 3), -6, 2, 15),  # 5x5, pool 3 of stride 2, 5x5.
+        ("cifar_resnet20", "stage2_block1/conv2", (32, 32, 3), -10, 2, 21),  # Seven 3x3, stride 2, and its 3x3.
+    ],
+)
+def test_receptive_fields_are_those_of_the_arithmetic(name, layer, shape, first, stride, size):
+    for found, pixels in zip(fields(name, layer, shape), shape[:2], strict=True):
+        start = first + stride * np.arange(len(found))
+        np.testing.assert_array_equal(found, np.stack([start, start + size], axis=1).clip(0, pixels))
+
+
+def test_what_the_border_has_clipped_lies_where_it_would_lie():
+    picture = np.arange(20.0).reshape(4, 5, 1)
+    found = filters.cut(picture, ((0, 2), (3, 5)), size=(3, 3), fill=-1.0)[..., 0]
+    np.testing.assert_array_equal(found, [[-1, -1, -1], [3, 4, -1], [8, 9, -1]])
+    np.testing.assert_array_equal(filters.cut(picture, ((1, 4), (2, 5)), size=(3, 3), fill=-1.0), picture[1:4, 2:5])
+
+
+class Planted(nn.Module):
+    """The picture through a 3x3 convolution that changes nothing, ReLU, and a 5x5 one for the mean and for `kernel`."""
+
+    kernel: np.ndarray
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        middle = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+        x = layers.relu(layers.Conv(1, (3, 3), use_bias=False, kernel_init=lambda *_: middle, name="conv1")(x))
+        both = jnp.concatenate([jnp.full((5, 5, 1, 1), 0.001), jnp.asarray(self.kernel).reshape(5, 5, 1, 1)], axis=-1)
+        return layers.Conv(2, (5, 5), use_bias=False, kernel_init=lambda *_: both, name="conv2")(x)
+
+
+def test_the_patches_of_a_planted_filter_are_where_its_pattern_is():
+    cross = np.maximum(np.eye(5), np.eye(5)[::-1])
+    images = np.random.default_rng(0).integers(0, 60, (20, 16, 12, 1)).astype(np.uint8)
+    places = {13: (7, 5), 2: (2, 9), 17: (12, 3)}  # Centres by image, the second and third near a border.
+    for bright, (image, (y, x)) in zip((255, 225, 195), places.items(), strict=True):
+        images[image, y - 2 : y + 3, x - 2 : x + 3, 0] = np.where(cross, bright, 60)
+    model = Planted(2 * cross - 1)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 12, 1)))
+    about = build.About((16, 12, 1), (51.0,), (102.0,), ("a", "b"))
+    setup = build.Setup(about, (16, 12, 1), model, None, None)
+    state = State(variables["params"], {}, None, jnp.zeros(()), None)
+
+    def prepare(images):
+        return (images.astype(jnp.float32) - 51.0) / 102.0
+
+    channels, patches, gradients = filters.excited_patches(state, images, setup=setup, prepare=prepare, name="conv2")
+    assert list(channels) == [1, 0] and patches.shape == gradients.shape == (2, 9, 7, 7, 1)
+    for i, (image, (y, x)) in enumerate(places.items()):
+        whole = np.pad(images[image] / 255, ((3, 3), (3, 3), (0, 0)), constant_values=0.5)
+        np.testing.assert_allclose(patches[0, i], whole[y : y + 7, x : x + 7], atol=1e-6)
+        # The cross alone: the whole pattern is brighter than the mean, but the ReLU lets only positive slopes through.
+        np.testing.assert_array_equal(gradients[0, i, ..., 0], np.pad(cross, 1))
+
+
+def make_run(path, model):
+    """A run's folder with two checkpoints, the older one the best; their states."""
+    if "schedule" not in absl_flags.FLAGS:
+        flags.define_run_flags()
+    config = {flag.name: flag.default for flag in absl_flags.FLAGS.flags_by_module_dict()[flags.__name__]}
+    config |= {"workdir": str(path), "model": model}
+    dataset = data.load("mnist5k")
+    setup = build.setup(config, build.describe(dataset), devices=1, steps=1)
+    home, states = folder.RunFolder(path), [setup.task.init(jax.random.key(seed)) for seed in (0, 1)]
+    records.write_start(home, config, setup, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
+    checkpoints = checkpoint.Checkpoints(home.path)
+    for step, state in enumerate(states):
+        checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step / 2})
+    checkpoints.wait()
+    home.close()
+    return states
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "experiments.filters", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flags, "start_cache", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    older, newer = make_run(tmp_path, "cnn")
+    for which, state in (("best", older), ("latest", newer)):
+        assert filters.main([""], workdir=str(tmp_path), layer=1, checkpoint=which) == 0
+        kernels = np.asarray(state.params["conv1"]["kernel"]).transpose(3, 0, 1, 2)
+        with Image.open(tmp_path / "filters_layer1.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), figures_filters.filter_grid(kernels))
+        assert capsys.readouterr().out == f"conv1: filters of 5x5x1, 32 in all: {tmp_path}/filters_layer1.png\n"
+    for layer in (0, 4):
+        with pytest.raises(flags.UsageError, match=f"--layer={layer}: accepted are 1 to 3: 1 conv1, 2 conv2, 3 conv3$"):
+            filters.main([""], workdir=str(tmp_path), layer=layer, checkpoint="latest")
+    done = command(f"--workdir={tmp_path}", "--layer=2")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and "9 patches of 10x10 pixels" in done.stdout
+    with Image.open(tmp_path / "filters_layer2.png") as picture:
+        assert picture.width >= figures_filters.WIDTH
+    done = command(f"--workdir={tmp_path}", "--layer=4")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+def test_the_command_on_what_has_no_convolution_and_on_what_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "start_cache", lambda: None)
+    _, state = make_run(tmp_path / "run", "mlp")
+    assert filters.main([""], workdir=str(tmp_path / "run"), layer=1, checkpoint="latest") == 0
+    templates = np.asarray(state.params["dense1"]["kernel"]).T.reshape(-1, 28, 28, 1)
+    with Image.open(tmp_path / "run" / "filters_layer1.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), figures_filters.filter_grid(templates))
+    with pytest.raises(flags.UsageError, match="--layer=2: mlp has no convolution, accepted is 1 dense1 alone"):
+        filters.main([""], workdir=str(tmp_path / "run"), layer=2, checkpoint="latest")
+    with pytest.raises(folder.FolderError, match="holds no run"):
+        filters.main([""], workdir=str(tmp_path), layer=1, checkpoint="latest")
