@@ -1,0 +1,108 @@
+"""The comparison with a peer, whose script is a fake that prints what the real one would."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import classifiers
+
+ROOT = pathlib.Path(__file__).parent.parent
+FAKE = """
+import json, sys
+given = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
+with open(__file__ + ".log", "a") as log:
+    print(*sys.argv[1:], file=log)
+if "--compile" in sys.argv:
+    sys.exit("no compiler")
+ms = 400.0 if given["layout"] == "nchw" else 100.0 if given["threads"] == "1" else 120.0
+print("a line that is no JSON")
+print(json.dumps({"parameters": PARAMETERS, "median_ms": ms}))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """(parameters) -> the path of a peer that fails with --compile and is fastest in one thread."""
+
+    def write(parameters):
+        (tmp_path / "peer.py").write_text(FAKE.replace("PARAMETERS", str(parameters)))
+        return tmp_path / "peer.py"
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "benchmarks.classifiers", "--models=mlp", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def test_ours_and_the_peer_take_turns(start, fake, tmp_path):
+    peer = fake(5_256_202)  # As many parameters as in 3072-1024-1024-1024-10.
+    done = start(f"--peer={peer}", "--rounds=2", "--seconds=0.01", "--json=found.json")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    (row,) = json.loads(lines[-1])
+    assert (row["model"], row["batch_size"], row["peer_ms"]) == ("mlp", 128, 100.0)
+    assert row["setting"] == "--layout=channels_last --threads=1"
+    assert row["ratio"] == pytest.approx(row["ours_ms"] / 100.0, abs=1e-4)
+    assert lines[1].split()[:2] == ["mlp", "128"] and lines[1].endswith(row["setting"])
+    assert lines[2].startswith(f"input path mlp: {row['input_path']:.3f} times")
+    (kept,) = json.loads((tmp_path / "found.json").read_text())
+    turns = kept["turns"]
+    assert row["setting"] in turns["peer"] and not any("nchw" in s or "compile" in s for s in turns["peer"])
+    assert all(found in ([100.0, 100.0], [120.0, 120.0]) for found in turns["peer"].values())
+    assert len(turns["ours"]) == 2 * (len(turns["peer"]) + 1) and len(turns["input_path"]) == 2
+    calls = pathlib.Path(f"{peer}.log").read_text().splitlines()
+    assert all("--model=mlp --batch_size=128" in call for call in calls)
+    assert sum(f"--steps={turns['steps']}" in call for call in calls) == 2 * len(turns["peer"])
+
+
+def test_the_peers_figure_is_the_median_of_its_best_setting():
+    peer = {"--threads=1": [90.0, 20.0, 95.0], "--threads=2": [40.0, 50.0, 300.0]}
+    turns = {"steps": 5, "ours": [24.0, 25.0, 90.0], "peer": peer, "input_path": [1.01, 1.5, 1.02]}
+    row = classifiers.summarise("densenet40", turns | {"augmentation": [1.0, 1.0, 1.005]})
+    assert (row["ours_ms"], row["peer_ms"], row["setting"], row["ratio"]) == (25.0, 50.0, "--threads=2", 0.5)
+    assert (row["input_path"], row["augmentation"], row["batch_size"]) == (1.02, 1.0, 64)
+    assert classifiers.table([row])[1:] == [
+        "densenet40      64      25.0      50.0   0.50  --threads=2",
+        "input path densenet40: 1.020 times the step on one fixed batch (augmentation: 1.000)",
+    ]
+
+
+def test_without_a_peer_ours_stands_alone():
+    turns = {"steps": 5, "ours": [24.0], "peer": {}, "input_path": [1.0], "augmentation": [1.0]}
+    row = classifiers.summarise("mlp", turns)
+    assert "ratio" not in row and classifiers.table([row])[1].split() == ["mlp", "128", "24.0", "-", "-", "-"]
+
+
+def test_another_count_of_parameters_is_refused(start, fake):
+    done = start(f"--peer={fake(5_256_201)}")
+    line = "error: mlp has 5,256,202 parameters here and 5,256,201 in the peer\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_what_is_wrong_is_one_line(start, tmp_path):
+    needs_torch = tmp_path / "needs_torch.py"
+    needs_torch.write_text("import json\nraise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    silent = tmp_path / "silent.py"
+    silent.write_text("print('nothing')\n")
+    for status, line, arguments in (
+        (1, "error: --peer=absent.py: no such file", ["--peer=absent.py"]),
+        (1, f"error: {sys.executable} has no torch: give --peer_python=PYTHON", [f"--peer={needs_torch}"]),
+        (1, "error: No such file or directory: absent", [f"--peer={silent}", "--peer_python=absent"]),
+        (1, "error: the peer printed no JSON with parameters and median_ms: ", [f"--peer={silent}"]),
+        (2, "error: --models=vgg: accepted are mlp, vgg_like, resnet20, densenet40", ["--models=vgg"]),
+        (2, "error: flag --rounds=0: ", ["--rounds=0"]),
+    ):
+        done = start(*arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
+        assert done.stderr.startswith(line)
