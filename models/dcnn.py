@@ -31,8 +31,8 @@ class DCNN(nn.Module):
             # Running averages of a short run must follow the weights: they forget faster than the default.
             return relu(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
 
-        # Batch norm undoes the scale of these weights. Begun this small, they are what was learned: a start of Kaiming's
-        # size would still show as noise in the filters after a short run.
+        # Batch norm undoes the scale of these weights. Begun this small, they are what was learned; a start of
+        # Kaiming's size would still show as noise in the filters after a short run.
         small, pad = nn.initializers.normal(0.01), ((2, 2), (2, 2))
         x = Conv(self.filters, (5, 5), padding=pad, use_bias=False, kernel_init=small, name="conv1")(x)
         x = bn_relu(x, "bn1")
