@@ -16,9 +16,10 @@ import json, sys
 given = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
 with open(__file__ + ".log", "a") as log:
     print(*sys.argv[1:], file=log)
+calls = open(__file__ + ".log").read().count("--layout=channels_last --threads=1")
 if "--compile" in sys.argv:
     sys.exit("no compiler")
-ms = 400.0 if given["layout"] == "nchw" else 100.0 if given["threads"] == "1" else 120.0
+ms = 400.0 if given["layout"] == "nchw" else 120.0 if given["threads"] == "2" else 1000.0 if calls == 1 else 100.0
 print("a line that is no JSON")
 print(json.dumps({"parameters": PARAMETERS, "median_ms": ms}))
 """
@@ -26,7 +27,8 @@ print(json.dumps({"parameters": PARAMETERS, "median_ms": ms}))
 
 @pytest.fixture
 def fake(tmp_path):
-    """(parameters) -> the path of a peer that fails with --compile and is fastest in one thread."""
+    """(parameters) -> the path of a peer that fails with --compile and is fastest in one thread, but for its first
+    call, which something disturbs."""
 
     def write(parameters):
         (tmp_path / "peer.py").write_text(FAKE.replace("PARAMETERS", str(parameters)))
