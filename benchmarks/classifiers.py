@@ -51,12 +51,11 @@ class VGGLike(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        relu = layers.activation("relu")
         for width in (64, 128, 256):
             for _ in range(2):
-                x = relu(layers.Conv(width, (3, 3), padding=((1, 1), (1, 1)))(x))
+                x = layers.relu(layers.Conv(width, (3, 3), padding=((1, 1), (1, 1)))(x))
             x = layers.max_pool(x, 2)
-        x = relu(layers.Dense(256, kernel_init=layers.kaiming_normal)(x.reshape(x.shape[0], -1)))
+        x = layers.relu(layers.Dense(256, kernel_init=layers.kaiming_normal)(x.reshape(x.shape[0], -1)))
         return layers.Dense(CLASSES)(x)
 
 

@@ -26,10 +26,9 @@ def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
 def train_batches(images, labels, *, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on."""
     if isinstance(images, Stream):
-        count = len(labels)
 
         def row(position):
-            return int(order(seed, position // count, examples=count)[position % count])
+            return int(rows(seed, position, batch_size=1, examples=len(labels))[0])
 
         yield from images.train_batches(labels, row, batch_size=batch_size, seed=seed, start=start)
     step = start

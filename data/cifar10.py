@@ -30,9 +30,7 @@ def default_dir() -> pathlib.Path:
 
 
 def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [10000, 32, 32, 3] and labels int32 [10000] of one file. Raises DataError for another structure."""
-    if len(content) != RECORD * RECORDS:
-        raise DataError(f"{name} has {len(content):,} bytes, expected {RECORDS:,} records of {RECORD:,}")
+    """Images uint8 [10000, 32, 32, 3] and labels int32 [10000] of one file. Raises DataError for another label."""
     records = np.frombuffer(content, np.uint8).reshape(RECORDS, RECORD)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
@@ -42,21 +40,22 @@ def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The splits of the archive, read in memory: no member is unpacked. Raises DataError for another file."""
-    found = {}
+    found, wanted = {}, sum(FILES.values(), [])
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = pathlib.PurePosixPath(member.name).name
                 if name in ("data_batch_1", "test_batch", "batches.meta"):
                     raise DataError(f"{path} is the pickled Python version; the binary one is {pathlib.Path(URL).name}")
-                if member.isfile() and name.endswith(".bin") and member.size == RECORD * RECORDS:
-                    stream = archive.extractfile(member)
-                    found[name] = parse(stream.read() if stream else b"", name)
-                elif member.isfile() and name in sum(FILES.values(), []):
+                stream = archive.extractfile(member) if member.isfile() and name in wanted else None
+                if stream is None:
+                    continue
+                if member.size != RECORD * RECORDS:
                     raise DataError(f"{name} has {member.size:,} bytes, expected {RECORDS:,} records of {RECORD:,}")
+                found[name] = parse(stream.read(), name)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path} can't be read as an archive: {error}") from None
-    missing = [name for name in sum(FILES.values(), []) if name not in found]
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}")
     return {
@@ -75,7 +74,8 @@ def train_on(dataset: Dataset, batches: str) -> Dataset:
     if dataset.name != "cifar10":
         raise ValueError(f"--train_batches is for --dataset=cifar10, not {dataset.name}")
     images, labels = dataset.splits["train"]
-    inside = (np.arange(len(labels)) // RECORDS + 1 >= first) & (np.arange(len(labels)) // RECORDS + 1 <= last)
+    batch = np.arange(len(labels)) // RECORDS + 1
+    inside = (batch >= first) & (batch <= last)
     splits = {**dataset.splits, "train": (images[inside], labels[inside])}
     if not inside.all():
         splits["val"] = images[~inside], labels[~inside]

@@ -4,7 +4,6 @@ Small ones of one size are decoded once and kept as an array in a file next to t
 any picture is added, removed or changed. Others are decoded when a batch asks for them.
 """
 
-import functools
 import hashlib
 import os
 import pathlib
@@ -62,7 +61,7 @@ def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
     return [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
 
 
-def _pictures(root: pathlib.Path, split: str, files: list[tuple[str, int]], names=()) -> pictures.Pictures:
+def _pictures(root: pathlib.Path, split: str, files: list[tuple[str, int]], names) -> pictures.Pictures:
     def key(skip_corrupt):
         digest = hashlib.sha256(repr((list(names), skip_corrupt)).encode())
         for path, label in files:
@@ -79,11 +78,6 @@ def _pictures(root: pathlib.Path, split: str, files: list[tuple[str, int]], name
         read=lambda example: read_picture(files[example][0], channels=3),
         size=lambda example: picture_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
-        stack=functools.partial(_decode, root, split, files),
         key=key,
         cache=root.with_name(f"{root.name}.{split}"),
     )
-
-
-def _decode(root: pathlib.Path, split: str, files: list, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray]:
-    return pictures.in_memory(_pictures(root, split, files), skip_corrupt)

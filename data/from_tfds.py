@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from data import cache, pictures
+from data import cache, pictures, store
 from data.dataset import DataError, Dataset
 from data.decode import picture_size, read_picture
 from data.stream import View
@@ -41,7 +41,7 @@ def load(
     place = find(name, root)
     import tensorflow_datasets as tfds  # Late: its import is needed for prepared stores alone.
 
-    with _Damage(place):
+    with store.damage(place):
         builder = tfds.builder_from_directory(place)
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         counts = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
@@ -110,12 +110,12 @@ def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictu
 
     features = builder.info.features
     raw = {key: tfds.decode.SkipDecoding() for key, one in features.items() if isinstance(one, tfds.features.Image)}
-    with _Damage(place):
+    with store.damage(place):
         source = builder.as_data_source(split=split, decoders=raw)
     channels = 1 if features["image"].shape[-1] == 1 else 3
 
     def record(example):
-        with _Damage(place):
+        with store.damage(place):
             return source[int(example)]
 
     def where(example):
@@ -138,7 +138,7 @@ def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictu
         return found
 
     beside = place.with_name(f"{place.name}.{split}")  # tfds takes folders named like versions alone for its own.
-    this = pictures.Pictures(
+    return pictures.Pictures(
         name=split,
         length=count,
         channels=channels,
@@ -146,23 +146,6 @@ def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictu
         read=lambda example: read_picture(where(example), channels=channels, content=record(example)["image"]),
         size=lambda example: picture_size(where(example), content=record(example)["image"]),
         labels=labels,
-        stack=lambda skip_corrupt: pictures.in_memory(this, skip_corrupt),
         key=key,
         cache=beside,
     )
-    return this
-
-
-class _Damage:
-    """Whatever array_record and tfds say of a cut or changed file, which is not one type, becomes a DataError."""
-
-    def __init__(self, place: pathlib.Path):
-        self.place = place
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, Exception):
-            line = " ".join(str(error).split())[:200]
-            raise DataError(f"the store {self.place} is damaged ({line}); remove it and prepare it again") from None

@@ -27,7 +27,6 @@ class Pictures(NamedTuple):
     read: Callable[[int], np.ndarray]  # example -> uint8 [h, w, channels]; raises DataError with the picture's name
     size: Callable[[int], tuple[int, int] | None]  # example -> (h, w) from its header; None if that can't be read
     labels: Callable[[], np.ndarray]  # int32 [length]
-    stack: Callable[[bool], tuple[np.ndarray, np.ndarray]]  # skip_corrupt -> all of it in memory, see `in_memory`
     key: Callable[[bool], str]  # skip_corrupt -> what the files in `cache` were made from
     cache: pathlib.Path  # how their names begin
 
@@ -61,7 +60,7 @@ def _arrays(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.ndar
     if kept is None:
         if any(large(example) for example in range(pictures.length)):
             return None
-        images, labels = pictures.stack(skip_corrupt)
+        images, labels = in_memory(pictures, skip_corrupt)
         cache.write(path, key, what="the pictures are decoded", images=images, labels=labels)
         return images, labels
     return kept["images"], kept["labels"]

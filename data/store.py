@@ -60,15 +60,22 @@ def read(folder: pathlib.Path, name: str) -> dict[str, tuple[np.ndarray, np.ndar
     import tensorflow_datasets as tfds
 
     place = max((folder / (PREFIX + name)).glob("*/dataset_info.json")).parent
-    try:
+    found = {}
+    with damage(place):
         builder = tfds.builder_from_directory(place)
-        found = {}
         for split in builder.info.splits:
             source = builder.as_data_source(split=split)
             rows = sorted((source[i] for i in range(len(source))), key=lambda row: int(row["index"]))
             labels = np.array([row["label"] for row in rows], np.int32)
             found[split] = np.stack([row["image"] for row in rows]), labels
-    except Exception as error:  # What a cut or changed file makes array_record and tfds say is not one type.
+    return found
+
+
+@contextlib.contextmanager
+def damage(place: pathlib.Path):
+    """Inside it, whatever array_record and tfds say of a cut or changed file, which is not one type, is a DataError."""
+    try:
+        yield
+    except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise DataError(f"the store {place} is damaged ({line}); remove it and prepare it again") from None
-    return found

@@ -151,7 +151,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
     if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
-    from experiments import build, records
+    from experiments import build, look, records
     from models import table
 
     run = records.load_run(workdir)
@@ -170,8 +170,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
     name, path = names[layer - 1], records.absolute(workdir) / f"filters_layer{layer}.png"
     state = records.restore(setup, workdir, checkpoint)
     if layer == 1:
-        kernel = np.asarray(functools.reduce(lambda tree, part: tree[part], name.split("/"), state.params)["kernel"])
-        filters = kernel.T.reshape(-1, *setup.input_shape) if dense else kernel.transpose(3, 0, 1, 2)
+        filters = look.weight_pictures(state.params, name, setup.input_shape)
         png = io.BytesIO()
         Image.fromarray(figures_filters.filter_grid(filters)).save(png, "PNG")
         figures.write_atomically(path, png.getvalue())

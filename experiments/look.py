@@ -1,5 +1,6 @@
 """What a finished classifier's report shows."""
 
+import functools
 import sys
 
 import jax
@@ -30,15 +31,11 @@ def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.nd
     return np.concatenate(found) if found else np.zeros((0, 0))
 
 
-def first_layer(params, image_shape):
-    """The first layer's weights as pictures [N, H, W, C] and what they are; None where they are no pictures."""
-    for name in ("conv1", "c1", "dense", "dense1"):
-        if name in params:
-            kernel = np.asarray(params[name]["kernel"])
-            if kernel.ndim == 4:
-                return kernel.transpose(3, 0, 1, 2), "filters"
-            return kernel.T.reshape(-1, *image_shape), "templates"
-    return None
+def weight_pictures(params, layer: str, image_shape):
+    """The weights of a network's first layer, given by its path, as pictures [N, H, W, C]: a convolution's filters
+    or a dense layer's templates."""
+    kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), params)["kernel"])
+    return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
 
 
 def write_report(folder, setup, *, test, result, summary, command: str) -> None:
@@ -67,13 +64,12 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
     add("mistakes", "Surest mistakes", "test pictures that the network gets wrong with the most confidence",
         draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
-    weights = first_layer(state.params, setup.input_shape)
-    if weights is not None:
-        pictures, kind = weights
-        figure = draw.image_grid(pictures[:64], title=f"Layer-1 {kind}", signed=True)
-        add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)
-    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"]
-            for x in table.layers(setup.model, setup.input_shape)]  # fmt: skip
+    layers = table.layers(setup.model, setup.input_shape)
+    weights = weight_pictures(state.params, layers[0].name, setup.input_shape)
+    kind = "filters" if len(layers[0].shape) == 3 else "templates"
+    figure = draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True)
+    add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)
+    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     tables = [("Layers", ["layer", "output", "parameters", "multiply-adds"], rows)]
     tables.append(classification.class_table(confusion, names))
     tables.append(("This run", ["", ""], [[key, str(value)] for key, value in summary.items()]))

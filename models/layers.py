@@ -22,8 +22,9 @@ glorot_uniform = nn.initializers.glorot_uniform()
 GRADIENT_POSITIONS = 4096
 
 
-def _xla_conv(x, kernel, strides, padding):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _xla_conv(x, kernel, strides, padding, **dilation):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **dilation)
 
 
 _conv = jax.custom_vjp(_xla_conv, nondiff_argnums=(2, 3))
@@ -58,11 +59,7 @@ def kernel_gradient(x_BHWC, gradient_BHWO, window: tuple[int, int], *, strides, 
     reach = [(n - 1) * s + k for n, s, k in zip(gradient_BHWO.shape[1:3], strides, window, strict=True)]
     pads = [(lo, r - n - lo) for (lo, _), r, n in zip(padding, reach, x_BHWC.shape[1:3], strict=True)]
     x_CHWB, gradient_HWBO = x_BHWC.transpose(3, 1, 2, 0), gradient_BHWO.transpose(1, 2, 0, 3)
-    numbers = ("NHWC", "HWIO", "NHWC")
-    gradient_CHWO = lax.conv_general_dilated(
-        x_CHWB, gradient_HWBO, (1, 1), pads, rhs_dilation=strides, dimension_numbers=numbers
-    )
-    return gradient_CHWO.transpose(1, 2, 0, 3)
+    return _xla_conv(x_CHWB, gradient_HWBO, (1, 1), pads, rhs_dilation=strides).transpose(1, 2, 0, 3)
 
 
 def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: int = 1, **rest):
