@@ -28,7 +28,7 @@ from absl import flags as absl_flags
 import models
 from data import augment, batches
 from experiments import flags
-from models import layers
+from models import initializers, layers
 from train import classification, loop, optimizers, parallel
 from train.state import parameter_count
 
@@ -55,7 +55,7 @@ class VGGLike(nn.Module):
             for _ in range(2):
                 x = layers.relu(layers.Conv(width, (3, 3), padding=((1, 1), (1, 1)))(x))
             x = layers.max_pool(x, 2)
-        x = layers.relu(layers.Dense(256, kernel_init=layers.kaiming_normal)(x.reshape(x.shape[0], -1)))
+        x = layers.relu(layers.Dense(256, kernel_init=initializers.kaiming_normal)(x.reshape(x.shape[0], -1)))
         return layers.Dense(CLASSES)(x)
 
 

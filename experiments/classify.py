@@ -45,7 +45,7 @@ def main(argv) -> int:
         steps, test_images, test_labels = 2, test_images[:eval_size], test_labels[:eval_size]
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
-    state = setup.task.init(jax.random.key(config["seed"]))
+    state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))
     example = {"image": jax.ShapeDtypeStruct((batch_size, *about.image_shape), "uint8"), "label": labels[:batch_size]}
     parallel.check_reductions(setup.task.train_step, state, batch=example, devices=devices)
     checkpoints = checkpoint.Checkpoints(

@@ -8,7 +8,8 @@ dense layer. Shortcuts are option A: every second pixel, the new channels zero, 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.layers import BatchNorm, Conv, Dense, kaiming_normal, relu
+from models.initializers import kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, relu
 
 
 class Block(nn.Module):

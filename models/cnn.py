@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from models.layers import BatchNorm, Conv, Dense, Dropout, kaiming_normal, max_pool, relu
+from models.initializers import kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
 
 
 class CNN(nn.Module):

@@ -9,6 +9,7 @@ import functools
 
 import flax.linen as nn
 
+from models.initializers import normal
 from models.layers import Conv, Dense, local_response_norm, relu
 
 # The author's rates and decays (his file layer-params-cifar10-11pct.cfg) as (leaf pattern, rate factor, decay factor):
@@ -33,7 +34,6 @@ class CudaConvNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
-        normal = nn.initializers.normal
         lrn = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
         x = relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
         x = lrn(ceil_max_pool(x))

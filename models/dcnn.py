@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
+from models.initializers import normal
 from models.layers import BatchNorm, Conv, Dense, max_pool, relu
 
 
@@ -33,7 +34,7 @@ class DCNN(nn.Module):
 
         # Batch norm undoes the scale of these weights. Begun this small, they are what was learned; a start of
         # Kaiming's size would still show as noise in the filters after a short run.
-        small, pad = nn.initializers.normal(0.01), ((2, 2), (2, 2))
+        small, pad = normal(0.01), ((2, 2), (2, 2))
         x = Conv(self.filters, (5, 5), padding=pad, use_bias=False, kernel_init=small, name="conv1")(x)
         x = bn_relu(x, "bn1")
         for block, width in enumerate(self.widths, 1):

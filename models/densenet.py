@@ -8,7 +8,8 @@ compression x maps - average pooling. The first convolution has 16 maps, or 2k i
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, kaiming_normal, relu
+from models.initializers import kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, relu
 
 
 class DenseNet(nn.Module):

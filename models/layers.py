@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Kaiming initialisation: N(0, 2 / fan_in), untruncated (He et al. 2015, eq. 10).
-kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-# Glorot initialisation: U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, eq. 16).
-glorot_uniform = nn.initializers.glorot_uniform()
+from models.initializers import glorot_uniform, kaiming_normal
 
 # Output positions that one piece of the weight gradient sums over on a CPU: its operands then stay in the caches.
 GRADIENT_POSITIONS = 4096

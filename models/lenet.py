@@ -8,7 +8,8 @@ output layer is linear with softmax cross-entropy, not radial basis functions. 2
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.layers import Conv, Dense, activation, avg_pool, glorot_uniform, kaiming_normal
+from models.initializers import glorot_uniform, kaiming_normal
+from models.layers import Conv, Dense, activation, avg_pool
 
 
 class LeNet(nn.Module):

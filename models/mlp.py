@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from models.layers import Dense, Dropout, activation, glorot_uniform, kaiming_normal
+from models.initializers import glorot_uniform, kaiming_normal
+from models.layers import Dense, Dropout, activation
 
 
 class MLP(nn.Module):
