@@ -14,66 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.initializers import glorot_uniform, kaiming_normal
-
-# Output positions that one piece of the weight gradient sums over on a CPU: its operands then stay in the caches.
-GRADIENT_POSITIONS = 4096
-
-
-def _xla_conv(x, kernel, strides, padding, **dilation):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **dilation)
-
-
-_conv = jax.custom_vjp(_xla_conv, nondiff_argnums=(2, 3))
-
-
-def _conv_backward(strides, padding, saved, gradient):
-    x, kernel = saved
-    x_gradient = jax.vjp(lambda x: _xla_conv(x, kernel, strides, padding), x)[1](gradient)[0]
-
-    def whole(x_BHWC, gradient_BHWO):
-        return kernel_gradient(x_BHWC, gradient_BHWO, kernel.shape[:2], strides=strides, padding=padding)
-
-    def in_pieces(x_BHWC, gradient_BHWO):
-        batch, height, width = gradient_BHWO.shape[:3]
-        largest = max(1, GRADIENT_POSITIONS // (height * width))
-        piece = max(n for n in range(1, min(batch, largest) + 1) if batch % n == 0)
-        if piece == batch:
-            return whole(x_BHWC, gradient_BHWO)
-        pieces = [a.reshape(-1, piece, *a.shape[1:]) for a in (x_BHWC, gradient_BHWO)]
-        return lax.scan(lambda total, p: (total + whole(*p), None), jnp.zeros_like(kernel), pieces)[0]
-
-    return x_gradient, lax.platform_dependent(x, gradient, cpu=in_pieces, default=whole)
-
-
-_conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
-
-
-def kernel_gradient(x_BHWC, gradient_BHWO, window: tuple[int, int], *, strides, padding):
-    """Gradient [*window, C, O] of a convolution's kernel: the input convolved with the output's gradient, the batch
-    in the place of the channels (the lecture's third equation of backpropagation, with shared weights)."""
-    # Strides can leave rows at the far side that no window has reached: they are cut off.
-    reach = [(n - 1) * s + k for n, s, k in zip(gradient_BHWO.shape[1:3], strides, window, strict=True)]
-    pads = [(lo, r - n - lo) for (lo, _), r, n in zip(padding, reach, x_BHWC.shape[1:3], strict=True)]
-    x_CHWB, gradient_HWBO = x_BHWC.transpose(3, 1, 2, 0), gradient_BHWO.transpose(1, 2, 0, 3)
-    return _xla_conv(x_CHWB, gradient_HWBO, (1, 1), pads, rhs_dilation=strides).transpose(1, 2, 0, 3)
-
-
-def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: int = 1, **rest):
-    """lax.conv_general_dilated for NHWC, whose kernel gradient is summed over pieces of the batch on a CPU.
-
-    XLA's own takes the whole batch at once, whose patches don't fit the caches: 2 to 3 times slower for images of 16 to
-    32 pixels. Grouped and dilated convolutions are left to XLA.
-    """
-    plain = feature_group_count == 1 and all(
-        set(rest.get(f"{side}_dilation") or (1,)) == {1} for side in ("lhs", "rhs")
-    )
-    if not plain or kernel.ndim != 4:
-        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return _conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
-
+from models.kernels import conv_general_dilated
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform)
@@ -180,7 +121,7 @@ class Dropout(nn.Module):
             return x
         keep = 1.0 - self.rate
         keys = row_keys(self.make_rng("dropout"), x.shape[0], axis_name=self.axis_name)
-        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (x[0].size,)))(keys).reshape(x.shape)
         return jnp.where(mask, x / keep, jnp.zeros_like(x))
 
 
