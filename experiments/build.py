@@ -4,15 +4,20 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import data
 import models
 from data import augment, cifar10, stream
 from data.dataset import Dataset, binary_task, pixel_statistics
 from experiments.flags import UsageError
+from models import table
 from train import classification, optimizers, parallel
 from train.task import Task
 
 MODEL_FLAGS = ("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression")
+# Pixels of the training images that a network is fitted to: 2,000 images of CIFAR-10.
+PATCH_PIXELS = 2_048_000
 
 
 class About(NamedTuple):
@@ -74,7 +79,7 @@ def load_dataset(config: dict) -> Dataset:
     """The data set, as a binary task where --positive asks for one."""
     try:
         data.find(config["dataset"])
-        size, kind = config.get("image_size"), config["augment"]  # Runs of before had no image_size.
+        size, kind = config["image_size"], config["augment"]
         require(size is None or size > 0, f"--image_size={size}: must be more than 0")
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
@@ -89,7 +94,7 @@ def load_dataset(config: dict) -> Dataset:
             streamed or kind not in ("crop", "resized_crop"),
             f"--augment={kind} is for {where} with pictures of more than 64 pixels a side, or with --image_size",
         )
-        if config.get("train_batches"):  # None, and of runs of before: all of them.
+        if config["train_batches"]:
             dataset = cifar10.train_on(dataset, config["train_batches"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
     except data.DataError:
@@ -134,6 +139,18 @@ def describe(dataset: Dataset) -> About:
     return About(images.shape[1:], mean, std, dataset.class_names)
 
 
+def fit(config: dict, state, images, about: About):
+    """`state`, where the network's start depends on the training images fitted to a fixed sample of them."""
+    if config["model"] not in models.FIT:
+        return state
+    height, width = images.shape[1:3]
+    count = max(1, PATCH_PIXELS // (height * width))
+    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    return state._replace(
+        params=models.FIT[config["model"]](state.params, augment.normalize(images[rows], about.mean, about.std))
+    )
+
+
 def shown(images, labels):
     """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
     if not isinstance(images, stream.Stream):
@@ -159,7 +176,7 @@ def prepare(config: dict, about: About):
         require(
             0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
         )
-    crop = {"crop24": 24, "crop": config.get("image_size") or stream.SIZE}.get(kind)
+    crop = {"crop24": 24, "crop": config["image_size"] or stream.SIZE}.get(kind)
     if crop:
         require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
         see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
@@ -183,6 +200,25 @@ def prepare(config: dict, about: About):
         return augment.flip_views(images) if views == "flip" else images
 
     return train, evaluation, (crop, crop, channels) if crop else about.image_shape
+
+
+def early(config: dict, model, input_shape, steps: int):
+    """(steps, (height, width)) of the smaller images that a run begins with."""
+    size, share, shortest = config["early_size"], config["early_share"], min(input_shape[:2])
+    require(0 < share <= 1, f"--early_share={share}: accepted are values in (0, 1]")
+    if size is None:
+        return 0, None
+    require(0 < size <= shortest, f"--early_size={size}: accepted are 1 to {shortest} pixels")
+    height, width = (round(side * size / shortest) for side in input_shape[:2])
+    try:
+        small, whole = (
+            [layer.parameters for layer in table.layers(model, shape)]
+            for shape in ((height, width, input_shape[2]), input_shape)
+        )
+    except ValueError as error:
+        raise UsageError(f"--early_size={size}: {error}") from None
+    require(small == whole, f"--early_size={size}: the weights of --model={config['model']} depend on the image size")
+    return round(share * steps), (height, width)
 
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
@@ -222,6 +258,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         eval_prepare=eval_prepare,
         axis=axis,
         smoothing=config["label_smoothing"],
+        early=early(config, model, input_shape, steps),
     )
     return Setup(about, input_shape, model, task, rate)
 

@@ -52,7 +52,7 @@ def main(argv) -> int:
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
     )
     restored = checkpoints.restore(state)
-    state, record = restored or (records.initial_state(config, state), {})
+    state, record = restored or (records.initial_state(config, build.fit(config, state, images, about)), {})
     start = int(state.step)
     loop.say(f"{line}; {records.describe(dataset, state)}" + (f"; going on from step {start}" if start else ""))
     records.write_start(home, config, setup, dataset=dataset, state=state, steps=steps, devices=line)

@@ -13,6 +13,8 @@ FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
 # What may differ when a run goes on: where it runs and what it shows, not what it computes.
 FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
+# Flags younger than the first runs, with what those did.
+LATER = {"image_size": None, "train_batches": None, "early_size": None, "early_share": 0.5}
 
 
 class UsageError(ValueError):
@@ -71,6 +73,8 @@ def define_run_flags() -> None:
     flags.DEFINE_enum(
         "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
     )
+    flags.DEFINE_integer("early_size", None, "Side in pixels that the images of the first steps are shrunk to.")
+    flags.DEFINE_float("early_share", 0.5, "Share of the run whose images are shrunk to --early_size.")
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
     flags.DEFINE_enum(

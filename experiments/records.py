@@ -25,6 +25,7 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
     old = run.get("flags")
     if not isinstance(old, dict):
         raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
+    old = flags.LATER | old
     differing = sorted(k for k in config.keys() | old.keys() if k not in flags.FREE and old.get(k) != config.get(k))
     if differing or run.get("task") != "classification":
         pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
@@ -48,7 +49,9 @@ def load_run(workdir: str) -> dict:
     try:
         run = json.loads(path.read_text())
         needed = ("flags", "class_names", "image_shape", "mean", "std")
-        return run if all(run[name] for name in needed) else _no_run(workdir)
+        if not all(run[name] for name in needed):
+            return _no_run(workdir)
+        return {**run, "flags": flags.LATER | run["flags"]}
     except (OSError, ValueError, KeyError, TypeError):
         return _no_run(workdir)
 

@@ -5,7 +5,7 @@ import difflib
 
 import flax.linen as nn
 
-from models import cuda_convnet
+from models import cuda_convnet, dcnn
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
 from models.cuda_convnet import CudaConvNet
@@ -32,6 +32,9 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
 
 # The rates and decays by leaf of a network's author, for --parameter_groups=author.
 AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS}
+
+# (parameters, normalised images [B, H, W, C]) -> parameters, for networks whose start depends on the training images.
+FIT = {"dcnn": dcnn.fit}
 
 
 def options(name: str) -> set[str]:

@@ -75,7 +75,8 @@ def kernel_gradient(x_BHWC, gradient_BHWO, *, window: tuple[int, int], strides, 
         return total + lax.dot_general(rows_PK, gradient_PO, (((0,), (0,)), ((), ()))), None
 
     pieces = jnp.arange(batch // images * (height // rows))
-    total_KO, _ = lax.scan(add_piece, jnp.zeros((columns, outputs), x_BHWC.dtype), pieces)
+    # zeros_like: under shard_map the sum varies over the devices as the gradient does.
+    total_KO, _ = lax.scan(add_piece, jnp.zeros_like(gradient_BHWO, shape=(columns, outputs)), pieces)
     return total_KO.reshape(*window, channels, outputs)
 
 

@@ -28,7 +28,7 @@ _GUIDED = contextvars.ContextVar("guided", default=False)
 
 @contextlib.contextmanager
 def guided_backprop():
-    """Inside it, `relu` passes back only positive gradients through positive inputs: guided backpropagation
+    """Inside it, `relu` and `gelu` pass back only positive gradients through positive inputs: guided backpropagation
     (Springenberg, Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution).
 
     It acts when a function is traced, not when it runs: open it inside the function that is compiled.
@@ -45,12 +45,28 @@ def _guided_relu(x):
     return jax.nn.relu(x)
 
 
-_guided_relu.defvjp(lambda x: (jax.nn.relu(x), x), lambda x, gradient: (jnp.where(x > 0, jax.nn.relu(gradient), 0.0),))
+@jax.custom_vjp
+def _guided_gelu(x):
+    return jax.nn.gelu(x)
+
+
+def _guided_backward(x, gradient):
+    return (jnp.where(x > 0, jax.nn.relu(gradient), 0.0),)
+
+
+_guided_relu.defvjp(lambda x: (jax.nn.relu(x), x), _guided_backward)
+_guided_gelu.defvjp(lambda x: (jax.nn.gelu(x), x), _guided_backward)
 
 
 def relu(x):
     """max(0, x), elementwise; the one ReLU of every network, so that `guided_backprop` reaches it."""
     return _guided_relu(x) if _GUIDED.get() else jax.nn.relu(x)
+
+
+def gelu(x):
+    """x times the normal distribution's share below x (Hendrycks & Gimpel 2016), in the approximation by tanh. Guided
+    backpropagation treats it as the ReLU that it smooths."""
+    return _guided_gelu(x) if _GUIDED.get() else jax.nn.gelu(x)
 
 
 def rectified_tanh(x):

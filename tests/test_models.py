@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models
-from models import initializers, kernels, layers, table
+from models import dcnn, initializers, kernels, layers, table
 from models.cifar_resnet import Block
 from models.cuda_convnet import ceil_max_pool
 
@@ -155,6 +155,19 @@ def test_activations():
     np.testing.assert_allclose(layers.activation("leaky_relu", slope=0.1)(x), [-0.2, 0.5], rtol=1e-6)
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
         layers.activation("swish")
+
+
+def test_dcnns_first_filters_whiten_the_patches():
+    rng, model = np.random.default_rng(0), models.create("dcnn", 10)
+    images = rng.normal(size=(50, 1, 1, 3)) + np.cumsum(rng.normal(size=(50, 32, 32, 3)), axis=2) / 6
+    params = model.init(jax.random.key(0), jnp.asarray(images[:1], jnp.float32))["params"]
+    kernel = dcnn.fit(params, images)["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel[..., 16:], -kernel[..., :16])
+    patches = np.lib.stride_tricks.sliding_window_view(images, (5, 5), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
+    outputs = patches.reshape(-1, 75) @ np.asarray(kernel[..., :16]).reshape(75, 16)
+    covariance = outputs.T @ outputs / len(outputs)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.1)
+    assert np.all(np.abs(np.diag(covariance) - 1) < 0.2)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 12), (7, 5), (1, 1, 64, 128)])

@@ -14,7 +14,7 @@ from train.equality import tree_error
 from train.stop import Interrupted
 
 
-def make_task(axis, model="cnn", **options):
+def make_task(axis, model="cnn", early=(0, None), **options):
     if model == "cnn":
         options |= {"axis_name": axis, "dropout": 0.3, "widths": (4, 8, 8), "features": 8}
 
@@ -29,6 +29,7 @@ def make_task(axis, model="cnn", **options):
         train_prepare=lambda images, keys: prepare(augment.digits(images, keys)),
         eval_prepare=prepare,
         axis=axis,
+        early=early,
     )
 
 
@@ -69,9 +70,20 @@ def test_a_forgotten_reduction_is_named():
         parallel.check_reductions(forgetful, state, batch=batch, devices=4)
 
 
+def test_the_first_steps_see_smaller_images(mnist5k):
+    batch = dict(zip(("image", "label"), (part[:8] for part in mnist5k.splits["train"]), strict=True))
+    plain, early = (jax.jit(make_task(None, "dcnn", early=early).train_step) for early in ((0, None), (1, (20, 20))))
+    start = make_task(None, "dcnn").init(jax.random.key(0))
+    after, sums = early(start, batch)
+    assert float(sums["loss"]) != pytest.approx(float(plain(start, batch)[1]["loss"]), rel=1e-3)
+    (ours, our_sums), (theirs, their_sums) = early(after, batch), plain(after, batch)
+    assert tree_error((ours.params, our_sums), jax.device_get((theirs.params, their_sums))) < 1e-6
+
+
+@pytest.mark.parametrize("early", [(0, None), (2, (20, 20))])
 @pytest.mark.parametrize("devices", [2, 8])
-def test_the_steps_reduce_everything(devices):
-    task = make_task("data")
+def test_the_steps_reduce_everything(devices, early):
+    task = make_task("data", "dcnn", early=early, axis_name="data")
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
     parallel.check_reductions(task.train_step, state, batch=batch, devices=devices)

@@ -21,11 +21,16 @@ def init(key, *, model, optimizer, image_shape) -> State:
     return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis):
-    """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch."""
+def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis, size=None):
+    """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch.
+
+    With `size` the augmented images are shrunk to that height and width.
+    """
     image_key, dropout_key = jax.random.split(key)
     keys = row_keys(image_key, batch["label"].shape[0], axis_name=axis)
     images = prepare(batch["image"], keys)
+    if size:
+        images = jax.image.resize(images, (images.shape[0], *size, images.shape[-1]), "linear")
     examples = batch["label"].shape[0] * (lax.axis_size(axis) if axis else 1)
 
     def loss_fn(params):
@@ -44,15 +49,20 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
 
 
-def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
-    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
+def train_step(state: State, batch, *, optimizer, grad_fn, axis=None, early_grad_fn=None, early_steps: int = 0):
+    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums). The first
+    `early_steps` take `early_grad_fn`.
 
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
     `axis` is written out: the form that is right under pmap and shard_map alike.
     """
     vary = (lambda tree: jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)) if axis else lambda tree: tree
     params, batch_stats = vary(state.params), vary(state.batch_stats)
-    (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
+    inputs = params, batch_stats, batch, step_key(state)
+    if early_steps:
+        (_, (batch_stats, sums)), grads = lax.cond(state.step < early_steps, early_grad_fn, grad_fn, *inputs)
+    else:
+        (_, (batch_stats, sums)), grads = grad_fn(*inputs)
     if axis:
         grads, sums = lax.psum((grads, sums), axis)
         batch_stats = lax.pmean(batch_stats, axis)
@@ -97,14 +107,26 @@ def finish(sums, *, classes: int) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def create(*, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis, smoothing=0.0) -> Task:
-    """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`."""
+def create(
+    *, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis, smoothing=0.0, early=(0, None)
+) -> Task:
+    """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
+    (height, width)): that many steps at the start see images shrunk to that size."""
     grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, smoothing=smoothing, axis=axis)
+    early_steps, early_size = early
+    early_grad_fn = functools.partial(grad_fn, size=early_size)
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",
         init=functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape),
-        train_step=functools.partial(train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
+        train_step=functools.partial(
+            train_step,
+            optimizer=optimizer,
+            grad_fn=grad_fn,
+            axis=axis,
+            early_grad_fn=early_grad_fn,
+            early_steps=early_steps,
+        ),
         prepare_eval=lambda state: state,
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis),
         finish=functools.partial(finish, classes=len(class_names)),
