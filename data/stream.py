@@ -72,6 +72,11 @@ def resize(image: np.ndarray, box, *, side: int) -> np.ndarray:
     return np.asarray(found, np.uint8).reshape(side, side, image.shape[-1])
 
 
+def middle_square(image: np.ndarray, view: View) -> np.ndarray:
+    """uint8 [h, w, C] as a test sees it: [side, side, C]."""
+    return resize(image, middle_box(*image.shape[:2], share=view.share), side=view.side)
+
+
 class Stream:
     """Stands for the array uint8 [N, H, W, C] of the middle squares: it has a shape and can be indexed, and decodes
     what is asked for. `read(example)` gives one picture, uint8 [h, w, C], or raises DataError, which stops the reader.
@@ -135,8 +140,7 @@ class Stream:
         return tuple(float(m) for m in mean), tuple(float(max(s, 1e-3)) for s in std)
 
     def _middle(self, row) -> np.ndarray:
-        image = self.read(self.examples[row])
-        return resize(image, middle_box(*image.shape[:2], share=self.view.share), side=self.view.side)
+        return middle_square(self.read(self.examples[row]), self.view)
 
     def _run(self, function, start: int, stop: int, size: int) -> Iterator:
         """function(position) for start <= position < stop, in order, in batches of `size`; two batches ahead."""

@@ -8,7 +8,7 @@ import numpy as np
 
 import data
 import models
-from data import augment, cifar10, stream
+from data import augment, cifar10, decode, pictures, stream
 from data.dataset import Dataset, binary_task, pixel_statistics
 from experiments.flags import UsageError
 from models import table
@@ -149,6 +149,16 @@ def fit(config: dict, state, images, about: About):
     return state._replace(
         params=models.FIT[config["model"]](state.params, augment.normalize(images[rows], about.mean, about.std))
     )
+
+
+def read_picture(file: str, run: dict) -> np.ndarray:
+    """The picture file as the run's network saw the test pictures, uint8 [H, W, C]: the middle square of streamed
+    pictures, the whole of others. Raises DataError."""
+    height, width, channels = run["image_shape"]
+    size, kind = run["flags"]["image_size"], run["flags"]["augment"]
+    if size is None and max(height, width) <= pictures.LARGEST:
+        return decode.read_picture(file, channels=channels, size=(height, width))
+    return stream.middle_square(decode.read_picture(file, channels=channels), stream.view(size, kind))
 
 
 def shown(images, labels):

@@ -62,7 +62,8 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
     probabilities = predictions(setup.task, state, images)
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
-    add("mistakes", "Surest mistakes", "test pictures that the network gets wrong with the most confidence",
+    among = "test pictures" if len(images) == summary["examples"] else f"a fixed sample of {len(images)} test pictures"
+    add("mistakes", "Surest mistakes", f"{among} that the network gets wrong with the most confidence",
         draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
     layers = table.layers(setup.model, setup.input_shape)
     weights = weight_pictures(state.params, layers[0].name, setup.input_shape)

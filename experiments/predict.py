@@ -29,14 +29,13 @@ def main(argv) -> int:
     flags.start_cache()
     import numpy as np
 
-    from data import DataError, decode
+    from data import DataError
     from experiments import build, look
 
-    height, width, channels = run["image_shape"]
     pictures, kept, status = [], [], 0
     for file in files:
         try:
-            pictures.append(decode.read_picture(file, channels=channels, size=(height, width)))
+            pictures.append(build.read_picture(file, run))
             kept.append(file)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -235,6 +235,16 @@ def test_the_device_cuts_and_flips(pictures):
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
 
 
+def test_predict_sees_a_file_as_the_test_did(pictures):
+    file = str(pictures / "test" / "bird" / "0.png")
+    for kind in ("none", "crop"):
+        seen = data.load("folder", str(pictures), image_size=32, augment=kind).splits["test"][0][0]
+        run = {"image_shape": list(seen.shape), "flags": {"image_size": 32, "augment": kind}}
+        np.testing.assert_array_equal(build.read_picture(file, run), seen)
+    whole = build.read_picture(file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}})
+    assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
+
+
 def test_flags_that_do_not_fit_the_data(pictures):
     for values, message in (
         ({"image_size": 32}, "--image_size=32 is for --dataset=folder or tfds:NAME, not mnist5k"),
