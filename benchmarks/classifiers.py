@@ -37,7 +37,7 @@ PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python th
 MODELS = absl_flags.DEFINE_list("models", ["mlp", "vgg_like", "resnet20", "densenet40"], "Networks to measure.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
-JSON = absl_flags.DEFINE_string("json", None, "File for the JSON, with every turn's figure.")
+JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON: the ratios ours / peer by network.")
 IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # As CIFAR-10, of noise.
 NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
 
@@ -188,9 +188,10 @@ def main(argv) -> int:
     rows = []
     for name in chosen:
         rows.append(summarise(name, measure(name, chosen[name], rounds=ROUNDS.value, seconds=SECONDS.value)))
-        if JSON.value:  # After each network: a long run that is cut short keeps what it found.
-            pathlib.Path(JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
-    print(*table(rows), json.dumps([{k: v for k, v in row.items() if k != "turns"} for row in rows]), sep="\n")
+        loop.say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.
+    print(*table(rows), sep="\n")
+    if JSON.value:
+        print(json.dumps({"ratios": {row["model"]: row["ratio"] for row in rows if "ratio" in row}}))
     return 0
 
 

@@ -16,8 +16,8 @@ from train import classification, optimizers, parallel
 from train.task import Task
 
 MODEL_FLAGS = ("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression")
-# Pixels of the training images that a network is fitted to: 2,000 images of CIFAR-10.
-PATCH_PIXELS = 2_048_000
+# Pixels of the training images that a network is fitted to: 512 images of CIFAR-10.
+PATCH_PIXELS = 524_288
 
 
 class About(NamedTuple):
@@ -146,9 +146,8 @@ def fit(config: dict, state, images, about: About):
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
-    return state._replace(
-        params=models.FIT[config["model"]](state.params, augment.normalize(images[rows], about.mean, about.std))
-    )
+    sample = augment.normalize(images[rows], about.mean, about.std)
+    return state._replace(batch_stats=models.FIT[config["model"]](state.batch_stats, sample))
 
 
 def read_picture(file: str, run: dict) -> np.ndarray:

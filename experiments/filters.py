@@ -170,7 +170,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
     name, path = names[layer - 1], records.absolute(workdir) / f"filters_layer{layer}.png"
     state = records.restore(setup, workdir, checkpoint)
     if layer == 1:
-        filters = look.weight_pictures(state.params, name, setup.input_shape)
+        filters = look.weight_pictures(state, config["model"], name, setup.input_shape)
         png = io.BytesIO()
         Image.fromarray(figures_filters.filter_grid(filters)).save(png, "PNG")
         figures.write_atomically(path, png.getvalue())

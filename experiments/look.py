@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 
+import models
 from models import table
 from train import classification, parallel, report
 from train import figures as draw
@@ -31,10 +32,13 @@ def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.nd
     return np.concatenate(found) if found else np.zeros((0, 0))
 
 
-def weight_pictures(params, layer: str, image_shape):
-    """The weights of a network's first layer, given by its path, as pictures [N, H, W, C]: a convolution's filters
-    or a dense layer's templates."""
-    kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), params)["kernel"])
+def weight_pictures(state, model: str, layer: str, image_shape):
+    """The weights of the first layer of the network `model`, given by its path, as pictures [N, H, W, C]: a
+    convolution's filters or a dense layer's templates."""
+    if model in models.FIRST_FILTERS:
+        kernel = models.FIRST_FILTERS[model](state.params, state.batch_stats)
+    else:
+        kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
 
 
@@ -66,7 +70,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     add("mistakes", "Surest mistakes", f"{among} that the network gets wrong with the most confidence",
         draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
     layers = table.layers(setup.model, setup.input_shape)
-    weights = weight_pictures(state.params, layers[0].name, setup.input_shape)
+    weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
     kind = "filters" if len(layers[0].shape) == 3 else "templates"
     figure = draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True)
     add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)

@@ -33,8 +33,11 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
 # The rates and decays by leaf of a network's author, for --parameter_groups=author.
 AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS}
 
-# (parameters, normalised images [B, H, W, C]) -> parameters, for networks whose start depends on the training images.
+# (batch statistics, normalised images [B, H, W, C]) -> batch statistics, where these hold filters made from images.
 FIT = {"dcnn": dcnn.fit}
+
+# (parameters, batch statistics) -> filters [h, w, C, F], where the first layer's are not a convolution's kernel.
+FIRST_FILTERS = {"dcnn": dcnn.first_filters}
 
 
 def options(name: str) -> set[str]:
