@@ -218,7 +218,15 @@ def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
 
 
 CONFIG = {"model": "dcnn", "positive": None, "negative": None, "skip_corrupt": False, "augment": "none"}
-CONFIG |= {"dataset": "mnist5k", "data_dir": None, "image_size": None, "tta": "none", "shift": 4, "cutout": 0}
+CONFIG |= {
+    "train_batches": None,
+    "dataset": "mnist5k",
+    "data_dir": None,
+    "image_size": None,
+    "tta": "none",
+    "shift": 4,
+    "cutout": 0,
+}
 
 
 def test_the_device_cuts_and_flips(pictures):
