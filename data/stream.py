@@ -77,6 +77,11 @@ def middle_square(image: np.ndarray, view: View) -> np.ndarray:
     return resize(image, middle_box(*image.shape[:2], share=view.share), side=view.side)
 
 
+def sample(total: int, count: int) -> np.ndarray:
+    """At most `count` of `total` rows in order, always the same ones."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])
+
+
 class Stream:
     """Stands for the array uint8 [N, H, W, C] of the middle squares: it has a shape and can be indexed, and decodes
     what is asked for. `read(example)` gives one picture, uint8 [h, w, C], or raises DataError, which stops the reader.
@@ -98,10 +103,6 @@ class Stream:
     def keep(self, mask: np.ndarray) -> "Stream":
         """The pictures whose `mask`, bool [N], is true; nothing is decoded."""
         return Stream(self.read, self.examples[mask], channels=self.shape[-1], view=self.view)
-
-    def sample(self, count: int) -> np.ndarray:
-        """At most `count` rows in order, always the same ones."""
-        return np.sort(np.random.default_rng(0).permutation(len(self))[:count])
 
     def chunks(self, size: int, *, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """The middle squares of all pictures or of `rows`, in order, `size` at a time; the last part may be smaller."""
@@ -132,7 +133,7 @@ class Stream:
         seed, so that runs of a sweep, and a run that starts from another's weights, see the same input.
         """
         counts, values = np.zeros((self.shape[-1], 256), np.int64), np.arange(256.0)
-        for part in self.chunks(64, rows=self.sample(SAMPLE)):
+        for part in self.chunks(64, rows=sample(len(self), SAMPLE)):
             for channel, histogram in enumerate(counts):  # Exact in whole numbers, and no float copy of the sample.
                 histogram += np.bincount(part[..., channel].ravel(), minlength=256)
         mean = counts @ values / counts.sum(1)

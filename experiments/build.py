@@ -145,9 +145,9 @@ def fit(config: dict, state, images, about: About):
         return state
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
-    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
-    sample = augment.normalize(images[rows], about.mean, about.std)
-    return state._replace(batch_stats=models.FIT[config["model"]](state.batch_stats, sample))
+    sample = images[stream.sample(len(images), count)]
+    fitted = models.FIT[config["model"]](state.batch_stats, augment.normalize(sample, about.mean, about.std))
+    return state._replace(batch_stats=fitted)
 
 
 def read_picture(file: str, run: dict) -> np.ndarray:
@@ -164,7 +164,7 @@ def shown(images, labels):
     """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
     if not isinstance(images, stream.Stream):
         return images, labels
-    rows = images.sample(stream.SAMPLE)
+    rows = stream.sample(len(images), stream.SAMPLE)
     return images[rows], labels[rows]
 
 

@@ -17,7 +17,7 @@ import data
 from data import batches, folder, stream
 from data.dataset import DataError, binary_task
 from experiments import build
-from experiments.flags import UsageError
+from experiments.flags import LATER, UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
@@ -217,16 +217,8 @@ def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
     assert len(kept) == 3 and shows(kept[0], 3)
 
 
-CONFIG = {"model": "dcnn", "positive": None, "negative": None, "skip_corrupt": False, "augment": "none"}
-CONFIG |= {
-    "train_batches": None,
-    "dataset": "mnist5k",
-    "data_dir": None,
-    "image_size": None,
-    "tta": "none",
-    "shift": 4,
-    "cutout": 0,
-}
+CONFIG = LATER | {"model": "dcnn", "positive": None, "negative": None, "skip_corrupt": False, "augment": "none"}
+CONFIG |= {"dataset": "mnist5k", "data_dir": None, "tta": "none", "shift": 4, "cutout": 0}
 
 
 def test_the_device_cuts_and_flips(pictures):

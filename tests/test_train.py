@@ -80,10 +80,10 @@ def test_the_first_steps_see_smaller_images(mnist5k):
     assert tree_error((ours.params, our_sums), jax.device_get((theirs.params, their_sums))) < 1e-6
 
 
-@pytest.mark.parametrize("early", [(0, None), (2, (20, 20))])
 @pytest.mark.parametrize("devices", [2, 8])
-def test_the_steps_reduce_everything(devices, early):
-    task = make_task("data", "dcnn", early=early, axis_name="data")
+@pytest.mark.parametrize("options", [{}, {"model": "dcnn", "early": (2, (20, 20)), "axis_name": "data"}])
+def test_the_steps_reduce_everything(devices, options):
+    task = make_task("data", **options)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
     parallel.check_reductions(task.train_step, state, batch=batch, devices=devices)
