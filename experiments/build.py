@@ -141,7 +141,7 @@ def describe(dataset: Dataset) -> About:
 
 def fit(config: dict, state, images, about: About):
     """`state`, where the network's start depends on the training images fitted to a fixed sample of them."""
-    if config["model"] not in models.FIT:
+    if config["model"] not in models.FIT or config["init_from"]:
         return state
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
@@ -211,23 +211,28 @@ def prepare(config: dict, about: About):
     return train, evaluation, (crop, crop, channels) if crop else about.image_shape
 
 
-def early(config: dict, model, input_shape, steps: int):
+def early(config: dict, input_shape, steps: int):
     """(steps, (height, width)) of the smaller images that a run begins with."""
     size, share, shortest = config["early_size"], config["early_share"], min(input_shape[:2])
     require(0 < share <= 1, f"--early_share={share}: accepted are values in (0, 1]")
     if size is None:
         return 0, None
     require(0 < size <= shortest, f"--early_size={size}: accepted are 1 to {shortest} pixels")
-    height, width = (round(side * size / shortest) for side in input_shape[:2])
+    return round(share * steps), tuple(round(side * size / shortest) for side in input_shape[:2])
+
+
+def check_early(config: dict, setup: Setup) -> None:
+    """Raises UsageError where the network's weights do not fit the smaller images that a run begins with."""
+    _, small = early(config, setup.input_shape, 1)
+    if small is None:
+        return
+    size = f"--early_size={config['early_size']}"
+    shapes = (*small, setup.input_shape[2]), setup.input_shape
     try:
-        small, whole = (
-            [layer.parameters for layer in table.layers(model, shape)]
-            for shape in ((height, width, input_shape[2]), input_shape)
-        )
+        weights = [[layer.parameters for layer in table.layers(setup.model, shape)] for shape in shapes]
     except ValueError as error:
-        raise UsageError(f"--early_size={size}: {error}") from None
-    require(small == whole, f"--early_size={size}: the weights of --model={config['model']} depend on the image size")
-    return round(share * steps), (height, width)
+        raise UsageError(f"{size}: {error}") from None
+    require(weights[0] == weights[1], f"{size}: the weights of --model={config['model']} depend on the image size")
 
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
@@ -267,7 +272,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         eval_prepare=eval_prepare,
         axis=axis,
         smoothing=config["label_smoothing"],
-        early=early(config, model, input_shape, steps),
+        early=early(config, input_shape, steps),
     )
     return Setup(about, input_shape, model, task, rate)
 

@@ -31,6 +31,7 @@ def main(argv) -> int:
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = build.setup(config, about, devices=devices, steps=steps)
+    build.check_early(config, setup)
     home = folder.RunFolder(config["workdir"])
     finished = records.open_run(home, config)
     if config["dry_run"]:
@@ -47,7 +48,8 @@ def main(argv) -> int:
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))
     example = {"image": jax.ShapeDtypeStruct((batch_size, *about.image_shape), "uint8"), "label": labels[:batch_size]}
-    parallel.check_reductions(setup.task.train_step, state, batch=example, devices=devices)
+    for step in filter(None, (setup.task.train_step, setup.task.early_step)):
+        parallel.check_reductions(step, state, batch=example, devices=devices)
     checkpoints = checkpoint.Checkpoints(
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
     )

@@ -49,20 +49,15 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
 
 
-def train_step(state: State, batch, *, optimizer, grad_fn, axis=None, early_grad_fn=None, early_steps: int = 0):
-    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums). The first
-    `early_steps` take `early_grad_fn`.
+def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
+    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
 
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
     `axis` is written out: the form that is right under pmap and shard_map alike.
     """
     vary = (lambda tree: jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)) if axis else lambda tree: tree
     params, batch_stats = vary(state.params), vary(state.batch_stats)
-    inputs = params, batch_stats, batch, step_key(state)
-    if early_steps:
-        (_, (batch_stats, sums)), grads = lax.cond(state.step < early_steps, early_grad_fn, grad_fn, *inputs)
-    else:
-        (_, (batch_stats, sums)), grads = grad_fn(*inputs)
+    (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
     if axis:
         grads, sums = lax.psum((grads, sums), axis)
         batch_stats = lax.pmean(batch_stats, axis)
@@ -112,27 +107,31 @@ def create(
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
     (height, width)): that many steps at the start see images shrunk to that size."""
-    grad_fn = functools.partial(autodiff, model=model, prepare=train_prepare, smoothing=smoothing, axis=axis)
     early_steps, early_size = early
-    early_grad_fn = functools.partial(grad_fn, size=early_size)
+    step, early_step = (
+        functools.partial(
+            train_step,
+            optimizer=optimizer,
+            grad_fn=functools.partial(
+                autodiff, model=model, prepare=train_prepare, smoothing=smoothing, axis=axis, size=size
+            ),
+            axis=axis,
+        )
+        for size in (None, early_size)
+    )
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",
         init=functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape),
-        train_step=functools.partial(
-            train_step,
-            optimizer=optimizer,
-            grad_fn=grad_fn,
-            axis=axis,
-            early_grad_fn=early_grad_fn,
-            early_steps=early_steps,
-        ),
+        train_step=step,
         prepare_eval=lambda state: state,
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis),
         finish=functools.partial(finish, classes=len(class_names)),
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare),
         metrics=("loss", "accuracy", *top5),
         best=("accuracy", "max"),
+        early_step=early_step if early_steps else None,
+        early_steps=early_steps,
     )
 
 

@@ -87,7 +87,9 @@ def train(
         record.get("seconds", 0.0),
         record.get("eval_metrics", {}),
     )
-    train_step = parallel.parallelize(task.train_step, devices, donate=True)
+    train_step, early_step = (
+        parallel.parallelize(f, devices, donate=True) for f in (task.train_step, task.early_step or task.train_step)
+    )
     eval_step = parallel.parallelize(task.eval_step, devices, donate=False)
     batches = iter(train_batches(step))
     started, compile_seconds, timed_steps, timed_seconds, compiled = time.perf_counter(), 0.0, 0, 0.0, set()
@@ -175,13 +177,15 @@ def train(
             break
         # --- One step: dispatch it, then fetch the metrics of the one before.
         batch = next(batches)
-        state, fresh = first(train_step, state, batch)
+        take = early_step if step < task.early_steps else train_step
+        compiling = take not in compiled
+        state, fresh = first(take, state, batch)
         step += 1
         collect()
         pending = step, fresh
-        if mark is None:
+        if compiling:
             jax.block_until_ready(fresh)  # The clock of images/s starts after the compilation.
-            mark = time.perf_counter()
+            mark, images = time.perf_counter(), 0
         else:
             images += len(batch["label"])
 

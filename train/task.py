@@ -16,3 +16,5 @@ class Task(NamedTuple):
     predict_step: Callable[..., Any]  # (state, batch) -> outputs by example
     metrics: tuple[str, ...]  # the keys of `finish` that metrics.csv holds
     best: tuple[str, str]  # (metric, "max" or "min")
+    early_step: Callable[..., Any] | None = None  # In the place of train_step for the first `early_steps` of a run:
+    early_steps: int = 0  # a branch inside one compiled step would cost a CPU a third of its speed.
