@@ -26,7 +26,8 @@ def define_model_flags() -> None:
     flags.DEFINE_string(
         "model",
         "cnn",
-        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, dcnn, cifar_resnetN or cifar_plainN.",
+        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, dcnn, dcnn_wide, cifar_resnetN, "
+        "cifar_plainN.",
     )
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")

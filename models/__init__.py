@@ -20,6 +20,7 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "cnn": (CNN, {}),
     "cuda_convnet": (CudaConvNet, {}),
     "dcnn": (DCNN, {}),
+    "dcnn_wide": (DCNN, {"widths": (64, 256, 256)}),
     "densenet": (DenseNet, {}),
     "lenet": (LeNet, {}),
     "logistic": (Logistic, {}),
@@ -34,10 +35,10 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
 AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS}
 
 # (batch statistics, normalised images [B, H, W, C]) -> batch statistics, where these hold filters made from images.
-FIT = {"dcnn": dcnn.fit}
+FIT = dict.fromkeys(("dcnn", "dcnn_wide"), dcnn.fit)
 
 # (parameters, batch statistics) -> filters [h, w, C, F], where the first layer's are not a convolution's kernel.
-FIRST_FILTERS = {"dcnn": dcnn.first_filters}
+FIRST_FILTERS = dict.fromkeys(FIT, dcnn.first_filters)
 
 
 def options(name: str) -> set[str]:
