@@ -1,21 +1,24 @@
 """From flags to a data set, a network and a task: the same for training, evaluation and prediction."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax
 
 import data
 import models
-from data import augment, cifar10, decode, pictures, stream
+from data import augment, cifar10, stream
 from data.dataset import Dataset, binary_task, pixel_statistics
-from experiments.flags import UsageError
+from experiments import views
+from experiments.flags import UsageError, require
 from models import table
-from train import classification, optimizers, parallel
+from train import classification, hybrid, optimizers, parallel
 from train.task import Task
 
-MODEL_FLAGS = ("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression")
+MODEL_FLAGS = (
+    *("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression"),
+    *("dropout_after", "local_response_norm", "v1_5"),
+)
 # Pixels of the training images that a network is fitted to: 512 images of CIFAR-10.
 PATCH_PIXELS = 524_288
 
@@ -35,11 +38,6 @@ class Setup(NamedTuple):
     model: Any
     task: Task
     learning_rate: Any
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
 
 
 def network(config: dict, classes: int, axis: str | None):
@@ -150,24 +148,6 @@ def fit(config: dict, state, images, about: About):
     return state._replace(batch_stats=fitted)
 
 
-def read_picture(file: str, run: dict) -> np.ndarray:
-    """The picture file as the run's network saw the test pictures, uint8 [H, W, C]: the middle square of streamed
-    pictures, the whole of others. Raises DataError."""
-    height, width, channels = run["image_shape"]
-    size, kind = run["flags"]["image_size"], run["flags"]["augment"]
-    if size is None and max(height, width) <= pictures.LARGEST:
-        return decode.read_picture(file, channels=channels, size=(height, width))
-    return stream.middle_square(decode.read_picture(file, channels=channels), stream.view(size, kind))
-
-
-def shown(images, labels):
-    """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
-    if not isinstance(images, stream.Stream):
-        return images, labels
-    rows = stream.sample(len(images), stream.SAMPLE)
-    return images[rows], labels[rows]
-
-
 def eval_split(dataset: Dataset) -> str:
     """The split that a run is scored on: test, else val or, as tfds has it, validation."""
     for split in ("test", "val", "validation"):
@@ -176,54 +156,9 @@ def eval_split(dataset: Dataset) -> str:
     raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
 
 
-def prepare(config: dict, about: About):
-    """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
-    normalize = functools.partial(augment.normalize, mean=about.mean, std=about.std)
-    height, width, channels = about.image_shape
-    kind, views = config["augment"], config["tta"]
-    for name in ("shift", "cutout"):
-        require(
-            0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
-        )
-    crop = {"crop24": 24, "crop": config["image_size"] or stream.SIZE}.get(kind)
-    if crop:
-        require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
-        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
-    else:
-        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop")
-        see = None
-
-    def train(images, keys):
-        if kind == "digits":
-            return normalize(augment.digits(images, keys))
-        images = normalize(images)  # Before shifts and cutout: the zeros that they bring in are the mean.
-        if kind == "flip_shift":
-            reflect = config["shift_mode"] == "reflect"
-            return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
-        if kind == "resized_crop":  # The stream has cut and resized: the mirror image is left.
-            return augment.flip_shift(images, keys, shift=0)
-        return augment.flip_crop(images, keys, size=crop) if crop else images
-
-    def evaluation(images):
-        images = see(normalize(images)) if see else normalize(images)
-        return augment.flip_views(images) if views == "flip" else images
-
-    return train, evaluation, (crop, crop, channels) if crop else about.image_shape
-
-
-def early(config: dict, input_shape, steps: int):
-    """(steps, (height, width)) of the smaller images that a run begins with."""
-    size, share, shortest = config["early_size"], config["early_share"], min(input_shape[:2])
-    require(0 < share <= 1, f"--early_share={share}: accepted are values in (0, 1]")
-    if size is None:
-        return 0, None
-    require(0 < size <= shortest, f"--early_size={size}: accepted are 1 to {shortest} pixels")
-    return round(share * steps), tuple(round(side * size / shortest) for side in input_shape[:2])
-
-
 def check_early(config: dict, setup: Setup) -> None:
     """Raises UsageError where the network's weights do not fit the smaller images that a run begins with."""
-    _, small = early(config, setup.input_shape, 1)
+    _, small = views.early(config, setup.input_shape, 1)
     if small is None:
         return
     size = f"--early_size={config['early_size']}"
@@ -235,6 +170,16 @@ def check_early(config: dict, setup: Setup) -> None:
     require(weights[0] == weights[1], f"{size}: the weights of --model={config['model']} depend on the image size")
 
 
+def check_hybrid(config: dict, model, devices: int) -> None:
+    passes, rows = config["fc_passes"], config["batch_size"] // devices
+    require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is for alexnet_owt and vggN, not {config['model']}")
+    require(config["early_size"] is None, "--early_size is not for --parallelism=hybrid")
+    require(
+        passes > 0 and rows % passes == 0,
+        f"--fc_passes={passes}: must divide a device's {rows} rows of the batch",
+    )
+
+
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
@@ -244,12 +189,15 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     except ValueError:
         raise UsageError(f"--drops={','.join(config['drops'])}: numbers with commas are accepted") from None
     require(all(0 < drop < 1 for drop in drops), f"--drops={','.join(config['drops'])}: must lie between 0 and 1")
+    factor = config["drop_factor"]
+    require(1 < factor < math.inf, f"--drop_factor={factor}: must be finite and more than 1")
     rate = optimizers.schedule(
         config["schedule"],
         learning_rate=config["learning_rate"],
         steps=steps,
         warmup_steps=config["warmup_steps"],
         drops=drops,
+        drop_factor=factor,
     )
     author = config["parameter_groups"] == "author"
     known = ", ".join(models.AUTHOR_GROUPS)
@@ -262,7 +210,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         weight_decay=config["weight_decay"],
         groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
     )
-    train_prepare, eval_prepare, input_shape = prepare(config, about)
+    train_prepare, eval_prepare, input_shape = views.prepare(config, about)
     task = classification.create(
         model=model,
         optimizer=optimizer,
@@ -272,9 +220,29 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         eval_prepare=eval_prepare,
         axis=axis,
         smoothing=config["label_smoothing"],
-        early=early(config, input_shape, steps),
+        early=views.early(config, input_shape, steps),
     )
+    if config["parallelism"] == "hybrid":
+        check_hybrid(config, model, devices)
+        task = hybrid.parallelized(
+            task,
+            model=model,
+            optimizer=optimizer,
+            prepare=train_prepare,
+            smoothing=config["label_smoothing"],
+            axis=axis,
+            devices=devices,
+            passes=config["fc_passes"],
+            update=config["fc_update"],
+        )
     return Setup(about, input_shape, model, task, rate)
+
+
+def check_reductions(task: Task, state, *, batch, devices: int) -> None:
+    """Raises ValueError where a step of the task forgets a reduction over the devices."""
+    shapes = jax.eval_shape(task.divide, state)
+    for step in filter(None, (task.train_step, task.early_step)):
+        parallel.check_reductions(step, shapes, batch=batch, devices=devices, divided=task.divided)
 
 
 def read_again(run: dict) -> Setup:

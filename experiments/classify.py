@@ -24,7 +24,7 @@ def main(argv) -> int:
     import jax
 
     from data import batches
-    from experiments import build, look, records
+    from experiments import build, look, records, views
 
     dataset = build.load_dataset(config)
     about, split = build.describe(dataset), build.eval_split(dataset)
@@ -48,8 +48,7 @@ def main(argv) -> int:
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))
     example = {"image": jax.ShapeDtypeStruct((batch_size, *about.image_shape), "uint8"), "label": labels[:batch_size]}
-    for step in filter(None, (setup.task.train_step, setup.task.early_step)):
-        parallel.check_reductions(step, state, batch=example, devices=devices)
+    build.check_reductions(setup.task, state, batch=example, devices=devices)
     checkpoints = checkpoint.Checkpoints(
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
     )
@@ -86,7 +85,7 @@ def main(argv) -> int:
     # --- What the run leaves behind.
     summary = records.summary(config, setup, result, split, len(test_labels), str(home.path))
     command = f"python -m experiments.classify {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
-    test = build.shown(test_images, test_labels)
+    test = views.shown(test_images, test_labels)
     look.write_report(home.path, setup, test=test, result=result, summary=summary, command=command)
     records.write_end(home, summary)
     what = "dry run, its folder is removed" if config["dry_run"] else "done"

@@ -151,7 +151,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
     if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
-    from experiments import build, look, records
+    from experiments import build, look, records, views
     from models import table
 
     run = records.load_run(workdir)
@@ -180,7 +180,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
     dataset = build.load_dataset(config)
     split = build.eval_split(dataset)
     channels, patches, gradients = excited_patches(
-        state, dataset.splits[split][0], setup=setup, prepare=build.prepare(config, setup.about)[1], name=name
+        state, dataset.splits[split][0], setup=setup, prepare=views.prepare(config, setup.about)[1], name=name
     )
     what = f"{name}: the {len(channels)} channels that the {split} split's pictures excite the most"
     title = f"{what}; beside each one's patches their guided gradients"

@@ -13,12 +13,22 @@ FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
 # What may differ when a run goes on: where it runs and what it shows, not what it computes.
 FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
+# Free too, unless the dense layers are updated after each pass.
+FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
-LATER = {"image_size": None, "train_batches": None, "early_size": None, "early_share": 0.5}
+LATER = {
+    **dict.fromkeys(("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")),
+    **{"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0},
+}
 
 
 class UsageError(ValueError):
     """A bad flag: one line, exit status 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
 
 
 def define_model_flags() -> None:
@@ -27,7 +37,7 @@ def define_model_flags() -> None:
         "model",
         "cnn",
         "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, dcnn, dcnn_wide, cifar_resnetN, "
-        "cifar_plainN.",
+        "cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
     )
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_list("hidden", None, "mlp: sizes of the hidden layers, as 256,128.")
@@ -38,6 +48,9 @@ def define_model_flags() -> None:
     flags.DEFINE_bool("bottleneck", None, "densenet: 1x1 convolutions before the 3x3 ones.")
     flags.DEFINE_float("compression", None, "densenet: share of maps that a transition keeps, in (0, 1]; default 1.")
     flags.DEFINE_float("dropout", None, "Dropout rate in [0, 1).")
+    flags.DEFINE_bool("dropout_after", None, "alexnet_owt: dropout behind fc6 and fc7, as its author has it.")
+    flags.DEFINE_bool("local_response_norm", None, "alexnet_owt: the author's two normalisation layers.")
+    flags.DEFINE_bool("v1_5", None, "resnet50, 101, 152: stride in a block's 3x3 convolution, not in its first 1x1.")
 
 
 def define_run_flags() -> None:
@@ -70,7 +83,8 @@ def define_run_flags() -> None:
     flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
     flags.DEFINE_float("label_smoothing", 0.0, "Share of the target that all classes share, in [0, 1).")
     flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
-    flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate is a tenth.")
+    flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate drops.")
+    flags.DEFINE_float("drop_factor", 10.0, "Schedule step: what the rate is divided by at a drop.")
     flags.DEFINE_enum(
         "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
     )
@@ -98,6 +112,20 @@ def define_run_flags() -> None:
     flags.DEFINE_integer("keep", 2, "Newest checkpoints kept; the best is kept too.")
     flags.DEFINE_string("init_from", None, "Workdir whose parameters the run starts from.")
     flags.DEFINE_integer("devices", None, "Devices; on a CPU that many are simulated. Default: all accelerators, or 1.")
+    flags.DEFINE_enum(
+        "parallelism",
+        "data",
+        ["data", "hybrid"],
+        "hybrid: the dense layers of alexnet_owt or vggN are divided over the devices by columns.",
+    )
+    flags.DEFINE_integer("fc_passes", 1, "hybrid: parts of the batch that the dense layers take one after the other.")
+    flags.DEFINE_enum(
+        "fc_update",
+        "accumulate",
+        ["accumulate", "each_pass"],
+        "hybrid: update the dense layers once a step, or after each pass; the convolutions' learning rate is then "
+        "multiplied by --fc_passes.",
+    )
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
     flags.DEFINE_bool("dry_run", False, "Check all flags, then run two steps, one evaluation and one save.")

@@ -30,12 +30,12 @@ def main(argv) -> int:
     import numpy as np
 
     from data import DataError
-    from experiments import build, look
+    from experiments import build, look, views
 
     pictures, kept, status = [], [], 0
     for file in files:
         try:
-            pictures.append(build.read_picture(file, run))
+            pictures.append(views.read_picture(file, run))
             kept.append(file)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -26,7 +26,8 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
     if not isinstance(old, dict):
         raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
     old = flags.LATER | old
-    differing = sorted(k for k in config.keys() | old.keys() if k not in flags.FREE and old.get(k) != config.get(k))
+    free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config["fc_update"] == "accumulate" else set())
+    differing = sorted(k for k in config.keys() | old.keys() if k not in free and old.get(k) != config.get(k))
     if differing or run.get("task") != "classification":
         pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
         raise folder.FolderError(

@@ -22,7 +22,7 @@ def main(argv) -> int:
     config = flags.values()
     classes = CLASSES.value if CLASSES.value is not None else 2 if config["model"] == "logistic" else 10
     for name, value in (("image_size", IMAGE_SIZE.value), ("channels", CHANNELS.value), ("num_classes", classes)):
-        build.require(value > 0, f"--{name}={value}: must be more than 0")
+        flags.require(value > 0, f"--{name}={value}: must be more than 0")
     try:
         model = build.network(config, classes, None)
         layers = table.layers(model, (IMAGE_SIZE.value, IMAGE_SIZE.value, CHANNELS.value))

@@ -2,21 +2,30 @@
 
 import dataclasses
 import difflib
+import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
+import numpy as np
 
-from models import cuda_convnet, dcnn
+from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, vgg
+from models.alexnet import AlexNetOWT
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
 from models.cuda_convnet import CudaConvNet
 from models.dcnn import DCNN
-from models.densenet import DenseNet
+from models.densenet import DenseNet, ImageNetDenseNet
 from models.lenet import LeNet
 from models.linear import Logistic, Perceptron
 from models.mlp import MLP
+from models.peer import Peer
+from models.resnet import ResNet
+from models.vgg import VGG
 
 # The module of each name, and the options that the name stands for.
 REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
+    "alexnet_owt": (AlexNetOWT, {}),
     "cnn": (CNN, {}),
     "cuda_convnet": (CudaConvNet, {}),
     "dcnn": (DCNN, {}),
@@ -28,11 +37,31 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "perceptron": (Perceptron, {}),
     **{f"cifar_resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110, 1202)},
     **{f"cifar_plain{depth}": (CifarResNet, {"depth": depth, "residual": False}) for depth in (20, 32, 44, 56)},
+    **{f"vgg{depth}": (VGG, {"depth": depth, "batch_norm": False}) for depth in vgg.DEPTHS},
+    **{f"vgg{depth}_bn": (VGG, {"depth": depth, "batch_norm": True}) for depth in vgg.DEPTHS},
+    **{f"plain{depth}": (ResNet, {"depth": depth, "residual": False, "v1_5": False}) for depth in (18, 34)},
+    **{f"resnet{depth}": (ResNet, {"depth": depth, "residual": True, "v1_5": False}) for depth in (18, 34)},
+    **{f"resnet{depth}": (ResNet, {"depth": depth, "residual": True}) for depth in (50, 101, 152)},
+    **{f"densenet{depth}": (ImageNetDenseNet, {"depth": depth}) for depth in densenet.DEPTHS},
+}
+
+# How the layers of a network are called where torch's users publish weights.
+PEERS = {
+    "alexnet_owt": Peer(alexnet.PEER_NAMES, alexnet.FLATTENED),
+    **{
+        f"vgg{depth}{'_bn' * batch_norm}": Peer(
+            vgg.peer_names(depth=depth, batch_norm=batch_norm), vgg.FLATTENED, vgg.ALIASES
+        )
+        for depth in vgg.DEPTHS
+        for batch_norm in (False, True)
+    },
+    **{f"resnet{depth}": Peer(resnet.peer_names(depth=depth)) for depth in resnet.DEPTHS},
+    **{f"densenet{depth}": Peer(densenet.peer_names(depth=depth)) for depth in densenet.DEPTHS},
 }
 
 
 # The rates and decays by leaf of a network's author, for --parameter_groups=author.
-AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS}
+AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS, "alexnet_owt": alexnet.AUTHOR_GROUPS}
 
 # (batch statistics, normalised images [B, H, W, C]) -> batch statistics, where these hold filters made from images.
 FIT = dict.fromkeys(("dcnn", "dcnn_wide"), dcnn.fit)
@@ -62,3 +91,18 @@ def create(name: str, num_classes: int, **values) -> nn.Module:
             raise ValueError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
     module, fixed = REGISTRY[name]
     return module(num_classes=num_classes, **fixed, **values)
+
+
+def from_peer(name: str, entries: Mapping[str, np.ndarray], *, image_size: int = 224) -> tuple[nn.Module, dict]:
+    """The network `name` and its variables from the entries of a peer's file (torchvision's or timm's names).
+
+    The peers' bottlenecks have their stride in the 3x3 convolution: they become v1.5 here. Raises ValueError for a
+    network without such a peer, or entries that do not fit, which it lists.
+    """
+    if name not in PEERS:
+        raise ValueError(f"--model={name} has no known peer; accepted are {', '.join(sorted(PEERS))}")
+    values = {"v1_5": True} if "v1_5" in options(name) else {}
+    model = create(name, peer.classes(entries, PEERS[name]), **values)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    return model, peer.variables(entries, shapes, peer=PEERS[name])

@@ -1,19 +1,72 @@
-"""DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks"), for CIFAR.
+"""DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks").
 
-Three blocks of N layers. A layer is BN - ReLU - 3x3 convolution of k maps, in the bottleneck form BN - ReLU - 1x1
-convolution of 4k maps before it; its output is concatenated to its input. Between blocks BN - ReLU - 1x1 convolution to
-compression x maps - average pooling. The first convolution has 16 maps, or 2k in the bottleneck form (section 4.2).
+A layer is BN - ReLU - 3x3 convolution of k maps, in the bottleneck form BN - ReLU - 1x1 convolution of 4k maps before
+it; its output is concatenated to its input. Between blocks BN - ReLU - 1x1 convolution to compression x maps - average
+pooling.
 """
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, relu
+from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, relu
+
+# The networks for ImageNet (table 1): layers of each block, growth rate.
+DEPTHS = {
+    121: ((6, 12, 24, 16), 32),
+    169: ((6, 12, 32, 32), 32),
+    201: ((6, 12, 48, 32), 32),
+    161: ((6, 12, 36, 24), 48),
+}
+
+
+def peer_names(*, depth: int) -> dict[str, str]:
+    """The peer's name (torchvision) of each layer of a network for ImageNet."""
+    blocks, _ = DEPTHS[depth]
+    names = {"conv1": "features.conv0", "bn1": "features.norm0", "bn": "features.norm5", "logits": "classifier"}
+    for block, layers in enumerate(blocks, 1):
+        for layer in range(1, layers + 1):
+            theirs = f"features.denseblock{block}.denselayer{layer}"
+            for i in (1, 2):
+                names[f"block{block}_layer{layer}_bn{i}"] = f"{theirs}.norm{i}"
+                names[f"block{block}_layer{layer}_conv{i}"] = f"{theirs}.conv{i}"
+        if block < len(blocks):
+            names[f"transition{block}_bn"] = f"features.transition{block}.norm"
+            names[f"transition{block}_conv"] = f"features.transition{block}.conv"
+    return names
+
+
+def _bn_relu(x, name, *, train: bool, bn_axis: str | None):
+    return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+
+
+def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, bn_relu, conv):
+    """The dense blocks of `blocks` layers each and the transitions between them. Call it inside a compact method."""
+    for block, layers in enumerate(blocks, 1):
+        for layer in range(1, layers + 1):
+            name = f"block{block}_layer{layer}"
+            y = bn_relu(x, f"{name}_bn1")
+            if bottleneck:
+                y = bn_relu(conv(y, 4 * growth_rate, 1, f"{name}_conv1"), f"{name}_bn2")
+            y = conv(y, growth_rate, 3, f"{name}_conv{2 if bottleneck else 1}")
+            x = jnp.concatenate([x, y], axis=-1)
+        if block < len(blocks):
+            width = int(x.shape[-1] * compression)
+            x = avg_pool(conv(bn_relu(x, f"transition{block}_bn"), width, 1, f"transition{block}_conv"), 2)
+    return bn_relu(x, "bn").mean((1, 2))
+
+
+def _conv(x, width, size, name):
+    pad = size // 2
+    return Conv(width, (size, size), padding=((pad, pad), (pad, pad)), use_bias=False, name=name)(x)
 
 
 class DenseNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]. `depth` = 3N + 4, or 6N + 4 with `bottleneck`; ValueError otherwise.
+    """The network for CIFAR, [B, H, W, C] -> logits [B, num_classes]: three blocks of N layers behind a convolution of
+    16 maps, or 2k in the bottleneck form (section 4.2). `depth` = 3N + 4, or 6N + 4 with `bottleneck`; ValueError
+    otherwise.
 
     `dropout` follows each convolution but the first; the paper uses 0.2 on data that is not augmented.
     """
@@ -33,28 +86,43 @@ class DenseNet(nn.Module):
         if remainder or layers < 1:
             form = "6N + 4 layers with a bottleneck" if self.bottleneck else "3N + 4 layers"
             raise ValueError(f"a CIFAR DenseNet has {form}, not {self.depth}")
-        bn_axis = self.axis_name if self.sync_bn else None
-
-        def bn_relu(x, name):
-            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
 
         def conv(x, width, size, name):
-            pad = size // 2
-            x = Conv(width, (size, size), padding=((pad, pad), (pad, pad)), use_bias=False, name=name)(x)
-            return Dropout(self.dropout, self.axis_name)(x, train)
+            return Dropout(self.dropout, self.axis_name)(_conv(x, width, size, name), train)
 
-        width = 2 * self.growth_rate if self.bottleneck else 16
-        x = Conv(width, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
-        for block in (1, 2, 3):
-            for layer in range(1, layers + 1):
-                name = f"block{block}_layer{layer}"
-                y = bn_relu(x, f"{name}_bn1")
-                if self.bottleneck:
-                    y = bn_relu(conv(y, 4 * self.growth_rate, 1, f"{name}_conv1"), f"{name}_bn2")
-                y = conv(y, self.growth_rate, 3, f"{name}_conv{2 if self.bottleneck else 1}")
-                x = jnp.concatenate([x, y], axis=-1)
-            if block < 3:
-                width = int(x.shape[-1] * self.compression)
-                x = avg_pool(conv(bn_relu(x, f"transition{block}_bn"), width, 1, f"transition{block}_conv"), 2)
-        x = bn_relu(x, "bn").mean((1, 2))
+        x = _conv(x, 2 * self.growth_rate if self.bottleneck else 16, 3, "conv1")
+        x = _dense_blocks(
+            x,
+            (layers,) * 3,
+            growth_rate=self.growth_rate,
+            bottleneck=self.bottleneck,
+            compression=self.compression,
+            bn_relu=functools.partial(_bn_relu, train=train, bn_axis=self.axis_name if self.sync_bn else None),
+            conv=conv,
+        )
+        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
+
+
+class ImageNetDenseNet(nn.Module):
+    """The network for ImageNet, [B, H, W, C] -> logits [B, num_classes]: a 7x7 convolution of 2k maps with stride 2 and
+    3x3 max pooling, then four blocks in the bottleneck form, half the maps behind each. `depth` is 121, 169, 201 or
+    161; ValueError otherwise."""
+
+    num_classes: int
+    depth: int = 121
+    axis_name: str | None = None
+    sync_bn: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        if self.depth not in DEPTHS:
+            raise ValueError(f"an ImageNet DenseNet has {', '.join(map(str, DEPTHS))} layers, not {self.depth}")
+        blocks, growth_rate = DEPTHS[self.depth]
+        bn_relu = functools.partial(_bn_relu, train=train, bn_axis=self.axis_name if self.sync_bn else None)
+        pad = ((3, 3), (3, 3))
+        x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
+        x = max_pool(bn_relu(x, "bn1"), 3, stride=2, padding=1)
+        x = _dense_blocks(
+            x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
+        )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)

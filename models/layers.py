@@ -95,15 +95,19 @@ def activation(name: str, *, slope: float = 0.01) -> Callable:
     return ACTIVATIONS[name]
 
 
-def max_pool(x, window: int):
-    """Non-overlapping max pooling of [B, H, W, C] by window x window; a remainder at the right or bottom is dropped.
+def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0):
+    """Max pooling of [B, H, W, C] by window x window every `stride` pixels (the window's side if None), with `padding`
+    pixels of minus infinity on each side; a remainder at the right or bottom is dropped.
 
     The gradient goes to the first maximum of a window, in row order, on every platform. Written with strided slices:
     XLA's own gradient (select-and-scatter) is several times slower on a CPU and not deterministic on a GPU.
     """
-    height, width = x.shape[1] // window * window, x.shape[2] // window * window
-    x = x[:, :height, :width]
-    views = [x[:, i::window, j::window] for i in range(window) for j in range(window)]
+    stride = stride or window
+    if padding:
+        low = jnp.asarray(-jnp.inf, x.dtype)
+        x = lax.pad(x, low, ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
+    height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
+    views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
     return functools.reduce(lambda best, view: jnp.where(view > best, view, best), views)
 
 
@@ -121,6 +125,11 @@ def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1
     return x * (k + alpha / size * total) ** -beta
 
 
+def gather_columns(x, features: int, axis_name: str | None):
+    """[B, features] from every device's share of the columns, filled up at the end; x itself without an axis."""
+    return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014, section 10): x * mask / (1 - rate) in training, x in evaluation.
 
@@ -132,11 +141,15 @@ class Dropout(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, train: bool, rows=None):
+        """`rows` [B] are the examples' rows in the global batch where they are not this device's own in order."""
         if not train or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
-        keys = row_keys(self.make_rng("dropout"), x.shape[0], axis_name=self.axis_name)
+        keep, key = 1.0 - self.rate, self.make_rng("dropout")
+        if rows is None:
+            keys = row_keys(key, x.shape[0], axis_name=self.axis_name)
+        else:
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
         mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (x[0].size,)))(keys).reshape(x.shape)
         return jnp.where(mask, x / keep, jnp.zeros_like(x))
 

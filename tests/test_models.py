@@ -44,6 +44,29 @@ PUBLISHED = [
     ("densenet", {"depth": 190, "growth_rate": 40, "bottleneck": True, "compression": 0.5}, 32, 25_624_430, 9302.0),
     ("cuda_convnet", {}, 24, 2_112_970, 19.5),
 ]
+# The same for 224x224 pixels and 1,000 classes.
+IMAGENET = [
+    ("alexnet_owt", {}, 61_100_840, 714.19),
+    ("vgg11", {}, 132_863_336, None),
+    ("vgg13", {}, 133_047_848, None),
+    ("vgg16", {}, 138_357_544, 15470.0),
+    ("vgg19", {}, 143_667_240, 19632.0),
+    ("vgg19_bn", {}, 143_678_248, 19632.0),
+    ("plain18", {}, 11_515_688, 1795.0),
+    ("plain34", {}, 21_623_848, 3644.0),
+    ("resnet18", {}, 11_689_512, 1814.0),
+    ("resnet34", {}, 21_797_672, 3664.0),
+    ("resnet50", {}, 25_557_032, 3858.0),
+    ("resnet50", {"v1_5": True}, 25_557_032, 4089.0),
+    ("resnet101", {}, 44_549_160, 7570.0),
+    ("resnet101", {"v1_5": True}, 44_549_160, 7801.0),
+    ("resnet152", {}, 60_192_808, 11282.0),
+    ("resnet152", {"v1_5": True}, 60_192_808, 11514.0),
+    ("densenet121", {}, 7_978_856, 2834.0),
+    ("densenet169", {}, 14_149_480, 3360.0),
+    ("densenet201", {}, 20_013_928, 4291.0),
+    ("densenet161", {}, 28_681_000, 7728.0),
+]
 
 
 def classes_of(name):
@@ -80,6 +103,29 @@ def test_published_counts(name, options, size, parameters, multiply_adds):
     found = table.layers(models.create(name, 10, **options), (size, size, 3))
     assert sum(layer.parameters for layer in found) == parameters
     assert sum(layer.multiply_adds for layer in found) / 1e6 == pytest.approx(multiply_adds, rel=2e-3)
+
+
+@pytest.mark.parametrize("name, options, parameters, multiply_adds", IMAGENET)
+def test_published_counts_for_imagenet(name, options, parameters, multiply_adds):
+    found = table.layers(models.create(name, 1000, **options), (224, 224, 3))
+    assert sum(layer.parameters for layer in found) == parameters
+    total = sum(layer.multiply_adds for layer in found) / 1e6
+    assert multiply_adds is None or total == pytest.approx(multiply_adds, abs=0.005 if multiply_adds < 1000 else 0.5)
+
+
+@pytest.mark.parametrize("window, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize("size", [(7, 8), (4, 5)])
+def test_max_pool_against_xlas(window, stride, padding, size):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
+
+    def theirs(x):
+        return nn.max_pool(x, (window, window), strides=(stride, stride), padding=((padding, padding),) * 2)
+
+    def ours(x):
+        return layers.max_pool(x, window, stride=stride, padding=padding)
+
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    np.testing.assert_array_equal(*(jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (ours, theirs)))
 
 
 def test_local_response_norm_and_ceil_pooling_against_loops():

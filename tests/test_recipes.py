@@ -3,10 +3,10 @@
 import pathlib
 
 import jax
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+from data import stream
 from experiments import build, flags
 from train.state import parameter_count
 
@@ -28,12 +28,16 @@ def test_recipe(path):
     absl_flags.FLAGS(["classify", f"--flagfile={path}"])
     config = flags.values()
     shape = (28, 28, 1) if config["dataset"] == "mnist5k" else (32, 32, 3)
-    about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple("0123456789"))
-    steps = build.check(config, 50_000, 1)
+    examples, classes = 50_000, 10
+    if config["image_size"]:
+        side = stream.view(config["image_size"], config["augment"]).side
+        shape, examples, classes = (side, side, 3), 1_281_167, 1000
+    about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
+    steps = build.check(config, examples, 1)
     setup = build.setup(config, about, devices=1, steps=steps)
     state = jax.eval_shape(setup.task.init, jax.random.key(0))
     size = config["batch_size"]
-    batch = {"image": np.zeros((size, *shape), np.uint8), "label": np.zeros(size, np.int32)}
+    batch = {"image": jax.ShapeDtypeStruct((size, *shape), "uint8"), "label": jax.ShapeDtypeStruct((size,), "int32")}
     after, sums = jax.eval_shape(setup.task.train_step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert sums["loss"].shape == () and float(setup.learning_rate(steps // 3)) > 0

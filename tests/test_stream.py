@@ -16,7 +16,7 @@ from PIL import Image
 import data
 from data import batches, folder, stream
 from data.dataset import DataError, binary_task
-from experiments import build
+from experiments import build, views
 from experiments.flags import LATER, UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -204,7 +204,7 @@ def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatc
     np.testing.assert_allclose(std, np.maximum(whole.std(0), 1e-3), rtol=1e-9)
     monkeypatch.setattr(stream, "SAMPLE", 4)
     assert images.pixel_statistics() == images.pixel_statistics() != (mean, std)
-    assert build.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
+    assert views.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
 
 
 def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
@@ -226,12 +226,12 @@ def test_the_device_cuts_and_flips(pictures):
     for kind, side in (("crop", 37), ("resized_crop", 32)):
         about = build.describe(build.load_dataset(config | {"augment": kind}))
         assert about.image_shape == (side, side, 3)
-        train, evaluation, shape = build.prepare(config | {"augment": kind}, about)
+        train, evaluation, shape = views.prepare(config | {"augment": kind}, about)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
         images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
         assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
         assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
-    ten = build.prepare(config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3)))[1]
+    ten = views.prepare(config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3)))[1]
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
 
 
@@ -240,8 +240,8 @@ def test_predict_sees_a_file_as_the_test_did(pictures):
     for kind in ("none", "crop"):
         seen = data.load("folder", str(pictures), image_size=32, augment=kind).splits["test"][0][0]
         run = {"image_shape": list(seen.shape), "flags": {"image_size": 32, "augment": kind}}
-        np.testing.assert_array_equal(build.read_picture(file, run), seen)
-    whole = build.read_picture(file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}})
+        np.testing.assert_array_equal(views.read_picture(file, run), seen)
+    whole = views.read_picture(file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}})
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 

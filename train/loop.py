@@ -88,12 +88,14 @@ def train(
         record.get("eval_metrics", {}),
     )
     train_step, early_step = (
-        parallel.parallelize(f, devices, donate=True) for f in (task.train_step, task.early_step or task.train_step)
+        parallel.parallelize(f, devices, donate=True, divided=task.divided)
+        for f in (task.train_step, task.early_step or task.train_step)
     )
     eval_step = parallel.parallelize(task.eval_step, devices, donate=False)
     batches = iter(train_batches(step))
     started, compile_seconds, timed_steps, timed_seconds, compiled = time.perf_counter(), 0.0, 0, 0.0, set()
     pending, images, mark, eval_sums, evaluated_at, saved = None, 0, None, None, -1, step if record else -1
+    state = task.divide(state)
 
     def first(function, *arguments):
         """Calls a jitted function; its first call is the compilation."""
@@ -129,7 +131,7 @@ def train(
         now = before + time.perf_counter() - started
         host = {"reported": reported, "seconds": now, "eval_metrics": eval_metrics}
         host["sums"] = None if sums is None else jax.tree.map(float, sums)
-        checkpoints.save(step, state, record=host, metrics=eval_metrics if evaluated_at == step else None)
+        checkpoints.save(step, task.whole(state), record=host, metrics=eval_metrics if evaluated_at == step else None)
         saved = step
 
     while True:
@@ -148,7 +150,11 @@ def train(
             if due(step, plan.eval_every, plan.steps):
                 collect()
                 eval_sums = evaluate(
-                    task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop
+                    task.prepare_eval(task.whole(state)),
+                    timed_eval,
+                    batches=eval_batches(),
+                    examples=eval_examples,
+                    stop=stop,
                 )
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
@@ -191,6 +197,7 @@ def train(
 
     # --- The end: the last checkpoint is on disk before the summary says so.
     checkpoints.wait()
+    state = task.whole(state)
     if eval_sums is None:  # Killed between the last checkpoint and the summary.
         eval_sums = evaluate(
             task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop

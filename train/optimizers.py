@@ -11,14 +11,23 @@ OPTIMIZERS = ("sgd", "adam")
 
 
 def schedule(
-    name: str, *, learning_rate: float, steps: int, warmup_steps: int = 0, drops: Sequence[float] = (0.5, 0.75)
+    name: str,
+    *,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int = 0,
+    drops: Sequence[float] = (0.5, 0.75),
+    drop_factor: float = 10.0,
 ) -> Callable:
-    """step -> learning rate. `step` divides by ten after each share of the steps in `drops`; `one_cycle` rises to the
-    rate over the first quarter and falls linearly to zero. A linear warm-up from zero comes before the others."""
+    """step -> learning rate. `step` divides by `drop_factor` after each share of the steps in `drops`; `one_cycle`
+    rises to the rate over the first quarter and falls linearly to zero. A linear warm-up from zero comes before the
+    others."""
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
-        main = optax.piecewise_constant_schedule(learning_rate, {round(steps * drop): 0.1 for drop in drops})
+        main = optax.piecewise_constant_schedule(
+            learning_rate, {round(steps * drop): 1 / drop_factor for drop in drops}
+        )
     elif name == "cosine":
         main = optax.cosine_decay_schedule(learning_rate, max(1, steps - warmup_steps))
     elif name == "one_cycle":

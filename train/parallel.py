@@ -2,6 +2,7 @@
 
 import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,33 +39,82 @@ def axis_of(devices: int) -> str | None:
     return AXIS if devices > 1 else None
 
 
-def parallelize(step, devices: int, *, donate: bool):
+def parallelize(step, devices: int, *, donate: bool, divided=None, through: str = "pmap"):
     """The per-device `step(state, batch)` over `devices`: the state is replicated, the batch's rows are divided in
-    order, what comes out is replicated. With `donate` the old state's memory is reused."""
+    order, what comes out is replicated. With `donate` the old state's memory is reused.
+
+    Leaves of the state whose path is `divided` are [..., devices, n] outside; the step takes and returns this device's
+    [..., n]. `through` is "pmap" or "shard_map": the same program.
+    """
     argnums = (0,) if donate else ()
     if devices == 1:
         return jax.jit(step, donate_argnums=argnums)
-    mapped = jax.pmap(
-        step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=argnums, devices=jax.devices()[:devices]
-    )
+    made: list[Any] = []
 
     def run(state, batch):
-        return mapped(state, jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch))
+        if not made:
+            make = _pmap if through == "pmap" else _shard_map
+            made.append(make(step, state, devices=devices, donate_argnums=argnums, divided=divided))
+        return made[0](state, batch)
 
     return run
 
 
-def check_reductions(step, state, *, batch, devices: int) -> None:
-    """Traces the step once with the check that every output is equal on all devices. Raises ValueError, naming the
-    leaf, where a reduction was forgotten. Nothing is compiled."""
+def _pmap(step, state, *, devices, donate_argnums, divided):
+    axes, out = None, None
+    if divided:
+        axes = jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - 2 if divided(path) else None, state)
+        out = (axes, None)
+    mapped = jax.pmap(
+        step, AXIS, in_axes=(axes, 0), out_axes=out, donate_argnums=donate_argnums, devices=jax.devices()[:devices]
+    )
+    return lambda state, batch: mapped(state, jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch))
+
+
+def _shard_map(step, state, *, devices, donate_argnums, divided):
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    specs = _specs(state, divided)
+    out = (specs, P()) if divided else P()
+    mapped = jax.shard_map(_local(step, divided), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=out, check_vma=False)
+    return jax.jit(mapped, donate_argnums=donate_argnums)
+
+
+def _specs(state, divided):
+    if not divided:
+        return P()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: P(*[None] * (x.ndim - 2), AXIS) if divided(path) else P(), state
+    )
+
+
+def _local(step, divided):
+    """`step` for a device's leaves [..., 1, n] under shard_map, where pmap gives [..., n]."""
+    if not divided:
+        return step
+
+    def on(tree, change):
+        return jax.tree_util.tree_map_with_path(lambda path, x: change(x) if divided(path) else x, tree)
+
+    def run(state, batch):
+        state, sums = step(on(state, lambda x: x.squeeze(-2)), batch)
+        return on(state, lambda x: jax.numpy.expand_dims(x, -2)), sums
+
+    return run
+
+
+def check_reductions(step, state, *, batch, devices: int, divided=None) -> None:
+    """Traces the step once with the check that every output is equal on all devices, or is a `divided` leaf. Raises
+    ValueError, naming the leaf, where a reduction was forgotten. Nothing is compiled."""
     if devices == 1:
         return
 
     mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, batch))
-    shard = functools.partial(jax.shard_map, step, mesh=mesh, in_specs=(P(), P(AXIS)))
-    out = jax.eval_shape(shard(out_specs=P(), check_vma=False), *shapes)
-    checked = shard(out_specs=jax.tree.map(lambda _: P(), out), check_vma=True)  # A tree of specs: leaves have names.
+    specs = _specs(state, divided)
+    shard = functools.partial(jax.shard_map, _local(step, divided), mesh=mesh, in_specs=(specs, P(AXIS)))
+    out = jax.eval_shape(shard(out_specs=(specs, P()) if divided else P(), check_vma=False), *shapes)
+    replicated = jax.tree.map(lambda _: P(), out)  # A tree of specs: leaves have names.
+    checked = shard(out_specs=(specs, replicated[1]) if divided else replicated, check_vma=True)
     try:
         jax.eval_shape(checked, *shapes)
     except ValueError as error:

@@ -18,3 +18,8 @@ class Task(NamedTuple):
     best: tuple[str, str]  # (metric, "max" or "min")
     early_step: Callable[..., Any] | None = None  # In the place of train_step for the first `early_steps` of a run:
     early_steps: int = 0  # a branch inside one compiled step would cost a CPU a third of its speed.
+    # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
+    # divided and whole again. Checkpoints and evaluations have whole states.
+    divided: Callable[[Any], bool] | None = None
+    divide: Callable[..., Any] = lambda state: state
+    whole: Callable[..., Any] = lambda state: state

@@ -1,0 +1,92 @@
+"""Our logits against a peer's, for weights and input drawn by a recipe, so that no weights have to be stored:
+
+    python -m benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]
+
+For each entry k of the peer's network a generator seeded with crc32(salt/k) draws, in float32: running_var from
+U(0.5, 1.5), running_mean from N(0, 0.1^2), bias from N(0, 0.05^2), one-dimensional weights from U(0.8, 1.2), other
+weights from N(0, 2 / fan_in). Two images [224, 224, 3] come from crc32(salt/input) and N(0, 1). The weights go through
+the import that experiments.import_weights uses. FILE holds the peer's logits: logits_first8, logits_mean, logits_std.
+"""
+
+import json
+import math
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+import models
+from experiments import flags
+from models import peer
+
+MODEL = absl_flags.DEFINE_string("model", None, "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
+SALT = absl_flags.DEFINE_string("salt", "parity-1", "Text that all draws depend on.")
+GOLDEN = absl_flags.DEFINE_string("golden", None, "JSON file with the peer's logits to compare with.")
+CLASSES = 1000
+
+
+def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The peer's entries and their shapes, torch's layouts, from our network's own shapes."""
+    names = models.PEERS[name].names
+    model = models.create(name, CLASSES)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+    shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        keys = [entry.key for entry in path]
+        found[f"{names['/'.join(keys[1:-1])]}.{peer.LEAVES[keys[-1]]}"] = peer.torch_shape(leaf.shape)
+    return found
+
+
+def draw(key: str, shape: tuple[int, ...], *, salt: str) -> np.ndarray:
+    """The array of one entry, float32."""
+    random = np.random.default_rng(zlib.crc32(f"{salt}/{key}".encode()))
+    leaf = key.rpartition(".")[2]
+    if leaf == "running_var":
+        values = random.uniform(0.5, 1.5, shape)
+    elif leaf == "running_mean":
+        values = random.normal(0, 0.1, shape)
+    elif leaf == "bias":
+        values = random.normal(0, 0.05, shape)
+    elif len(shape) == 1:
+        values = random.uniform(0.8, 1.2, shape)
+    else:
+        values = random.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
+    return values.astype(np.float32)
+
+
+def logits(name: str, salt: str) -> np.ndarray:
+    """Our network's logits [2, 1000] in evaluation mode."""
+    entries = {key: draw(key, shape, salt=salt) for key, shape in entry_shapes(name).items()}
+    model, variables = models.from_peer(name, entries)
+    random = np.random.default_rng(zlib.crc32(f"{salt}/input".encode()))
+    images = random.normal(size=(2, 224, 224, 3)).astype(np.float32)
+    return np.asarray(jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, images))
+
+
+def relative_error(own: np.ndarray, golden: dict) -> float:
+    """max |difference| over the first eight logits, mean and standard deviation, over max |logits of that image|."""
+    parts = ((own[:, :8], "logits_first8"), (own.mean(1), "logits_mean"), (own.std(1), "logits_std"))
+    scale = np.abs(own).max(1)
+    worst = [np.abs(ours - np.asarray(golden[name])).reshape(len(own), -1).max(1) / scale for ours, name in parts]
+    return float(np.max(worst))
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; parity takes flags alone")
+    if MODEL.value not in models.PEERS:
+        raise flags.UsageError(f"--model={MODEL.value}: accepted are {', '.join(sorted(models.PEERS))}")
+    golden = json.loads(pathlib.Path(GOLDEN.value).read_text()) if GOLDEN.value else None
+    own = logits(MODEL.value, SALT.value)
+    result = {"model": MODEL.value, "salt": SALT.value, "logits": own.tolist()}
+    if golden:
+        result["max_relative_error"] = relative_error(own, golden)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

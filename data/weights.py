@@ -1,0 +1,195 @@
+"""Reads files of network weights: safetensors, and torch's own .pth without torch and without running what is in it.
+
+A .pth file is a pickle, a small program. Here it can build dictionaries, lists, numbers and strings, and call the few
+functions of torch that rebuild a tensor; whatever else it names is refused before it is looked up.
+"""
+
+import collections
+import io
+import pathlib
+import pickle
+import zipfile
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from data.dataset import DataError
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Of the format before torch 1.6.
+DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class _Kind(NamedTuple):
+    """Stands for a class of torch's storages."""
+
+    dtype: np.dtype
+
+
+class _Storage(NamedTuple):
+    """The elements that a tensor is a view of; in the older format their bytes come after the pickle."""
+
+    key: str
+    kind: _Kind
+    elements: int
+
+
+class _View(NamedTuple):
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _rebuild_tensor(storage, offset, size, stride, *rest):
+    """torch._utils._rebuild_tensor and its second version, whose `rest` concerns gradients."""
+    del rest
+    return _View(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(tensor, *rest):
+    del rest
+    return tensor
+
+
+ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): _Kind(np.dtype(dtype)) for name, dtype in DTYPES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in ALLOWED:
+            raise DataError(f"it names {module}.{name}, which has no place among weights")
+        return ALLOWED[module, name]
+
+    def persistent_load(self, saved):
+        if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], _Kind)):
+            raise DataError("it refers to something that is not a tensor's storage")
+        return _Storage(str(saved[2]), saved[1], int(saved[4]))
+
+
+def _array(view: _View, data: bytes) -> np.ndarray:
+    """The tensor as an array of its own. Raises DataError where it reaches out of its storage."""
+    dtype: np.dtype = view.storage.kind.dtype
+    size, stride = view.size, view.stride
+    last = view.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    inside = view.offset >= 0 and min(stride, default=0) >= 0 and min(size, default=0) >= 0
+    if not inside or (0 not in size and (last + 1) * dtype.itemsize > len(data)):
+        raise DataError(f"a tensor {list(size)} reaches out of its {len(data)} bytes")
+    flat = np.frombuffer(data, dtype, len(data) // dtype.itemsize)[view.offset :]
+    return np.lib.stride_tricks.as_strided(flat, size, [step * dtype.itemsize for step in stride]).copy()
+
+
+def _zip(file) -> tuple[Any, Any]:
+    """(object, function from storage to bytes) of torch 1.6 and later."""
+    archive = zipfile.ZipFile(file)
+    sizes = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in sizes if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise DataError("it is an archive without one data.pkl: no weights of torch")
+    folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in sizes and archive.read(f"{folder}byteorder") != b"little":
+        raise DataError("its numbers are big-endian")
+
+    def read(storage):
+        name = f"{folder}data/{storage.key}"
+        if name not in sizes:
+            raise DataError(f"{name} is missing in the archive")
+        if sizes[name].file_size != storage.elements * storage.kind.dtype.itemsize:
+            raise DataError(f"{name} has {sizes[name].file_size} bytes, which is not what its tensor says")
+        return archive.read(name)
+
+    return _Unpickler(io.BytesIO(archive.read(pickles[0]))).load(), read
+
+
+def _legacy(file) -> tuple[Any, Any]:
+    """The same of the format before torch 1.6: pickles one behind the other, then the storages."""
+    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
+        raise DataError("it is neither safetensors nor one of torch's two formats")
+    _Unpickler(file).load()  # The sizes of C's types on the machine that wrote it.
+    found, keys = _Unpickler(file).load(), _Unpickler(file).load()
+    start, total = file.tell(), file.seek(0, io.SEEK_END)
+    places: dict[str, int] = {}
+    at = start
+
+    def read(storage):
+        nonlocal at
+        # Each storage is a count of elements in eight bytes and then the elements, in the order of `keys`.
+        while storage.key not in places:
+            if len(places) == len(keys):
+                raise DataError(f"storage {storage.key} is missing")
+            file.seek(at)
+            places[str(keys[len(places)])] = at + 8
+            wanted = by_key.get(str(keys[len(places) - 1]))
+            count = int.from_bytes(file.read(8), "little")
+            if wanted is None or count != wanted.elements or at + 8 + count * wanted.kind.dtype.itemsize > total:
+                raise DataError("it is cut short or its storages do not fit its tensors")
+            at += 8 + count * wanted.kind.dtype.itemsize
+        file.seek(places[storage.key])
+        return file.read(storage.elements * storage.kind.dtype.itemsize)
+
+    by_key = {view.storage.key: view.storage for view in _views(found)}
+    return found, read
+
+
+def _views(found):
+    if isinstance(found, _View):
+        yield found
+    elif isinstance(found, dict):
+        for value in found.values():
+            yield from _views(value)
+    elif isinstance(found, list | tuple) and not isinstance(found, _Storage | _Kind):
+        for value in found:
+            yield from _views(value)
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """name -> array of the file's tensors. A training checkpoint's `state_dict` or `model` is taken out of it.
+
+    Raises DataError, naming the file, for anything but weights.
+    """
+    try:
+        with pathlib.Path(path).open("rb") as file:
+            head = file.read(9)
+            file.seek(0)
+            if head[8:9] == b"{":
+                from safetensors.numpy import load_file
+
+                return load_file(path)
+            found, storage_bytes = _zip(file) if head.startswith(b"PK") else _legacy(file)
+            for name in ("state_dict", "model"):
+                if isinstance(found, dict) and isinstance(found.get(name), dict):
+                    found = found[name]
+            if not isinstance(found, dict) or not any(isinstance(value, _View) for value in found.values()):
+                raise DataError("it holds no dictionary of tensors")
+            cache: dict[str, bytes] = {}
+            arrays = {}
+            for name, view in found.items():
+                if not isinstance(view, _View):
+                    raise DataError(f"its entry {name} is no tensor")
+                key = view.storage.key
+                cache = cache if key in cache else {key: storage_bytes(view.storage)}
+                arrays[str(name)] = _array(view, cache[key])
+            return arrays
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # Whatever a damaged file makes pickle, zipfile or safetensors say.
+        raise DataError(f"{path} holds no weights that can be read: {' '.join(str(error).split())[:200]}") from None

@@ -1,0 +1,71 @@
+"""What a network sees of a picture: in training, in a test, of a file."""
+
+import functools
+
+import numpy as np
+
+from data import augment, decode, pictures, stream
+from experiments.flags import require
+
+
+def read_picture(file: str, run: dict) -> np.ndarray:
+    """The picture file as the run's network saw the test pictures, uint8 [H, W, C]: the middle square of streamed
+    pictures, the whole of others. Raises DataError."""
+    height, width, channels = run["image_shape"]
+    size, kind = run["flags"]["image_size"], run["flags"]["augment"]
+    if size is None and max(height, width) <= pictures.LARGEST:
+        return decode.read_picture(file, channels=channels, size=(height, width))
+    return stream.middle_square(decode.read_picture(file, channels=channels), stream.view(size, kind))
+
+
+def shown(images, labels):
+    """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
+    if not isinstance(images, stream.Stream):
+        return images, labels
+    rows = stream.sample(len(images), stream.SAMPLE)
+    return images[rows], labels[rows]
+
+
+def prepare(config: dict, about):
+    """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
+    normalize = functools.partial(augment.normalize, mean=about.mean, std=about.std)
+    height, width, channels = about.image_shape
+    kind, views = config["augment"], config["tta"]
+    for name in ("shift", "cutout"):
+        require(
+            0 <= config[name] < min(height, width), f"--{name}={config[name]}: accepted are 0 to {height - 1} pixels"
+        )
+    crop = {"crop24": 24, "crop": config["image_size"] or stream.SIZE}.get(kind)
+    if crop:
+        require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
+        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
+    else:
+        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop")
+        see = None
+
+    def train(images, keys):
+        if kind == "digits":
+            return normalize(augment.digits(images, keys))
+        images = normalize(images)  # Before shifts and cutout: the zeros that they bring in are the mean.
+        if kind == "flip_shift":
+            reflect = config["shift_mode"] == "reflect"
+            return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
+        if kind == "resized_crop":  # The stream has cut and resized: the mirror image is left.
+            return augment.flip_shift(images, keys, shift=0)
+        return augment.flip_crop(images, keys, size=crop) if crop else images
+
+    def evaluation(images):
+        images = see(normalize(images)) if see else normalize(images)
+        return augment.flip_views(images) if views == "flip" else images
+
+    return train, evaluation, (crop, crop, channels) if crop else about.image_shape
+
+
+def early(config: dict, input_shape, steps: int):
+    """(steps, (height, width)) of the smaller images that a run begins with."""
+    size, share, shortest = config["early_size"], config["early_share"], min(input_shape[:2])
+    require(0 < share <= 1, f"--early_share={share}: accepted are values in (0, 1]")
+    if size is None:
+        return 0, None
+    require(0 < size <= shortest, f"--early_size={size}: accepted are 1 to {shortest} pixels")
+    return round(share * steps), tuple(round(side * size / shortest) for side in input_shape[:2])

@@ -1,0 +1,97 @@
+"""The residual and plain networks for ImageNet (He, Zhang, Ren & Sun 2015, "Deep residual learning", table 1).
+
+7x7 convolution of 64 maps with stride 2, 3x3 max pooling with stride 2, four stages of blocks, global average pooling,
+a dense layer. A block is two 3x3 convolutions or, from 50 layers on, the bottleneck 1x1 - 3x3 - 1x1. Shortcuts are
+option B: a 1x1 convolution where the shape changes, else the identity.
+"""
+
+import flax.linen as nn
+
+from models.initializers import kaiming_normal
+from models.layers import BatchNorm, Conv, Dense, max_pool, relu
+
+# Blocks in each stage, and whether they are bottlenecks.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+def peer_names(*, depth: int) -> dict[str, str]:
+    """The peer's name (torchvision) of each layer."""
+    stages, bottleneck = DEPTHS[depth]
+    names = {"conv1": "conv1", "bn1": "bn1", "logits": "fc"}
+    for stage, blocks in enumerate(stages, 1):
+        for block in range(blocks):
+            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
+            for i in range(1, 4 if bottleneck else 3):
+                names |= {f"{ours}/conv{i}": f"{theirs}.conv{i}", f"{ours}/bn{i}": f"{theirs}.bn{i}"}
+            if block == 0 and (stage > 1 or bottleneck):
+                names |= {f"{ours}/shortcut": f"{theirs}.downsample.0", f"{ours}/shortcut_bn": f"{theirs}.downsample.1"}
+    return names
+
+
+class Block(nn.Module):
+    """[B, H, W, C] -> [B, H/stride, W/stride, width], or 4 x width from a bottleneck."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    v1_5: bool
+    residual: bool
+    bn_axis: str | None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        def conv_bn(x, width, size, stride, name):
+            pad, (conv, bn) = size // 2, name
+            x = Conv(width, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=False, name=conv)(
+                x
+            )
+            return BatchNorm(use_running_average=not train, axis_name=self.bn_axis, name=bn)(x)
+
+        # (width, size, stride) of each convolution: v1 strides in the first 1x1, v1.5 in the 3x3.
+        layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        if self.bottleneck:
+            first, second = (1, self.stride) if self.v1_5 else (self.stride, 1)
+            layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
+        shortcut = x
+        for i, layer in enumerate(layers, 1):
+            x = conv_bn(x, *layer, (f"conv{i}", f"bn{i}"))
+            x = relu(x) if i < len(layers) else x
+        if self.residual:
+            if shortcut.shape != x.shape:
+                shortcut = conv_bn(shortcut, x.shape[-1], 1, self.stride, ("shortcut", "shortcut_bn"))
+            x = x + shortcut
+        return relu(x)
+
+
+class ResNet(nn.Module):
+    """[B, H, W, C] -> logits [B, num_classes]. `depth` is 18, 34, 50, 101 or 152; ValueError otherwise. `v1_5` puts a
+    bottleneck's stride into its 3x3 convolution. Without `residual` it is the paper's plain network."""
+
+    num_classes: int
+    depth: int = 34
+    residual: bool = True
+    v1_5: bool = False
+    axis_name: str | None = None
+    sync_bn: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        if self.depth not in DEPTHS:
+            raise ValueError(f"a residual network has {', '.join(map(str, DEPTHS))} layers, not {self.depth}")
+        stages, bottleneck = DEPTHS[self.depth]
+        bn_axis = self.axis_name if self.sync_bn else None
+        x = Conv(64, (7, 7), strides=2, padding=((3, 3), (3, 3)), use_bias=False, name="conv1")(x)
+        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
+        x = max_pool(x, 3, stride=2, padding=1)
+        for stage, blocks in enumerate(stages, 1):
+            for block in range(1, blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                options = (64 * 2 ** (stage - 1), stride, bottleneck, self.v1_5, self.residual, bn_axis)
+                x = Block(*options, name=f"stage{stage}_block{block}")(x, train)
+        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))

@@ -1,0 +1,84 @@
+"""VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks", table 1: configurations A, B, D and E)."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+
+from models.initializers import normal
+from models.layers import BatchNorm, Conv, Dense, Dropout, gather_columns, max_pool, relu
+
+WIDTHS = (64, 128, 256, 512, 512)
+# Convolutions of 3x3 in each of the five stages.
+DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+def peer_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
+    """The peer's name (torchvision) of each layer."""
+    names, at = {}, 0
+    for stage, convolutions in enumerate(DEPTHS[depth], 1):
+        for i in range(1, convolutions + 1):
+            names[f"conv{stage}_{i}"] = f"features.{at}"
+            if batch_norm:
+                names[f"bn{stage}_{i}"] = f"features.{at + 1}"
+            at += 3 if batch_norm else 2
+        at += 1
+    return names | {"fc6": "classifier.0", "fc7": "classifier.3", "logits": "classifier.6"}
+
+
+FLATTENED = {"fc6": 512}
+# timm keeps the dense layers as convolutions with other names.
+ALIASES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+
+
+class VGG(nn.Module):
+    """[B, H, W, 3] of 32 pixels or more a side (224 in the paper) -> logits [B, num_classes]. `depth` counts the
+    convolutions and dense layers: 11, 13, 16 or 19; ValueError otherwise. Dropout follows fc6 and fc7.
+    `shards` as in AlexNetOWT."""
+
+    SHARDED: ClassVar = ("fc6", "fc7", "logits")
+
+    num_classes: int
+    depth: int = 19
+    batch_norm: bool = False
+    dropout: float = 0.5
+    axis_name: str | None = None
+    sync_bn: bool = True
+    units: int = 4096
+    shards: int = 1
+
+    def setup(self):
+        if self.depth not in DEPTHS:
+            raise ValueError(f"VGG has 11, 13, 16 or 19 layers, not {self.depth}")
+        for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[self.depth], strict=True), 1):
+            for i in range(1, convolutions + 1):
+                setattr(self, f"conv{stage}_{i}", Conv(width, (3, 3), padding=((1, 1), (1, 1))))
+                if self.batch_norm:
+                    setattr(self, f"bn{stage}_{i}", BatchNorm(axis_name=self.axis_name if self.sync_bn else None))
+        self.fc6, self.fc7, self.logits = (
+            Dense(-(-columns // self.shards), kernel_init=normal(0.01))
+            for columns in (self.units, self.units, self.num_classes)
+        )
+        self.drop = Dropout(self.dropout, self.axis_name)
+
+    def features(self, x, train: bool = False):
+        """The convolutions: [B, H, W, 3] -> [B, 25088] for 224 pixels."""
+        if min(x.shape[1:3]) < 32:
+            raise ValueError(f"VGG needs images of at least 32x32 pixels, not {x.shape[1]}x{x.shape[2]}")
+        for stage, convolutions in enumerate(DEPTHS[self.depth], 1):
+            for i in range(1, convolutions + 1):
+                x = getattr(self, f"conv{stage}_{i}")(x)
+                if self.batch_norm:
+                    x = getattr(self, f"bn{stage}_{i}")(x, use_running_average=not train)
+                x = relu(x)
+            x = max_pool(x, 2)
+        return x.reshape(x.shape[0], -1)
+
+    def classifier(self, x, train: bool = False, rows=None):
+        """The dense layers: [B, F] -> logits [B, num_classes]. `rows` as in Dropout."""
+        axis = self.axis_name if self.shards > 1 else None
+        for layer in (self.fc6, self.fc7):
+            x = self.drop(gather_columns(relu(layer(x)), self.units, axis), train, rows)
+        return self.logits(x)
+
+    def __call__(self, x, train: bool = False):
+        return self.classifier(self.features(x, train), train)

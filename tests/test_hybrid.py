@@ -1,0 +1,170 @@
+"""Krizhevsky's hybrid parallelism against one device, in float64 where rounding must not count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.alexnet import AlexNetOWT
+from models.vgg import VGG
+from train import classification, hybrid, parallel
+from train.equality import tree_error
+
+CLASSES = 10  # Neither the classes nor the units divide by four or eight.
+
+
+def make(devices, *, network=AlexNetOWT, optimizer=None, passes=1, update="accumulate", smoothing=0.1, **options):
+    axis = parallel.axis_of(devices)
+    small = {"widths": (4, 8, 8, 8, 8)} if network is AlexNetOWT else {"depth": 11, "batch_norm": True}
+    model = network(CLASSES, axis_name=axis, units=14, **small, **options)
+    optimizer = optimizer or optax.sgd(1.0)
+    side = 63 if network is AlexNetOWT else 32
+
+    def prepare(images, keys):
+        return images / 255.0 - 0.5
+
+    task = classification.create(
+        model=model,
+        optimizer=optimizer,
+        image_shape=(side, side, 3),
+        class_names=tuple("0123456789"),
+        train_prepare=prepare,
+        eval_prepare=prepare,
+        axis=axis,
+        smoothing=smoothing,
+    )
+    keywords = {"model": model, "optimizer": optimizer, "prepare": prepare, "smoothing": smoothing}
+    return task, hybrid.parallelized(task, axis=axis, devices=devices, passes=passes, update=update, **keywords)
+
+
+def batch_of(rows, side=63):
+    random = np.random.default_rng(0)
+    return {"image": random.uniform(0, 255, (rows, side, side, 3)), "label": np.arange(rows, dtype=np.int32) % CLASSES}
+
+
+def start(task):
+    """An initial state whose dense biases are not zero, in the precision of the moment."""
+    state = task.init(jax.random.key(0))
+    cast = jnp.zeros(()).dtype
+    params = jax.tree.map(lambda x: x.astype(cast) + (0.01 if x.ndim == 1 else 0.0), state.params)
+    batch_stats = jax.tree.map(lambda x: x.astype(cast), state.batch_stats)
+    return state._replace(params=params, batch_stats=batch_stats)
+
+
+def one_step(task, state, batch, devices, through):
+    step = parallel.parallelize(task.train_step, devices, donate=False, divided=task.divided, through=through)
+    after, sums = step(task.divide(state), batch)
+    after = task.whole(after)
+    return jax.device_get((after.params, after.batch_stats)), jax.device_get(sums)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    found = {}
+
+    def compute(network, **options):
+        key = network, tuple(options.items())
+        if key not in found:
+            with jax.enable_x64(True):
+                task, _ = make(1, network=network, **options)
+                batch = batch_of(16, 63 if network is AlexNetOWT else 32)
+                found[key] = one_step(task, start(task), batch, 1, "pmap")
+        return found[key]
+
+    return compute
+
+
+@pytest.mark.parametrize("devices, passes", [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 4), (8, 1), (8, 2)])
+@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+def test_loss_and_gradients_equal_those_of_one_device(expected, devices, passes, through):
+    with jax.enable_x64(True):
+        _, task = make(devices, passes=passes)
+        found = one_step(task, start(task), batch_of(16), devices, through)
+    params, sums = expected(AlexNetOWT)
+    assert tree_error(found[0], params) < 1e-12
+    assert found[1]["count"] == 16 and found[1]["correct"] == sums["correct"]
+    assert found[1]["loss"] == pytest.approx(sums["loss"], rel=1e-12) or sums["loss"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("network, options", [(AlexNetOWT, {"dropout_after": True}), (VGG, {})])
+def test_other_networks_and_orders_of_dropout(expected, network, options):
+    with jax.enable_x64(True):
+        _, task = make(4, network=network, passes=4, **options)
+        batch = batch_of(16, 63 if network is AlexNetOWT else 32)
+        found = one_step(task, start(task), batch, 4, "pmap")
+    assert tree_error(found[0], expected(network, **options)[0]) < 1e-12
+
+
+def test_float32_within_rounding(expected):
+    _, task = make(4, passes=4)
+    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
+    found = one_step(task, start(task), batch, 4, "pmap")
+    assert tree_error(found[0], expected(AlexNetOWT)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_each_pass_updates_the_dense_layers(devices):
+    """Against the passes written out: the rows that all devices send, an update of the dense layers, and so on."""
+    with jax.enable_x64(True):
+        _, task = make(devices, passes=2, update="each_pass", dropout=0.0, smoothing=0.0, optimizer=optax.sgd(0.1))
+        state, batch = start(task), batch_of(8)
+        (found, _), _ = one_step(task, state, batch, devices, "pmap")
+
+        model = AlexNetOWT(CLASSES, widths=(4, 8, 8, 8, 8), units=14, dropout=0.0)
+        images = batch["image"] / 255.0 - 0.5
+        dense = {name: state.params[name] for name in model.SHARDED}
+        shared = {name: leaf for name, leaf in state.params.items() if name not in dense}
+        gradient = jax.tree.map(jnp.zeros_like, shared)
+        for part in range(2):
+            rows = np.arange(8).reshape(devices, 2, -1)[:, part].ravel()
+
+            def loss(shared, dense, rows=rows):
+                logits = model.apply({"params": {**shared, **dense}}, images[rows], train=True)
+                scores = jax.nn.log_softmax(logits)
+                return -scores[np.arange(len(rows)), batch["label"][rows]].mean()
+
+            of_shared, of_dense = jax.grad(loss, (0, 1))(shared, dense)
+            gradient = jax.tree.map(lambda total, g: total + g / 2, gradient, of_shared)
+            dense = jax.tree.map(lambda w, g: w - 0.1 * g, dense, of_dense)
+        expected = {**jax.tree.map(lambda w, g: w - 2 * 0.1 * g, shared, gradient), **dense}
+    assert tree_error(found, jax.device_get(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("update", hybrid.UPDATES)
+def test_the_step_reduces_everything(devices, update):
+    _, task = make(devices, passes=2, update=update, optimizer=optax.sgd(lambda step: 0.1, momentum=0.9))
+    state = jax.eval_shape(task.divide, jax.eval_shape(task.init, jax.random.key(0)))
+    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
+    parallel.check_reductions(task.train_step, state, batch=batch, devices=devices, divided=task.divided)
+
+
+def test_dividing_and_putting_together_again():
+    _, task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
+    state = task.init(jax.random.key(0))
+    divided = task.divide(state)
+    assert divided.params["fc7"]["kernel"].shape == (14, 4, 4) and divided.params["logits"]["bias"].shape == (4, 3)
+    assert divided.params["conv1"]["kernel"].shape == state.params["conv1"]["kernel"].shape
+    assert divided.opt_state[0].trace["fc7"]["kernel"].shape == (14, 4, 4)
+    for ours, theirs in zip(jax.tree.leaves(task.whole(divided)[:3]), jax.tree.leaves(state[:3]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_momentum_on_two_then_four_devices_equals_data_parallelism():
+    optimizer = optax.sgd(lambda step: 0.05, momentum=0.9)
+    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
+    task, _ = make(1, optimizer=optimizer)
+    whole = expected = start(task)
+    plain = parallel.parallelize(task.train_step, 1, donate=False)
+    for devices in (2, 4):
+        _, task = make(devices, optimizer=optimizer)
+        step = parallel.parallelize(task.train_step, devices, donate=False, divided=task.divided)
+        divided = task.divide(whole)
+        for _ in range(2):
+            divided, _ = step(divided, batch)
+            expected, _ = plain(expected, batch)
+        whole = jax.tree.map(np.asarray, task.whole(divided)._replace(key=None))._replace(key=expected.key)
+    assert int(whole.step) == 4
+    assert tree_error(whole.params, jax.device_get(expected.params)) < 1e-5
+    assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5

@@ -1,0 +1,246 @@
+"""Published weights: files are read without torch and without running them, and become our variables."""
+
+import collections
+import io
+import json
+import pickle
+import struct
+import sys
+import types
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import models
+from benchmarks import parity
+from data import DataError, weights
+from models import peer
+
+ARRAYS = {
+    "a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "a.bias": np.arange(2, dtype=np.float32),
+    "half": np.arange(3, dtype=np.float16),
+    "count": np.array(7, np.int64),
+    "empty": np.zeros((0, 4), np.float32),
+}
+STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+
+
+class Tensor:
+    """What torch's pickles hold in the place of an array."""
+
+    def __init__(self, array, key, transposed=False):
+        self.array, self.key, self.transposed = array, key, transposed
+
+    def __reduce_ex__(self, protocol):
+        module = sys.modules["torch._utils"]
+        strides = tuple(step // self.array.itemsize for step in self.array.strides)
+        shape = self.array.shape
+        if self.transposed:
+            shape, strides = shape[::-1], strides[::-1]
+        storage = Storage(self.array, self.key)
+        return module._rebuild_tensor_v2, (storage, 0, shape, strides, False, collections.OrderedDict())
+
+
+class Storage:
+    def __init__(self, array, key):
+        self.array, self.key = array, key
+
+
+class Pickler(pickle.Pickler):
+    legacy = False
+
+    def persistent_id(self, found):
+        if not isinstance(found, Storage):
+            return None
+        kind = getattr(sys.modules["torch"], STORAGES[str(found.array.dtype)])
+        saved = ("storage", kind, found.key, "cpu", found.array.size)
+        return (*saved, None) if self.legacy else saved
+
+
+@pytest.fixture
+def torch_names(monkeypatch):
+    """Modules of torch's names, so that pickle can write them."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in STORAGES.values():
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+
+    def _rebuild_tensor_v2(*arguments):
+        raise AssertionError("only named, never called")
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+
+def tensors(arrays=ARRAYS):
+    found = collections.OrderedDict((name, Tensor(array, str(i))) for i, (name, array) in enumerate(arrays.items()))
+    found._metadata = {"version": 1}  # torch's modules leave an attribute on the dictionary.
+    return found
+
+
+def dump(found, legacy=False, protocol=2):
+    text = io.BytesIO()
+    pickler = Pickler(text, protocol)
+    pickler.legacy = legacy
+    pickler.dump(found)
+    return text.getvalue()
+
+
+def write_zip(path, found, arrays=ARRAYS, folder="archive"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{folder}/data.pkl", dump(found))
+        archive.writestr(f"{folder}/byteorder", "little")
+        for i, array in enumerate(arrays.values()):
+            archive.writestr(f"{folder}/data/{i}", array.tobytes())
+
+
+def write_legacy(path, found, arrays=ARRAYS):
+    parts = [
+        pickle.dumps(weights.MAGIC, 2),
+        pickle.dumps(weights.PROTOCOL, 2),
+        pickle.dumps({"little_endian": True}, 2),
+    ]
+    keys = [str(i) for i in range(len(arrays))][::-1]  # The storages come in an order of their own.
+    parts += [dump(found, legacy=True), pickle.dumps(keys, 2)]
+    for key in keys:
+        array = list(arrays.values())[int(key)]
+        parts.append(struct.pack("<q", array.size) + array.tobytes())
+    path.write_bytes(b"".join(parts))
+
+
+def equal(found, expected=ARRAYS):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("wrap", [lambda found: found, lambda found: {"epoch": 3, "state_dict": found}])
+def test_both_formats_of_torch(tmp_path, torch_names, write, wrap):
+    write(tmp_path / "w.pth", wrap(tensors()))
+    equal(weights.read(str(tmp_path / "w.pth")))
+
+
+def test_safetensors_and_a_transposed_view(tmp_path, torch_names):
+    save_file(ARRAYS, tmp_path / "w.safetensors")
+    equal(weights.read(str(tmp_path / "w.safetensors")))
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_zip(tmp_path / "t.pth", {"t": Tensor(array, "0", transposed=True)}, {"t": array})
+    equal(weights.read(str(tmp_path / "t.pth")), {"t": array.T})
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_what_is_no_tensor_is_refused_by_name(tmp_path, torch_names, capsys, write):
+    write(tmp_path / "evil.pth", {"w": tensors(), "x": Evil()})
+    with pytest.raises(DataError, match=r"evil\.pth: it names (builtins|__builtin__)\.print"):
+        weights.read(str(tmp_path / "evil.pth"))
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_files_are_one_line(tmp_path, torch_names):
+    path = tmp_path / "w.pth"
+    for write in (write_zip, write_legacy):
+        write(path, tensors())
+        whole = path.read_bytes()
+        for keep in (0, 5, 40, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:keep])
+            with pytest.raises(DataError, match="w.pth"):
+                weights.read(str(path))
+    array = ARRAYS["a.weight"]
+    write_zip(path, {"a": Tensor(np.zeros((5, 5), np.float32), "0")}, {"a": array})
+    with pytest.raises(DataError, match="96 bytes, which is not what its tensor says"):
+        weights.read(str(path))
+    long = Tensor(array, "0")
+    long.array = np.lib.stride_tricks.as_strided(array, (3, 3, 4), (48, 16, 4))
+    long.array = types.SimpleNamespace(
+        strides=(48, 16, 4), shape=(30, 3, 4), itemsize=4, dtype=array.dtype, size=array.size
+    )
+    write_zip(path, {"a": long}, {"a": array})
+    with pytest.raises(DataError, match="reaches out of its 96 bytes"):
+        weights.read(str(path))
+    with pytest.raises(DataError, match="cannot read .*nowhere"):
+        weights.read(str(tmp_path / "nowhere"))
+    (tmp_path / "text").write_text("no weights")
+    with pytest.raises(DataError, match="text"):
+        weights.read(str(tmp_path / "text"))
+
+
+def entries(name, salt="s"):
+    return {key: parity.draw(key, shape, salt=salt) for key, shape in parity.entry_shapes(name).items()}
+
+
+def test_entries_become_variables():
+    given = entries("resnet18")
+    model, variables = models.from_peer("resnet18", {f"module.{key}": array for key, array in given.items()})
+    assert model.num_classes == 1000
+    kernel = variables["params"]["stage2_block1"]["shortcut"]["kernel"]
+    np.testing.assert_array_equal(kernel[0, 0], given["layer2.0.downsample.0.weight"][:, :, 0, 0].T)
+    np.testing.assert_array_equal(
+        variables["batch_stats"]["stage1_block2"]["bn2"]["var"], given["layer1.1.bn2.running_var"]
+    )
+
+
+def test_what_does_not_fit_is_listed():
+    given = entries("resnet18")
+    given["extra.weight"] = given.pop("conv1.weight")
+    given["fc.weight"] = given["fc.weight"][:, :100]
+    with pytest.raises(ValueError) as error:
+        models.from_peer("resnet18", given)
+    for part in ("missing: conv1.weight", "surplus: extra.weight", "fc.weight is [1000, 100], needed is [1000, 512]"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="missing: fc.bias, by which"):
+        models.from_peer("resnet18", {})
+    with pytest.raises(ValueError, match="lenet has no known peer"):
+        models.from_peer("lenet", {})
+
+
+def test_other_names_of_the_same_layers():
+    for key, aliases, expected in (
+        ("features.denseblock1.denselayer2.norm.1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
+        ("features.denseblock1.denselayer2.norm1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
+        ("module.pre_logits.fc1.bias", models.vgg.ALIASES, "classifier.0.bias"),
+        ("head.fc.weight", models.vgg.ALIASES, "classifier.6.weight"),
+    ):
+        assert peer.canonical(key, aliases) == expected
+
+
+def test_a_flattened_image_is_put_in_our_order():
+    weight = np.random.default_rng(0).normal(size=(5, 3 * 2 * 2)).astype(np.float32)
+    image_CHW = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
+    expected = weight @ image_CHW.ravel()
+    for given in (weight, weight.reshape(5, 3, 2, 2)):
+        found, _ = None, None
+        shapes = {"params": {"fc6": {"kernel": jax.ShapeDtypeStruct((12, 5), "float32")}}}
+        found = peer.variables({"f.weight": given}, shapes, peer=peer.Peer({"fc6": "f"}, {"fc6": 3}))
+        kernel = found["params"]["fc6"]["kernel"]
+        np.testing.assert_allclose(image_CHW.transpose(1, 2, 0).ravel() @ kernel, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(models.PEERS))
+def test_every_layer_has_one_peer(name):
+    names = models.PEERS[name].names
+    assert len(set(names.values())) == len(names)
+    assert len(parity.entry_shapes(name)) >= 2 * len(names) - 1 - sum("conv" in path for path in names)
+
+
+def test_error_measure():
+    own = np.array([[1.0, -4.0] + [0.0] * 998, [2.0, 0.0] + [0.0] * 998])
+    golden = {
+        "logits_first8": own[:, :8].tolist(),
+        "logits_mean": own.mean(1).tolist(),
+        "logits_std": own.std(1).tolist(),
+    }
+    assert parity.relative_error(own, golden) == 0.0
+    golden["logits_first8"][0][1] = -3.0
+    assert parity.relative_error(own, json.loads(json.dumps(golden))) == pytest.approx(0.25)

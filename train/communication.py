@@ -1,0 +1,89 @@
+"""How many bytes a device sends in a training step: counted in a compiled program, and by formula.
+
+A ring of K devices: an all-gather or a reduce-scatter of n bytes (the whole array's) costs each device (K - 1) / K n,
+an all-reduce twice that.
+"""
+
+import re
+
+# Bytes of an element by XLA's name of its type.
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def ring_bytes(kind: str, output_bytes: float, devices: int) -> float:
+    """Bytes that a device sends for one collective whose result on a device has `output_bytes`."""
+    share = (devices - 1) / devices
+    # A reduce-scatter's result is a K-th of what is reduced.
+    return {"all-reduce": 2 * share, "all-gather": share, "reduce-scatter": share * devices}[kind] * output_bytes
+
+
+def _type_bytes(text: str) -> int:
+    total = 0
+    for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text):
+        count = 1
+        for size in filter(None, sizes.split(",")):
+            count *= int(size)
+        total += BYTES[kind] * count
+    return total
+
+
+def compiled_bytes(hlo: str, devices: int) -> float:
+    """Bytes that a device sends in one run of the compiled program `hlo`, its loops' trips counted.
+
+    Raises ValueError for a collective that the ring formula does not know, or a loop with collectives whose trips the
+    compiler does not tell.
+    """
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        opened = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if opened and not line.startswith(" "):
+            name = opened[2]
+            computations[name] = []
+            entry = name if opened[1] else entry
+        elif name:
+            computations[name].append(line)
+
+    def count(name: str) -> float:
+        total = 0.0
+        for line in computations.get(name, ()):
+            found = re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z\-]+)\(", line)
+            if not found:
+                continue
+            kind = found[2].removesuffix("-start")
+            if kind in COLLECTIVES:
+                if kind not in ("all-reduce", "all-gather", "reduce-scatter"):
+                    raise ValueError(f"no formula for {kind}: {line.strip()[:120]}")
+                # A start's result repeats the operand beside the output.
+                output = _type_bytes(found[1]) / (2 if kind == "all-reduce" and "-start" in found[2] else 1)
+                total += ring_bytes(kind, output, devices)
+            elif kind == "while":
+                inside = sum(count(body) for body in re.findall(r"body=%?([\w.\-]+)", line))
+                trips = re.findall(r'known_trip_count\D*"(\d+)"', line)
+                if inside and not trips:
+                    raise ValueError(f"a loop with collectives of unknown length: {line.strip()[:120]}")
+                total += inside * int(trips[0]) if inside else 0.0
+            else:
+                for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line):
+                    total += count(called) if kind not in ("reduce", "fusion") else 0.0
+        return total
+
+    return count(entry)
+
+
+def data_parallel_bytes(parameters: int, batch_stats: int, devices: int) -> float:
+    """Of one step in float32: gradients, batch statistics and three sums are all-reduced."""
+    return ring_bytes("all-reduce", 4 * (parameters + batch_stats + 3), devices)
+
+
+def hybrid_bytes(
+    shared: int, batch_stats: int, *, batch_size: int, features: int, units, devices: int
+) -> float:  # fmt: skip
+    """Of one step in float32: features and the activations of hidden dense layers (`units` wide) are gathered and their
+    gradients scattered, labels gathered, four numbers a row all-reduced for the loss and one for its gradient, and of
+    the convolutions what data parallelism reduces for all."""
+    filled = sum(-(-columns // devices) * devices for columns in units)
+    exchanged = ring_bytes("all-gather", 4 * batch_size * (2 * features + 2 * filled + 1), devices)
+    loss = ring_bytes("all-reduce", 4 * 5 * batch_size, devices)
+    return exchanged + loss + data_parallel_bytes(shared, batch_stats, devices)

@@ -1,0 +1,182 @@
+"""Krizhevsky's hybrid parallelism (2014, "One weird trick for parallelizing convolutional neural networks").
+
+The convolutions are data-parallel: each of K devices has its rows of the batch and all of the weights. The dense layers
+are model-parallel: each device has 1/K of their columns and sees all rows. In between the features are gathered, all
+at once (his scheme a) or in passes of B/P rows to which every device gives the same share (his scheme c).
+
+Leaves of the dense layers are kept as [..., K, columns / K], columns filled up with zeros to a multiple of K; `divide`
+and `whole` go there and back.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from models.layers import row_keys
+from train.state import State, step_key
+from train.task import Task
+
+UPDATES = ("accumulate", "each_pass")
+
+
+def is_divided(path, layers) -> bool:
+    """True for a leaf of one of `layers`, in the parameters or in an optimizer's copy of them."""
+    return any(getattr(entry, "key", None) in layers for entry in path)
+
+
+def divide(state: State, *, layers, devices: int) -> State:
+    """Whole leaves [..., C] of `layers` as [..., devices, ceil(C / devices)], the rest filled with zeros."""
+
+    def leaf(path, x):
+        if not is_divided(path, layers):
+            return x
+        padding = -x.shape[-1] % devices
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]).reshape(*x.shape[:-1], devices, -1)
+
+    return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def whole(state: State, *, layers, shapes: State) -> State:
+    """The inverse of `divide`; `shapes` has the whole leaves' shapes."""
+
+    def leaf(path, x, like):
+        if not is_divided(path, layers):
+            return x
+        host = np.asarray(x)  # No device has to hold it.
+        return host.reshape(*host.shape[:-2], -1)[..., : like.shape[-1]]
+
+    return jax.tree_util.tree_map_with_path(leaf, state, shapes)
+
+
+def partial_loss(logits_NC, labels_N, *, classes: int, devices: int, axis, smoothing: float):
+    """(partial loss [N], true where the label's logit is the largest [N]) from this device's columns of the logits.
+
+    The partial losses of all devices add up to the cross-entropy: each has 1/K of the logarithm of the sum, and of the
+    rest what concerns its own columns. So each device's gradient is that of the whole loss by its own weights.
+    """
+    columns = (lax.axis_index(axis) if axis else 0) * logits_NC.shape[-1] + jnp.arange(logits_NC.shape[-1])[None]
+    real, is_label = columns < classes, columns == labels_N[:, None]
+    total, largest = (
+        (functools.partial(lax.psum, axis_name=axis), functools.partial(lax.pmax, axis_name=axis))
+        if axis
+        else (lambda x: x,) * 2
+    )
+    logits_NC = jnp.where(real, logits_NC, -jnp.inf)
+    top_N = largest(lax.stop_gradient(logits_NC).max(-1))
+    normalizer_N = jnp.log(total(jnp.exp(logits_NC - top_N[:, None]).sum(-1))) + top_N
+    own_N = jnp.where(is_label, logits_NC, 0.0).sum(-1)
+    loss_N = normalizer_N / devices - (1 - smoothing) * own_N
+    if smoothing:
+        loss_N -= smoothing / classes * jnp.where(real, logits_NC, 0.0).sum(-1)
+    label_logit_N1 = total(lax.stop_gradient(own_N))[:, None]
+    beaten = (logits_NC < label_logit_N1) | ((logits_NC == label_logit_N1) & (columns > labels_N[:, None]))
+    return loss_N, classes - 1 - total((real & beaten).sum(-1)) < 1
+
+
+def train_step(
+    state: State, batch, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str
+):
+    """One step on one device's rows and columns, (state, batch) -> (state, sums); state as `divide` makes it, without
+    the devices' dimension.
+
+    `update` "accumulate" adds the passes' gradients up: the result is that of one device with the whole batch.
+    "each_pass" updates the dense layers after each pass, so that their batch is B / passes, and multiplies the
+    convolutions' rate by the number of passes (section 4.1 of the paper, the variable batch size).
+    """
+    layers, rows = model.SHARDED, batch["label"].shape[0]
+    image_key, dropout_key = jax.random.split(step_key(state))
+    images = prepare(batch["image"], row_keys(image_key, rows, axis_name=axis))
+    dense = {name: leaf for name, leaf in state.params.items() if name in layers}
+    shared = {name: leaf for name, leaf in state.params.items() if name not in layers}
+    columns = model.clone(shards=devices)
+    vary = (lambda tree: jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)) if axis else lambda tree: tree
+    gather = (lambda x: lax.all_gather(x, axis, tiled=True)) if axis else lambda x: x
+    me, part = lax.axis_index(axis) if axis else 0, rows // passes
+
+    # --- The convolutions, forward, on this device's rows.
+    def features(params):
+        variables = {"params": params, "batch_stats": vary(state.batch_stats)}
+        found, changed = model.apply(variables, images, train=True, mutable=["batch_stats"], method="features")
+        return found, changed.get("batch_stats", {})
+
+    features_BF, features_vjp, batch_stats = jax.vjp(features, vary(shared), has_aux=True)
+
+    # --- The dense layers, forward and backward, `part` rows of every device at a time.
+    def pass_loss(dense, features, labels, first):
+        rows_of_all = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)).reshape(-1)
+        logits = columns.apply(
+            {"params": dense}, gather(features), train=True, rows=rows_of_all, rngs={"dropout": dropout_key},
+            method="classifier",
+        )  # fmt: skip
+        loss, correct = partial_loss(
+            logits, gather(labels), classes=model.num_classes, devices=devices, axis=axis, smoothing=smoothing
+        )
+        own = lax.dynamic_slice_in_dim(correct.astype(jnp.float32), me * part, part)
+        sums = {"loss": loss.sum(), "correct": own.sum(), "count": jnp.ones_like(own).sum()}
+        return loss.sum() / (devices * rows), sums
+
+    def updated(dense, opt_state, gradients):
+        """The dense layers and their part of the optimizer's state after one update; the rest stays."""
+        zeros = jax.tree.map(jnp.zeros_like, shared)
+        updates, new = optimizer.update({**zeros, **gradients}, opt_state, {**shared, **dense})
+        new = jax.tree_util.tree_map_with_path(lambda p, a, b: a if is_divided(p, layers) else b, new, opt_state)
+        return optax.apply_updates(dense, {name: updates[name] for name in dense}), new
+
+    def one_pass(carry, inputs):
+        dense, opt_state, total = carry
+        (_, sums), (of_dense, of_features) = jax.value_and_grad(pass_loss, argnums=(0, 1), has_aux=True)(dense, *inputs)
+        if update == "each_pass":  # Its own batch is a part of all rows.
+            dense, opt_state = updated(dense, opt_state, jax.tree.map(lambda g: passes * g, of_dense))
+        else:
+            total = jax.tree.map(jnp.add, total, of_dense)
+        return (dense, opt_state, total), (of_features, sums)
+
+    inputs = (
+        features_BF.reshape(passes, part, -1), batch["label"].reshape(passes, part), jnp.arange(passes) * part,
+    )  # fmt: skip
+    start = dense, state.opt_state, jax.tree.map(jnp.zeros_like, dense)
+    (dense_after, opt_state, of_dense), (of_features, sums) = lax.scan(one_pass, start, inputs)
+
+    # --- The convolutions, backward, once; then what the devices know together.
+    (of_shared,) = features_vjp(of_features.reshape(features_BF.shape))
+    sums = jax.tree.map(lambda x: x.sum(0), sums)
+    if axis:
+        of_shared, sums = lax.psum((of_shared, sums), axis)
+        batch_stats = lax.pmean(batch_stats, axis)
+    updates, after = optimizer.update({**of_shared, **of_dense}, opt_state, {**shared, **dense})
+    if update == "each_pass":
+        after = jax.tree_util.tree_map_with_path(lambda p, a, b: b if is_divided(p, layers) else a, after, opt_state)
+        updates = {name: jax.tree.map(lambda u: passes * u, updates[name]) for name in shared}
+        params = {**optax.apply_updates(shared, updates), **dense_after}
+    else:
+        params = optax.apply_updates(state.params, updates)
+    return State(params, batch_stats, after, state.step + 1, state.key), sums
+
+
+def parallelized(
+    task: Task, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str
+) -> Task:
+    """The classification task with this file's step. `model` has `features`, `classifier` and `SHARDED`."""
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        prepare=prepare,
+        smoothing=smoothing,
+        axis=axis,
+        devices=devices,
+        passes=passes,
+        update=update,
+    )
+    if devices == 1:
+        return task._replace(train_step=step)
+    return task._replace(
+        train_step=step,
+        divided=functools.partial(is_divided, layers=model.SHARDED),
+        divide=functools.partial(divide, layers=model.SHARDED, devices=devices),
+        whole=functools.partial(whole, layers=model.SHARDED, shapes=jax.eval_shape(task.init, jax.random.key(0))),
+    )
