@@ -1,4 +1,5 @@
-"""Pictures in folders, SPLIT/CLASS/*.jpg or png, the layout of ImageNet too.
+"""Pictures in folders, SPLIT/CLASS/*.jpg or png, the layout of ImageNet too; a split may also be flat, SPLIT/*.jpg,
+with its classes in SPLIT.txt.
 
 Small ones of one size are decoded once and kept as an array in a file next to the folder; the file is made again when
 any picture is added, removed or changed. Others are decoded when a batch asks for them.
@@ -36,6 +37,7 @@ def load(
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     listed = {split: _list(root / split) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
+    flat = {split: paths for split in splits if split not in listed and (paths := _pictures_in(root / split))}
     if not listed:
         raise DataError(f"--data_dir={data_dir} holds no pictures as SPLIT/CLASS/*.jpg, jpeg or png")
     names = tuple(next(iter(listed.values())))
@@ -44,17 +46,42 @@ def load(
             raise DataError(
                 f"the classes of {next(iter(listed))} and {split} differ: {list(names)} and {list(classes)}"
             )
-    found = {split: _pictures(root, split, _files(classes), names) for split, classes in listed.items()}
+    files = {split: _files(classes) for split, classes in listed.items()}
+    files |= {split: _labelled(paths, root / f"{split}.txt", names) for split, paths in flat.items()}
+    found = {split: _pictures(root, split, files[split], names) for split in sorted(files)}
     return Dataset("folder", pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
 
 
 def _list(folder: pathlib.Path) -> dict[str, list[str]]:
     """The paths by class, both sorted: text, since a million objects of pathlib take half a gigabyte."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {
-        path.name: sorted(f.path for f in os.scandir(path) if os.path.splitext(f.name)[1].lower() in SUFFIXES)
-        for path in classes
-    }
+    return {path.name: _pictures_in(path) for path in classes}
+
+
+def _pictures_in(folder: pathlib.Path) -> list[str]:
+    return sorted(f.path for f in os.scandir(folder) if os.path.splitext(f.name)[1].lower() in SUFFIXES)
+
+
+def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
+    """The pictures of a flat split with the classes of a file whose lines are NAME CLASS: a class by its name or by its
+    place among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they don't fit."""
+    if not labels.is_file():
+        raise DataError(
+            f"{labels.with_suffix('')} holds pictures but no class folders: {labels} must name their classes"
+        )
+    places = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
+    found = {}
+    for number, line in enumerate(labels.read_text(errors="replace").splitlines(), 1):
+        name, _, label = line.strip().rpartition(" ")
+        if not line.strip():
+            continue
+        if label not in places:
+            raise DataError(f"{labels}, line {number}: {line.strip()!r} ends with no class of the {len(names)} here")
+        found[os.path.basename(name.strip())] = places[label]
+    missing = [path for path in paths if os.path.basename(path) not in found]
+    if missing:
+        raise DataError(f"{labels} names no class for {os.path.basename(missing[0])} and {len(missing) - 1} more")
+    return [(path, found[os.path.basename(path)]) for path in paths]
 
 
 def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:

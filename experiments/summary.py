@@ -1,4 +1,7 @@
-"""The layers of a network: python -m experiments.summary --model=cnn --image_size=28 [--json]"""
+"""The layers of a network: python -m experiments.summary --model=cnn --image_size=28 [--json]
+
+With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that a device sends and holds in a step.
+"""
 
 import json
 
@@ -7,36 +10,56 @@ from absl import flags as absl_flags
 from experiments import flags
 
 flags.define_model_flags()
-IMAGE_SIZE = absl_flags.DEFINE_integer("image_size", 28, "Height and width of the input in pixels.")
-CHANNELS = absl_flags.DEFINE_integer("channels", 1, "Channels of the input: 1 or 3.")
-CLASSES = absl_flags.DEFINE_integer("num_classes", None, "Classes; default 10, or 2 for logistic.")
+IMAGE_SIZE = absl_flags.DEFINE_integer(
+    "image_size", None, "Height and width of the input in pixels; default 28 or 224."
+)
+CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input: 1 or 3; default 1, at 224 pixels 3.")
+CLASSES = absl_flags.DEFINE_integer("num_classes", None, "Classes; default 10, at 224 pixels 1000, 2 for logistic.")
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+PARALLELISM = absl_flags.DEFINE_enum(
+    "parallelism", None, ["data", "hybrid"], "Add what a device sends and holds, for data parallelism or for both."
+)
+DEVICES = absl_flags.DEFINE_integer("devices", None, "parallelism: devices, 2 or more.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "parallelism: images a step, over all devices.")
+MESH = absl_flags.DEFINE_string("mesh", None, "hybrid: HOSTSxLOCAL, dense layers divided inside each host, as 4x8.")
+FIGURE = absl_flags.DEFINE_string("figure", None, "hybrid: PNG file for a figure of the bytes against the devices.")
 
 
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; summary takes flags alone")
-    from experiments import build
+    import models
+    from experiments import build, traffic
     from models import table
 
     config = flags.values()
-    classes = CLASSES.value if CLASSES.value is not None else 2 if config["model"] == "logistic" else 10
-    for name, value in (("image_size", IMAGE_SIZE.value), ("channels", CHANNELS.value), ("num_classes", classes)):
+    large = config["model"] in models.PEERS or config["model"].startswith("plain")
+    size = IMAGE_SIZE.value if IMAGE_SIZE.value is not None else 224 if large else 28
+    channels = CHANNELS.value if CHANNELS.value is not None else 3 if large else 1
+    classes = {"logistic": 2}.get(config["model"], 1000 if large else 10) if CLASSES.value is None else CLASSES.value
+    for name, value in (("image_size", size), ("channels", channels), ("num_classes", classes)):
         flags.require(value > 0, f"--{name}={value}: must be more than 0")
     try:
         model = build.network(config, classes, None)
-        layers = table.layers(model, (IMAGE_SIZE.value, IMAGE_SIZE.value, CHANNELS.value))
+        layers = table.layers(model, (size, size, channels))
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {"parameters": sum(x.parameters for x in layers), "multiply_adds": sum(x.multiply_adds for x in layers)}
+    bytes_of: dict[str, dict] = {}
+    if PARALLELISM.value:
+        asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
+        bytes_of = traffic.report(model, (size, size, channels), hybrid=PARALLELISM.value == "hybrid", **asked)
     if JSON.value:
-        print(json.dumps(total | {"layers": [x._asdict() for x in layers]}))
+        print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0
     print(f"{'layer':<28} {'output':>16} {'parameters':>14} {'multiply-adds':>16}")
     for layer in layers:
         shape = "x".join(map(str, layer.shape))
         print(f"{layer.name:<28} {shape:>16} {layer.parameters:>14,} {layer.multiply_adds:>16,}")
     print(f"{'total':<28} {'':>16} {total['parameters']:>14,} {total['multiply_adds']:>16,}")
+    for kind, numbers in bytes_of.items():
+        for what, value in numbers.items():
+            print(f"{kind} {what.replace('_', ' ')}: {value / 1e6:,.1f} MB")
     return 0
 
 

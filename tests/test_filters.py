@@ -85,7 +85,7 @@ def test_convolutions_come_in_the_order_of_the_forward_pass():
     model, images = models.create("dcnn", 10), jnp.zeros((2, 17, 17, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     found = jax.eval_shape(lambda variables: filters.outputs(model, variables, images), variables)
-    assert list(found)[:3] == ["conv1", "block1_conv1", "block1_conv2"] and len(found) == 7
+    assert list(found)[:3] == ["block1_conv1", "block1_conv2", "block2_conv1"] and len(found) == 6
     assert found["block1_conv2"].shape == (2, 8, 8, 64)
 
 

@@ -107,7 +107,7 @@ def train_step(
 
     # --- The dense layers, forward and backward, `part` rows of every device at a time.
     def pass_loss(dense, features, labels, first):
-        rows_of_all = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)).reshape(-1)
+        rows_of_all = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)[None]).reshape(-1)
         logits = columns.apply(
             {"params": dense}, gather(features), train=True, rows=rows_of_all, rngs={"dropout": dropout_key},
             method="classifier",
