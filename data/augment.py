@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def normalize(images, mean, std):
@@ -36,6 +37,22 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
         return upper * (1 - down) + lower * down
 
     return jax.vmap(warp)(images.astype(jnp.float32), keys)
+
+
+def colour_noise(images, keys, *, covariance, std, scale: float):
+    """Normalised images [B, H, W, C] plus, for each image, a multiple from N(0, scale^2) of each principal component of
+    the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1, which
+    has the eigenvalue itself: on the scale 0 to 255 that would swamp the picture).
+
+    `covariance` [C, C] and `std` [C] are on the scale 0 to 255; `keys` [B] holds one key an image.
+    """
+    variances, components = np.linalg.eigh(np.asarray(covariance))
+    directions = jnp.asarray(components * np.sqrt(variances.clip(0)) / np.asarray(std)[:, None], jnp.float32)
+
+    def draw(key):
+        return directions @ (scale * jax.random.normal(jax.random.fold_in(key, 1), variances.shape))
+
+    return images + jax.vmap(draw)(keys)[:, None, None]
 
 
 def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0):

@@ -37,6 +37,12 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 
+def pixel_covariance(images) -> tuple[tuple[float, ...], ...]:
+    """Covariance [C][C] of the channels over the pixels of uint8 images [N, H, W, C], on the scale 0 to 255."""
+    pixels = np.asarray(images).reshape(-1, images.shape[-1]).astype(np.float64)
+    return tuple(tuple(float(x) for x in row) for row in np.atleast_2d(np.cov(pixels, rowvar=False, bias=True)))
+
+
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel of uint8 images [N, H, W, C], on the scale 0 to 255."""
     pixels = images.reshape(-1, images.shape[-1])

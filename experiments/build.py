@@ -8,7 +8,7 @@ import jax
 import data
 import models
 from data import augment, cifar10, stream
-from data.dataset import Dataset, binary_task, pixel_statistics
+from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistics
 from experiments import views
 from experiments.flags import UsageError, require
 from models import table
@@ -30,6 +30,7 @@ class About(NamedTuple):
     mean: tuple[float, ...]  # by channel, on the scale 0 to 255
     std: tuple[float, ...]
     class_names: tuple[str, ...]
+    covariance: tuple[tuple[float, ...], ...] = ()  # of the channels, for --colour_noise; empty without it
 
 
 class Setup(NamedTuple):
@@ -127,14 +128,15 @@ def check(config: dict, examples: int, devices: int) -> int:
     return steps
 
 
-def describe(dataset: Dataset) -> About:
-    """The constants of a data set, from its training split."""
+def describe(dataset: Dataset, *, colour_noise: float = 0.0) -> About:
+    """The constants of a data set, from its training split; the covariance from a sample, where noise needs it."""
     if "train" not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     images = dataset.splits["train"][0]
     streamed = isinstance(images, stream.Stream)
     mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
-    return About(images.shape[1:], mean, std, dataset.class_names)
+    covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if colour_noise else ()
+    return About(images.shape[1:], mean, std, dataset.class_names, covariance)
 
 
 def fit(config: dict, state, images, about: About):
@@ -247,5 +249,6 @@ def check_reductions(task: Task, state, *, batch, devices: int) -> None:
 
 def read_again(run: dict) -> Setup:
     """The setup of run.json, on one device."""
-    about = About(tuple(run["image_shape"]), tuple(run["mean"]), tuple(run["std"]), tuple(run["class_names"]))
+    about = About(*(tuple(run[name]) for name in ("image_shape", "mean", "std", "class_names")))
+    about = about._replace(covariance=tuple(map(tuple, run.get("covariance", ()))))
     return setup(run["flags"], about, devices=1, steps=run["steps"])

@@ -27,7 +27,7 @@ def main(argv) -> int:
     from experiments import build, look, records, views
 
     dataset = build.load_dataset(config)
-    about, split = build.describe(dataset), build.eval_split(dataset)
+    about, split = build.describe(dataset, colour_noise=config["colour_noise"]), build.eval_split(dataset)
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = build.setup(config, about, devices=devices, steps=steps)

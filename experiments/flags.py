@@ -18,7 +18,14 @@ FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
 LATER = {
     **dict.fromkeys(("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")),
-    **{"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0},
+    **{
+        "early_share": 0.5,
+        "parallelism": "data",
+        "fc_passes": 1,
+        "fc_update": "accumulate",
+        "drop_factor": 10.0,
+        "colour_noise": 0.0,
+    },
 }
 
 
@@ -102,6 +109,7 @@ def define_run_flags() -> None:
     flags.DEFINE_integer("shift", 4, "flip_shift: largest shift in pixels.")
     flags.DEFINE_enum("shift_mode", "zero", ["zero", "reflect"], "flip_shift: what lies outside the picture.")
     flags.DEFINE_integer("cutout", 0, "flip_shift: side in pixels of the square that is blanked; 0 for none.")
+    flags.DEFINE_float("colour_noise", 0.0, "Spread of the training pictures' colour shifts; Krizhevsky has 0.1.")
     flags.DEFINE_enum("tta", "none", TTA, "Views of each test picture whose probabilities are averaged.")
     flags.DEFINE_bool(
         "skip_corrupt", False, "folder, tfds: leave out pictures that can't be decoded instead of stopping."

@@ -1,6 +1,7 @@
 """What a network sees of a picture: in training, in a test, of a file."""
 
 import functools
+import math
 
 import numpy as np
 
@@ -43,10 +44,17 @@ def prepare(config: dict, about):
         require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop")
         see = None
 
+    noise = config["colour_noise"]
+    require(0 <= noise < math.inf, f"--colour_noise={noise}: must be 0 or more, and finite")
+    require(not noise or (channels == 3 and kind != "digits"), "--colour_noise is for colour pictures")
+
     def train(images, keys):
         if kind == "digits":
             return normalize(augment.digits(images, keys))
-        images = normalize(images)  # Before shifts and cutout: the zeros that they bring in are the mean.
+        images = normalize(images)
+        if noise:
+            images = augment.colour_noise(images, keys, covariance=about.covariance, std=about.std, scale=noise)
+        # Normalised before shifts and cutout: the zeros that they bring in are the mean.
         if kind == "flip_shift":
             reflect = config["shift_mode"] == "reflect"
             return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import augment, folder
 from data import pictures as encoded
-from data.dataset import DataError
+from data.dataset import DataError, pixel_covariance
 
 
 @pytest.fixture
@@ -107,3 +107,34 @@ def test_cutout_and_crops():
     assert views.shape == (10, 2, 6, 6, 1)
     np.testing.assert_array_equal(views[4, 1], -ramp[0, 1:7, 1:7])
     np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])
+
+
+def test_a_flat_split_with_a_file_of_classes(pictures):
+    flat, labels = pictures / "val", pictures / "val.txt"
+    flat.mkdir()
+    for name in ("a b.png", "c.png", "d.png"):
+        Image.new("RGB", (6, 8), (9, 9, 9)).save(flat / name)
+    with pytest.raises(DataError, match=r"val holds pictures but no class folders: .*val\.txt must name"):
+        folder.load(str(pictures))
+    labels.write_text("a b.png cat\n\n/somewhere/else/c.png 0\nd.png bird\nnot_here.png cat\n")
+    found = folder.load(str(pictures))
+    np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
+    assert sorted(found.splits) == ["test", "train", "val"]
+    labels.write_text("a b.png cat\nc.png 2\n")
+    with pytest.raises(DataError, match=r"val\.txt, line 2: 'c\.png 2' ends with no class of the 2 here"):
+        folder.load(str(pictures))
+    labels.write_text("a b.png cat\n")
+    with pytest.raises(DataError, match=r"names no class for c\.png and 1 more"):
+        folder.load(str(pictures))
+
+
+def test_colour_noise_follows_the_principal_components():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(5000, 3)) @ np.array([[30.0, 28.0, 26.0], [0.0, 9.0, -8.0], [0.0, 0.0, 3.0]])
+    covariance = pixel_covariance(np.clip(pixels + 120, 0, 255).astype(np.uint8).reshape(50, 10, 10, 3))
+    np.testing.assert_allclose(covariance, np.cov(pixels, rowvar=False), rtol=0.05, atol=5)
+    std, keys = np.sqrt(np.diag(covariance)), jax.random.split(jax.random.key(0), 4000)
+    changed = augment.colour_noise(jnp.zeros((4000, 2, 1, 3)), keys, covariance=covariance, std=std, scale=0.1)
+    assert (changed[:, 0] == changed[:, 1]).all()
+    shifts = np.asarray(changed[:, 0, 0]) * std
+    np.testing.assert_allclose(np.cov(shifts, rowvar=False), 0.01 * np.asarray(covariance), rtol=0.1, atol=0.3)

@@ -1,0 +1,68 @@
+"""Bytes on the wire: by hand on a program's text, and by formula against compiled programs."""
+
+import pytest
+
+from experiments import traffic
+from models.alexnet import AlexNetOWT
+from models.layers import relu
+from train import communication
+
+PROGRAM = """HloModule step
+
+%body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %x = f32[8,4]{1,0} parameter(0)
+  ROOT %ag.2 = f32[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+ENTRY %main.9 (p: f32[2,4]) -> f32[8,4] {
+  %r = (f32[10]{0}, s32[]) all-reduce(%p, %q), channel_id=2, to_apply=%add
+  %w = (s32[], f32[8,4]) while(%t), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %rs = f32[2,4]{1,0} reduce-scatter(%y), channel_id=3, dimensions={0}, to_apply=%add
+}
+"""
+
+
+def test_a_program_counted_by_hand():
+    gather, reduced, scattered = 3 * 3 / 4 * 128, 2 * 3 / 4 * 44, 3 / 4 * 4 * 32
+    assert communication.compiled_bytes(PROGRAM, 4) == pytest.approx(gather + reduced + scattered)
+    with pytest.raises(ValueError, match="unknown length"):
+        communication.compiled_bytes(PROGRAM.replace("known_trip_count", "something"), 4)
+    with pytest.raises(ValueError, match="no formula for all-to-all"):
+        communication.compiled_bytes(PROGRAM.replace("all-gather(", "all-to-all("), 4)
+
+
+class Tiny(AlexNetOWT):
+    def features(self, x, train: bool = False):
+        del train
+        return relu(self.conv1(x)).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_the_formulas_equal_the_compiled_programs(devices):
+    model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
+    counts = traffic.Counts(model, shape)
+    for divided, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
+        found = traffic.counted(model, shape, devices=devices, batch_size=16, divided=divided)
+        assert found == formula["communication_bytes_per_device"]
+
+
+def test_alexnet_on_eight_devices_keeps_the_papers_budget():
+    counts = traffic.Counts(AlexNetOWT(1000), (224, 224, 3))
+    assert counts.hybrid(8, 1024)["communication_bytes_per_device"] <= 142.2e6
+    assert counts.data(8)["communication_bytes_per_device"] == pytest.approx(427.7e6, rel=1e-3)
+    assert counts.data(8)["state_bytes_per_device"] == 8 * 61_100_840
+    dense = 61_100_840 - 2_469_696
+    assert counts.hybrid(8, 1024)["state_bytes_per_device"] == 8 * (2_469_696 + dense // 8)
+
+    def sent(kind, devices):
+        numbers = counts.data(devices) if kind == "data" else counts.hybrid(devices, 128 * devices)
+        return numbers["communication_bytes_per_device"]
+
+    crossing = next(k for k in range(2, 64) if sent("hybrid", k) > sent("data", k))
+    assert 24 <= crossing <= 28
+    hosts = counts.hybrid(8, 4096, hosts=4)["communication_bytes_per_device"]
+    assert sent("hybrid", 8) < hosts < sent("hybrid", 32)
