@@ -41,8 +41,8 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
 
 def colour_noise(images, keys, *, covariance, std, scale: float):
     """Normalised images [B, H, W, C] plus, for each image, a multiple from N(0, scale^2) of each principal component of
-    the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1, which
-    has the eigenvalue itself: on the scale 0 to 255 that would swamp the picture).
+    the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1,
+    which has the eigenvalue itself: on the scale 0 to 255 that would swamp the picture).
 
     `covariance` [C, C] and `std` [C] are on the scale 0 to 255; `keys` [B] holds one key an image.
     """
