@@ -116,8 +116,15 @@ def prepare(images, keys):
 def timer(module: nn.Module) -> Callable[[Iterable, int], float]:
     """(batches, steps) -> median milliseconds of the project's jitted step, from the same first state in each call."""
     optimizer = optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
-    constants = {"image_shape": IMAGE_SHAPE, "class_names": tuple("0123456789"), "eval_prepare": None, "axis": None}
-    task = classification.create(model=module, optimizer=optimizer, train_prepare=prepare, **constants)
+    task = classification.create(
+        model=module,
+        optimizer=optimizer,
+        image_shape=IMAGE_SHAPE,
+        class_names=tuple("0123456789"),
+        train_prepare=prepare,
+        eval_prepare=None,
+        axis=None,
+    )
     first, step = jax.jit(task.init)(jax.random.key(0)), parallel.parallelize(task.train_step, 1, donate=True)
 
     def ms(source: Iterable, steps: int) -> float:

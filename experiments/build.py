@@ -120,6 +120,11 @@ def check(config: dict, examples: int, devices: int) -> int:
     lower = batch // devices * devices
     near = " or ".join(str(size) for size in (lower, lower + devices) if size)
     require(batch % devices == 0, f"--batch_size={batch} does not divide by {devices} devices; nearest: {near}")
+    parts = config["accumulate"]
+    require(
+        parts > 0 and batch // devices % parts == 0,
+        f"--accumulate={parts}: must divide a device's {batch // devices} rows of the batch",
+    )
     epochs = 10.0 if config["epochs"] is None else config["epochs"]
     steps = config["steps"] or max(1, math.ceil(epochs * examples / batch))
     require(steps < 2**31, f"{steps} steps: must be fewer than {2**31}")
@@ -175,7 +180,8 @@ def check_early(config: dict, setup: Setup) -> None:
 def check_hybrid(config: dict, model, devices: int) -> None:
     passes, rows = config["fc_passes"], config["batch_size"] // devices
     require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is for alexnet_owt and vggN, not {config['model']}")
-    require(config["early_size"] is None, "--early_size is not for --parallelism=hybrid")
+    for name, default in (("early_size", None), ("accumulate", 1), ("remat", False)):
+        require(config[name] == default, f"--{name} is not for --parallelism=hybrid")
     require(
         passes > 0 and rows % passes == 0,
         f"--fc_passes={passes}: must divide a device's {rows} rows of the batch",
@@ -212,6 +218,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         weight_decay=config["weight_decay"],
         groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
     )
+    precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}
     train_prepare, eval_prepare, input_shape = views.prepare(config, about)
     task = classification.create(
         model=model,
@@ -223,6 +230,9 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         axis=axis,
         smoothing=config["label_smoothing"],
         early=views.early(config, input_shape, steps),
+        **precision,
+        accumulate=config["accumulate"],
+        remat=config["remat"],
     )
     if config["parallelism"] == "hybrid":
         check_hybrid(config, model, devices)
@@ -236,6 +246,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
             devices=devices,
             passes=config["fc_passes"],
             update=config["fc_update"],
+            **precision,
         )
     return Setup(about, input_shape, model, task, rate)
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,17 +17,11 @@ FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
 # Free too, unless the dense layers are updated after each pass.
 FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
-LATER = {
-    **dict.fromkeys(("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")),
-    **{
-        "early_share": 0.5,
-        "parallelism": "data",
-        "fc_passes": 1,
-        "fc_update": "accumulate",
-        "drop_factor": 10.0,
-        "colour_noise": 0.0,
-    },
-}
+LATER: dict[str, Any] = dict.fromkeys(
+    ("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")
+)
+LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
+LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False}
 
 
 class UsageError(ValueError):
@@ -134,6 +129,11 @@ def define_run_flags() -> None:
         "hybrid: update the dense layers once a step, or after each pass; the convolutions' learning rate is then "
         "multiplied by --fc_passes.",
     )
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "What the network computes in; parameters are float32."
+    )
+    flags.DEFINE_integer("accumulate", 1, "Parts of the batch that a step takes one after the other, to save memory.")
+    flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
     flags.DEFINE_bool("dry_run", False, "Check all flags, then run two steps, one evaluation and one save.")

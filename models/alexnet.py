@@ -70,13 +70,13 @@ class AlexNetOWT(nn.Module):
         x = pool(relu(self.conv5(x)))
         return x.reshape(x.shape[0], -1)
 
-    def classifier(self, x, train: bool = False, rows=None):
-        """The dense layers: [B, F] -> logits [B, num_classes]. `rows` as in Dropout."""
+    def classifier(self, x, train: bool = False):
+        """The dense layers: [B, F] -> logits [B, num_classes]."""
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
-            x = x if self.dropout_after else self.drop(x, train, rows)
+            x = x if self.dropout_after else self.drop(x, train)
             x = gather_columns(relu(layer(x)), self.units, axis)
-            x = self.drop(x, train, rows) if self.dropout_after else x
+            x = self.drop(x, train) if self.dropout_after else x
         return self.logits(x)
 
     def __call__(self, x, train: bool = False):

@@ -24,6 +24,18 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 _GUIDED = contextvars.ContextVar("guided", default=False)
+_ROWS = contextvars.ContextVar("rows", default=None)
+
+
+@contextlib.contextmanager
+def rows_of_batch(places):
+    """Inside it, `row_keys` takes `places` [rows] for its rows' places in the global batch: for a step that works on
+    parts of the batch. It acts when a function is traced."""
+    token = _ROWS.set(places)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
 
 
 @contextlib.contextmanager
@@ -141,20 +153,18 @@ class Dropout(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x, train: bool, rows=None):
-        """`rows` [B] are the examples' rows in the global batch where they are not this device's own in order."""
+    def __call__(self, x, train: bool):
         if not train or self.rate == 0.0:
             return x
-        keep, key = 1.0 - self.rate, self.make_rng("dropout")
-        if rows is None:
-            keys = row_keys(key, x.shape[0], axis_name=self.axis_name)
-        else:
-            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+        keep = 1.0 - self.rate
+        keys = row_keys(self.make_rng("dropout"), x.shape[0], axis_name=self.axis_name)
         mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (x[0].size,)))(keys).reshape(x.shape)
         return jnp.where(mask, x / keep, jnp.zeros_like(x))
 
 
 def row_keys(key, rows: int, *, axis_name: str | None = None):
     """One key for each of this device's `rows` rows [rows], made from the row's place in the global batch."""
-    first = lax.axis_index(axis_name) * rows if axis_name else 0
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(rows))
+    places = _ROWS.get()
+    if places is None:
+        places = (lax.axis_index(axis_name) * rows if axis_name else 0) + jnp.arange(rows)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(places)

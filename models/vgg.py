@@ -73,11 +73,11 @@ class VGG(nn.Module):
             x = max_pool(x, 2)
         return x.reshape(x.shape[0], -1)
 
-    def classifier(self, x, train: bool = False, rows=None):
-        """The dense layers: [B, F] -> logits [B, num_classes]. `rows` as in Dropout."""
+    def classifier(self, x, train: bool = False):
+        """The dense layers: [B, F] -> logits [B, num_classes]."""
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
-            x = self.drop(gather_columns(relu(layer(x)), self.units, axis), train, rows)
+            x = self.drop(gather_columns(relu(layer(x)), self.units, axis), train)
         return self.logits(x)
 
     def __call__(self, x, train: bool = False):

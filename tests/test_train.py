@@ -10,12 +10,13 @@ from jax import lax
 
 import models
 from data import augment, batches
+from models import layers
 from train import checkpoint, classification, folder, leaves, loop, losses, optimizers, parallel
 from train.equality import tree_error
 from train.stop import Interrupted
 
 
-def make_task(axis, model="cnn", early=(0, None), **options):
+def make_task(axis, model="cnn", early=(0, None), accumulate=1, remat=False, dtype=None, **options):
     if model == "cnn":
         options |= {"axis_name": axis, "dropout": 0.3, "widths": (4, 8, 8), "features": 8}
 
@@ -31,6 +32,9 @@ def make_task(axis, model="cnn", early=(0, None), **options):
         eval_prepare=prepare,
         axis=axis,
         early=early,
+        accumulate=accumulate,
+        remat=remat,
+        dtype=dtype,
     )
 
 
@@ -69,6 +73,49 @@ def test_a_forgotten_reduction_is_named():
     state, batch = {"weights": np.zeros(3, np.float32)}, {"x": np.ones(8, np.float32)}
     with pytest.raises(ValueError, match=r"reduction over devices is missing:.*weights"):
         parallel.check_reductions(forgetful, state, batch=batch, devices=4)
+
+
+class Wide(nn.Module):
+    """A network without batch norm, with dropout."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = layers.relu(layers.Conv(6, (3, 3), strides=4, name="conv")(x)).reshape(x.shape[0], -1)
+        return layers.Dense(10)(layers.Dropout(0.5, self.axis_name)(x, train))
+
+
+def step_of(mnist5k, devices=1, **options):
+    axis = parallel.axis_of(devices)
+    task = make_task(axis, model=Wide(axis), **options)
+    images, labels = mnist5k.splits["train"]
+    step = parallel.parallelize(task.train_step, devices, donate=False)
+    state, sums = step(task.init(jax.random.key(0)), {"image": images[:16], "label": labels[:16]})
+    return jax.device_get((state.params, sums))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulated_gradients_equal_the_whole_batchs(mnist5k, devices):
+    assert tree_error(step_of(mnist5k, devices, accumulate=4), step_of(mnist5k)) < 1e-5
+
+
+def test_rematerialisation_and_bfloat16(mnist5k):
+    expected = step_of(mnist5k)
+    assert tree_error(step_of(mnist5k, remat=True), expected) < 1e-5
+    found = step_of(mnist5k, dtype="bfloat16")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
+    assert 1e-4 < tree_error(found, expected) < 0.05
+
+
+def test_rematerialisation_keeps_products_alone():
+    task = make_task(None, model="cnn", remat=True)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    text = str(jax.make_jaxpr(task.train_step)(state, batch))
+    plain = str(jax.make_jaxpr(make_task(None).train_step)(state, batch))
+    assert text.count("= conv_general_dilated[") == plain.count("= conv_general_dilated[")
+    assert text.count(" rsqrt ") > plain.count(" rsqrt ")
 
 
 @pytest.mark.parametrize("devices", [2, 8])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from models.layers import row_keys
+from models.layers import row_keys, rows_of_batch
 from train import losses
 from train.state import State, step_key
 from train.task import Task
@@ -21,10 +21,27 @@ def init(key, *, model, optimizer, image_shape) -> State:
     return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis, size=None):
+def in_dtype(tree, dtype):
+    """The tree with its floating-point leaves in `dtype`; as it is where that is None."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def is_product(primitive, *operands, **options) -> bool:
+    """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
+    and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
+    del operands, options
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def autodiff(
+    params, batch_stats, batch, key, *, model, prepare, smoothing, axis, size=None, dtype=None, remat: bool = False
+):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch.
 
-    With `size` the augmented images are shrunk to that height and width.
+    With `size` the augmented images are shrunk to that height and width. The network computes in `dtype`, its loss in
+    float32; gradients have the parameters' own.
     """
     image_key, dropout_key = jax.random.split(key)
     keys = row_keys(image_key, batch["label"].shape[0], axis_name=axis)
@@ -34,10 +51,11 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis
     examples = batch["label"].shape[0] * (lax.axis_size(axis) if axis else 1)
 
     def loss_fn(params):
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": in_dtype(params, dtype), "batch_stats": batch_stats}
         logits, changed = model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss_B = losses.cross_entropy(logits, batch["label"], smoothing=smoothing)
         sums = {
             "loss": loss_B.sum(),
@@ -46,7 +64,28 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, smoothing, axis
         }
         return loss_B.sum() / examples, (changed.get("batch_stats", {}), sums)
 
+    loss_fn = jax.checkpoint(loss_fn, policy=is_product) if remat else loss_fn
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+
+def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
+    """What `grad_fn` gives for the whole batch, computed from `parts` parts of its rows one after the other. Batch norm
+    sees one part at a time; all else is that of the whole batch, augmentation and dropout included."""
+    rows = batch["label"].shape[0]
+    first = lax.axis_index(axis) * rows if axis else 0
+
+    def one_part(carry, inputs):
+        batch_stats, total = carry
+        part, offset = inputs
+        with rows_of_batch(first + offset + jnp.arange(rows // parts)):
+            (loss, (batch_stats, sums)), grads = grad_fn(params, batch_stats, part, key)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), (loss, sums)
+
+    batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, jnp.arange(parts) * (rows // parts)))
+    grads = jax.tree.map(lambda g: g / parts, total)
+    return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
 
 
 def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
@@ -67,21 +106,23 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     ), sums  # fmt: skip
 
 
-def predict_step(state: State, batch, *, model, prepare):
-    """Logits [B, C] in evaluation mode. Where `prepare` gives several views of each image, [V, B, H, W, C], their
-    probabilities are averaged."""
-    variables, images = {"params": state.params, "batch_stats": state.batch_stats}, prepare(batch["image"])
-    if images.ndim == 4:
-        return losses.class_logits(model.apply(variables, images, train=False))
-    views = images.shape[0]
-    logits = losses.class_logits(model.apply(variables, images.reshape(-1, *images.shape[2:]), train=False))
-    scores = jax.nn.log_softmax(logits).reshape(views, -1, logits.shape[-1])
-    return jax.nn.logsumexp(scores, axis=0) - jnp.log(views)
+def predict_step(state: State, batch, *, model, prepare, dtype=None):
+    """Logits [B, C] in evaluation mode, computed in `dtype`. Where `prepare` gives several views of each image,
+    [V, B, H, W, C], their probabilities are averaged."""
+    variables = {"params": in_dtype(state.params, dtype), "batch_stats": state.batch_stats}
+    images = in_dtype(prepare(batch["image"]), dtype)
+    views = images.shape[:-4]
+    logits = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
+    logits = losses.class_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    if not views:
+        return logits
+    scores = jax.nn.log_softmax(logits).reshape(*views, -1, logits.shape[-1])
+    return jax.nn.logsumexp(scores, axis=0) - jnp.log(views[0])
 
 
-def eval_step(state: State, batch, *, model, prepare, axis=None):
+def eval_step(state: State, batch, *, model, prepare, axis=None, dtype=None):
     """Sums over the examples whose mask is 1: loss, hits, hits among five, count, confusion [true, predicted]."""
-    logits, mask = predict_step(state, batch, model=model, prepare=prepare), batch["mask"]
+    logits, mask = predict_step(state, batch, model=model, prepare=prepare, dtype=dtype), batch["mask"]
     classes = logits.shape[-1]
     true, predicted = jax.nn.one_hot(batch["label"], classes), jax.nn.one_hot(logits.argmax(-1), classes)
     sums = {
@@ -103,34 +144,53 @@ def finish(sums, *, classes: int) -> dict[str, float]:
 
 
 def create(
-    *, model, optimizer, image_shape, class_names, train_prepare, eval_prepare, axis, smoothing=0.0, early=(0, None)
+    *,
+    model,
+    optimizer,
+    image_shape,
+    class_names,
+    train_prepare,
+    eval_prepare,
+    axis,
+    smoothing=0.0,
+    early=(0, None),
+    dtype=None,
+    accumulate: int = 1,
+    remat: bool = False,
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
-    (height, width)): that many steps at the start see images shrunk to that size."""
+    (height, width)): that many steps at the start see images shrunk to that size. A step takes the batch in
+    `accumulate` parts; with `remat` it computes again, in its backward pass, all but convolutions and matrix products.
+    """
     early_steps, early_size = early
-    step, early_step = (
-        functools.partial(
-            train_step,
-            optimizer=optimizer,
-            grad_fn=functools.partial(
-                autodiff, model=model, prepare=train_prepare, smoothing=smoothing, axis=axis, size=size
-            ),
+
+    def make_step(size):
+        grad_fn = functools.partial(
+            autodiff,
+            model=model,
+            prepare=train_prepare,
+            smoothing=smoothing,
             axis=axis,
+            size=size,
+            dtype=dtype,
+            remat=remat,
         )
-        for size in (None, early_size)
-    )
+        if accumulate > 1:
+            grad_fn = functools.partial(accumulated, grad_fn=grad_fn, parts=accumulate, axis=axis)
+        return functools.partial(train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis)
+
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",
         init=functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape),
-        train_step=step,
+        train_step=make_step(None),
         prepare_eval=lambda state: state,
-        eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis),
+        eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis, dtype=dtype),
         finish=functools.partial(finish, classes=len(class_names)),
-        predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare),
+        predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "accuracy", *top5),
         best=("accuracy", "max"),
-        early_step=early_step if early_steps else None,
+        early_step=make_step(early_size) if early_steps else None,
         early_steps=early_steps,
     )
 

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from models.layers import row_keys
+from models.layers import row_keys, rows_of_batch
+from train.classification import in_dtype
 from train.state import State, step_key
 from train.task import Task
 
@@ -78,7 +79,18 @@ def partial_loss(logits_NC, labels_N, *, classes: int, devices: int, axis, smoot
 
 
 def train_step(
-    state: State, batch, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str
+    state: State,
+    batch,
+    *,
+    model,
+    optimizer,
+    prepare,
+    smoothing: float,
+    axis,
+    devices: int,
+    passes: int,
+    update: str,
+    dtype=None,
 ):
     """One step on one device's rows and columns, (state, batch) -> (state, sums); state as `divide` makes it, without
     the devices' dimension.
@@ -99,19 +111,21 @@ def train_step(
 
     # --- The convolutions, forward, on this device's rows.
     def features(params):
-        variables = {"params": params, "batch_stats": vary(state.batch_stats)}
-        found, changed = model.apply(variables, images, train=True, mutable=["batch_stats"], method="features")
+        variables = {"params": in_dtype(params, dtype), "batch_stats": vary(state.batch_stats)}
+        found, changed = model.apply(
+            variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], method="features"
+        )
         return found, changed.get("batch_stats", {})
 
     features_BF, features_vjp, batch_stats = jax.vjp(features, vary(shared), has_aux=True)
 
     # --- The dense layers, forward and backward, `part` rows of every device at a time.
     def pass_loss(dense, features, labels, first):
-        rows_of_all = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)[None]).reshape(-1)
-        logits = columns.apply(
-            {"params": dense}, gather(features), train=True, rows=rows_of_all, rngs={"dropout": dropout_key},
-            method="classifier",
-        )  # fmt: skip
+        places = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)[None]).reshape(-1)
+        inputs = {"params": in_dtype(dense, dtype)}, gather(features)
+        with rows_of_batch(places):
+            logits = columns.apply(*inputs, train=True, rngs={"dropout": dropout_key}, method="classifier")
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss, correct = partial_loss(
             logits, gather(labels), classes=model.num_classes, devices=devices, axis=axis, smoothing=smoothing
         )
@@ -158,7 +172,7 @@ def train_step(
 
 
 def parallelized(
-    task: Task, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str
+    task: Task, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str, dtype=None
 ) -> Task:
     """The classification task with this file's step. `model` has `features`, `classifier` and `SHARDED`."""
     step = functools.partial(
@@ -171,6 +185,7 @@ def parallelized(
         devices=devices,
         passes=passes,
         update=update,
+        dtype=dtype,
     )
     if devices == 1:
         return task._replace(train_step=step)
