@@ -29,6 +29,13 @@ def load(
     `skip_corrupt` all are left out and counted. DataError too for a missing folder, classes that differ between splits,
     and small pictures whose sizes do.
     """
+    root, files, names = listing(data_dir)
+    found = {split: _pictures(root, split, files[split], names) for split in sorted(files)}
+    return Dataset("folder", pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
+
+
+def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
+    """(folder, [(path, label)] of each split, the classes' names). Raises DataError as `load` does."""
     if not data_dir:
         raise DataError("--dataset=folder needs --data_dir=FOLDER, which holds SPLIT/CLASS/*.jpg or png")
     root = pathlib.Path(data_dir).absolute()
@@ -48,8 +55,7 @@ def load(
             )
     files = {split: _files(classes) for split, classes in listed.items()}
     files |= {split: _labelled(paths, root / f"{split}.txt", names) for split, paths in flat.items()}
-    found = {split: _pictures(root, split, files[split], names) for split in sorted(files)}
-    return Dataset("folder", pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
+    return root, files, names
 
 
 def _list(folder: pathlib.Path) -> dict[str, list[str]]:

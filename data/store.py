@@ -40,13 +40,43 @@ def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tupl
     return Builder(data_dir=str(folder), file_format="array_record")
 
 
+def write_pictures(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
+    """Writes picture files as they are, [(path, label)] of each split, once, for --dataset=tfds:NAME; the store appears
+    whole or not at all."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=list(classes)),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {split: self._generate_examples(files) for split, files in splits.items()}
+
+        def _generate_examples(self, files):
+            for i, (path, label) in enumerate(files):
+                yield i, {"image": pathlib.Path(path).read_bytes(), "label": label}
+
+    Builder.name = name
+    return _prepared(Builder(data_dir=str(folder), file_format="array_record"))
+
+
 def exists(folder: pathlib.Path, name: str) -> bool:
     return any((folder / (PREFIX + name)).glob("*/dataset_info.json"))
 
 
 def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
     """Writes images uint8 [N, H, W, C] and labels [N] of each split once; the store appears whole or not at all."""
-    builder = _builder(folder, name, splits, classes)
+    return _prepared(_builder(folder, name, splits, classes))
+
+
+def _prepared(builder) -> pathlib.Path:
     with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download, of unknown size.
         builder.download_and_prepare()
     place = pathlib.Path(builder.data_dir)

@@ -7,7 +7,7 @@ import jax
 
 import data
 import models
-from data import augment, cifar10, stream
+from data import augment, cifar10, generated, stream
 from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistics
 from experiments import views
 from experiments.flags import UsageError, require
@@ -83,9 +83,17 @@ def load_dataset(config: dict) -> Dataset:
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
             raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
-        dataset = data.load(
-            config["dataset"], config["data_dir"], skip_corrupt=config["skip_corrupt"], image_size=size, augment=kind
-        )
+        require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
+        if config["dry_run_data"]:
+            dataset = generated.load(stream.view(size, kind) if size else None)
+        else:
+            dataset = data.load(
+                config["dataset"],
+                config["data_dir"],
+                skip_corrupt=config["skip_corrupt"],
+                image_size=size,
+                augment=kind,
+            )
         streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
         where = "--dataset=folder or tfds:NAME"
         require(streamed or size is None, f"--image_size={size} is for {where}, not {config['dataset']}")
@@ -251,8 +259,11 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     return Setup(about, input_shape, model, task, rate)
 
 
-def check_reductions(task: Task, state, *, batch, devices: int) -> None:
-    """Raises ValueError where a step of the task forgets a reduction over the devices."""
+def check_steps(task: Task, state, *, batch, devices: int, always: bool) -> None:
+    """Traces the task's steps for arrays or shapes. Raises ValueError where one forgets a reduction over the devices;
+    for a single device they are traced where `always` asks for it."""
+    if devices == 1 and not always:
+        return
     shapes = jax.eval_shape(task.divide, state)
     for step in filter(None, (task.train_step, task.early_step)):
         parallel.check_reductions(step, shapes, batch=batch, devices=devices, divided=task.divided)

@@ -42,13 +42,14 @@ def main(argv) -> int:
         print(json.dumps(finished))
         return 0
     eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
-    if config["dry_run"]:
-        steps, test_images, test_labels = 2, test_images[:eval_size], test_labels[:eval_size]
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))
     example = {"image": jax.ShapeDtypeStruct((batch_size, *about.image_shape), "uint8"), "label": labels[:batch_size]}
-    build.check_reductions(setup.task, state, batch=example, devices=devices)
+    build.check_steps(setup.task, state, batch=example, devices=devices, always=config["dry_run"])
+    if config["dry_run"]:  # What runs is small: two images for each device and part of a step.
+        steps, batch_size = 2, 2 * devices * config["fc_passes"] * config["accumulate"]
+        eval_size, test_images, test_labels = batch_size, test_images[:batch_size], test_labels[:batch_size]
     checkpoints = checkpoint.Checkpoints(
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
     )

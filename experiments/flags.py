@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
 # What may differ when a run goes on: where it runs and what it shows, not what it computes.
-FREE = {"workdir", "data_dir", "devices", "keep", "dry_run"}
+FREE = {"workdir", "data_dir", "devices", "keep", "dry_run", "dry_run_data"}
 # Free too, unless the dense layers are updated after each pass.
 FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
@@ -136,7 +136,10 @@ def define_run_flags() -> None:
     flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
-    flags.DEFINE_bool("dry_run", False, "Check all flags, then run two steps, one evaluation and one save.")
+    flags.DEFINE_bool(
+        "dry_run", False, "Check all flags at full size, then run two small steps, one evaluation and one save."
+    )
+    flags.DEFINE_bool("dry_run_data", False, "With --dry_run: generated pictures in the place of the data set.")
 
 
 def values() -> dict:

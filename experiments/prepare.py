@@ -1,4 +1,9 @@
-"""Prepares a data set: python -m experiments.prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]"""
+"""Prepares a data set:
+
+python -m experiments.prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]
+python -m experiments.prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER
+python -m experiments.prepare --dataset=folder --data_dir=FOLDER --shards=STORE
+"""
 
 import pathlib
 import sys
@@ -7,27 +12,41 @@ from absl import flags as absl_flags
 
 from experiments import flags
 
-DATASET = absl_flags.DEFINE_enum("dataset", None, ["cifar10"], "Data set to prepare.")
-SOURCE = absl_flags.DEFINE_string("source", None, "Local copy of the archive; without it, it is downloaded.")
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the prepared store; default: ~/nutshell_data.")
+DATASET = absl_flags.DEFINE_enum("dataset", None, ["cifar10", "folder"], "Data set to prepare.")
+SOURCE = absl_flags.DEFINE_string(
+    "source", None, "cifar10: local copy of the archive, else it is downloaded. folder: archive of pictures to unpack."
+)
+DATA_DIR = absl_flags.DEFINE_string(
+    "data_dir", None, "cifar10: folder of the prepared store, default ~/nutshell_data. folder: where SPLIT/CLASS/ lie."
+)
+SPLIT = absl_flags.DEFINE_string("split", None, "folder: split to unpack to; default by the archive's name.")
+SHARDS = absl_flags.DEFINE_string(
+    "shards", None, "folder: folder for a copy as array_record shards, read with --dataset=tfds:pictures."
+)
 
 
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; prepare takes flags alone")
     if not DATASET.value:
-        raise flags.UsageError("--dataset=cifar10 is needed")
+        raise flags.UsageError("--dataset=cifar10 or folder is needed")
+    source = pathlib.Path(SOURCE.value) if SOURCE.value else None
+    if source and not source.is_file():
+        from data import DataError
+
+        raise DataError(f"--source={SOURCE.value}: there is no such file")
+    return cifar10(source) if DATASET.value == "cifar10" else pictures(source)
+
+
+def cifar10(source: pathlib.Path | None) -> int:
     from data import cifar10, store
 
+    flags.require(not SPLIT.value and not SHARDS.value, "--split and --shards are for --dataset=folder")
     folder = pathlib.Path(DATA_DIR.value) if DATA_DIR.value else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
         print(f"cifar10 is prepared already in {folder}", file=sys.stderr)
         return 0
-    if SOURCE.value:
-        source = pathlib.Path(SOURCE.value)
-        if not source.is_file():
-            raise cifar10.DataError(f"--source={SOURCE.value}: there is no such file")
-    else:
+    if source is None:
         source = folder / "downloads" / cifar10.URL.rsplit("/", 1)[1]
         if not source.exists():
             cifar10.download(source)
@@ -36,6 +55,26 @@ def main(argv) -> int:
         print(f"warning: {source} has another MD5 than the official archive, {cifar10.MD5}", file=sys.stderr)
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
+    return 0
+
+
+def pictures(source: pathlib.Path | None) -> int:
+    from data import folder, store, unpack
+
+    root = DATA_DIR.value or ""
+    flags.require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")
+    flags.require(bool(source or SHARDS.value), "--dataset=folder needs --source=ARCHIVE or --shards=STORE")
+    if source:
+        guessed = next((name for name in ("val", "test") if name in source.name), "train")
+        split = SPLIT.value or guessed
+        flags.require(bool(unpack.PLAIN.fullmatch(split)), f"--split={split}: accepted is a plain folder name")
+        place = pathlib.Path(root, split)
+        print(f"{unpack.unpack(source, place):,} pictures in {place}", file=sys.stderr)
+    if SHARDS.value:
+        _, files, names = folder.listing(root)
+        place = store.write_pictures(pathlib.Path(SHARDS.value), "pictures", files, names)
+        counts = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
+        print(f"{counts} in {place}: --dataset=tfds:pictures --data_dir={SHARDS.value}", file=sys.stderr)
     return 0
 
 

@@ -134,6 +134,7 @@ def check_reductions(step, state, *, batch, devices: int, divided=None) -> None:
     """Traces the step once with the check that every output is equal on all devices, or is a `divided` leaf. Raises
     ValueError, naming the leaf, where a reduction was forgotten. Nothing is compiled."""
     if devices == 1:
+        jax.eval_shape(step, state, batch)
         return
 
     mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))

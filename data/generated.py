@@ -1,0 +1,26 @@
+"""Generated pictures in the place of a data set that is absent, to try a recipe's flags: noise, nothing to learn."""
+
+from typing import Any
+
+import numpy as np
+
+from data.dataset import Dataset
+from data.stream import Stream, View
+
+LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (pictures, classes) of ImageNet and CIFAR-10.
+
+
+def load(view: View | None) -> Dataset:
+    """As many pictures as ImageNet has, streamed as `view` asks, or, where that is None, as CIFAR-10 has, in memory."""
+    random = np.random.default_rng(0)
+    count, classes = LARGE if view else SMALL
+    splits: dict[str, tuple[Any, np.ndarray]] = {}
+    for split, length in (("train", count), ("val", count // 20)):
+        labels = np.arange(length, dtype=np.int32) % classes
+        if view:
+            noise = random.integers(0, 256, (view.side, 2 * view.side, 3), dtype=np.uint8)
+            read = lambda example, noise=noise: noise[:, example % view.side :][:, : view.side]  # noqa: E731
+            splits[split] = Stream(read, np.arange(length), channels=3, view=view), labels
+        else:
+            splits[split] = random.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8), labels
+    return Dataset("generated", splits, tuple(f"{i:04d}" for i in range(classes)))

@@ -1,0 +1,124 @@
+"""Archives of pictures: nested as ImageNet's, nothing outside the folder, broken off and gone on with."""
+
+import io
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from data import folder, store, unpack
+from data.dataset import DataError
+
+
+def jpeg(value):
+    text = io.BytesIO()
+    Image.new("RGB", (12, 10), (value, 50, 50)).save(text, "JPEG")
+    return text.getvalue()
+
+
+def add(archive, name, content, kind=tarfile.REGTYPE, link=""):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(content), kind, link
+    archive.addfile(info, io.BytesIO(content))
+
+
+def nested(path, members=()):
+    """Two classes of three pictures, and `members` in the second."""
+    with tarfile.open(path, "w") as outer:
+        for i, name in enumerate(("n01", "n02")):
+            text = io.BytesIO()
+            with tarfile.open(fileobj=text, mode="w") as inner:
+                for j in range(3):
+                    add(inner, f"{name}_{j}.JPEG", jpeg(40 * i + j))
+                for member in members if i else ():
+                    add(inner, *member)
+            add(outer, f"{name}.tar", text.getvalue())
+    return path
+
+
+def files(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+NESTED = [f"n0{i}/n0{i}_{j}.JPEG" for i in (1, 2) for j in range(3)]
+
+
+def test_an_archive_of_archives(tmp_path):
+    source, target = nested(tmp_path / "train.tar"), tmp_path / "d" / "train"
+    assert unpack.unpack(source, target) == 6 and files(target) == NESTED
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
+    assert unpack.unpack(source, target) == 6
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")} == before
+    found = folder.load(str(tmp_path / "d"))
+    assert found.class_names == ("n01", "n02") and len(found.splits["train"][1]) == 6
+
+
+def test_nothing_is_written_outside_the_folder(tmp_path):
+    outside = tmp_path / "outside.JPEG"
+    bad = [
+        ("../../outside.JPEG", jpeg(1)),
+        (str(outside), jpeg(1)),
+        ("link.JPEG", b"", tarfile.SYMTYPE, str(outside)),
+        ("hard.JPEG", b"", tarfile.LNKTYPE, "/etc/passwd"),
+        ("device.JPEG", b"", tarfile.CHRTYPE),
+        (".hidden.JPEG", jpeg(1)),
+        ("..", jpeg(1)),
+        ("notes.txt", b"text"),
+    ]
+    target = tmp_path / "d" / "train"
+    unpack.unpack(nested(tmp_path / "train.tar", bad), target)
+    assert files(target) == sorted([*NESTED, "n02/outside.JPEG"]) and not outside.exists()
+    with tarfile.open(tmp_path / "flat.tar", "w") as archive:
+        for name in ("../cat/1.jpg", "a/../../dog/2.jpg", "a/../3.jpg", "/etc/4.jpg", "5.jpg"):
+            add(archive, name, jpeg(1))
+    unpack.unpack(tmp_path / "flat.tar", tmp_path / "f")
+    assert files(tmp_path / "f") == ["3.jpg", "5.jpg", "cat/1.jpg", "dog/2.jpg", "etc/4.jpg"]
+
+
+def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    source, target = nested(tmp_path / "train.tar"), tmp_path / "train"
+    original, calls = unpack._write, []
+
+    def stops(stream, size, path):
+        calls.append(path.name)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        return original(stream, size, path)
+
+    monkeypatch.setattr(unpack, "_write", stops)
+    with pytest.raises(OSError, match="No space left"):
+        unpack.unpack(source, target)
+    assert [path.name for path in target.iterdir() if not path.name.startswith(".")] == ["n01"]
+    assert unpack.unpack(source, target) == 6 and files(target) == NESTED
+    assert len(calls) == 8, "the class that was whole is not written again"
+
+
+def test_what_is_no_archive_of_pictures(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no archive")
+    whole = nested(tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        add(archive, "notes.txt", b"text")
+    for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "holds no pictures")):
+        with pytest.raises(DataError, match=message):
+            unpack.unpack(tmp_path / f"{name}.tar", tmp_path / name)
+    assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
+
+
+def test_shards_are_read_like_the_folder(tmp_path):
+    unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d" / "train")
+    _, listed, names = folder.listing(str(tmp_path / "d"))
+    store.write_pictures(tmp_path / "s", "pictures", listed, names)
+    ours = data.load("tfds:pictures", str(tmp_path / "s"))
+    theirs = data.load("folder", str(tmp_path / "d"))
+    assert ours.class_names == theirs.class_names
+
+    def rows(dataset):
+        images, labels = dataset.splits["train"]
+        return sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+
+    assert rows(ours) == rows(theirs) and isinstance(ours.splits["train"][0], np.ndarray)
+    assert pathlib.Path(tmp_path / "s" / "pictures" / "1.0.0").is_dir()
