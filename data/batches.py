@@ -23,33 +23,47 @@ def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
     return np.concatenate(picked)
 
 
-def train_batches(images, labels, *, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on."""
+def train_batches(
+    images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on. `part` = (process, processes): of
+    each batch the rows [B / processes] of one process."""
+    index, count = part
+    local = batch_size // count
     if isinstance(images, Stream):
+
+        def position(i):
+            return i // local * batch_size + index * local + i % local
 
         def row(position):
             return int(rows(seed, position, batch_size=1, examples=len(labels))[0])
 
-        yield from images.train_batches(labels, row, batch_size=batch_size, seed=seed, start=start)
+        yield from images.train_batches(labels, row, position, batch_size=local, seed=seed, start=start)
     step = start
     while True:
-        picked = rows(seed, step, batch_size=batch_size, examples=len(labels))
+        picked = rows(seed, step, batch_size=batch_size, examples=len(labels))[index * local : (index + 1) * local]
         yield {"image": images[picked], "label": labels[picked]}
         step += 1
 
 
-def eval_batches(images, labels, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order; the last batch is filled up with zeros, and "mask" [B] is 0.0 there."""
-    starts = range(0, len(labels), batch_size)
-    if isinstance(images, Stream):
-        parts = images.chunks(batch_size)  # They are decoded while the device is at work on the one before.
+def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order; the last batch is filled up with zeros, and "mask" [B] is 0.0 there. `part` as for
+    `train_batches`."""
+    index, count = part
+    local, total = batch_size // count, len(labels)
+    spans = [
+        (min(start + index * local, total), min(start + (index + 1) * local, total))
+        for start in range(0, total, batch_size)
+    ]
+    if isinstance(images, Stream):  # Decoded while the device is at work on the batch before.
+        chunks = images.chunks(local, rows=np.concatenate([np.arange(*span) for span in spans]))
+        parts = (next(chunks) if low < high else images[:0] for low, high in spans)
     else:
-        parts = (images[start : start + batch_size] for start in starts)
-    for start, image in zip(starts, parts, strict=True):
-        label = labels[start : start + batch_size]
-        missing = batch_size - len(label)
+        parts = (images[low:high] for low, high in spans)
+    for (low, high), image in zip(spans, parts, strict=True):
+        missing = local - (high - low)
         yield {
             "image": np.pad(image, ((0, missing), *((0, 0),) * (image.ndim - 1))),
-            "label": np.pad(label, ((0, missing),)),
-            "mask": (np.arange(batch_size) < len(label)).astype(np.float32),
+            "label": np.pad(labels[low:high], ((0, missing),)),
+            "mask": (np.arange(local) < high - low).astype(np.float32),
         }

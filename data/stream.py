@@ -110,17 +110,26 @@ class Stream:
         return self._run(lambda position: self._middle(rows[position]), 0, len(rows), size)
 
     def train_batches(
-        self, labels: np.ndarray, row: Callable[[int], int], *, batch_size: int, seed: int, start: int
+        self,
+        labels: np.ndarray,
+        row: Callable[[int], int],
+        position: Callable[[int], int],
+        *,
+        batch_size: int,
+        seed: int,
+        start: int,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on; `row(position)` is the order."""
+        """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on: the i-th example stands at
+        `position(i)` of the run's order, which is `row(position)`."""
 
-        def example(position):
-            picked = row(position)
+        def example(i):
+            place = position(i)
+            picked = row(place)
             image = self.read(self.examples[picked])
             height, width = image.shape[:2]
             box: tuple[float, ...] = middle_box(height, width, share=self.view.share)
             if self.view.random:  # The third number keeps crops apart from the order, drawn from (seed, epoch).
-                box = random_box(height, width, random=np.random.default_rng((seed, position, 1)))
+                box = random_box(height, width, random=np.random.default_rng((seed, place, 1)))
             return {"image": resize(image, box, side=self.view.side), "label": labels[picked]}
 
         return self._run(example, start * batch_size, END, batch_size)

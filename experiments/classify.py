@@ -17,9 +17,9 @@ def main(argv) -> int:
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
     flags.check_devices(config)
-    from train import checkpoint, folder, loop, parallel
+    from train import checkpoint, folder, loop, parallel, processes
 
-    devices, line = parallel.start_devices(config["devices"])
+    devices, line = parallel.start_devices(config["devices"], group=[config[name] for name in flags.GROUP])
     flags.start_cache()
     import jax
 
@@ -32,15 +32,12 @@ def main(argv) -> int:
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = build.setup(config, about, devices=devices, steps=steps)
     build.check_early(config, setup)
-    home = folder.RunFolder(config["workdir"])
-    finished = records.open_run(home, config)
+    home = records.run_folder(config["workdir"])
+    finished = processes.broadcast_json(records.open_run(home, config))
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:
-        other = "another needs another --workdir (make demo DEMO_WORKDIR=FOLDER)"
-        loop.say(f"this run is complete: {records.headline(finished)}; {other}")
-        print(json.dumps(finished))
-        return 0
+        return records.say_finished(finished)
     eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
@@ -55,12 +52,13 @@ def main(argv) -> int:
     )
     restored = checkpoints.restore(state)
     state, record = restored or (records.initial_state(config, build.fit(config, state, images, about)), {})
+    state, record = processes.follow(state, record)
     start = int(state.step)
     loop.say(f"{line}; {records.describe(dataset, state)}" + (f"; going on from step {start}" if start else ""))
     records.write_start(home, config, setup, dataset=dataset, state=state, steps=steps, devices=line)
 
     # --- Train.
-    every = config["eval_every"] or max(1, -(-steps // 10))
+    every, part = config["eval_every"] or max(1, -(-steps // 10)), processes.part()
     plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
     metrics = folder.MetricsFile(home.path, records.columns(setup.task), step=min(start, record.get("reported", 0)))
     with records.Progress(start, steps) as progress:
@@ -71,9 +69,9 @@ def main(argv) -> int:
             plan=plan,
             devices=devices,
             train_batches=lambda step: batches.train_batches(
-                images, labels, batch_size=batch_size, seed=config["seed"], start=step
+                images, labels, batch_size=batch_size, seed=config["seed"], start=step, part=part
             ),
-            eval_batches=lambda: batches.eval_batches(test_images, test_labels, batch_size=eval_size),
+            eval_batches=lambda: batches.eval_batches(test_images, test_labels, batch_size=eval_size, part=part),
             eval_examples=len(test_labels),
             learning_rate=setup.learning_rate,
             checkpoints=checkpoints,
@@ -82,6 +80,8 @@ def main(argv) -> int:
             progress=progress,
         )
     metrics.close()
+    if not processes.is_main():
+        return 0
 
     # --- What the run leaves behind.
     summary = records.summary(config, setup, result, split, len(test_labels), str(home.path))

@@ -14,6 +14,8 @@ FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
 # What may differ when a run goes on: where it runs and what it shows, not what it computes.
 FREE = {"workdir", "data_dir", "devices", "keep", "dry_run", "dry_run_data"}
+GROUP = ("coordinator_address", "num_processes", "process_id")
+FREE |= {*GROUP}
 # Free too, unless the dense layers are updated after each pass.
 FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
@@ -21,7 +23,7 @@ LATER: dict[str, Any] = dict.fromkeys(
     ("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
-LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False}
+LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
 
 
 class UsageError(ValueError):
@@ -134,6 +136,11 @@ def define_run_flags() -> None:
     )
     flags.DEFINE_integer("accumulate", 1, "Parts of the batch that a step takes one after the other, to save memory.")
     flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
+    flags.DEFINE_string(
+        "coordinator_address", None, "Several processes: HOST:PORT of the first. Launchers tell it too."
+    )
+    flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+    flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
     flags.DEFINE_bool(

@@ -12,8 +12,17 @@ import sys
 import tempfile
 
 from experiments import flags
-from train import checkpoint, folder, leaves
+from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
+
+
+def run_folder(workdir: str) -> folder.RunFolder:
+    """The run's folder; of several processes the first alone has it, the others write to one that is removed."""
+    if processes.is_main():
+        return folder.RunFolder(workdir)
+    place = tempfile.mkdtemp(prefix="nutshell_process_")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return folder.RunFolder(place)
 
 
 def open_run(home: folder.RunFolder, config: dict) -> dict | None:
@@ -156,6 +165,15 @@ def columns(task) -> list[str]:
     return ["step", *names, "learning_rate", "seconds", "images_per_second"]
 
 
+def say_finished(summary: dict) -> int:
+    """What a start in the folder of a complete run prints; its exit status."""
+    if processes.is_main():
+        other = "another needs another --workdir (make demo DEMO_WORKDIR=FOLDER)"
+        print_line(f"this run is complete: {headline(summary)}; {other}")
+        print(json.dumps(summary))
+    return 0
+
+
 class Progress:
     """A bar on a terminal, log lines elsewhere; both on standard error."""
 
@@ -163,7 +181,7 @@ class Progress:
         self.steps, self.bar, self.start = steps, None, start
 
     def __enter__(self):
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes.is_main():
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.steps, initial=self.start, unit="step", file=sys.stderr)
@@ -184,7 +202,7 @@ class Progress:
         if self.bar is not None:
             self.bar.n = step
             self.bar.set_postfix(shown)
-        elif "eval_loss" in row:
+        elif "eval_loss" in row and processes.is_main():
             print(
                 f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()),
                 file=sys.stderr,

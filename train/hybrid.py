@@ -12,12 +12,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
 from train.classification import in_dtype
+from train.processes import to_host
 from train.state import State, step_key
 from train.task import Task
 
@@ -47,7 +47,7 @@ def whole(state: State, *, layers, shapes: State) -> State:
     def leaf(path, x, like):
         if not is_divided(path, layers):
             return x
-        host = np.asarray(x)  # No device has to hold it.
+        host = to_host(x)  # No device has to hold it.
         return host.reshape(*host.shape[:-2], -1)[..., : like.shape[-1]]
 
     return jax.tree_util.tree_map_with_path(leaf, state, shapes)

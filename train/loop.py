@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from train import checkpoint, folder, parallel
+from train import checkpoint, folder, leaves, parallel, processes
 from train.stop import Interrupted, Stop
 from train.task import Task
 
@@ -95,7 +95,7 @@ def train(
     batches = iter(train_batches(step))
     started, compile_seconds, timed_steps, timed_seconds, compiled = time.perf_counter(), 0.0, 0, 0.0, set()
     pending, images, mark, eval_sums, evaluated_at, saved = None, 0, None, None, -1, step if record else -1
-    state = task.divide(state)
+    state, together = task.divide(state), processes.part()[1]
 
     def first(function, *arguments):
         """Calls a jitted function; its first call is the compilation."""
@@ -131,7 +131,9 @@ def train(
         now = before + time.perf_counter() - started
         host = {"reported": reported, "seconds": now, "eval_metrics": eval_metrics}
         host["sums"] = None if sums is None else jax.tree.map(float, sums)
-        checkpoints.save(step, task.whole(state), record=host, metrics=eval_metrics if evaluated_at == step else None)
+        whole = task.whole(state)
+        if processes.is_main():
+            checkpoints.save(step, whole, record=host, metrics=eval_metrics if evaluated_at == step else None)
         saved = step
 
     while True:
@@ -154,7 +156,7 @@ def train(
                     timed_eval,
                     batches=eval_batches(),
                     examples=eval_examples,
-                    stop=stop,
+                    stop=stop if together == 1 else None,
                 )
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
@@ -172,13 +174,14 @@ def train(
                 save()
             if len(row) > 1:
                 mark, images = time.perf_counter(), 0
-        # --- Stop: at the end, or where a signal asks for it.
-        if stop.number:
+        # --- Stop: at the end, or where a signal asks for it, on whichever process.
+        number = processes.agree(stop.number)
+        if number:
             collect()
             if saved != step:
                 save()
             checkpoints.wait()
-            raise Interrupted(stop.number, step)
+            raise Interrupted(number, step)
         if step >= plan.steps:
             break
         # --- One step: dispatch it, then fetch the metrics of the one before.
@@ -193,14 +196,20 @@ def train(
             jax.block_until_ready(fresh)  # The clock of images/s starts after the compilation.
             mark, images = time.perf_counter(), 0
         else:
-            images += len(batch["label"])
+            images += len(batch["label"]) * together
 
     # --- The end: the last checkpoint is on disk before the summary says so.
     checkpoints.wait()
     state = task.whole(state)
+    if together > 1:
+        state = leaves.from_host(leaves.to_host(state), state)
     if eval_sums is None:  # Killed between the last checkpoint and the summary.
         eval_sums = evaluate(
-            task.prepare_eval(state), timed_eval, batches=eval_batches(), examples=eval_examples, stop=stop
+            task.prepare_eval(state),
+            timed_eval,
+            batches=eval_batches(),
+            examples=eval_examples,
+            stop=stop if together == 1 else None,
         )
         if eval_sums is None:
             raise Interrupted(stop.number, step)
@@ -210,5 +219,6 @@ def train(
 
 
 def say(line: str) -> None:
-    """One line for the person who watches; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+    """One line for the person who watches; standard output is for results. Of several processes the first speaks."""
+    if processes.is_main():
+        print(line, file=sys.stderr, flush=True)

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from train.processes import join, part
 
 AXIS = "data"
 
@@ -33,22 +35,29 @@ class DeviceError(ValueError):
     """More devices asked for than there are."""
 
 
-def start_devices(count: int | None) -> tuple[int, str]:
-    """(number of devices to use, a line that says which). Call it before the first array.
+def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, str]:
+    """(number of devices to use over all processes, a line that says which). Call it before the first array. `group` is
+    (HOST:PORT of the first process, number of processes, this one's index), or None for what a launcher tells.
 
     On a CPU `count` simulated devices are made, unless the user's XLA_FLAGS already does; None means all accelerators,
-    or one CPU device. Raises DeviceError if there are fewer.
+    or one CPU device a process. Raises DeviceError if there are fewer, or where the processes don't find each other.
     """
     keep_memory()
     by_user = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count and not by_user:
-        jax.config.update("jax_num_cpu_devices", count)
-    devices = jax.devices()
+        jax.config.update("jax_num_cpu_devices", max(1, count // (group[1] or 1)))
+    try:
+        join(*group)
+    except (ValueError, RuntimeError) as error:
+        raise DeviceError(" ".join(str(error).split())) from None
+    devices, (_, together) = jax.devices(), part()
     cpu = devices[0].platform == "cpu"
-    used = count or (len(devices) if not cpu or by_user else 1)
-    if used > len(devices):
-        raise DeviceError(f"--devices={used}: this machine has {len(devices)}")
+    used = count or (len(devices) if not cpu or by_user or together > 1 else 1)
+    if used > len(devices) or (together > 1 and used != len(devices)):
+        where = "this machine has" if together == 1 else f"{together} processes have"
+        raise DeviceError(f"--devices={used}: {where} {len(devices)}")
     simulated = " (simulated)" if cpu and used > 1 else ""
+    simulated += f" in {together} processes" if together > 1 else ""
     return used, f"{used} {devices[0].device_kind} device{'s' if used > 1 else ''}{simulated}"
 
 
@@ -62,8 +71,10 @@ def parallelize(step, devices: int, *, donate: bool, divided=None, through: str 
     order, what comes out is replicated. With `donate` the old state's memory is reused.
 
     Leaves of the state whose path is `divided` are [..., devices, n] outside; the step takes and returns this device's
-    [..., n]. `through` is "pmap" or "shard_map": the same program.
+    [..., n]. `through` is "pmap" or "shard_map": the same program; several processes go through shard_map, each with
+    its own rows of the batch.
     """
+    through = through if jax.process_count() == 1 else "shard_map"
     argnums = (0,) if donate else ()
     if devices == 1:
         return jax.jit(step, donate_argnums=argnums)
@@ -94,7 +105,26 @@ def _shard_map(step, state, *, devices, donate_argnums, divided):
     specs = _specs(state, divided)
     out = (specs, P()) if divided else P()
     mapped = jax.shard_map(_local(step, divided), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=out, check_vma=False)
-    return jax.jit(mapped, donate_argnums=donate_argnums)
+    jitted = jax.jit(mapped, donate_argnums=donate_argnums)
+    if jax.process_count() == 1:
+        return jitted
+
+    def spread(x, spec):
+        """A whole array, the same on each process, as one of the mesh."""
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(spread(jax.random.key_data(x), spec))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
+
+    def run(state, batch):
+        leaf_specs = specs if divided else jax.tree.map(lambda _: P(), state)
+        state = jax.tree.map(spread, state, leaf_specs)
+        rows = NamedSharding(mesh, P(AXIS))
+        return jitted(state, jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch))
+
+    return run
 
 
 def _specs(state, divided):

@@ -1,0 +1,103 @@
+"""Two real processes that train together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from data import batches, stream
+from train import processes
+
+COMMON = ["--steps=40", "--batch_size=32", "--log_every=5", "--eval_every=20", "--save_every=5"]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def launch(tmp_path, *arguments):
+    """Both processes of one run."""
+    port, environment = free_port(), {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "experiments.classify", *arguments, f"--coordinator_address=localhost:{port}"]
+    return [
+        subprocess.Popen(
+            [*command, "--num_processes=2", f"--process_id={i}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def finish(pair):
+    """(exit status, summary or None, standard error of the first) of the run."""
+    (out, error), (other_out, other_error) = (process.communicate(timeout=300) for process in pair)
+    assert pair[0].returncode == pair[1].returncode, error + other_error
+    assert other_out == "" and "Traceback" not in error + other_error, error + other_error
+    return pair[0].returncode, json.loads(out.splitlines()[-1]) if out else None, error
+
+
+@pytest.mark.parametrize("model", ["cnn"])
+def test_two_processes_train_stop_and_go_on_together(tmp_path, model):
+    run = [f"--model={model}", *COMMON]
+    status, whole, error = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run))
+    assert status == 0 and whole["step"] == 40 and "2 cpu devices (simulated) in 2 processes" in error
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    alone = subprocess.run(
+        [sys.executable, "-m", "experiments.classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *run],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    summary = json.loads(alone.stdout.splitlines()[-1])
+    assert summary["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
+    assert summary["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+
+    parts = tmp_path / "parts"
+    pair = launch(tmp_path, f"--workdir={parts}", *run)
+    deadline = time.monotonic() + 200
+    while not list((parts / "checkpoints").glob("*5/about")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pair[1].send_signal(signal.SIGTERM)  # The second alone is told to stop.
+    status, _, error = finish(pair)
+    assert status == 143 and "stopped at step" in error
+    status, resumed, error = finish(launch(tmp_path, f"--workdir={parts}", *run))
+    assert status == 0 and "going on from step" in error
+    assert resumed["fingerprint"] == whole["fingerprint"]
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
+    kept = [[row.split(",")[:5] for row in lines] for lines in rows]
+    assert kept[0] == kept[1] and len(rows[0]) == 9
+
+
+def test_arguments_that_are_incomplete():
+    for given in (("a:1", None, 0), (None, 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
+        with pytest.raises(ValueError, match="all three are needed"):
+            processes.join(*given)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_processes_rows_are_those_of_the_whole_batch(streamed):
+    pictures = np.arange(22, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    labels = np.arange(22, dtype=np.int32)
+    images = pictures
+    if streamed:
+        view = stream.View(4, random=True)
+        images = stream.Stream(lambda example: pictures[example], np.arange(22), channels=3, view=view)
+
+    def train(part, start=3):
+        found = batches.train_batches(images, labels, batch_size=8, seed=0, start=start, part=part)
+        return [next(found) for _ in range(4)]
+
+    def evaluation(part):
+        return list(batches.eval_batches(images, labels, batch_size=8, part=part))
+
+    for make in (train, evaluation):
+        for whole, *parts in zip(make((0, 1)), make((0, 2)), make((1, 2)), strict=True):
+            for name, expected in whole.items():
+                np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected)

@@ -1,0 +1,81 @@
+"""Several processes that train together: how they find each other, and what they tell each other.
+
+Every process runs the same program. Process 0 alone writes the run's folder; the others follow what it restored.
+"""
+
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train import leaves
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Connects to the other processes, if there are any: those that the arguments name, or those of a SLURM step, a TPU
+    pod or an indexed Kubernetes job, which jax finds by itself. Call it before the first array.
+
+    Raises ValueError where the arguments are incomplete, RuntimeError where the others don't answer.
+    """
+    given = coordinator, count, index
+    if any(value is not None for value in given):
+        if coordinator is None or count is None or index is None or not 0 <= index < count:
+            raise ValueError(
+                f"--coordinator_address={coordinator} --num_processes={count} --process_id={index}: all three are "
+                "needed, with 0 <= process_id < num_processes"
+            )
+    elif not _launched():
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, count, index)
+
+
+def _launched() -> bool:
+    """True where a launcher has started more than one process."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    return "," in hosts or (tasks.isdecimal() and int(tasks) > 1) or job
+
+
+def part() -> tuple[int, int]:
+    """(this process, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_main() -> bool:
+    return jax.process_index() == 0
+
+
+def agree(number: int) -> int:
+    """The largest of all processes' numbers."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def broadcast_json(value: Any) -> Any:
+    """Process 0's value, on all."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(length, np.uint8)
+    padded[: min(length, len(text))] = np.frombuffer(text, np.uint8)[:length]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def follow(state: Any, record: dict) -> tuple[Any, dict]:
+    """Process 0's state and record, on all; the others give a state of the same shapes."""
+    if jax.process_count() == 1:
+        return state, record
+    host = multihost_utils.broadcast_one_to_all(leaves.to_host(state))
+    return leaves.from_host(jax.tree.map(np.asarray, host), state), broadcast_json(record)
+
+
+def to_host(x) -> np.ndarray:
+    """The whole array, on every process, wherever its parts lie. All processes must call it."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
