@@ -108,7 +108,7 @@ def _pictures(root: pathlib.Path, split: str, files: list[tuple[str, int]], name
         length=len(files),
         channels=3,
         where=lambda example: files[example][0],
-        read=lambda example: read_picture(files[example][0], channels=3),
+        read=lambda example, crop: read_picture(files[example][0], channels=3, crop=crop),
         size=lambda example: picture_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
         key=key,

@@ -143,7 +143,9 @@ def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictu
         length=count,
         channels=channels,
         where=where,
-        read=lambda example: read_picture(where(example), channels=channels, content=record(example)["image"]),
+        read=lambda example, crop: read_picture(
+            where(example), channels=channels, content=record(example)["image"], crop=crop
+        ),
         size=lambda example: picture_size(where(example), content=record(example)["image"]),
         labels=labels,
         key=key,

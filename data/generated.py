@@ -19,7 +19,7 @@ def load(view: View | None) -> Dataset:
         labels = np.arange(length, dtype=np.int32) % classes
         if view:
             noise = random.integers(0, 256, (view.side, 2 * view.side, 3), dtype=np.uint8)
-            read = lambda example, noise=noise: noise[:, example % view.side :][:, : view.side]  # noqa: E731
+            read = lambda example, crop, noise=noise: noise[:, example % view.side :][:, : view.side]  # noqa: E731
             splits[split] = Stream(read, np.arange(length), channels=3, view=view), labels
         else:
             splits[split] = random.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8), labels

@@ -10,6 +10,7 @@ import numpy as np
 
 from data import cache
 from data.dataset import DataError
+from data.decode import Crop
 from data.stream import Stream, View
 
 LARGEST = 64  # Pixels a side that are held in memory.
@@ -24,7 +25,8 @@ class Pictures(NamedTuple):
     length: int
     channels: int
     where: Callable[[int], str]  # example -> its name in messages
-    read: Callable[[int], np.ndarray]  # example -> uint8 [h, w, channels]; raises DataError with the picture's name
+    # (example, what to cut out or None) -> uint8 [h, w, channels]; raises DataError with the picture's name
+    read: Callable[[int, Crop | None], np.ndarray]
     size: Callable[[int], tuple[int, int] | None]  # example -> (h, w) from its header; None if that can't be read
     labels: Callable[[], np.ndarray]  # int32 [length]
     key: Callable[[bool], str]  # skip_corrupt -> what the files in `cache` were made from
@@ -72,9 +74,9 @@ def _stream(pictures: Pictures, skip_corrupt: bool, view: View) -> tuple[Stream,
         good = _readable(pictures)
         examples, labels = examples[good], labels[good]
 
-    def read(example):
+    def read(example, crop):
         try:
-            return pictures.read(example)
+            return pictures.read(example, crop)
         except DataError as error:
             raise DataError(f"{error}; {'its file has changed' if skip_corrupt else SKIP}") from None
 
@@ -117,7 +119,7 @@ def _decoded(pictures: Pictures, skip_corrupt: bool, *, doing: str) -> Iterator[
 
     def read(example):
         try:
-            return pictures.read(example)
+            return pictures.read(example, None)
         except DataError as error:
             return error
 

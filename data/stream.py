@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+
+from data.decode import Crop
 
 SIZE = 224  # Pixels a side of a network's input where nothing else is asked for.
 SHARE = 7 / 8  # Of the shorter side, that the middle square covers: 224 pixels of 256.
@@ -65,16 +66,9 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def resize(image: np.ndarray, box, *, side: int) -> np.ndarray:
-    """The `box` (left, top, right, bottom) of uint8 [h, w, C] as uint8 [side, side, C], bilinear and antialiased."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    found = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(found, np.uint8).reshape(side, side, image.shape[-1])
-
-
-def middle_square(image: np.ndarray, view: View) -> np.ndarray:
-    """uint8 [h, w, C] as a test sees it: [side, side, C]."""
-    return resize(image, middle_box(*image.shape[:2], share=view.share), side=view.side)
+def middle(view: View) -> Crop:
+    """What a test sees of a picture."""
+    return lambda height, width: (middle_box(height, width, share=view.share), view.side)
 
 
 def sample(total: int, count: int) -> np.ndarray:
@@ -84,10 +78,11 @@ def sample(total: int, count: int) -> np.ndarray:
 
 class Stream:
     """Stands for the array uint8 [N, H, W, C] of the middle squares: it has a shape and can be indexed, and decodes
-    what is asked for. `read(example)` gives one picture, uint8 [h, w, C], or raises DataError, which stops the reader.
+    what is asked for. `read(example, crop)` gives a square of one picture, uint8 [side, side, C], or raises DataError,
+    which stops the reader.
     """
 
-    def __init__(self, read: Callable[[int], np.ndarray], examples: np.ndarray, *, channels: int, view: View):
+    def __init__(self, read: Callable[[int, Crop], np.ndarray], examples: np.ndarray, *, channels: int, view: View):
         self.read, self.examples, self.view = read, examples, view
         self.shape = (len(examples), view.side, view.side, channels)
 
@@ -125,12 +120,12 @@ class Stream:
         def example(i):
             place = position(i)
             picked = row(place)
-            image = self.read(self.examples[picked])
-            height, width = image.shape[:2]
-            box: tuple[float, ...] = middle_box(height, width, share=self.view.share)
-            if self.view.random:  # The third number keeps crops apart from the order, drawn from (seed, epoch).
-                box = random_box(height, width, random=np.random.default_rng((seed, place, 1)))
-            return {"image": resize(image, box, side=self.view.side), "label": labels[picked]}
+
+            def random_crop(height, width):  # The third number keeps crops apart from the order, of (seed, epoch).
+                return random_box(height, width, random=np.random.default_rng((seed, place, 1))), self.view.side
+
+            crop = random_crop if self.view.random else middle(self.view)
+            return {"image": self.read(self.examples[picked], crop), "label": labels[picked]}
 
         return self._run(example, start * batch_size, END, batch_size)
 
@@ -150,7 +145,7 @@ class Stream:
         return tuple(float(m) for m in mean), tuple(float(max(s, 1e-3)) for s in std)
 
     def _middle(self, row) -> np.ndarray:
-        return middle_square(self.read(self.examples[row]), self.view)
+        return self.read(self.examples[row], middle(self.view))
 
     def _run(self, function, start: int, stop: int, size: int) -> Iterator:
         """function(position) for start <= position < stop, in order, in batches of `size`; two batches ahead."""

@@ -16,7 +16,7 @@ def read_picture(file: str, run: dict) -> np.ndarray:
     size, kind = run["flags"]["image_size"], run["flags"]["augment"]
     if size is None and max(height, width) <= pictures.LARGEST:
         return decode.read_picture(file, channels=channels, size=(height, width))
-    return stream.middle_square(decode.read_picture(file, channels=channels), stream.view(size, kind))
+    return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
 def shown(images, labels):

@@ -88,7 +88,7 @@ def test_the_processes_rows_are_those_of_the_whole_batch(streamed):
     images = pictures
     if streamed:
         view = stream.View(4, random=True)
-        images = stream.Stream(lambda example: pictures[example], np.arange(22), channels=3, view=view)
+        images = stream.Stream(lambda example, crop: pictures[example][:4, :4], np.arange(22), channels=3, view=view)
 
     def train(part, start=3):
         found = batches.train_batches(images, labels, batch_size=8, seed=0, start=start, part=part)

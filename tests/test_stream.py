@@ -85,17 +85,6 @@ def test_large_pictures_become_a_stream_that_stands_for_an_array(pictures, monke
     np.testing.assert_array_equal(images[np.array([4, 1])], np.stack([images[4], images[1]]))
 
 
-def test_the_middle_square_is_that_of_the_resized_picture():
-    image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
-    box = stream.middle_box(256, 320, share=stream.SHARE)
-    np.testing.assert_array_equal(stream.resize(image, box, side=224), image[16:240, 48:272])  # No scaling.
-    large = np.asarray(Image.fromarray(image).resize((800, 640), Image.Resampling.BICUBIC))
-    whole = np.asarray(Image.fromarray(large).resize((320, 256), Image.Resampling.BILINEAR))
-    found = stream.resize(large, stream.middle_box(640, 800, share=stream.SHARE), side=224)
-    assert np.abs(found.astype(int) - whole[16:240, 48:272]).max() <= 1
-    assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
-
-
 def test_exif_rotation_and_grey_pictures(tmp_path):
     grey = np.zeros((100, 80), np.uint8)
     grey[:50] = 200

@@ -1,0 +1,45 @@
+"""Crops of picture files, and JPEGs decoded at a part of their size."""
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from data import decode, stream
+
+
+def cut(image, view, path, **options):
+    Image.fromarray(image).save(path, **options)
+    return decode.read_picture(str(path), channels=3, crop=stream.middle(view))
+
+
+def test_the_middle_square_is_that_of_the_resized_picture(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
+    view, path = stream.View(224), tmp_path / "a.png"
+    np.testing.assert_array_equal(cut(image, view, path), image[16:240, 48:272])  # No scaling.
+    large = np.asarray(Image.fromarray(image).resize((800, 640), Image.Resampling.BICUBIC))
+    whole = np.asarray(Image.fromarray(large).resize((320, 256), Image.Resampling.BILINEAR))
+    found = cut(large, view, path)
+    assert np.abs(found.astype(int) - whole[16:240, 48:272]).max() <= 1
+    assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
+    smooth = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    large = np.asarray(Image.fromarray(smooth).resize((1201, 901), Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options, sizes = {"quality": 95, "exif": exif}, []
+    original = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile, "load", lambda self: original(self) if sizes.append(self.size) is None else None
+    )
+    found = cut(large, stream.View(100, 1.0), tmp_path / "a.jpg", **options)
+    assert sizes[0] == (151, 113), "an eighth of 1201 x 901"
+    with monkeypatch.context() as patch:
+        patch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: None)
+        expected = cut(large, stream.View(100, 1.0), tmp_path / "a.jpg", **options)
+    assert np.abs(found.astype(int) - expected).mean() < 4
+    sizes.clear()
+    cut(large, stream.View(500, 1.0), tmp_path / "a.jpg", **options)
+    assert sizes[0] == (1201, 901)
