@@ -1,0 +1,100 @@
+"""Pictures a second of our input path for large JPEGs, beside PyTorch's DataLoader with torchvision's transforms:
+
+    python -m benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]
+
+PYTHON has torch and torchvision. Both read the same files, JPEGs of ImageNet's usual size that the benchmark makes
+itself, cut random resized crops of 224 pixels and mirror images of them, and make batches of 64 that are ready for the
+step: ours uint8, normalised on the device afterwards; the peer's float32, normalised. They take turns; the peer's best
+number of workers counts. On standard output: one JSON object.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import flags as absl_flags
+from PIL import Image, ImageFilter
+
+from data import batches, folder, stream
+from experiments import flags
+
+PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
+PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Pictures that are made.")
+ROUNDS = absl_flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+BATCH, SIDE = 64, 224
+PEER = """
+import sys, time, torch, torchvision
+from torchvision import transforms
+folder, batch, side, workers = sys.argv[1], *map(int, sys.argv[2:])
+mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+chain = [transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+data = torchvision.datasets.ImageFolder(folder, transforms.Compose([*chain, transforms.Normalize(mean, std)]))
+loader = torch.utils.data.DataLoader(
+    data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+)
+for timed in (False, True):
+    began = time.perf_counter()
+    count = sum(len(labels) for _, labels in loader)
+    seconds = time.perf_counter() - began
+print(count / seconds)
+"""
+
+
+def make_pictures(root: pathlib.Path, count: int) -> None:
+    """JPEGs of 500 x 375 pixels, quality 90, of smooth noise: about 60 kB each, half of ImageNet's 110."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        place = root / "train" / f"class{i % 4}"
+        place.mkdir(parents=True, exist_ok=True)
+        noise = Image.fromarray(random.integers(0, 256, (375, 500, 3), dtype=np.uint8))
+        noise.filter(ImageFilter.GaussianBlur(1)).save(place / f"{i:05d}.jpg", quality=90)
+
+
+def ours(root: pathlib.Path, count: int) -> float:
+    """Pictures a second, after a first pass."""
+    images, labels = folder.load(str(root), view=stream.view(SIDE, "resized_crop"), always=True).splits["train"]
+    source, per_pass = batches.train_batches(images, labels, batch_size=BATCH, seed=0), count // BATCH
+    for _ in range(per_pass):
+        next(source)
+    began = time.perf_counter()
+    for _ in range(per_pass):
+        next(source)
+    return per_pass * BATCH / (time.perf_counter() - began)
+
+
+def peer(root: pathlib.Path, workers: int) -> float:
+    arguments = [root / "train", BATCH, SIDE, workers]
+    done = subprocess.run(
+        [PEER_PYTHON.value, "-c", PEER, *map(str, arguments)], capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        raise flags.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout)
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; loader takes flags alone")
+    flags.require(PICTURES.value >= BATCH, f"--pictures={PICTURES.value}: must be {BATCH} or more")
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root = pathlib.Path(place)
+        make_pictures(root, PICTURES.value)
+        size = sum(path.stat().st_size for path in root.rglob("*.jpg")) / PICTURES.value / 1000
+        print(f"{PICTURES.value} JPEGs of {size:.0f} kB", file=sys.stderr)
+        for _ in range(ROUNDS.value):
+            found.setdefault("ours", []).append(ours(root, PICTURES.value))
+            for workers in (0, 1, 2, 4) if PEER_PYTHON.value else ():
+                found.setdefault(f"peer_{workers}_workers", []).append(peer(root, workers))
+    medians = {name: round(float(np.median(values)), 1) for name, values in found.items()}
+    best = max((value for name, value in medians.items() if name != "ours"), default=None)
+    print(json.dumps(medians | ({"ratio": round(medians["ours"] / best, 3)} if best else {})))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
