@@ -1,0 +1,102 @@
+"""Can ImageNet's networks learn at all? Each must fit a few pictures without error:
+
+    python -m benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]
+
+FOLDER holds train/CLASS/*.jpg or png with small pictures. alexnet_owt fits 1,000 of them, scaled to 224 pixels, without
+dropout and augmentation, to 99 % within 20 minutes; the others fit 16 at their smallest legal size to 100 %. One line
+for each network on standard error, one JSON object on standard output; exit status 1 where one fails.
+"""
+
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags as absl_flags
+from PIL import Image
+
+import models
+from data import augment, batches, folder
+from experiments import flags
+from train import classification, optimizers, parallel
+
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of small pictures, train/CLASS/*.jpg or png.")
+MODELS = absl_flags.DEFINE_list(
+    "models",
+    ["alexnet_owt", "vgg11", "vgg11_bn", "vgg19_bn", "plain18", "plain34", "resnet18", "resnet50", "densenet121"],
+    "Networks.",
+)
+
+
+def settings(name: str) -> dict:
+    """Pictures, their side, images a step, learning rate, target and most steps of a network."""
+    if name == "alexnet_owt":
+        return {"count": 1000, "side": 224, "batch": 100, "rate": 0.01, "target": 0.99, "steps": 300, "every": 10}
+    rate = 0.01 if name.startswith("vgg") else 0.05
+    return {"count": 16, "side": 32, "batch": 16, "rate": rate, "target": 1.0, "steps": 200, "every": 5}
+
+
+def fit(name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> dict:
+    """Trains on the pictures until they are known."""
+    given = settings(name)
+    rows = np.random.default_rng(0).permutation(len(labels))[: given["count"]]
+    scaled = [
+        np.asarray(Image.fromarray(images[i]).resize((given["side"],) * 2, Image.Resampling.BILINEAR)) for i in rows
+    ]
+    images, labels = np.stack(scaled), labels[rows]
+    mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
+
+    def prepare(images, keys=None):
+        del keys
+        return augment.normalize(images, mean, std)
+
+    options = {"dropout": 0.0} if "dropout" in models.options(name) else {}
+    optimizer = optimizers.create("sgd", lambda step: given["rate"], momentum=0.9, nesterov=True, weight_decay=0.0)
+    task = classification.create(
+        model=models.create(name, classes, **options),
+        optimizer=optimizer,
+        image_shape=images.shape[1:],
+        class_names=tuple(map(str, range(classes))),
+        train_prepare=prepare,
+        eval_prepare=prepare,
+        axis=None,
+    )
+    began, accuracy = time.perf_counter(), 0.0
+    state = jax.jit(task.init)(jax.random.key(0))
+    step = parallel.parallelize(task.train_step, 1, donate=True)
+    predict = jax.jit(lambda state, images: task.predict_step(state, {"image": images}).argmax(-1))
+    source = batches.train_batches(images, labels, batch_size=given["batch"], seed=0)
+    for done in range(1, given["steps"] + 1):
+        state, _ = step(state, next(source))
+        if done % given["every"] == 0:
+            parts = range(0, len(labels), given["batch"])
+            found = jnp.concatenate([predict(state, images[i : i + given["batch"]]) for i in parts])
+            accuracy = float((np.asarray(found) == labels).mean())
+            if accuracy >= given["target"]:
+                break
+    seconds = round(time.perf_counter() - began, 1)
+    return {"accuracy": accuracy, "target": given["target"], "steps": done, "seconds": seconds}
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; fit takes flags alone")
+    for name in MODELS.value:
+        flags.require(name in models.REGISTRY, f"--models={name}: there is no such network")
+    dataset = folder.load(DATA_DIR.value)
+    images, labels = dataset.splits["train"]
+    flags.require(
+        isinstance(images, np.ndarray), f"--data_dir={DATA_DIR.value}: pictures of at most 64 pixels are accepted"
+    )
+    found = {}
+    for name in MODELS.value:
+        found[name] = fit(name, images, labels, len(dataset.class_names))
+        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+    print(json.dumps(found))
+    return int(any(one["accuracy"] < one["target"] for one in found.values()))
+
+
+if __name__ == "__main__":
+    flags.run(main)
