@@ -13,6 +13,18 @@ from train.state import parameter_count
 RECIPES = sorted((pathlib.Path(flags.__file__).parent / "recipes").glob("*.flags"))
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain56": 853_018, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
+# (share of the run, learning rate) as the sources have them: the author's files divide by 250^(1/3) three times, from
+# 0.01 for a batch of 128 to 4e-5; the others by ten.
+TENTHS = [(0.1, 0.1), (0.5, 0.01), (0.9, 0.001)]
+RATES = {
+    "alexnet_owt": [(0.1, 0.01), (0.5, 0.001), (0.9, 0.0001)],
+    "alexnet_owt_hybrid": [(0.1, 8 * 0.01), (0.3, 8 * 0.001587), (0.6, 8 * 0.000252), (0.9, 8 * 4e-5)],
+    "vgg19": [(0.1, 0.01), (0.6, 0.001), (0.8, 0.0001), (0.95, 0.00001)],
+    "cifar_resnet20": [(0.4, 0.1), (0.6, 0.01), (0.8, 0.001)],
+    "densenet40": [(0.4, 0.1), (0.6, 0.01), (0.8, 0.001)],
+    **dict.fromkeys(("plain34", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121"), TENTHS),
+}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def defined():
@@ -41,5 +53,7 @@ def test_recipe(path):
     after, sums = jax.eval_shape(setup.task.train_step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert sums["loss"].shape == () and float(setup.learning_rate(steps // 3)) > 0
+    for share, rate in RATES.get(path.stem, ()):
+        assert float(setup.learning_rate(round(share * steps))) == pytest.approx(rate, rel=1e-3)
     if path.stem in PARAMETERS:
         assert parameter_count(state.params) == PARAMETERS[path.stem]
