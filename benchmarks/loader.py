@@ -67,10 +67,8 @@ def ours(root: pathlib.Path, count: int) -> float:
 
 
 def peer(root: pathlib.Path, workers: int) -> float:
-    arguments = [root / "train", BATCH, SIDE, workers]
-    done = subprocess.run(
-        [PEER_PYTHON.value, "-c", PEER, *map(str, arguments)], capture_output=True, text=True, timeout=600
-    )
+    arguments = [PEER_PYTHON.value, "-c", PEER, root / "train", BATCH, SIDE, workers]
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise flags.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout)

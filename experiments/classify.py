@@ -20,6 +20,7 @@ def main(argv) -> int:
     from train import checkpoint, folder, loop, parallel, processes
 
     devices, line = parallel.start_devices(config["devices"], group=[config[name] for name in flags.GROUP])
+    stop.listen()  # jax.distributed has taken them.
     flags.start_cache()
     import jax
 
@@ -89,8 +90,7 @@ def main(argv) -> int:
     test = views.shown(test_images, test_labels)
     look.write_report(home.path, setup, test=test, result=result, summary=summary, command=command)
     records.write_end(home, summary)
-    what = "dry run, its folder is removed" if config["dry_run"] else "done"
-    loop.say(f"{what}: {records.headline(summary)}")
+    loop.say(f"{'dry run, its folder is removed' if config['dry_run'] else 'done'}: {records.headline(summary)}")
     print(json.dumps(summary))
     return 0
 

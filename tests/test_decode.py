@@ -39,7 +39,7 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
     with monkeypatch.context() as patch:
         patch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: None)
         expected = cut(large, stream.View(100, 1.0), tmp_path / "a.jpg", **options)
-    assert np.abs(found.astype(int) - expected).mean() < 4
+    assert np.abs(found.astype(int) - expected).mean() < 6
     sizes.clear()
     cut(large, stream.View(500, 1.0), tmp_path / "a.jpg", **options)
     assert sizes[0] == (1201, 901)

@@ -45,6 +45,7 @@ def test_recipe(path):
         side = stream.view(config["image_size"], config["augment"]).side
         shape, examples, classes = (side, side, 3), 1_281_167, 1000
     about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
+    about = about._replace(covariance=((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0)))
     steps = build.check(config, examples, 1)
     setup = build.setup(config, about, devices=1, steps=steps)
     state = jax.eval_shape(setup.task.init, jax.random.key(0))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train import leaves
+from train import leaves, processes
 from train.quiet import drop_library_lines
 
 
@@ -26,6 +26,10 @@ def _orbax() -> Any:
     import orbax.checkpoint  # At its first use: the import takes longer than a small network's first step.
 
     return orbax.checkpoint
+
+
+def _alone() -> Any:
+    return _orbax().options.MultiprocessingOptions(**processes.alone())
 
 
 @dataclasses.dataclass
@@ -46,7 +50,9 @@ class Checkpoints:
 
     def _open(self):
         if self._manager is None:
-            self._manager = _orbax().CheckpointManager(self.folder)  # Keeps all: what goes is decided in `wait`.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=_alone())
+            self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all: `wait` decides.
         return self._manager
 
     def steps(self) -> list[int]:
@@ -130,7 +136,7 @@ class Checkpoints:
                 sides = f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
                 raise CheckpointError(f"{self.folder / str(step)} holds another network: {name} is {sides}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
-        with _orbax().Checkpointer(_orbax().StandardCheckpointHandler()) as reader:
+        with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=_alone()) as reader:
             arrays = reader.restore(self.folder / str(step) / "state", args=_orbax().args.StandardRestore(target))
         for name, leaf in arrays.items():
             if leaves.bit_sum(np.asarray(leaf)) != about["leaves"][name][2]:

@@ -32,7 +32,7 @@ def is_product(primitive, *operands, **options) -> bool:
     """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
     del operands, options
-    return primitive.name in ("conv_general_dilated", "dot_general")
+    return primitive.name in ("conv_general_dilated", "dot_general", "custom_vjp_call")  # The last: models.kernels.
 
 
 def autodiff(

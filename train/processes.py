@@ -66,6 +66,14 @@ def broadcast_json(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
+def alone() -> dict[str, Any]:
+    """Options by which a library that synchronises processes leaves this one to itself."""
+    index, count = part()
+    return (
+        {"primary_host": index, "active_processes": {index}, "barrier_sync_key_prefix": str(index)} if count > 1 else {}
+    )
+
+
 def follow(state: Any, record: dict) -> tuple[Any, dict]:
     """Process 0's state and record, on all; the others give a state of the same shapes."""
     if jax.process_count() == 1:

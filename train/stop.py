@@ -16,6 +16,10 @@ class Stop:
 
     def __init__(self):
         self.number = 0
+        self.listen()
+
+    def listen(self) -> None:
+        """Takes the signals, again where a library has taken them meanwhile."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
