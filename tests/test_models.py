@@ -169,7 +169,7 @@ def test_training_differs_from_evaluation_with_batch_norm_and_dropout():
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: cifar_.*did you mean lenet\?"):
+    with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: alexnet_owt, cifar_.*did you mean lenet\?"):
         models.create("lenett", 10)
     with pytest.raises(ValueError, match="takes no option 'depth'"):
         models.create("mlp", 10, depth=3)

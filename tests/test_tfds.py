@@ -169,5 +169,5 @@ def test_mnist_as_tfds_mocks_it(tmp_path):
         from_tfds.check_features(builder, "tfds:mnist")
         found = from_tfds.read_split(builder, "train", 5, place=tmp_path)
     assert found.channels == 1 and found.size(0) == (28, 28)
-    np.testing.assert_array_equal(np.stack([found.read(i) for i in range(5)]), digits)
+    np.testing.assert_array_equal(np.stack([found.read(i, None) for i in range(5)]), digits)
     assert builder.info.features["label"].names == list("0123456789")
