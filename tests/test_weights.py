@@ -3,8 +3,10 @@
 import collections
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
 import sys
 import types
 import zipfile
@@ -12,11 +14,12 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import models
 from benchmarks import parity
-from data import DataError, weights
+from data import DataError, decode, stream, weights
 from models import peer
 
 ARRAYS = {
@@ -244,3 +247,46 @@ def test_error_measure():
     assert parity.relative_error(own, golden) == 0.0
     golden["logits_first8"][0][1] = -3.0
     assert parity.relative_error(own, json.loads(json.dumps(golden))) == pytest.approx(0.25)
+
+
+def test_the_command_makes_a_workdir_like_any_other(tmp_path):
+    given = entries("resnet18")
+    given["fc.weight"], given["fc.bias"] = given["fc.weight"][:3], given["fc.bias"][:3]
+    save_file(given, tmp_path / "w.safetensors")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b", "c"):
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            for i in range(2):
+                picture = Image.fromarray(random.integers(0, 256, (80, 70, 3), dtype=np.uint8))
+                picture.save(tmp_path / "d" / split / name / f"{i}.png")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def start(name, *arguments):
+        command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={tmp_path / 'w'}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    source = ["--model=resnet18", f"--weights={tmp_path / 'w.safetensors'}", "--image_size=32"]
+    refused = start("import_weights", *source, "--nov1_5")
+    assert refused.returncode == 2 and "--nov1_5" in refused.stderr
+    done = start("import_weights", *source, f"--data_dir={tmp_path / 'd'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["classes"] == 3
+    again = start("import_weights", *source)
+    assert again.returncode == 1 and "holds a run already" in again.stderr
+    scored = start("evaluate", "--split=val")
+    assert scored.returncode == 0 and json.loads(scored.stdout.splitlines()[-1])["examples"] == 6, scored.stderr
+    labelled = start("predict", str(tmp_path / "d" / "val" / "a" / "0.png"), "--top=3")
+    assert labelled.returncode == 0 and len(labelled.stdout.splitlines()) == 4, labelled.stderr
+    model, variables = models.from_peer("resnet18", given, image_size=32)
+    view = stream.View(32)
+    pixels = decode.read_picture(
+        str(tmp_path / "d" / "val" / "a" / "0.png"), channels=3, crop=stream.middle(view)
+    ).astype(np.float32)
+    images = (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    expected = jax.nn.softmax(model.apply(variables, images[None].astype(np.float32), train=False))[0]
+    row = labelled.stdout.splitlines()[1].split(",")
+    assert float(row[2]) == pytest.approx(float(expected.max()), abs=1e-4)
+    assert row[1] == "abc"[int(expected.argmax())]
