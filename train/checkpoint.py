@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import re
@@ -28,10 +27,6 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _alone() -> Any:
-    return _orbax().options.MultiprocessingOptions(**processes.alone())
-
-
 @dataclasses.dataclass
 class Checkpoints:
     """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
@@ -40,7 +35,7 @@ class Checkpoints:
     workdir: pathlib.Path
     keep: int = 2
     best: tuple[str, str] = ("accuracy", "max")
-    report: Callable[[str], Any] = logging.warning
+    report: Callable[[str], Any] = print
     owner: bool = True
     about: Any = None  # Constants of the run, written into each checkpoint.
     _manager: Any = None
@@ -51,7 +46,8 @@ class Checkpoints:
     def _open(self):
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=_alone())
+            alone = processes.alone(_orbax().options.MultiprocessingOptions)
+            options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=alone)
             self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all: `wait` decides.
         return self._manager
 
@@ -79,9 +75,7 @@ class Checkpoints:
         named = {name: [str(leaf.dtype), list(leaf.shape), leaves.bit_sum(leaf)] for name, leaf in arrays.items()}
         text = json.dumps({"record": record, "metrics": metrics, "leaves": named, "constants": self.about})
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
         self.wait()
-
         args = _orbax().args
         parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
         if step in self.steps():  # Saved by a signal before its evaluation was done.
@@ -136,7 +130,8 @@ class Checkpoints:
                 sides = f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
                 raise CheckpointError(f"{self.folder / str(step)} holds another network: {name} is {sides}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
-        with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=_alone()) as reader:
+        alone = processes.alone(_orbax().options.MultiprocessingOptions)
+        with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
             arrays = reader.restore(self.folder / str(step) / "state", args=_orbax().args.StandardRestore(target))
         for name, leaf in arrays.items():
             if leaves.bit_sum(np.asarray(leaf)) != about["leaves"][name][2]:
@@ -144,10 +139,9 @@ class Checkpoints:
         return {name: arrays[name] for name in wanted}, about["record"]
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        line = f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]})"
+        line, target = f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]})", self.damaged / str(step)
         if not self.owner:
             return self.report(f"{line}; an older one is used")
-        target = self.damaged / str(step)
         while target.exists():
             target = target.with_name(f"{target.name}-again")
         self.damaged.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ Every process runs the same program. Process 0 alone writes the run's folder; th
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,12 +67,12 @@ def broadcast_json(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def alone() -> dict[str, Any]:
-    """Options by which a library that synchronises processes leaves this one to itself."""
+def alone(make: Callable[..., Any]) -> Any:
+    """The options `make` of a library that synchronises processes, by which it leaves this one to itself."""
     index, count = part()
-    return (
-        {"primary_host": index, "active_processes": {index}, "barrier_sync_key_prefix": str(index)} if count > 1 else {}
-    )
+    if count == 1:
+        return make()
+    return make(primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index))
 
 
 def follow(state: Any, record: dict) -> tuple[Any, dict]:
