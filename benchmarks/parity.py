@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +22,6 @@ import models
 from experiments import flags
 from models import peer
 
-MODEL = absl_flags.DEFINE_string("model", None, "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
-SALT = absl_flags.DEFINE_string("salt", "parity-1", "Text that all draws depend on.")
-GOLDEN = absl_flags.DEFINE_string("golden", None, "JSON file with the peer's logits to compare with.")
 CLASSES = 1000
 
 
@@ -74,14 +72,21 @@ def relative_error(own: np.ndarray, golden: dict) -> float:
     return float(np.max(worst))
 
 
+def define_flags() -> None:
+    absl_flags.DEFINE_string("model", None, "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
+    absl_flags.DEFINE_string("salt", "parity-1", "Text that all draws depend on.")
+    absl_flags.DEFINE_string("golden", None, "JSON file with the peer's logits to compare with.")
+
+
 def main(argv) -> int:
+    name, salt, path = (absl_flags.FLAGS[flag].value for flag in ("model", "salt", "golden"))
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; parity takes flags alone")
-    if MODEL.value not in models.PEERS:
-        raise flags.UsageError(f"--model={MODEL.value}: accepted are {', '.join(sorted(models.PEERS))}")
-    golden = json.loads(pathlib.Path(GOLDEN.value).read_text()) if GOLDEN.value else None
-    own = logits(MODEL.value, SALT.value)
-    result = {"model": MODEL.value, "salt": SALT.value, "logits": own.tolist()}
+    if name not in models.PEERS:
+        raise flags.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
+    golden = json.loads(pathlib.Path(path).read_text()) if path else None
+    own = logits(name, salt)
+    result: dict[str, Any] = {"model": name, "salt": salt, "logits": own.tolist()}
     if golden:
         result["max_relative_error"] = relative_error(own, golden)
     print(json.dumps(result))
@@ -89,4 +94,5 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.run(main)
