@@ -85,7 +85,7 @@ def main(argv) -> int:
     if name not in models.PEERS:
         raise flags.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
     golden = json.loads(pathlib.Path(path).read_text()) if path else None
-    own = logits(name, salt)
+    own = logits(name, str(salt))
     result: dict[str, Any] = {"model": name, "salt": salt, "logits": own.tolist()}
     if golden:
         result["max_relative_error"] = relative_error(own, golden)
