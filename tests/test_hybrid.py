@@ -117,14 +117,6 @@ def test_other_networks_and_orders_of_dropout(expected, network, options):
     assert tree_error(found[0], expected(network, **options)[0]) < 1e-12
 
 
-def test_float32_within_rounding():
-    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
-    (plain, _), (_, task) = make(1), make(4, passes=4)
-    expected, _ = one_step(plain, start(plain), batch, 1, "pmap")
-    found, _ = one_step(task, start(task), batch, 4, "pmap")
-    assert tree_error(found, expected) < 1e-5
-
-
 @pytest.mark.parametrize("devices", [1, 2])
 def test_each_pass_updates_the_dense_layers(devices):
     """Against the passes written out: the rows that all devices send, an update of the dense layers, and so on."""
