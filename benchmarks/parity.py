@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 import models
 from experiments import flags
-from models import peer
+from models import peer, table
 
 CLASSES = 1000
 
@@ -28,9 +28,7 @@ CLASSES = 1000
 def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The peer's entries and their shapes, torch's layouts, from our network's own shapes."""
     names = models.PEERS[name].names
-    model = models.create(name, CLASSES)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    shapes = table.variables(models.create(name, CLASSES), (224, 224, 3))
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         keys = [entry.key for entry in path]

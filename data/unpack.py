@@ -37,10 +37,7 @@ def unpack(source: pathlib.Path, target: pathlib.Path) -> int:
                 if name.endswith(".tar"):
                     count += _class(stream, target / name.removesuffix(".tar"), bar, member.name)
                 elif name.lower().endswith(SUFFIXES):
-                    above = (
-                        _plain(os.path.dirname(member.name)) if os.path.dirname(member.name) not in ("", ".") else ""
-                    )
-                    folder = target / above if above else target
+                    folder = target / _plain(os.path.dirname(member.name))
                     folder.mkdir(parents=True, exist_ok=True)
                     count += _write(stream, member.size, folder / name)
                     bar.update()

@@ -1,6 +1,5 @@
 """What a device sends and holds in a training step, by data and by hybrid parallelism, for `summary`."""
 
-import functools
 import re
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.flags import require
+from models import table
 from train import classification, communication, hybrid, parallel
 from train.state import State, parameter_count
 
@@ -19,8 +19,7 @@ class Counts:
     layers, the features' width, the width of the hidden dense layers."""
 
     def __init__(self, model, image_shape):
-        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+        variables = table.variables(model, image_shape)
         params, dense = variables["params"], getattr(model, "SHARDED", ())
         self.statistics = parameter_count(variables.get("batch_stats", {}))
         self.total = parameter_count(params)
@@ -41,11 +40,10 @@ class Counts:
     def hybrid(self, local: int, batch_size: int, hosts: int = 1) -> dict[str, int]:
         """`batch_size` images over hosts x local devices; inside a host the dense layers are divided."""
         filled = sum(leaf.size // leaf.shape[-1] * -(-leaf.shape[-1] // local) for leaf in jax.tree.leaves(self.dense))
-        sent = communication.hybrid_bytes(
-            0, 0, batch_size=batch_size // hosts, features=self.features, units=self.units, devices=local
+        sent = communication.dense_bytes(
+            batch_size=batch_size // hosts, features=self.features, units=self.units, devices=local
         )
         sent += communication.data_parallel_bytes(self.shared, self.statistics, hosts * local)
-        sent -= communication.data_parallel_bytes(0, 0, local)
         sent += communication.ring_bytes("all-reduce", 4 * filled, hosts)
         return {
             "communication_bytes_per_device": round(sent),

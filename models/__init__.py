@@ -2,14 +2,12 @@
 
 import dataclasses
 import difflib
-import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import numpy as np
 
-from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, vgg
+from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, table, vgg
 from models.alexnet import AlexNetOWT
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
@@ -103,6 +101,5 @@ def from_peer(name: str, entries: Mapping[str, np.ndarray], *, image_size: int =
         raise ValueError(f"--model={name} has no known peer; accepted are {', '.join(sorted(PEERS))}")
     values = {"v1_5": True} if "v1_5" in options(name) else {}
     model = create(name, peer.classes(entries, PEERS[name]), **values)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    shapes = table.variables(model, (image_size, image_size, 3))
     return model, peer.variables(entries, shapes, peer=PEERS[name])

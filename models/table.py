@@ -1,5 +1,6 @@
 """The layers of a network with shapes, parameters and multiply-adds, from shapes alone: nothing is allocated."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,6 +16,12 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+
+
+def variables(model: nn.Module, image_shape):
+    """The shapes of the network's variables for images [H, W, C]."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
 
 def layers(model: nn.Module, image_shape) -> list[Layer]:

@@ -28,6 +28,16 @@ def in_dtype(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+def in_float32(logits):
+    """Logits of a lower precision in float32; others as they are."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def varying(tree, axis: str | None):
+    """The tree as one that may differ between the devices of `axis`, so that its gradient is a device's own."""
+    return jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree) if axis else tree
+
+
 def is_product(primitive, *operands, **options) -> bool:
     """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
@@ -55,7 +65,7 @@ def autodiff(
         logits, changed = model.apply(
             variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = in_float32(logits)
         loss_B = losses.cross_entropy(logits, batch["label"], smoothing=smoothing)
         sums = {
             "loss": loss_B.sum(),
@@ -94,8 +104,7 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
     `axis` is written out: the form that is right under pmap and shard_map alike.
     """
-    vary = (lambda tree: jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)) if axis else lambda tree: tree
-    params, batch_stats = vary(state.params), vary(state.batch_stats)
+    params, batch_stats = varying((state.params, state.batch_stats), axis)
     (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
     if axis:
         grads, sums = lax.psum((grads, sums), axis)
@@ -113,7 +122,7 @@ def predict_step(state: State, batch, *, model, prepare, dtype=None):
     images = in_dtype(prepare(batch["image"]), dtype)
     views = images.shape[:-4]
     logits = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
-    logits = losses.class_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    logits = losses.class_logits(in_float32(logits))
     if not views:
         return logits
     scores = jax.nn.log_softmax(logits).reshape(*views, -1, logits.shape[-1])

@@ -4,6 +4,7 @@ A ring of K devices: an all-gather or a reduce-scatter of n bytes (the whole arr
 an all-reduce twice that.
 """
 
+import math
 import re
 
 # Bytes of an element by XLA's name of its type.
@@ -21,10 +22,7 @@ def ring_bytes(kind: str, output_bytes: float, devices: int) -> float:
 def _type_bytes(text: str) -> int:
     total = 0
     for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text):
-        count = 1
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += BYTES[kind] * count
+        total += BYTES[kind] * math.prod(map(int, filter(None, sizes.split(","))))
     return total
 
 
@@ -77,13 +75,10 @@ def data_parallel_bytes(parameters: int, batch_stats: int, devices: int) -> floa
     return ring_bytes("all-reduce", 4 * (parameters + batch_stats + 3), devices)
 
 
-def hybrid_bytes(
-    shared: int, batch_stats: int, *, batch_size: int, features: int, units, devices: int
-) -> float:  # fmt: skip
-    """Of one step in float32: features and the activations of hidden dense layers (`units` wide) are gathered and their
-    gradients scattered, labels gathered, four numbers a row all-reduced for the loss and one for its gradient, and of
-    the convolutions what data parallelism reduces for all."""
+def dense_bytes(*, batch_size: int, features: int, units, devices: int) -> float:
+    """Of one step in float32 with divided dense layers, what these need: features and the activations of hidden layers
+    (`units` wide) are gathered and their gradients scattered, labels gathered, four numbers a row all-reduced for the
+    loss and one for its gradient."""
     filled = sum(-(-columns // devices) * devices for columns in units)
     exchanged = ring_bytes("all-gather", 4 * batch_size * (2 * features + 2 * filled + 1), devices)
-    loss = ring_bytes("all-reduce", 4 * 5 * batch_size, devices)
-    return exchanged + loss + data_parallel_bytes(shared, batch_stats, devices)
+    return exchanged + ring_bytes("all-reduce", 4 * 5 * batch_size, devices)

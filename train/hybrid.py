@@ -16,12 +16,10 @@ import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
-from train.classification import in_dtype
+from train.classification import in_dtype, in_float32, varying
 from train.processes import to_host
 from train.state import State, step_key
 from train.task import Task
-
-UPDATES = ("accumulate", "each_pass")
 
 
 def is_divided(path, layers) -> bool:
@@ -105,19 +103,18 @@ def train_step(
     dense = {name: leaf for name, leaf in state.params.items() if name in layers}
     shared = {name: leaf for name, leaf in state.params.items() if name not in layers}
     columns = model.clone(shards=devices)
-    vary = (lambda tree: jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree)) if axis else lambda tree: tree
     gather = (lambda x: lax.all_gather(x, axis, tiled=True)) if axis else lambda x: x
     me, part = lax.axis_index(axis) if axis else 0, rows // passes
 
     # --- The convolutions, forward, on this device's rows.
     def features(params):
-        variables = {"params": in_dtype(params, dtype), "batch_stats": vary(state.batch_stats)}
+        variables = {"params": in_dtype(params, dtype), "batch_stats": varying(state.batch_stats, axis)}
         found, changed = model.apply(
             variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], method="features"
         )
         return found, changed.get("batch_stats", {})
 
-    features_BF, features_vjp, batch_stats = jax.vjp(features, vary(shared), has_aux=True)
+    features_BF, features_vjp, batch_stats = jax.vjp(features, varying(shared, axis), has_aux=True)
 
     # --- The dense layers, forward and backward, `part` rows of every device at a time.
     def pass_loss(dense, features, labels, first):
@@ -125,9 +122,13 @@ def train_step(
         inputs = {"params": in_dtype(dense, dtype)}, gather(features)
         with rows_of_batch(places):
             logits = columns.apply(*inputs, train=True, rngs={"dropout": dropout_key}, method="classifier")
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss, correct = partial_loss(
-            logits, gather(labels), classes=model.num_classes, devices=devices, axis=axis, smoothing=smoothing
+            in_float32(logits),
+            gather(labels),
+            classes=model.num_classes,
+            devices=devices,
+            axis=axis,
+            smoothing=smoothing,
         )
         own = lax.dynamic_slice_in_dim(correct.astype(jnp.float32), me * part, part)
         sums = {"loss": loss.sum(), "correct": own.sum(), "count": jnp.ones_like(own).sum()}
