@@ -124,27 +124,22 @@ def _legacy(file) -> tuple[Any, Any]:
         raise DataError("it is neither safetensors nor one of torch's two formats")
     _Unpickler(file).load()  # The sizes of C's types on the machine that wrote it.
     found, keys = _Unpickler(file).load(), _Unpickler(file).load()
-    start, total = file.tell(), file.seek(0, io.SEEK_END)
+    by_key = {view.storage.key: view.storage for view in _views(found)}
+    at, total = file.tell(), file.seek(0, io.SEEK_END)
     places: dict[str, int] = {}
-    at = start
+    for key in map(str, keys):  # Each storage is a count of elements in eight bytes and then the elements.
+        file.seek(at)
+        count, storage = int.from_bytes(file.read(8), "little"), by_key.get(key)
+        places[key], at = at + 8, at + 8 + count * (storage.kind.dtype.itemsize if storage else 0)
+        if storage is None or count != storage.elements or at > total:
+            raise DataError("it is cut short or its storages do not fit its tensors")
 
     def read(storage):
-        nonlocal at
-        # Each storage is a count of elements in eight bytes and then the elements, in the order of `keys`.
-        while storage.key not in places:
-            if len(places) == len(keys):
-                raise DataError(f"storage {storage.key} is missing")
-            file.seek(at)
-            places[str(keys[len(places)])] = at + 8
-            wanted = by_key.get(str(keys[len(places) - 1]))
-            count = int.from_bytes(file.read(8), "little")
-            if wanted is None or count != wanted.elements or at + 8 + count * wanted.kind.dtype.itemsize > total:
-                raise DataError("it is cut short or its storages do not fit its tensors")
-            at += 8 + count * wanted.kind.dtype.itemsize
+        if storage.key not in places:
+            raise DataError(f"storage {storage.key} is missing")
         file.seek(places[storage.key])
         return file.read(storage.elements * storage.kind.dtype.itemsize)
 
-    by_key = {view.storage.key: view.storage for view in _views(found)}
     return found, read
 
 

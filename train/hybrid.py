@@ -27,6 +27,11 @@ def is_divided(path, layers) -> bool:
     return any(getattr(entry, "key", None) in layers for entry in path)
 
 
+def dense_from(new, rest, layers):
+    """`new`'s leaves of `layers` and the others of `rest`, for two optimizer states."""
+    return jax.tree_util.tree_map_with_path(lambda path, a, b: a if is_divided(path, layers) else b, new, rest)
+
+
 def divide(state: State, *, layers, devices: int) -> State:
     """Whole leaves [..., C] of `layers` as [..., devices, ceil(C / devices)], the rest filled with zeros."""
 
@@ -138,8 +143,7 @@ def train_step(
         """The dense layers and their part of the optimizer's state after one update; the rest stays."""
         zeros = jax.tree.map(jnp.zeros_like, shared)
         updates, new = optimizer.update({**zeros, **gradients}, opt_state, {**shared, **dense})
-        new = jax.tree_util.tree_map_with_path(lambda p, a, b: a if is_divided(p, layers) else b, new, opt_state)
-        return optax.apply_updates(dense, {name: updates[name] for name in dense}), new
+        return optax.apply_updates(dense, {name: updates[name] for name in dense}), dense_from(new, opt_state, layers)
 
     def one_pass(carry, inputs):
         dense, opt_state, total = carry
@@ -164,7 +168,7 @@ def train_step(
         batch_stats = lax.pmean(batch_stats, axis)
     updates, after = optimizer.update({**of_shared, **of_dense}, opt_state, {**shared, **dense})
     if update == "each_pass":
-        after = jax.tree_util.tree_map_with_path(lambda p, a, b: b if is_divided(p, layers) else a, after, opt_state)
+        after = dense_from(opt_state, after, layers)
         updates = {name: jax.tree.map(lambda u: passes * u, updates[name]) for name in shared}
         params = {**optax.apply_updates(shared, updates), **dense_after}
     else:
@@ -172,22 +176,10 @@ def train_step(
     return State(params, batch_stats, after, state.step + 1, state.key), sums
 
 
-def parallelized(
-    task: Task, *, model, optimizer, prepare, smoothing: float, axis, devices: int, passes: int, update: str, dtype=None
-) -> Task:
-    """The classification task with this file's step. `model` has `features`, `classifier` and `SHARDED`."""
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        prepare=prepare,
-        smoothing=smoothing,
-        axis=axis,
-        devices=devices,
-        passes=passes,
-        update=update,
-        dtype=dtype,
-    )
+def parallelized(task: Task, *, model, devices: int, **options) -> Task:
+    """The classification task with this file's step and its `options`. `model` has `features`, `classifier` and
+    `SHARDED`."""
+    step = functools.partial(train_step, model=model, devices=devices, **options)
     if devices == 1:
         return task._replace(train_step=step)
     return task._replace(
