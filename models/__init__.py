@@ -27,7 +27,7 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "cnn": (CNN, {}),
     "cuda_convnet": (CudaConvNet, {}),
     "dcnn": (DCNN, {}),
-    "dcnn_wide": (DCNN, {"widths": (64, 256, 256)}),
+    "dcnn_wide": (DCNN, {"widths": (64, 128, 256)}),
     "densenet": (DenseNet, {}),
     "lenet": (LeNet, {}),
     "logistic": (Logistic, {}),

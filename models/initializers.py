@@ -32,3 +32,12 @@ def glorot_uniform(key, shape, dtype=jnp.float32):
     """U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, "Understanding the difficulty", eq. 16)."""
     limit = math.sqrt(6 / sum(fans(shape)))
     return limit * (2 * _draw(jax.random.uniform, key, shape, dtype) - 1)
+
+
+def dirac(key, shape, dtype=jnp.float32):
+    """Kaiming's draw, but the first filters each pass one input through: a layer begins as the identity, with new
+    features after it (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.3). For kernels [odd, odd, in, out]."""
+    height, width, channels, filters = shape
+    same = jnp.arange(min(channels, filters))
+    kernel = kaiming_normal(key, shape, dtype).at[..., same].set(0)
+    return kernel.at[height // 2, width // 2, same, same].set(1)
