@@ -55,9 +55,9 @@ def colour_noise(images, keys, *, covariance, std, scale: float):
     return images + jax.vmap(draw)(keys)[:, None, None]
 
 
-def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0):
-    """A random mirror image and shift of up to `shift` pixels of each image [B, H, W, C], zero or reflected outside;
-    then a square of `cutout` pixels set to zero (DeVries & Taylor 2017), where that is more than 0.
+def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0, flip: bool = True):
+    """A random mirror image (if `flip`) and shift of up to `shift` pixels of each image [B, H, W, C], zero or reflected
+    outside; then a square of `cutout` pixels set to zero (DeVries & Taylor 2017), where that is more than 0.
 
     On normalised images zero is the mean. `keys` [B] holds one key an image.
     """
@@ -65,7 +65,8 @@ def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: i
 
     def change(image_HWC, key):
         flip_key, shift_key, cut_key = jax.random.split(key, 3)
-        image_HWC = jnp.where(jax.random.bernoulli(flip_key), image_HWC[:, ::-1], image_HWC)
+        if flip:
+            image_HWC = jnp.where(jax.random.bernoulli(flip_key), image_HWC[:, ::-1], image_HWC)
         pads = ((shift, shift), (shift, shift), (0, 0))
         padded = jnp.pad(image_HWC, pads, mode="reflect" if reflect else "constant")
         y, x = jax.random.randint(shift_key, (2,), 0, 2 * shift + 1)

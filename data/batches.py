@@ -23,11 +23,25 @@ def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
     return np.concatenate(picked)
 
 
+@functools.lru_cache(maxsize=2)
+def coins(seed: int, *, examples: int) -> np.ndarray:
+    """A fixed 0 or 1 for each example [examples]."""
+    return np.random.default_rng((seed, 0, 1)).integers(2, size=examples)
+
+
+def mirrored(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
+    """True [batch_size] where a step mirrors the picture: by a coin in the first epoch, then in turn, so that two
+    epochs show both views of every picture (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.6)."""
+    epochs = (step * batch_size + np.arange(batch_size)) // examples
+    picked = rows(seed, step, batch_size=batch_size, examples=examples)
+    return (coins(seed, examples=examples)[picked] + epochs) % 2 == 1
+
+
 def train_batches(
-    images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
+    images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1), flip: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on. `part` = (process, processes): of
-    each batch the rows [B / processes] of one process."""
+    each batch the rows [B / processes] of one process. With `flip` pictures in memory are `mirrored`."""
     index, count = part
     local = batch_size // count
     if isinstance(images, Stream):
@@ -39,10 +53,14 @@ def train_batches(
             return int(rows(seed, position, batch_size=1, examples=len(labels))[0])
 
         yield from images.train_batches(labels, row, position, batch_size=local, seed=seed, start=start)
-    step = start
+    step, mine = start, slice(index * local, (index + 1) * local)
     while True:
-        picked = rows(seed, step, batch_size=batch_size, examples=len(labels))[index * local : (index + 1) * local]
-        yield {"image": images[picked], "label": labels[picked]}
+        picked = rows(seed, step, batch_size=batch_size, examples=len(labels))[mine]
+        image = images[picked]
+        if flip:
+            turned = mirrored(seed, step, batch_size=batch_size, examples=len(labels))[mine]
+            image[turned] = image[turned, :, ::-1]
+        yield {"image": image, "label": labels[picked]}
         step += 1
 
 

@@ -101,6 +101,10 @@ def load_dataset(config: dict) -> Dataset:
             streamed or kind not in ("crop", "resized_crop"),
             f"--augment={kind} is for {where} with pictures of more than 64 pixels a side, or with --image_size",
         )
+        require(
+            not config["alternate_flip"] or (kind == "flip_shift" and not streamed),
+            "--alternate_flip is for --augment=flip_shift with pictures held in memory",
+        )
         if config["train_batches"]:
             dataset = cifar10.train_on(dataset, config["train_batches"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset

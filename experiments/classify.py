@@ -59,7 +59,7 @@ def main(argv) -> int:
     records.write_start(home, config, setup, dataset=dataset, state=state, steps=steps, devices=line)
 
     # --- Train.
-    every, part = config["eval_every"] or max(1, -(-steps // 10)), processes.part()
+    every, part, alternate = config["eval_every"] or max(1, -(-steps // 10)), processes.part(), config["alternate_flip"]
     plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
     metrics = folder.MetricsFile(home.path, records.columns(setup.task), step=min(start, record.get("reported", 0)))
     with records.Progress(start, steps) as progress:
@@ -70,7 +70,7 @@ def main(argv) -> int:
             plan=plan,
             devices=devices,
             train_batches=lambda step: batches.train_batches(
-                images, labels, batch_size=batch_size, seed=config["seed"], start=step, part=part
+                images, labels, batch_size=batch_size, seed=config["seed"], start=step, part=part, flip=alternate
             ),
             eval_batches=lambda: batches.eval_batches(test_images, test_labels, batch_size=eval_size, part=part),
             eval_examples=len(test_labels),

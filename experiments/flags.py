@@ -24,6 +24,7 @@ LATER: dict[str, Any] = dict.fromkeys(
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
 LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
+LATER |= {"alternate_flip": False}
 
 
 class UsageError(ValueError):
@@ -106,6 +107,9 @@ def define_run_flags() -> None:
     flags.DEFINE_integer("shift", 4, "flip_shift: largest shift in pixels.")
     flags.DEFINE_enum("shift_mode", "zero", ["zero", "reflect"], "flip_shift: what lies outside the picture.")
     flags.DEFINE_integer("cutout", 0, "flip_shift: side in pixels of the square that is blanked; 0 for none.")
+    flags.DEFINE_bool(
+        "alternate_flip", False, "flip_shift: mirror pictures in memory every other epoch, not at random."
+    )
     flags.DEFINE_float("colour_noise", 0.0, "Spread of the training pictures' colour shifts; Krizhevsky has 0.1.")
     flags.DEFINE_enum("tta", "none", TTA, "Views of each test picture whose probabilities are averaged.")
     flags.DEFINE_bool(

@@ -56,8 +56,10 @@ def prepare(config: dict, about):
             images = augment.colour_noise(images, keys, covariance=about.covariance, std=about.std, scale=noise)
         # Normalised before shifts and cutout: the zeros that they bring in are the mean.
         if kind == "flip_shift":
-            reflect = config["shift_mode"] == "reflect"
-            return augment.flip_shift(images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"])
+            reflect, flip = config["shift_mode"] == "reflect", not config["alternate_flip"]
+            return augment.flip_shift(
+                images, keys, shift=config["shift"], reflect=reflect, cutout=config["cutout"], flip=flip
+            )
         if kind == "resized_crop":  # The stream has cut and resized: the mirror image is left.
             return augment.flip_shift(images, keys, shift=0)
         return augment.flip_crop(images, keys, size=crop) if crop else images

@@ -50,6 +50,28 @@ def test_training_goes_on_at_a_step():
         np.testing.assert_array_equal(next(whole)["label"], next(again)["label"])
 
 
+def test_two_epochs_show_both_views_of_every_picture():
+    pictures = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 1), np.uint8)
+    pictures[:, :, 1] += 100
+    labels = np.arange(30, dtype=np.int32)
+
+    def take(steps, start=0, part=(0, 1)):
+        stream = batches.train_batches(pictures, labels, batch_size=8, seed=1, start=start, part=part, flip=True)
+        return [next(stream) for _ in range(steps)]
+
+    seen = take(8)  # Two epochs of 30 and a little of the third.
+    turned = np.concatenate([batch["image"][:, 0, 0, 0] >= 100 for batch in seen])
+    shown = np.concatenate([batch["label"] for batch in seen])
+    np.testing.assert_array_equal(np.concatenate([b["image"][:, 0].min((1, 2)) for b in seen]), shown)
+    first, second = (dict(zip(shown[i : i + 30], turned[i : i + 30], strict=True)) for i in (0, 30))
+    assert 5 < sum(first.values()) < 25 and first.keys() == second.keys()
+    assert all(first[name] != second[name] for name in first)
+    np.testing.assert_array_equal(take(1, start=4)[0]["image"], seen[4]["image"])
+    halves = [take(4, part=(i, 2))[3]["image"] for i in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), seen[3]["image"])
+    assert (pictures[:, 0, 0, 0] < 100).all()
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 16])
 def test_evaluation_counts_every_example_once(batch_size):
     images, labels = np.ones((10, 2, 2, 1), np.uint8), np.arange(10, dtype=np.int32)

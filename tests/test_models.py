@@ -246,6 +246,16 @@ def test_initial_weights_follow_the_papers_and_equal_flaxs(shape):
     np.testing.assert_allclose(initializers.normal(0.1)(key, shape), nn.initializers.normal(0.1)(key, shape))
 
 
+@pytest.mark.parametrize("filters", [2, 5])
+def test_a_dirac_convolution_begins_as_the_identity(filters):
+    kernel = initializers.dirac(jax.random.key(0), (3, 3, 3, filters))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)), jnp.float32)
+    found = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(found[..., :3], x[..., :filters], rtol=1e-6)
+    drawn = initializers.kaiming_normal(jax.random.key(0), (3, 3, 3, filters))
+    np.testing.assert_array_equal(kernel[..., 3:], drawn[..., 3:])
+
+
 @pytest.mark.parametrize(
     ("shape", "features", "window", "stride", "padding"),
     [
