@@ -86,7 +86,7 @@ def test_convolutions_come_in_the_order_of_the_forward_pass():
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     found = jax.eval_shape(lambda variables: filters.outputs(model, variables, images), variables)
     assert list(found)[:3] == ["block1_conv1", "block1_conv2", "block2_conv1"] and len(found) == 6
-    assert found["block1_conv2"].shape == (2, 8, 8, 64)
+    assert found["block1_conv2"].shape == (2, 8, 8, 48)
 
 
 def fields(name, layer, shape):
