@@ -33,13 +33,41 @@ def points(grid: str) -> list[dict[str, str]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def setting(row: dict, names: list[str]) -> str:
+    """What tells the row from others, but for the seed."""
+    return " ".join(f"{name}={row[name]}" for name in names if name != "seed") or "all"
+
+
 def table(rows: list[dict], names: list[str]) -> list[list]:
     """[setting, seeds, mean accuracy, standard deviation] for each setting of all but the seed."""
     groups: dict[str, list[float]] = {}
     for row in rows:
-        setting = " ".join(f"{name}={row[name]}" for name in names if name != "seed") or "all"
-        groups.setdefault(setting, []).append(row["accuracy"])
+        groups.setdefault(setting(row, names), []).append(row["accuracy"])
     return [[key, len(v), statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0] for key, v in groups.items()]
+
+
+def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
+    """sweep_curves.png: test accuracy over the steps, a line for each run, a colour for each setting."""
+    import matplotlib
+
+    from train import figures, report
+
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.new_figure(height=4.2)
+        axes = figure.add_subplot()
+        colours: dict[str, str] = {}
+        for row in rows:
+            name = setting(row, names)
+            metrics = report.read_metrics(pathlib.Path(row["workdir"]) / "metrics.csv")
+            points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
+            label = None if name in colours else name
+            colours.setdefault(name, f"C{len(colours) % 10}")
+            axes.plot(*zip(*points, strict=True), marker=".", color=colours[name], label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("test accuracy, %")
+        axes.legend(loc="lower right")
+        figure.suptitle("Test accuracy", x=0.02, ha="left", fontsize=13, fontweight="bold")
+        figures.save_figure(figure, home / "sweep_curves.png")
 
 
 def picture(home: pathlib.Path, results: list[list]) -> None:

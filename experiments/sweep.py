@@ -52,7 +52,8 @@ def main(argv) -> int:
         if done.returncode:
             failed += 1
             continue
-        rows.append(point | json.loads(done.stdout.splitlines()[-1]))
+        place = {"workdir": command[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
+        rows.append(point | json.loads(done.stdout.splitlines()[-1]) | place)
     if rows:
         results = grid.table(rows, list(points[0]))
         text = io.StringIO()
@@ -61,10 +62,11 @@ def main(argv) -> int:
         writer.writerows(rows)
         folder.write_atomically(home.path / "sweep.csv", text.getvalue())
         grid.picture(home.path, results)
+        grid.curves(home.path, rows, list(points[0]))
         for setting, seeds, mean, spread in results:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")
-        print(f"table: {home.path / 'sweep.csv'}, picture: {home.path / 'sweep.png'}", file=sys.stderr)
+        print(f"table: {home.path / 'sweep.csv'}, pictures: sweep.png, sweep_curves.png", file=sys.stderr)
     if failed:
         print(f"error: {failed} of {len(points)} runs failed; the same command tries them again", file=sys.stderr)
     return stopped or (1 if failed else 0)

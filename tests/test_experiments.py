@@ -202,7 +202,7 @@ def test_sweep(start, tmp_path):
     done = start("sweep", *arguments)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5 and done.stdout.count("±") == 2
-    assert "complete" in start("sweep", *arguments).stderr
+    assert "complete" in start("sweep", *arguments).stderr and (tmp_path / "s" / "sweep_curves.png").exists()
 
 
 BAD_FLAGS = {
