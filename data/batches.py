@@ -17,10 +17,8 @@ def order(seed: int, epoch: int, *, examples: int) -> np.ndarray:
 def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
     """The examples [batch_size] of one step. The epochs follow each other without a gap: each example comes once in
     each, and a batch may hold the end of one and the start of the next."""
-    positions = step * batch_size + np.arange(batch_size)
-    epochs = positions // examples
-    picked = [order(seed, int(e), examples=examples)[positions[epochs == e] % examples] for e in np.unique(epochs)]
-    return np.concatenate(picked)
+    epochs, places = divmod(step * batch_size + np.arange(batch_size), examples)
+    return np.concatenate([order(seed, int(e), examples=examples)[places[epochs == e]] for e in np.unique(epochs)])
 
 
 @functools.lru_cache(maxsize=2)
