@@ -59,7 +59,7 @@ def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.nda
     """
 
     def plain(path, leaf):
-        return jnp.full(leaf.shape, path[-1].key in ("kernel", "scale", "var"), leaf.dtype)
+        return jnp.full(leaf.shape, path[-1].key in ("kernel", "scale", "var", "whitening"), leaf.dtype)
 
     def differs(call, x):
         return (call((x != x[:1]).astype(x.dtype)) > 0).astype(x.dtype)

@@ -2,7 +2,7 @@
 
 conv 5x5x64 - pool 3/2 - LRN - conv 5x5x64 - LRN - pool 3/2 - local 3x3x64 - local 3x3x32 - dense. "Local" layers are
 convolutions whose weights are not shared between positions. Pools overlap and take partial windows at the border
-(ceil sizes: 24 - 12 - 6). Input: 24x24 crops with the mean subtracted.
+(ceil sizes: 24 - 12 - 6). Input: 24x24 crops.
 """
 
 import functools
