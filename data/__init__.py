@@ -9,9 +9,9 @@ from data.dataset import DataError as DataError
 from data.dataset import Dataset
 
 REGISTRY: dict[str, Callable[..., Dataset]] = {
-    "cifar10": lambda data_dir, *, skip_corrupt, view, always: cifar10.load(data_dir, skip_corrupt=skip_corrupt),
+    "cifar10": lambda data_dir, **_: cifar10.load(data_dir),
     "folder": folder.load,
-    "mnist5k": lambda data_dir, *, skip_corrupt, view, always: mnist5k.load(),
+    "mnist5k": lambda data_dir, **_: mnist5k.load(),
 }
 
 
@@ -34,11 +34,15 @@ def load(
     skip_corrupt: bool = False,
     image_size: int | None = None,
     augment: str = "none",
+    shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
     """The data set `name`, from `data_dir` where it is not embedded. Pictures in files are streamed where they are
-    large or `image_size` is given, see data.stream.view.
+    large or `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
 
-    Raises ValueError for an unknown name, DataError where its files are missing or damaged.
+    Raises ValueError for an unknown name, DataError where its files are missing or damaged or hold one class alone.
     """
-    view = stream.view(image_size, augment)
-    return find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=image_size is not None)
+    view, always = stream.view(image_size, augment), image_size is not None
+    dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
+    if len(dataset.class_names) < 2:
+        raise DataError(f"{name} holds one class alone, {dataset.class_names[0]}: two or more are needed")
+    return dataset

@@ -1,5 +1,6 @@
 """Arrays that were costly to make, kept in a file until what they were made from changes."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -27,4 +28,5 @@ def write(path: pathlib.Path, key: str, *, what: str, **arrays: np.ndarray) -> N
     except OSError as error:
         print(f"{path} can't be written ({error.strerror}): {what} at each start", file=sys.stderr)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # A read-only file system refuses even what would do nothing.
+            temporary.unlink()

@@ -5,6 +5,7 @@ byte of the label, then 1,024 bytes for each of red, green and blue, row by row.
 """
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import urllib.request
 
 import numpy as np
 
-from data.dataset import DataError, Dataset
+from data.dataset import DAMAGED_ARCHIVE, DataError, Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -53,7 +54,7 @@ def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 if member.size != RECORD * RECORDS:
                     raise DataError(f"{name} has {member.size:,} bytes, expected {RECORDS:,} records of {RECORD:,}")
                 found[name] = parse(stream.read(), name)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (*DAMAGED_ARCHIVE, OSError) as error:
         raise DataError(f"{path} can't be read as an archive: {error}") from None
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -118,7 +119,7 @@ def download(target: pathlib.Path, url: str = URL) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # Nothing is left to send: the part is whole.
             raise DataError(f"the download of {url} failed: {error}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"the download of {url} broke off: {error}; start it again to go on") from None
     if md5(part) != MD5:
         part.unlink()
@@ -126,9 +127,8 @@ def download(target: pathlib.Path, url: str = URL) -> None:
     part.replace(target)
 
 
-def load(data_dir: str | None, *, skip_corrupt: bool = False) -> Dataset:
+def load(data_dir: str | None) -> Dataset:
     """The prepared store in memory. Raises DataError, with the command that prepares it, where there is none."""
-    del skip_corrupt
     from data import store
 
     folder = pathlib.Path(data_dir) if data_dir else default_dir()

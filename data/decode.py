@@ -12,23 +12,26 @@ ORIENTATION = 0x0112  # The EXIF tag.
 FAILURES = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-# (height, width) of a picture -> the (left, top, right, bottom) of it that is wanted, and the side of the square that
-# it becomes, in pixels.
-Crop = Callable[[int, int], tuple[tuple[float, float, float, float], int]]
+# (height, width) of a picture -> the (left, top, right, bottom) of it that is wanted, and the (height, width) that it
+# becomes, in pixels.
+Crop = Callable[[int, int], tuple[tuple[float, float, float, float], tuple[int, int]]]
+
+
+def whole(size: tuple[int, int]) -> Crop:
+    """All of the picture, as `size` (height, width)."""
+    return lambda height, width: ((0, 0, width, height), size)
 
 
 def read_picture(
     path: str,
     *,
     channels: int,
-    size: tuple[int, int] | None = None,
     content: bytes | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
     """The picture file as uint8 [H, W, channels]: EXIF rotation applied, transparency laid on black, 16-bit values
-    scaled, grey or colour as `channels` (1 or 3) asks, resized bilinearly to `size` (H, W) if given, or to the square
-    that `crop` cuts out. A JPEG whose crop is at least twice as large as that square is decoded at a half, a quarter or
-    an eighth of its size.
+    scaled, grey or colour as `channels` (1 or 3) asks, and of it what `crop` cuts out, resized bilinearly. A JPEG whose
+    crop is at least twice as large as what it becomes is decoded at a half, a quarter or an eighth of its size.
 
     `content` is the file's bytes where they come from elsewhere; `path` then only names them. Raises DataError, with
     the file's name, for what is not a readable picture.
@@ -38,8 +41,8 @@ def read_picture(
             if crop is not None:
                 turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
                 width, height = opened.size[::-1] if turned else opened.size
-                box, side = crop(height, width)
-                times = min(box[2] - box[0], box[3] - box[1]) // side
+                box, size = crop(height, width)
+                times = min((box[2] - box[0]) // size[1], (box[3] - box[1]) // size[0])
                 if opened.format == "JPEG" and times >= 2:
                     scale = max(s for s in (2, 4, 8) if s <= times)
                     opened.draft(None, (opened.width // scale, opened.height // scale))
@@ -51,12 +54,10 @@ def read_picture(
             if picture.has_transparency_data:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
             picture = picture.convert("L" if channels == 1 else "RGB")
-            if size is not None:
-                picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
             if crop is not None:
                 x, y = picture.width / width, picture.height / height
                 inside = (box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height))
-                picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=inside)
+                picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     except FAILURES as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error

@@ -8,6 +8,7 @@ any picture is added, removed or changed. Others are decoded when a batch asks f
 import hashlib
 import os
 import pathlib
+import sys
 
 import numpy as np
 
@@ -20,18 +21,25 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def load(
-    data_dir: str | None, *, skip_corrupt: bool = False, view: View | None = None, always: bool = False
+    data_dir: str | None,
+    *,
+    skip_corrupt: bool = False,
+    view: View | None = None,
+    always: bool = False,
+    shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
     """The splits of the folder, colour pictures with classes sorted by name: arrays, or streams of `view` where a
-    picture is large or `always`.
+    picture is large or `always`; with `shape` (h, w, channels) arrays of whole pictures resized to it.
 
     A picture that can't be decoded is named; the first stops the load, or the stream, with DataError, or with
     `skip_corrupt` all are left out and counted. DataError too for a missing folder, classes that differ between splits,
     and small pictures whose sizes do.
     """
     root, files, names = listing(data_dir)
-    found = {split: _pictures(root, split, files[split], names) for split in sorted(files)}
-    return Dataset("folder", pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
+    channels, size = (shape[2], shape[:2]) if shape else (3, None)
+    found = {split: _pictures(root, split, files[split], names, channels=channels) for split in sorted(files)}
+    splits = pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    return Dataset("folder", splits, names)
 
 
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
@@ -48,13 +56,21 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     if not listed:
         raise DataError(f"--data_dir={data_dir} holds no pictures as SPLIT/CLASS/*.jpg, jpeg or png")
     names = tuple(next(iter(listed.values())))
+    for name in (*names, *splits):
+        if not name.isprintable():  # It may be no text at all, which no report can show.
+            raise DataError(f"--data_dir={data_dir}: the name of the folder {name!r} can't be printed")
     for split, classes in listed.items():
         if tuple(classes) != names:
             raise DataError(
                 f"the classes of {next(iter(listed))} and {split} differ: {list(names)} and {list(classes)}"
             )
     files = {split: _files(classes) for split, classes in listed.items()}
-    files |= {split: _labelled(paths, root / f"{split}.txt", names) for split, paths in flat.items()}
+    for split, paths in flat.items():
+        labels = root / f"{split}.txt"
+        if labels.is_file():
+            files[split] = _labelled(paths, labels, names)
+        else:
+            print(f"{root / split} is left out: it holds no class folders, and there is no {labels}", file=sys.stderr)
     return root, files, names
 
 
@@ -71,10 +87,6 @@ def _pictures_in(folder: pathlib.Path) -> list[str]:
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
     """The pictures of a flat split with the classes of a file whose lines are NAME CLASS: a class by its name or by its
     place among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they don't fit."""
-    if not labels.is_file():
-        raise DataError(
-            f"{labels.with_suffix('')} holds pictures but no class folders: {labels} must name their classes"
-        )
     places = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     found = {}
     for number, line in enumerate(labels.read_text(errors="replace").splitlines(), 1):
@@ -94,21 +106,23 @@ def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
     return [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
 
 
-def _pictures(root: pathlib.Path, split: str, files: list[tuple[str, int]], names) -> pictures.Pictures:
+def _pictures(
+    root: pathlib.Path, split: str, files: list[tuple[str, int]], names, *, channels: int
+) -> pictures.Pictures:
     def key(skip_corrupt):
-        digest = hashlib.sha256(repr((list(names), skip_corrupt)).encode())
+        digest = hashlib.sha256(repr((list(names), channels, skip_corrupt)).encode())
         for path, label in files:
-            status = os.stat(path)
-            inside = os.path.relpath(path, root)
-            digest.update(f"{inside}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            status = os.stat(path) if os.path.exists(path) else None  # Of a link to nothing the decoder tells.
+            state = f"{label}\0{status.st_size}\0{status.st_mtime_ns}" if status else "absent"
+            digest.update(os.fsencode(os.path.relpath(path, root)) + f"\0{state}\n".encode())
         return digest.hexdigest()
 
     return pictures.Pictures(
         name=split,
         length=len(files),
-        channels=3,
+        channels=channels,
         where=lambda example: files[example][0],
-        read=lambda example, crop: read_picture(files[example][0], channels=3, crop=crop),
+        read=lambda example, crop: read_picture(files[example][0], channels=channels, crop=crop),
         size=lambda example: picture_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
         key=key,

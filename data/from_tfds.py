@@ -30,9 +30,16 @@ def parse(name: str) -> tuple[str, str | None, str | None]:
 
 
 def load(
-    name: str, data_dir: str | None, *, skip_corrupt: bool = False, view: View | None = None, always: bool = False
+    name: str,
+    data_dir: str | None,
+    *,
+    skip_corrupt: bool = False,
+    view: View | None = None,
+    always: bool = False,
+    shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """All labelled splits of a prepared set: arrays, or streams of `view` where a picture is large or `always`.
+    """All labelled splits of a prepared set: arrays, or streams of `view` where a picture is large or `always`; with
+    `shape` (h, w, channels) arrays of whole pictures resized to it.
 
     Raises DataError, with the command that prepares it, for a set that isn't prepared or not in array_record, and for
     one that is damaged or isn't for image classification.
@@ -49,14 +56,16 @@ def load(
         stored = ", ".join(sorted(formats)) or "an unknown format"
         raise DataError(f"{place} is stored as {stored}, expected array_record: remove it and {how(name, root)}")
     check_features(builder, name)
-    found = {split: read_split(builder, split, count, place=place) for split, count in counts.items()}
+    channels, size = (shape[2], shape[:2]) if shape else (None, None)
+    found = {s: read_split(builder, s, count, place=place, channels=channels) for s, count in counts.items()}
     labelled = {split: one for split, one in found.items() if one.labels().min() >= 0}  # Unknown labels are -1.
     for split in found.keys() - labelled.keys():
         print(f"{name}: the split {split} has no labels and is left out", file=sys.stderr)
     if not labelled:
         raise DataError(f"{place} has no split with labels")
     names = tuple(builder.info.features["label"].names)
-    return Dataset(name, pictures.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always), names)
+    splits = pictures.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    return Dataset(name, splits, names)
 
 
 def how(name: str, root: pathlib.Path) -> str:
@@ -104,15 +113,18 @@ def check_features(builder, name: str) -> None:
         raise DataError(f"the images of {name} are {image.np_dtype} {list(image.shape)}, expected uint8 [H, W, C]")
 
 
-def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictures.Pictures:
-    """One split of `builder`, read where it is asked; a record that can't be read raises DataError."""
+def read_split(
+    builder, split: str, count: int, *, place: pathlib.Path, channels: int | None = None
+) -> pictures.Pictures:
+    """One split of `builder`, read where it is asked, by default with as many channels as it is stored with; a record
+    that can't be read raises DataError."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     raw = {key: tfds.decode.SkipDecoding() for key, one in features.items() if isinstance(one, tfds.features.Image)}
     with store.damage(place):
         source = builder.as_data_source(split=split, decoders=raw)
-    channels = 1 if features["image"].shape[-1] == 1 else 3
+    channels = channels or (1 if features["image"].shape[-1] == 1 else 3)
 
     def record(example):
         with store.damage(place):
@@ -123,7 +135,7 @@ def read_split(builder, split: str, count: int, *, place: pathlib.Path) -> pictu
 
     def key(skip_corrupt):
         lengths, status = builder.info.splits[split].shard_lengths, (place / "dataset_info.json").stat()
-        return repr((lengths, builder.info.splits[split].num_bytes, status.st_mtime_ns, skip_corrupt))
+        return repr((lengths, builder.info.splits[split].num_bytes, status.st_mtime_ns, channels, skip_corrupt))
 
     @functools.cache
     def labels():

@@ -1,5 +1,6 @@
 """Splits of encoded pictures, from files or from a store: small ones of one size in memory, others as streams."""
 
+import functools
 import os
 import pathlib
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 
 from data import cache
 from data.dataset import DataError
-from data.decode import Crop
+from data.decode import Crop, whole
 from data.stream import Stream, View
 
 LARGEST = 64  # Pixels a side that are held in memory.
@@ -33,11 +34,23 @@ class Pictures(NamedTuple):
     cache: pathlib.Path  # how their names begin
 
 
-def load(splits: dict[str, Pictures], *, skip_corrupt: bool, view: View, always: bool) -> dict[str, tuple[Any, Any]]:
+def load(
+    splits: dict[str, Pictures],
+    *,
+    skip_corrupt: bool,
+    view: View,
+    always: bool = False,
+    size: tuple[int, int] | None = None,
+) -> dict[str, tuple[Any, Any]]:
     """Images and labels of each split: arrays if every picture has LARGEST pixels a side or less, else, or `always`,
-    streams of `view`. Raises DataError for small pictures of several sizes: they rarely are meant to become 224."""
+    streams of `view`; with `size` (h, w) arrays of whole pictures resized to it. Raises DataError for small pictures of
+    several sizes: they rarely are meant to become 224."""
     found: dict[str, tuple[Any, Any]] = {}
     for split, pictures in splits.items():
+        if size:
+            read = functools.partial(_resized, pictures.read, whole(size))
+            cache = pictures.cache.with_name(f"{pictures.cache.name}.{size[0]}x{size[1]}")
+            pictures = pictures._replace(read=read, cache=cache, size=lambda example: size)
         arrays = None if always else _arrays(pictures, skip_corrupt)
         if arrays is None:
             return {name: _stream(one, skip_corrupt, view) for name, one in splits.items()}
@@ -46,6 +59,10 @@ def load(splits: dict[str, Pictures], *, skip_corrupt: bool, view: View, always:
     if len(set(sizes.values())) > 1:
         raise DataError(f"the pictures' sizes differ between splits: {sizes}; {ADVICE}")
     return found
+
+
+def _resized(read, crop: Crop, example: int, _) -> np.ndarray:
+    return read(example, crop)
 
 
 def _arrays(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -65,6 +82,7 @@ def _arrays(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.ndar
         images, labels = in_memory(pictures, skip_corrupt)
         cache.write(path, key, what="the pictures are decoded", images=images, labels=labels)
         return images, labels
+    _say_left_out(pictures, len(kept["labels"]))
     return kept["images"], kept["labels"]
 
 
@@ -89,11 +107,11 @@ def _readable(pictures: Pictures) -> np.ndarray:
     path, key = pictures.cache.with_name(f"{pictures.cache.name}.readable.npz"), pictures.key(True)
     kept = cache.read(path, key)
     if kept is not None:
-        _say_left_out(pictures, kept["good"])
+        _say_left_out(pictures, kept["good"].sum())
         return kept["good"]
     good = np.array([image is not None for _, image in _decoded(pictures, True, doing="checking")])
     cache.write(path, key, what="the pictures are checked", good=good)
-    _say_left_out(pictures, good)
+    _say_left_out(pictures, good.sum())
     return good
 
 
@@ -110,7 +128,7 @@ def in_memory(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.nd
             raise DataError(f"{pictures.where(example)} is {size}, expected {expected} like the others; {ADVICE}")
         images.append(image)
         good[example] = True
-    _say_left_out(pictures, good)
+    _say_left_out(pictures, good.sum())
     return np.stack(images), pictures.labels()[good]
 
 
@@ -142,9 +160,9 @@ def each(function: Callable[[int], Any], count: int, *, title: str) -> Iterator[
     yield from tqdm(found, total=count, desc=title, disable=not sys.stderr.isatty())
 
 
-def _say_left_out(pictures: Pictures, good: np.ndarray) -> None:
+def _say_left_out(pictures: Pictures, good: int) -> None:
     """The count of the pictures left out, on standard error; raises DataError if none is left."""
-    if not good.all():
-        print(f"{pictures.name}: {(~good).sum()} of {pictures.length} pictures left out", file=sys.stderr)
-    if not good.any():
+    if good < pictures.length:
+        print(f"{pictures.name}: {pictures.length - good} of {pictures.length} pictures left out", file=sys.stderr)
+    if not good:
         raise DataError(f"{pictures.cache.parent}: no picture of the split {pictures.name} can be read")

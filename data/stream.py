@@ -68,7 +68,7 @@ def random_box(
 
 def middle(view: View) -> Crop:
     """What a test sees of a picture."""
-    return lambda height, width: (middle_box(height, width, share=view.share), view.side)
+    return lambda height, width: (middle_box(height, width, share=view.share), (view.side, view.side))
 
 
 def sample(total: int, count: int) -> np.ndarray:
@@ -122,7 +122,7 @@ class Stream:
             picked = row(place)
 
             def random_crop(height, width):  # The third number keeps crops apart from the order, of (seed, epoch).
-                return random_box(height, width, random=np.random.default_rng((seed, place, 1))), self.view.side
+                return random_box(height, width, random=np.random.default_rng((seed, place, 1))), self.shape[1:3]
 
             crop = random_crop if self.view.random else middle(self.view)
             return {"image": self.read(self.examples[picked], crop), "label": labels[picked]}

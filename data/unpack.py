@@ -13,7 +13,7 @@ import shutil
 import sys
 import tarfile
 
-from data.dataset import DataError
+from data.dataset import DAMAGED_ARCHIVE, DataError
 from data.folder import SUFFIXES
 
 PLAIN = re.compile(r"[^\W.][\w.+ -]*")  # No separator, no dot at the start: neither "..", nor a hidden file.
@@ -41,7 +41,7 @@ def unpack(source: pathlib.Path, target: pathlib.Path) -> int:
                     folder.mkdir(parents=True, exist_ok=True)
                     count += _write(stream, member.size, folder / name)
                     bar.update()
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{source} can't be read as an archive: {error}") from None
     if not count:
         raise DataError(f"{source} holds no pictures, as files or in archives by class")
@@ -71,7 +71,7 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
                 if inner is not None:
                     count += _write(inner, member.size, part / name)
                     bar.update()
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{title} can't be read as an archive: {error}") from None
     part.rename(folder)
     return count

@@ -16,7 +16,7 @@ from train import classification, hybrid, optimizers, parallel
 from train.task import Task
 
 MODEL_FLAGS = (
-    *("hidden", "activation", "slope", "dropout", "depth", "growth_rate", "bottleneck", "compression"),
+    *("hidden", "activation", "slope", "dropout", "depth", "blocks", "growth_rate", "bottleneck", "compression"),
     *("dropout_after", "local_response_norm", "v1_5"),
 )
 # Pixels of the training images that a network is fitted to: 512 images of CIFAR-10.
@@ -55,7 +55,7 @@ def network(config: dict, classes: int, axis: str | None):
     slope = config["slope"]
     require(slope is None or config["activation"] == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
     require(slope is None or math.isfinite(slope), f"--slope={slope}: must be finite")
-    for name in ("depth", "growth_rate", "compression"):
+    for name in ("depth", "blocks", "growth_rate", "compression"):
         require(config[name] is None or config[name] > 0, f"--{name}={config[name]}: must be more than 0")
     require((config["compression"] or 0) <= 1, f"--compression={config['compression']}: accepted are values in (0, 1]")
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
@@ -74,8 +74,8 @@ def network(config: dict, classes: int, axis: str | None):
         raise UsageError(str(error)) from None
 
 
-def load_dataset(config: dict) -> Dataset:
-    """The data set, as a binary task where --positive asks for one."""
+def load_dataset(config: dict, *, shape: tuple[int, int, int] | None = None) -> Dataset:
+    """The data set, as a binary task where --positive asks for one; picture files are resized to `shape` if given."""
     try:
         data.find(config["dataset"])
         size, kind = config["image_size"], config["augment"]
@@ -93,6 +93,7 @@ def load_dataset(config: dict) -> Dataset:
                 skip_corrupt=config["skip_corrupt"],
                 image_size=size,
                 augment=kind,
+                shape=shape,
             )
         streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
         where = "--dataset=folder or tfds:NAME"
@@ -175,18 +176,18 @@ def eval_split(dataset: Dataset) -> str:
     raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
 
 
-def check_early(config: dict, setup: Setup) -> None:
-    """Raises UsageError where the network's weights do not fit the smaller images that a run begins with."""
+def check_shapes(config: dict, setup: Setup) -> None:
+    """Raises UsageError where the network can't see the images, or its weights do not fit the smaller ones that a run
+    begins with."""
     _, small = views.early(config, setup.input_shape, 1)
-    if small is None:
-        return
-    size = f"--early_size={config['early_size']}"
-    shapes = (*small, setup.input_shape[2]), setup.input_shape
-    try:
-        weights = [[layer.parameters for layer in table.layers(setup.model, shape)] for shape in shapes]
-    except ValueError as error:
-        raise UsageError(f"{size}: {error}") from None
-    require(weights[0] == weights[1], f"{size}: the weights of --model={config['model']} depend on the image size")
+    size, weights = f"--early_size={config['early_size']}: ", []
+    shapes = {"": setup.input_shape} | ({size: (*small, setup.input_shape[2])} if small else {})
+    for prefix, shape in shapes.items():
+        try:
+            weights.append([layer.parameters for layer in table.layers(setup.model, shape)])
+        except ValueError as error:
+            raise UsageError(f"{prefix}{error}") from None
+    require(weights[0] == weights[-1], f"{size}the weights of --model={config['model']} depend on the image size")
 
 
 def check_hybrid(config: dict, model, devices: int) -> None:

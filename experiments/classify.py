@@ -32,9 +32,9 @@ def main(argv) -> int:
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = build.setup(config, about, devices=devices, steps=steps)
-    build.check_early(config, setup)
+    build.check_shapes(config, setup)
     home = records.run_folder(config["workdir"])
-    finished = processes.broadcast_json(records.open_run(home, config))
+    finished = processes.broadcast_json(records.open_run(home, config, about=about, dataset=dataset))
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:

@@ -17,6 +17,7 @@ DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to
 SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, else val or validation.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
 TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
+SKIP = absl_flags.DEFINE_bool("skip_corrupt", False, "Leave out pictures that can't be decoded instead of stopping.")
 WHICH = absl_flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Checkpoint to score: the newest or the one of the best evaluation."
 )
@@ -34,13 +35,12 @@ def main(argv) -> int:
     run = records.load_run(WORKDIR.value)
     flags.start_cache()
     from data import batches
-    from experiments import build
+    from experiments import build, views
     from train.classification import class_table
 
-    config = dict(run["flags"])
-    own = {"dataset": DATASET.value, "data_dir": DATA_DIR.value, "tta": TTA.value}
-    config |= {name: value for name, value in own.items() if value is not None}
-    setup, dataset = build.read_again(run | {"flags": config}), build.load_dataset(config)
+    config, shape = views.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
+    config |= {"tta": TTA.value or config["tta"], "skip_corrupt": SKIP.value or config["skip_corrupt"]}
+    setup, dataset = build.read_again(run | {"flags": config}), build.load_dataset(config, shape=shape)
     if list(dataset.class_names) != run["class_names"]:
         raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {list(dataset.class_names)} here")
     split = SPLIT.value or build.eval_split(dataset)

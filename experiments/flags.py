@@ -20,7 +20,7 @@ FREE |= {*GROUP}
 FREE_IF_ACCUMULATED = {"parallelism", "fc_passes"}
 # Flags younger than the first runs, with what those did.
 LATER: dict[str, Any] = dict.fromkeys(
-    ("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5")
+    ("image_size", "train_batches", "early_size", "dropout_after", "local_response_norm", "v1_5", "blocks")
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
 LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
@@ -49,6 +49,7 @@ def define_model_flags() -> None:
     flags.DEFINE_string("activation", None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.")
     flags.DEFINE_float("slope", None, "Slope of leaky_relu for x < 0.")
     flags.DEFINE_integer("depth", None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.")
+    flags.DEFINE_integer("blocks", None, "densenet: dense blocks; default 3.")
     flags.DEFINE_integer("growth_rate", None, "densenet: maps that each layer adds; default 12.")
     flags.DEFINE_bool("bottleneck", None, "densenet: 1x1 convolutions before the 3x3 ones.")
     flags.DEFINE_float("compression", None, "densenet: share of maps that a transition keeps, in (0, 1]; default 1.")

@@ -25,9 +25,9 @@ def run_folder(workdir: str) -> folder.RunFolder:
     return folder.RunFolder(place)
 
 
-def open_run(home: folder.RunFolder, config: dict) -> dict | None:
+def open_run(home: folder.RunFolder, config: dict, *, about, dataset) -> dict | None:
     """The summary if this folder's run is complete, else None. Raises FolderError, both sides shown, if the folder
-    belongs to a run with other flags."""
+    belongs to a run with other flags or on other data."""
     run = home.read_json("run.json")
     if run is None:
         return None
@@ -42,6 +42,12 @@ def open_run(home: folder.RunFolder, config: dict) -> dict | None:
         raise folder.FolderError(
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
+    data = {"class_names": list(about.class_names), "image_shape": list(about.image_shape), "splits": counts(dataset)}
+    for name, value in data.items():
+        if run.get(name, value) != value and not config["dry_run_data"]:
+            raise folder.FolderError(
+                f"{home.path} belongs to a run on other data: {name} {run[name]} there, {value} here"
+            )
     finished = home.read_json("summary.json")
     return finished if finished and {"accuracy", "fingerprint", "split", "step"} <= finished.keys() else None
 
@@ -90,8 +96,13 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def counts(dataset) -> dict[str, int]:
+    """Examples of each split."""
+    return {split: len(labels) for split, (_, labels) in dataset.splits.items()}
+
+
 def describe(dataset, state) -> str:
-    images = ", ".join(f"{len(labels):,} {split}" for split, (_, labels) in dataset.splits.items())
+    images = ", ".join(f"{count:,} {split}" for split, count in counts(dataset).items())
     return f"{parameter_count(state.params):,} parameters; {images} images"
 
 
@@ -113,8 +124,8 @@ def write_start(home: folder.RunFolder, config: dict, setup, *, dataset, state, 
         "parameters": parameter_count(state.params),
         "multiply_adds": sum(layer.multiply_adds for layer in table.layers(setup.model, setup.input_shape)),
         "dataset": config["dataset"],
-        "splits": {name: len(labels) for name, (_, labels) in dataset.splits.items()},
         **{name: list(value) for name, value in setup.about._asdict().items()},
+        "splits": counts(dataset),
         "start": old.get("start") or _now(),
         "end": None,
     }

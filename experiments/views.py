@@ -9,14 +9,35 @@ from data import augment, decode, pictures, stream
 from experiments.flags import require
 
 
+def in_memory(run: dict) -> bool:
+    """Whether the run held its pictures in memory, as they are."""
+    return run["flags"]["image_size"] is None and max(run["image_shape"][:2]) <= pictures.LARGEST
+
+
 def read_picture(file: str, run: dict) -> np.ndarray:
     """The picture file as the run's network saw the test pictures, uint8 [H, W, C]: the middle square of streamed
     pictures, the whole of others. Raises DataError."""
     height, width, channels = run["image_shape"]
     size, kind = run["flags"]["image_size"], run["flags"]["augment"]
-    if size is None and max(height, width) <= pictures.LARGEST:
-        return decode.read_picture(file, channels=channels, size=(height, width))
+    if in_memory(run):
+        return decode.read_picture(file, channels=channels, crop=decode.whole((height, width)))
     return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
+
+
+def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, tuple | None]:
+    """(the run's flags, the shape [h, w, channels] that picture files are resized to), to score it on the data given,
+    or where both are None on its own."""
+    old = run["flags"]
+    config = dict(old)
+    if dataset not in (None, old["dataset"]):
+        config |= {"dataset": dataset, "data_dir": None, "train_batches": None}
+    if data_dir is not None:
+        config["data_dir"] = data_dir
+    if (config["dataset"], config["data_dir"]) == (old["dataset"], old["data_dir"]):
+        return config, None
+    if in_memory(run):
+        return config, tuple(run["image_shape"])
+    return config | {"image_size": old["image_size"] or stream.SIZE}, None
 
 
 def shown(images, labels):

@@ -54,6 +54,8 @@ def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression:
             x = jnp.concatenate([x, y], axis=-1)
         if block < len(blocks):
             width = int(x.shape[-1] * compression)
+            if not width:
+                raise ValueError(f"a compression of {compression} leaves none of a transition's {x.shape[-1]} maps")
             x = avg_pool(conv(bn_relu(x, f"transition{block}_bn"), width, 1, f"transition{block}_conv"), 2)
     return bn_relu(x, "bn").mean((1, 2))
 
@@ -65,8 +67,9 @@ def _conv(x, width, size, name):
 
 class DenseNet(nn.Module):
     """The network for CIFAR, [B, H, W, C] -> logits [B, num_classes]: three blocks of N layers behind a convolution of
-    16 maps, or 2k in the bottleneck form (section 4.2). `depth` = 3N + 4, or 6N + 4 with `bottleneck`; ValueError
-    otherwise.
+    16 maps, or 2k in the bottleneck form (section 4.2). `depth` = 3N + 4, or 6N + 4 with `bottleneck`; with another
+    number of `blocks` b it is bN + b + 1 or 2bN + b + 1. ValueError otherwise. Figure 1 of the paper is one block of
+    five layers with k = 4: depth 7.
 
     `dropout` follows each convolution but the first; the paper uses 0.2 on data that is not augmented.
     """
@@ -76,16 +79,18 @@ class DenseNet(nn.Module):
     growth_rate: int = 12
     bottleneck: bool = False
     compression: float = 1.0
+    blocks: int = 3
     dropout: float = 0.0
     axis_name: str | None = None
     sync_bn: bool = True
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        layers, remainder = divmod(self.depth - 4, 6 if self.bottleneck else 3)
+        step, rest = self.blocks * (2 if self.bottleneck else 1), self.blocks + 1
+        layers, remainder = divmod(self.depth - rest, step)
         if remainder or layers < 1:
-            form = "6N + 4 layers with a bottleneck" if self.bottleneck else "3N + 4 layers"
-            raise ValueError(f"a CIFAR DenseNet has {form}, not {self.depth}")
+            form = f"{step}N + {rest} layers" + (" with a bottleneck" if self.bottleneck else "")
+            raise ValueError(f"a CIFAR DenseNet of {self.blocks} blocks has {form}, not {self.depth}")
 
         def conv(x, width, size, name):
             return Dropout(self.dropout, self.axis_name)(_conv(x, width, size, name), train)
@@ -93,7 +98,7 @@ class DenseNet(nn.Module):
         x = _conv(x, 2 * self.growth_rate if self.bottleneck else 16, 3, "conv1")
         x = _dense_blocks(
             x,
-            (layers,) * 3,
+            (layers,) * self.blocks,
             growth_rate=self.growth_rate,
             bottleneck=self.bottleneck,
             compression=self.compression,

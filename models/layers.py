@@ -107,17 +107,19 @@ def activation(name: str, *, slope: float = 0.01) -> Callable:
     return ACTIVATIONS[name]
 
 
-def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0):
+def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, ceil: bool = False):
     """Max pooling of [B, H, W, C] by window x window every `stride` pixels (the window's side if None), with `padding`
-    pixels of minus infinity on each side; a remainder at the right or bottom is dropped.
+    pixels of minus infinity on each side; a remainder at the right or bottom is dropped, or with `ceil` a window that
+    lies partly inside.
 
     The gradient goes to the first maximum of a window, in row order, on every platform. Written with strided slices:
     XLA's own gradient (select-and-scatter) is several times slower on a CPU and not deterministic on a GPU.
     """
     stride = stride or window
-    if padding:
-        low = jnp.asarray(-jnp.inf, x.dtype)
-        x = lax.pad(x, low, ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)))
+    more = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
+    if padding or any(more):
+        edges = [(padding, padding + extra, 0) for extra in more]
+        x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
     views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
     return functools.reduce(lambda best, view: jnp.where(view > best, view, best), views)

@@ -1,11 +1,15 @@
 """Eight simulated CPU devices, and rank promotion raises."""
 
+import os
+import pathlib
+import subprocess
 import sys
 
 import jax
 import pytest
 from absl import flags
 
+ROOT = pathlib.Path(__file__).parent.parent
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS(sys.argv[:1], known_only=True)
@@ -16,3 +20,24 @@ def mnist5k():
     import data
 
     return data.load("mnist5k")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    names = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT)}
+    names.pop("XLA_FLAGS", None)
+    return names
+
+
+@pytest.fixture(scope="session")
+def start(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("somewhere")
+
+    def run(name, *arguments, limit=None):
+        """experiments.NAME as a user starts it; `limit` in KiB on the files that it writes."""
+        command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+        if limit:
+            command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run

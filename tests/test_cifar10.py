@@ -87,6 +87,12 @@ def test_another_structure_is_refused(archive, tmp_path):
         cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))
     with pytest.raises(DataError, match=r"pickled Python version; the binary one is cifar-10-binary\.tar\.gz"):
         cifar10.read_archive(str(archive(names=["data_batch_1"])))
+    damaged = archive()
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match="can't be read as an archive"):
+        cifar10.read_archive(str(damaged))
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(DataError, match="can't be read as an archive"):
         cifar10.read_archive(str(tmp_path / "text"))
@@ -102,6 +108,11 @@ def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch):
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             ranges.append(start)
             self.send_response(206 if start else 200)
+            if len(ranges) == 2:  # Cut inside a chunk.
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"20000\r\n" + content[start : start + 50_000])
+                return
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             self.wfile.write(content[start : 150_000 if len(ranges) == 1 else None])  # Half of it at first.
@@ -114,11 +125,12 @@ def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch):
     thread.start()
     try:
         url, target = f"http://127.0.0.1:{server.server_port}/a", tmp_path / "new" / "a"
-        with pytest.raises(DataError, match=r"broke off"):
-            cifar10.download(target, url)
-        assert not target.exists()
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"broke off"):
+                cifar10.download(target, url)
+            assert not target.exists()
         cifar10.download(target, url)
-        assert target.read_bytes() == content and ranges == [0, 150_000]
+        assert target.read_bytes() == content and ranges[:2] == [0, 150_000] and ranges[2] >= 150_000
         monkeypatch.setattr(cifar10, "MD5", "0" * 32)
         with pytest.raises(DataError, match="another MD5"):
             cifar10.download(tmp_path / "b", url)

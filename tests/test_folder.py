@@ -61,6 +61,21 @@ def test_corrupt_pictures_stop_by_name_or_are_left_out_and_counted(pictures, cap
         folder.load(str(pictures))
     assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
     assert "test: 1 of 5 pictures left out" in capsys.readouterr().err
+    assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
+    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err, "from the cache too"
+
+
+def test_a_folder_that_can_not_be_written_is_read(pictures, monkeypatch, capsys):
+    first = folder.load(str(pictures)).splits["train"][0]
+    pictures.with_name("pictures.train.npz").unlink()
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(np, "savez", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    np.testing.assert_array_equal(folder.load(str(pictures)).splits["train"][0], first)
+    assert "can't be written (Read-only file system)" in capsys.readouterr().err
 
 
 def test_what_is_no_such_folder_is_refused(pictures, tmp_path):
@@ -70,6 +85,12 @@ def test_what_is_no_such_folder_is_refused(pictures, tmp_path):
         folder.load(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="holds no pictures"):
         folder.load(str(pictures / "train"))
+    for split in ("train", "test"):
+        (pictures / split / "a\nb").mkdir()
+    with pytest.raises(DataError, match=r"'a\\nb' can't be printed"):
+        folder.load(str(pictures))
+    for split in ("train", "test"):
+        (pictures / split / "a\nb").rmdir()
     Image.new("RGB", (7, 8)).save(pictures / "train" / "cat" / "other.png")
     with pytest.raises(DataError, match=r"other\.png is 8x7, expected 8x6"):
         folder.load(str(pictures))
@@ -109,13 +130,13 @@ def test_cutout_and_crops():
     np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])
 
 
-def test_a_flat_split_with_a_file_of_classes(pictures):
+def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
     flat, labels = pictures / "val", pictures / "val.txt"
     flat.mkdir()
     for name in ("a b.png", "c.png", "d.png"):
         Image.new("RGB", (6, 8), (9, 9, 9)).save(flat / name)
-    with pytest.raises(DataError, match=r"val holds pictures but no class folders: .*val\.txt must name"):
-        folder.load(str(pictures))
+    assert sorted(folder.load(str(pictures)).splits) == ["test", "train"]
+    assert "val is left out: it holds no class folders" in capsys.readouterr().err
     labels.write_text("a b.png cat\n\n/somewhere/else/c.png 0\nd.png bird\nnot_here.png cat\n")
     found = folder.load(str(pictures))
     np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])

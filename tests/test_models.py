@@ -9,7 +9,6 @@ import pytest
 import models
 from models import dcnn, initializers, kernels, layers, table
 from models.cifar_resnet import Block
-from models.cuda_convnet import ceil_max_pool
 
 NAMES = [
     "perceptron",
@@ -25,48 +24,6 @@ NAMES = [
 ]
 TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
 COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
-# (name, options, image size, parameters, multiply-adds in millions), as published: the ResNet paper's networks with
-# option A, DenseNet's table 2, cuda-convnet's 11 % network on 24x24 crops.
-PUBLISHED = [
-    ("cifar_resnet20", {}, 32, 269_722, 40.55),
-    ("cifar_resnet32", {}, 32, 464_154, 68.86),
-    ("cifar_resnet44", {}, 32, 658_586, 97.17),
-    ("cifar_resnet56", {}, 32, 853_018, 125.49),
-    ("cifar_resnet110", {}, 32, 1_727_962, 252.89),
-    ("cifar_resnet1202", {}, 32, 19_421_274, 2829.0),
-    ("cifar_plain20", {}, 32, 269_722, 40.55),
-    ("cifar_plain56", {}, 32, 853_018, 125.49),
-    ("densenet", {}, 32, 1_019_722, 264.8),
-    ("densenet", {"depth": 100}, 32, 6_979_642, 1770.0),
-    ("densenet", {"depth": 100, "growth_rate": 24}, 32, 27_249_082, 6889.0),
-    ("densenet", {"depth": 100, "bottleneck": True, "compression": 0.5}, 32, 769_162, 287.9),
-    ("densenet", {"depth": 250, "growth_rate": 24, "bottleneck": True, "compression": 0.5}, 32, 15_324_406, 5419.0),
-    ("densenet", {"depth": 190, "growth_rate": 40, "bottleneck": True, "compression": 0.5}, 32, 25_624_430, 9302.0),
-    ("cuda_convnet", {}, 24, 2_112_970, 19.5),
-]
-# The same for 224x224 pixels and 1,000 classes.
-IMAGENET = [
-    ("alexnet_owt", {}, 61_100_840, 714.19),
-    ("vgg11", {}, 132_863_336, None),
-    ("vgg13", {}, 133_047_848, None),
-    ("vgg16", {}, 138_357_544, 15470.0),
-    ("vgg19", {}, 143_667_240, 19632.0),
-    ("vgg19_bn", {}, 143_678_248, 19632.0),
-    ("plain18", {}, 11_515_688, 1795.0),
-    ("plain34", {}, 21_623_848, 3644.0),
-    ("resnet18", {}, 11_689_512, 1814.0),
-    ("resnet34", {}, 21_797_672, 3664.0),
-    ("resnet50", {}, 25_557_032, 3858.0),
-    ("resnet50", {"v1_5": True}, 25_557_032, 4089.0),
-    ("resnet101", {}, 44_549_160, 7570.0),
-    ("resnet101", {"v1_5": True}, 44_549_160, 7801.0),
-    ("resnet152", {}, 60_192_808, 11282.0),
-    ("resnet152", {"v1_5": True}, 60_192_808, 11514.0),
-    ("densenet121", {}, 7_978_856, 2834.0),
-    ("densenet169", {}, 14_149_480, 3360.0),
-    ("densenet201", {}, 20_013_928, 4291.0),
-    ("densenet161", {}, 28_681_000, 7728.0),
-]
 
 
 def classes_of(name):
@@ -98,31 +55,21 @@ def test_contract(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name, options, size, parameters, multiply_adds", PUBLISHED)
-def test_published_counts(name, options, size, parameters, multiply_adds):
-    found = table.layers(models.create(name, 10, **options), (size, size, 3))
-    assert sum(layer.parameters for layer in found) == parameters
-    assert sum(layer.multiply_adds for layer in found) / 1e6 == pytest.approx(multiply_adds, rel=2e-3)
-
-
-@pytest.mark.parametrize("name, options, parameters, multiply_adds", IMAGENET)
-def test_published_counts_for_imagenet(name, options, parameters, multiply_adds):
-    found = table.layers(models.create(name, 1000, **options), (224, 224, 3))
-    assert sum(layer.parameters for layer in found) == parameters
-    total = sum(layer.multiply_adds for layer in found) / 1e6
-    assert multiply_adds is None or total == pytest.approx(multiply_adds, abs=0.005 if multiply_adds < 1000 else 0.5)
-
-
-@pytest.mark.parametrize("window, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize(
+    "window, stride, padding, ceil",
+    [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, False), (3, 1, 1, False), (2, 2, 0, True), (3, 2, 0, True)],
+)
 @pytest.mark.parametrize("size", [(7, 8), (4, 5)])
-def test_max_pool_against_xlas(window, stride, padding, size):
+def test_max_pool_against_xlas(window, stride, padding, ceil, size):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
+    # With ceil one window of each row and column may hang over the edge.
+    high = [padding + (ceil and (side - window) % stride > 0) * (stride - (side - window) % stride) for side in size]
 
     def theirs(x):
-        return nn.max_pool(x, (window, window), strides=(stride, stride), padding=((padding, padding),) * 2)
+        return nn.max_pool(x, (window, window), strides=(stride, stride), padding=[(padding, side) for side in high])
 
     def ours(x):
-        return layers.max_pool(x, window, stride=stride, padding=padding)
+        return layers.max_pool(x, window, stride=stride, padding=padding, ceil=ceil)
 
     np.testing.assert_array_equal(ours(x), theirs(x))
     np.testing.assert_array_equal(*(jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (ours, theirs)))
@@ -136,7 +83,7 @@ def test_local_response_norm_and_ceil_pooling_against_loops():
     pooled = np.stack(
         [np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in (0, 2)], axis=1) for i in (0, 2, 4)], axis=1
     )
-    np.testing.assert_array_equal(ceil_max_pool(jnp.asarray(x)), pooled)
+    np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x), 3, stride=2, ceil=True), pooled)
 
 
 def test_a_residual_block_of_zero_weights_is_the_option_a_shortcut():
@@ -151,11 +98,6 @@ def test_a_residual_block_of_zero_weights_is_the_option_a_shortcut():
 def test_parameter_count(name):
     found = table.layers(models.create(name, classes_of(name)), (28, 28, 1))
     assert sum(layer.parameters for layer in found) == COUNTS[name]
-
-
-def test_multiply_adds_of_lenet():
-    found = {layer.name: layer.multiply_adds for layer in table.layers(models.create("lenet", 10), (28, 28, 1))}
-    assert found == {"c1": 117_600, "c3": 240_000, "c5": 48_000, "f6": 10_080, "logits": 840}
 
 
 def test_training_differs_from_evaluation_with_batch_norm_and_dropout():
