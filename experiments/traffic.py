@@ -106,6 +106,7 @@ def report(model, image_shape, *, hybrid: bool, devices, batch_size, mesh, figur
     if hybrid:
         found["hybrid"] = counts.hybrid(local, batch_size, hosts)
     if hosts == 1 and devices <= COMPILED:
+        jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
         parallel.start_devices(devices)
         for kind, numbers in found.items():
             numbers["communication_bytes_per_device"] = counted(

@@ -1,6 +1,5 @@
 """The layers of a network with shapes, parameters and multiply-adds, from shapes alone: nothing is allocated."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -19,9 +18,12 @@ class Layer(NamedTuple):
 
 
 def variables(model: nn.Module, image_shape):
-    """The shapes of the network's variables for images [H, W, C]."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    """The shapes of the network's variables for images [H, W, C]. No device is started."""
+
+    def init(images):
+        return model.init(jax.random.key(0), images, train=False)
+
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
 def layers(model: nn.Module, image_shape) -> list[Layer]:

@@ -1,7 +1,10 @@
 """Bytes on the wire: by hand on a program's text, and by formula against compiled programs."""
 
+import json
+
 import pytest
 
+import models
 from experiments import traffic
 from models.alexnet import AlexNetOWT
 from models.layers import relu
@@ -66,3 +69,11 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
     assert 24 <= crossing <= 28
     hosts = counts.hybrid(8, 4096, hosts=4)["communication_bytes_per_device"]
     assert sent("hybrid", 8) < hosts < sent("hybrid", 32)
+
+
+def test_summary_counts_as_a_user_starts_it(start):
+    done = start("summary", "--model=mlp", "--parallelism=data", "--devices=2", "--batch_size=8", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    counts = traffic.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
+    assert found["data"] == counts and found["parameters"] == 235_146
