@@ -27,14 +27,13 @@ def main(argv) -> int:
     from data import batches
     from experiments import build, look, records, views
 
-    dataset = build.load_dataset(config)
+    dataset = processes.together(lambda: build.load_dataset(config))
     about, split = build.describe(dataset, colour_noise=config["colour_noise"]), build.eval_split(dataset)
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = build.setup(config, about, devices=devices, steps=steps)
     build.check_shapes(config, setup)
-    home = records.run_folder(config["workdir"])
-    finished = processes.broadcast_json(records.open_run(home, config, about=about, dataset=dataset))
+    home, finished = records.start(config, about=about, dataset=dataset)
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:
@@ -51,7 +50,7 @@ def main(argv) -> int:
     checkpoints = checkpoint.Checkpoints(
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
     )
-    restored = checkpoints.restore(state)
+    restored = processes.together(lambda: checkpoints.restore(state))
     state, record = restored or (records.initial_state(config, build.fit(config, state, images, about)), {})
     state, record = processes.follow(state, record)
     start = int(state.step)

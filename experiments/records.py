@@ -16,6 +16,18 @@ from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
 
 
+def start(config: dict, *, about, dataset) -> tuple[folder.RunFolder, dict | None]:
+    """(the run's folder, the summary if the run is complete). Raises FolderError on every process where it is another's
+    or in use."""
+
+    def opened():
+        home = run_folder(config["workdir"])
+        return home, open_run(home, config, about=about, dataset=dataset)
+
+    home, finished = processes.together(opened)
+    return home, processes.broadcast_json(finished)
+
+
 def run_folder(workdir: str) -> folder.RunFolder:
     """The run's folder; of several processes the first alone has it, the others write to one that is removed."""
     if processes.is_main():

@@ -75,11 +75,18 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
     kept = [[row.split(",")[:5] for row in lines] for lines in rows]
     assert kept[0] == kept[1] and len(rows[0]) == 9
 
+    pair = launch(tmp_path, f"--workdir={parts}", *run, "--seed=1")
+    errors = [process.communicate(timeout=100)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], errors
+    assert "--seed: 0 there, 1 here" in errors[0] and "another process of this run has stopped" in errors[1]
+
 
 def test_arguments_that_are_incomplete():
     for given in (("a:1", None, 0), (None, 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
         with pytest.raises(ValueError, match="all three are needed"):
             processes.join(*given)
+    with pytest.raises(ValueError, match="--coordinator_address=localhost: accepted is HOST:PORT"):
+        processes.join("localhost", 2, 0)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

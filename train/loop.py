@@ -12,6 +12,8 @@ from train import checkpoint, folder, leaves, parallel, processes
 from train.stop import Interrupted, Stop
 from train.task import Task
 
+AGREE_EVERY = 10  # Steps between two times that several processes ask each other for signals: asking waits for a step.
+
 
 class Plan(NamedTuple):
     """How long, and how often what happens, in steps."""
@@ -175,7 +177,7 @@ def train(
             if len(row) > 1:
                 mark, images = time.perf_counter(), 0
         # --- Stop: at the end, or where a signal asks for it, on whichever process.
-        number = processes.agree(stop.number)
+        number = processes.agree(stop.number) if together == 1 or step % AGREE_EVERY == 0 else 0
         if number:
             collect()
             if saved != step:

@@ -48,7 +48,7 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
         jax.config.update("jax_num_cpu_devices", max(1, count // (group[1] or 1)))
     try:
         join(*group)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise DeviceError(" ".join(str(error).split())) from None
     devices, (_, together) = jax.devices(), part()
     cpu = devices[0].platform == "cpu"

@@ -5,6 +5,7 @@ Every process runs the same program. Process 0 alone writes the run's folder; th
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,10 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Connects to the other processes, if there are any: those that the arguments name, or those of a SLURM step, a TPU
     pod or an indexed Kubernetes job, which jax finds by itself. Call it before the first array.
 
-    Raises ValueError where the arguments are incomplete, RuntimeError where the others don't answer.
+    Raises ValueError where the arguments are incomplete, ConnectionError where the others don't answer.
     """
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"--coordinator_address={coordinator}: accepted is HOST:PORT")
     given = coordinator, count, index
     if any(value is not None for value in given):
         if coordinator is None or count is None or index is None or not 0 <= index < count:
@@ -31,7 +34,10 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif not _launched():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, count, index)
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except RuntimeError as error:
+        raise ConnectionError(f"the processes don't find each other: {' '.join(str(error).split())}") from None
 
 
 def _launched() -> bool:
@@ -53,7 +59,21 @@ def is_main() -> bool:
 
 def agree(number: int) -> int:
     """The largest of all processes' numbers."""
-    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
+    return int(number) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def together(make: Callable[[], Any]) -> Any:
+    """`make()` on every process. Where it fails on one all stop, the others with ConnectionError: none is left waiting
+    for an answer."""
+    try:
+        made, failure = make(), None
+    except Exception as error:
+        made, failure = None, error
+    if agree(failure is not None) and failure is None:
+        raise ConnectionError("another process of this run has stopped; its own message says why")
+    if failure is not None:
+        raise failure
+    return made
 
 
 def broadcast_json(value: Any) -> Any:
