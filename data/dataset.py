@@ -45,8 +45,13 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
 
 def pixel_covariance(images) -> tuple[tuple[float, ...], ...]:
     """Covariance [C][C] of the channels over the pixels of uint8 images [N, H, W, C], on the scale 0 to 255."""
-    pixels = np.asarray(images).reshape(-1, images.shape[-1]).astype(np.float64)
-    return tuple(tuple(float(x) for x in row) for row in np.atleast_2d(np.cov(pixels, rowvar=False, bias=True)))
+    channels = images.shape[-1]
+    total, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
+    for start in range(0, len(images), 64):  # A float copy of all would take gigabytes.
+        pixels = np.asarray(images[start : start + 64]).reshape(-1, channels).astype(np.float64)
+        total, products, count = total + pixels.sum(0), products + pixels.T @ pixels, count + len(pixels)
+    mean = total / count
+    return tuple(tuple(float(x) for x in row) for row in products / count - np.outer(mean, mean))
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

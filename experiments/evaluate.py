@@ -38,9 +38,12 @@ def main(argv) -> int:
     from experiments import build, views
     from train.classification import class_table
 
-    config, shape = views.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    config |= {"tta": TTA.value or config["tta"], "skip_corrupt": SKIP.value or config["skip_corrupt"]}
-    setup, dataset = build.read_again(run | {"flags": config}), build.load_dataset(config, shape=shape)
+    run, shape = views.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value, tta=TTA.value)
+    config = run["flags"] | {"skip_corrupt": SKIP.value or run["flags"]["skip_corrupt"]}
+    dataset = build.load_dataset(config, shape=shape)
+    if run["class_names"] == views.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
+        run["class_names"] = list(dataset.class_names)
+    setup = build.read_again(run)
     if list(dataset.class_names) != run["class_names"]:
         raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {list(dataset.class_names)} here")
     split = SPLIT.value or build.eval_split(dataset)

@@ -29,7 +29,7 @@ def main(argv) -> int:
     import models
     from data import weights
     from data.dataset import DataError, Dataset
-    from experiments import build, records
+    from experiments import build, records, views
     from train import checkpoint, folder
 
     size = config["image_size"]
@@ -42,7 +42,7 @@ def main(argv) -> int:
             raise flags.UsageError(str(error)) from None
         raise DataError(f"{WEIGHTS.value} does not fit --model={config['model']}: {error}") from None
     config["v1_5"] = True if getattr(model, "v1_5", False) else None
-    names = tuple(f"{i:04d}" for i in range(model.num_classes))
+    names = tuple(views.unnamed(model.num_classes))
     if config["data_dir"]:
         names = build.load_dataset(config).class_names
         if len(names) != model.num_classes:

@@ -23,7 +23,7 @@ SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
     step = parallel.parallelize(task.predict_step, 1, donate=False)
-    found = []
+    found, batch_size = [], max(1, min(batch_size, len(images)))
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))

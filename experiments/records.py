@@ -71,27 +71,33 @@ def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
     return folder.RunFolder(place)
 
 
-def load_run(workdir: str) -> dict:
-    """run.json of a workdir. Raises FolderError where there is none."""
+def load_run(workdir: str, *, flag: str = "workdir") -> dict:
+    """run.json of a workdir, given by the flag. Raises FolderError where there is none."""
     path = pathlib.Path(workdir, "run.json")
     try:
         run = json.loads(path.read_text())
         needed = ("flags", "class_names", "image_shape", "mean", "std")
         if not all(run[name] for name in needed):
-            return _no_run(workdir)
+            return _no_run(workdir, flag)
         return {**run, "flags": flags.LATER | run["flags"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return _no_run(workdir)
+        return _no_run(workdir, flag)
 
 
-def _no_run(workdir):
-    raise folder.FolderError(f"--workdir={workdir} holds no run: no readable run.json there")
+def _no_run(workdir, flag):
+    raise folder.FolderError(f"--{flag}={workdir} holds no run: no readable run.json there")
 
 
 def initial_state(config: dict, state: State) -> State:
     """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir."""
     if not config["init_from"]:
         return state
+    theirs = load_run(config["init_from"], flag="init_from")["flags"]
+    for name in ("model", "v1_5", "local_response_norm", "activation", "slope"):  # Weights of one shape, other sense.
+        if (theirs[name] or None) != (config[name] or None):
+            raise flags.UsageError(
+                f"--init_from={config['init_from']} has --{name}={theirs[name]}, this run --{name}={config[name]}"
+            )
     source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]), report=print_line, owner=False)
     found = source.restore(state, parts=(".params", ".batch_stats"))
     if found is None:

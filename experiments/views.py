@@ -24,20 +24,30 @@ def read_picture(file: str, run: dict) -> np.ndarray:
     return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
-def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, tuple | None]:
-    """(the run's flags, the shape [h, w, channels] that picture files are resized to), to score it on the data given,
-    or where both are None on its own."""
+def for_evaluation(
+    run: dict, *, dataset: str | None, data_dir: str | None, tta: str | None
+) -> tuple[dict, tuple | None]:
+    """(the run with its flags and image shape, the shape [h, w, channels] that picture files are resized to), to score
+    it on the data and with the views given, or where they are None with its own."""
     old = run["flags"]
-    config = dict(old)
+    config = old | {"tta": tta or old["tta"]}
+    if config["tta"] == "ten_view" and not in_memory(run):  # They are cut out of a larger square.
+        side = stream.view(old["image_size"], "crop").side
+        config, run = config | {"augment": "crop"}, run | {"image_shape": [side, side, run["image_shape"][2]]}
     if dataset not in (None, old["dataset"]):
         config |= {"dataset": dataset, "data_dir": None, "train_batches": None}
     if data_dir is not None:
         config["data_dir"] = data_dir
     if (config["dataset"], config["data_dir"]) == (old["dataset"], old["data_dir"]):
-        return config, None
+        return run | {"flags": config}, None
     if in_memory(run):
-        return config, tuple(run["image_shape"])
-    return config | {"image_size": old["image_size"] or stream.SIZE}, None
+        return run | {"flags": config}, tuple(run["image_shape"])
+    return run | {"flags": config | {"image_size": old["image_size"] or stream.SIZE}}, None
+
+
+def unnamed(classes: int) -> list[str]:
+    """What the classes are called where no folder of pictures gives their names."""
+    return [f"{i:04d}" for i in range(classes)]
 
 
 def shown(images, labels):
@@ -62,7 +72,7 @@ def prepare(config: dict, about):
         require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
         see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
     else:
-        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop")
+        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop, or evaluate")
         see = None
 
     noise = config["colour_noise"]

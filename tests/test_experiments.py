@@ -140,7 +140,8 @@ def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, st
     assert result(start("classify", *other))["loss"] == pytest.approx(summary["loss"], rel=0.3)
     other[1] = "--model=mlp"
     done = start("classify", *other, f"--workdir={tmp_path / 'p'}")
-    assert done.returncode == 1 and "another network" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and "has --model=cnn, this run --model=mlp" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tmp_path):

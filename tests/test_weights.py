@@ -278,6 +278,12 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path):
     assert again.returncode == 1 and "holds a run already" in again.stderr
     scored = start("evaluate", "--split=val")
     assert scored.returncode == 0 and json.loads(scored.stdout.splitlines()[-1])["examples"] == 6, scored.stderr
+    # Imported without a folder the classes have no names: those of the folder that it is scored on count.
+    elsewhere = f"--workdir={tmp_path / 'unnamed'}"
+    assert start("import_weights", *source, elsewhere).returncode == 0
+    views = start("evaluate", elsewhere, f"--data_dir={tmp_path / 'd'}", "--split=val", "--tta=ten_view")
+    assert views.returncode == 0 and json.loads(views.stdout.splitlines()[-1])["examples"] == 6, views.stderr
+    assert "true \\ predicted,a,b,c" in (tmp_path / "unnamed" / "confusion.csv").read_text()
     labelled = start("predict", str(tmp_path / "d" / "val" / "a" / "0.png"), "--top=3")
     assert labelled.returncode == 0 and len(labelled.stdout.splitlines()) == 4, labelled.stderr
     model, variables = models.from_peer("resnet18", given, image_size=32)
