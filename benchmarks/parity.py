@@ -59,7 +59,8 @@ def logits(name: str, salt: str) -> np.ndarray:
     model, variables = models.from_peer(name, entries)
     random = np.random.default_rng(zlib.crc32(f"{salt}/input".encode()))
     images = random.normal(size=(2, 224, 224, 3)).astype(np.float32)
-    return np.asarray(jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, images))
+    with jax.default_matmul_precision("highest"):  # A GPU would take 10 bits of each factor, a TPU 8.
+        return np.asarray(jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, images))
 
 
 def relative_error(own: np.ndarray, golden: dict) -> float:
@@ -68,6 +69,17 @@ def relative_error(own: np.ndarray, golden: dict) -> float:
     scale = np.abs(own).max(1)
     worst = [np.abs(ours - np.asarray(golden[name])).reshape(len(own), -1).max(1) / scale for ours, name in parts]
     return float(np.max(worst))
+
+
+def read_golden(path: str) -> dict:
+    """The peer's numbers. Raises UsageError for a file that holds none."""
+    try:
+        golden = json.loads(pathlib.Path(path).read_text())
+        shapes = [np.shape(golden[name]) for name in ("logits_first8", "logits_mean", "logits_std")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise flags.UsageError(f"--golden={path}: no golden file: {error!r}") from None
+    flags.require(shapes == [(2, 8), (2,), (2,)], f"--golden={path}: its numbers have the shapes {shapes}")
+    return golden
 
 
 def define_flags() -> None:
@@ -82,7 +94,7 @@ def main(argv) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; parity takes flags alone")
     if name not in models.PEERS:
         raise flags.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
-    golden = json.loads(pathlib.Path(path).read_text()) if path else None
+    golden = read_golden(path) if path else None
     own = logits(name, str(salt))
     result: dict[str, Any] = {"model": name, "salt": salt, "logits": own.tolist()}
     if golden:

@@ -67,8 +67,8 @@ def write_pictures(folder: pathlib.Path, name: str, splits: dict, classes: tuple
     return _prepared(Builder(data_dir=str(folder), file_format="array_record"))
 
 
-def exists(folder: pathlib.Path, name: str) -> bool:
-    return any((folder / (PREFIX + name)).glob("*/dataset_info.json"))
+def exists(folder: pathlib.Path, name: str, *, prefix: str = PREFIX) -> bool:
+    return any((folder / (prefix + name)).glob("*/dataset_info.json"))
 
 
 def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:

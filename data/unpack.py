@@ -1,14 +1,14 @@
 """Archives of pictures to folders SPLIT/CLASS/*.JPEG, as ImageNet is handed out: an archive that holds one archive for
 each class, or one that holds pictures.
 
-Of a member's name the last component alone is used, and of the folder that holds it, where there is one, the last: so
-nothing is written outside the folder. Links and devices are passed over. What is there already stays: an unpacking that
-was broken off goes on.
+Of a member's name the last component alone is used, and of the folders that hold it the last, as its class, and the one
+before, where it is called like a split: so nothing is written outside the folder. Links, devices, hidden files and what
+leads out of the archive's own folder are passed over. What is there already stays: an unpacking that was broken off
+goes on.
 """
 
 import os
 import pathlib
-import re
 import shutil
 import sys
 import tarfile
@@ -16,30 +16,36 @@ import tarfile
 from data.dataset import DAMAGED_ARCHIVE, DataError
 from data.folder import SUFFIXES
 
-PLAIN = re.compile(r"[^\W.][\w.+ -]*")  # No separator, no dot at the start: neither "..", nor a hidden file.
+SPLITS = ("train", "val", "validation", "test")
 
 
-def unpack(source: pathlib.Path, target: pathlib.Path) -> int:
-    """Unpacks the pictures of the archive below `target`; their number, those from earlier calls included.
+def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool = True) -> int:
+    """Unpacks the pictures of the archive below root/`split`, or unless `fixed` below the split that its own folders
+    name; their number, those from earlier calls included.
 
-    Raises DataError for a file that is no archive, a damaged one or one without pictures, OSError for a full disk.
+    Raises DataError for a file that is no archive, a damaged one, one without pictures or with two folders that would
+    become one, OSError for a full disk.
     """
-    from tqdm import tqdm
-
-    count = 0
+    count, parents = 0, dict[pathlib.Path, str]()
     try:
-        with tarfile.open(source) as archive, tqdm(unit="picture", file=sys.stderr) as bar:
+        with tarfile.open(source) as archive, _bar() as bar:
             for member in archive:
-                name = _plain(member.name)
-                stream = archive.extractfile(member) if member.isfile() and name else None
+                parent, name = os.path.split(member.name)
+                stream = archive.extractfile(member) if _wanted(member, (*SUFFIXES, ".tar")) else None
                 if stream is None:
                     continue
+                above, folder = os.path.split(parent)
+                named = folder if name.endswith(".tar") else os.path.basename(above)
+                target = root / (split if fixed or named not in SPLITS else named)
                 if name.endswith(".tar"):
-                    count += _class(stream, target / name.removesuffix(".tar"), bar, member.name)
-                elif name.lower().endswith(SUFFIXES):
-                    folder = target / _plain(os.path.dirname(member.name))
-                    folder.mkdir(parents=True, exist_ok=True)
-                    count += _write(stream, member.size, folder / name)
+                    target /= name.removesuffix(".tar")
+                    _claim(parents, target, member.name)
+                    count += _class(stream, target, bar, member.name)
+                else:
+                    target = target / folder if plain(folder) else target
+                    _claim(parents, target, parent)
+                    target.mkdir(parents=True, exist_ok=True)
+                    count += _write(stream, member.size, target / name)
                     bar.update()
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{source} can't be read as an archive: {error}") from None
@@ -48,10 +54,31 @@ def unpack(source: pathlib.Path, target: pathlib.Path) -> int:
     return count
 
 
-def _plain(path: str) -> str:
-    """The last component of a member's path, or "" where that is no plain name."""
-    name = path.rstrip("/").rpartition("/")[2]
-    return name if PLAIN.fullmatch(name) else ""
+def _bar():
+    from tqdm import tqdm
+
+    return tqdm(unit="picture", file=sys.stderr, disable=not sys.stderr.isatty())
+
+
+def plain(name: str) -> bool:
+    """Whether a file or folder may be called so: neither hidden nor "..", no separator, nothing that can't be shown."""
+    return name.isprintable() and name[:1] not in ("", ".") and "/" not in name
+
+
+def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
+    *folders, name = member.name.split("/")
+    inside = ".." not in folders and not member.name.startswith("/")
+    if not (member.isfile() and name.lower().endswith(suffixes)):
+        return False
+    if not (inside and plain(name)):
+        print(f"left out: {member.name!r}", file=sys.stderr)
+    return inside and plain(name)
+
+
+def _claim(parents: dict[pathlib.Path, str], target: pathlib.Path, parent: str) -> None:
+    """Raises DataError where a second of the archive's folders would become `target`: pictures would be mixed."""
+    if parents.setdefault(target, parent) != parent:
+        raise DataError(f"{parents[target]!r} and {parent!r} of the archive would both become {target}")
 
 
 def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
@@ -60,15 +87,16 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
         found = sum(1 for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
         bar.update(found)
         return found
-    part, count = folder.with_name(f".{folder.name}.part"), 0
+    part, count, parents = folder.with_name(f".{folder.name}.part"), 0, dict[pathlib.Path, str]()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         with tarfile.open(fileobj=stream) as archive:
             for member in archive:
-                name = _plain(member.name)
-                inner = archive.extractfile(member) if member.isfile() and name.lower().endswith(SUFFIXES) else None
+                parent, name = os.path.split(member.name)
+                inner = archive.extractfile(member) if _wanted(member, SUFFIXES) else None
                 if inner is not None:
+                    _claim(parents, folder, parent)
                     count += _write(inner, member.size, part / name)
                     bar.update()
     except DAMAGED_ARCHIVE as error:

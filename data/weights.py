@@ -81,6 +81,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, saved):
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], _Kind)):
             raise DataError("it refers to something that is not a tensor's storage")
+        if any(part is not None for part in saved[5:]):  # An old file's view of another storage.
+            raise DataError("it refers to a part of a storage, as torch saved before version 0.4")
         return _Storage(str(saved[2]), saved[1], int(saved[4]))
 
 

@@ -247,6 +247,9 @@ def run(main) -> None:
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             return main(argv)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         except Exception as error:
             explained = _explain(error)
             if explained is None:

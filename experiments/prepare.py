@@ -19,7 +19,7 @@ SOURCE = absl_flags.DEFINE_string(
 DATA_DIR = absl_flags.DEFINE_string(
     "data_dir", None, "cifar10: folder of the prepared store, default ~/nutshell_data. folder: where SPLIT/CLASS/ lie."
 )
-SPLIT = absl_flags.DEFINE_string("split", None, "folder: split to unpack to; default by the archive's name.")
+SPLIT = absl_flags.DEFINE_string("split", None, "folder: split to unpack to; default by the archive's folders or name.")
 SHARDS = absl_flags.DEFINE_string(
     "shards", None, "folder: folder for a copy as array_record shards, read with --dataset=tfds:pictures."
 )
@@ -67,10 +67,13 @@ def pictures(source: pathlib.Path | None) -> int:
     if source:
         guessed = next((name for name in ("val", "test") if name in source.name), "train")
         split = SPLIT.value or guessed
-        flags.require(bool(unpack.PLAIN.fullmatch(split)), f"--split={split}: accepted is a plain folder name")
-        place = pathlib.Path(root, split)
-        print(f"{unpack.unpack(source, place):,} pictures in {place}", file=sys.stderr)
+        flags.require(unpack.plain(split), f"--split={split}: accepted is a plain folder name")
+        count = unpack.unpack(source, pathlib.Path(root), split=split, fixed=bool(SPLIT.value))
+        print(f"{count:,} pictures in {root}", file=sys.stderr)
     if SHARDS.value:
+        if store.exists(pathlib.Path(SHARDS.value), "pictures", prefix=""):
+            print(f"pictures are prepared already in {SHARDS.value}; removed, they are made anew", file=sys.stderr)
+            return 0
         _, files, names = folder.listing(root)
         place = store.write_pictures(pathlib.Path(SHARDS.value), "pictures", files, names)
         counts = ", ".join(f"{len(found):,} {split}" for split, found in files.items())

@@ -66,7 +66,7 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, peer: Peer) -> dict[
         unused.discard(name)
         array, wanted = np.asarray(entries[given[name]]), torch_shape(tree.shape)
         dense = leaf == "kernel" and len(tree.shape) == 2 and array.ndim == 4
-        if (array.shape[0], array[0].size) != wanted if dense else array.shape != wanted:
+        if (array.shape[0], math.prod(array.shape[1:])) != wanted if dense else array.shape != wanted:
             misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(wanted)}")
             return None
         array = _ours(array, tree.shape, peer.flattened.get(layer)) if leaf == "kernel" else array

@@ -48,15 +48,15 @@ NESTED = [f"n0{i}/n0{i}_{j}.JPEG" for i in (1, 2) for j in range(3)]
 
 def test_an_archive_of_archives(tmp_path):
     source, target = nested(tmp_path / "train.tar"), tmp_path / "d" / "train"
-    assert unpack.unpack(source, target) == 6 and files(target) == NESTED
+    assert unpack.unpack(source, tmp_path / "d", split="train") == 6 and files(target) == NESTED
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
-    assert unpack.unpack(source, target) == 6
+    assert unpack.unpack(source, tmp_path / "d", split="train") == 6
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")} == before
     found = folder.load(str(tmp_path / "d"))
     assert found.class_names == ("n01", "n02") and len(found.splits["train"][1]) == 6
 
 
-def test_nothing_is_written_outside_the_folder(tmp_path):
+def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
     outside = tmp_path / "outside.JPEG"
     bad = [
         ("../../outside.JPEG", jpeg(1)),
@@ -69,13 +69,28 @@ def test_nothing_is_written_outside_the_folder(tmp_path):
         ("notes.txt", b"text"),
     ]
     target = tmp_path / "d" / "train"
-    unpack.unpack(nested(tmp_path / "train.tar", bad), target)
-    assert files(target) == sorted([*NESTED, "n02/outside.JPEG"]) and not outside.exists()
+    unpack.unpack(nested(tmp_path / "train.tar", bad), tmp_path / "d", split="train")
+    assert files(target) == NESTED and not outside.exists()
     with tarfile.open(tmp_path / "flat.tar", "w") as archive:
         for name in ("../cat/1.jpg", "a/../../dog/2.jpg", "a/../3.jpg", "/etc/4.jpg", "5.jpg"):
             add(archive, name, jpeg(1))
-    unpack.unpack(tmp_path / "flat.tar", tmp_path / "f")
-    assert files(tmp_path / "f") == ["3.jpg", "5.jpg", "cat/1.jpg", "dog/2.jpg", "etc/4.jpg"]
+    unpack.unpack(tmp_path / "flat.tar", tmp_path, split="f")
+    assert files(tmp_path / "f") == ["5.jpg"]
+    assert "left out: '../cat/1.jpg'" in capsys.readouterr().err
+
+
+def test_splits_and_classes_are_never_mixed(tmp_path):
+    source = tmp_path / "all.tar"
+    with tarfile.open(source, "w") as archive:
+        for split in ("train", "test"):
+            for i, name in enumerate(("bird's (1)", "cat, & dog")):
+                add(archive, f"cifar10/{split}/{name}/0 (2).jpg", jpeg(10 * i + len(split)))
+    assert unpack.unpack(source, tmp_path / "d", split="train", fixed=False) == 4
+    assert files(tmp_path / "d") == [
+        f"{split}/{name}/0 (2).jpg" for split in ("test", "train") for name in ("bird's (1)", "cat, & dog")
+    ]
+    with pytest.raises(DataError, match="cifar10/train/.* and .*cifar10/test/.* would both become"):
+        unpack.unpack(source, tmp_path / "e", split="train")
 
 
 def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
@@ -90,9 +105,9 @@ def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(unpack, "_write", stops)
     with pytest.raises(OSError, match="No space left"):
-        unpack.unpack(source, target)
+        unpack.unpack(source, tmp_path, split="train")
     assert [path.name for path in target.iterdir() if not path.name.startswith(".")] == ["n01"]
-    assert unpack.unpack(source, target) == 6 and files(target) == NESTED
+    assert unpack.unpack(source, tmp_path, split="train") == 6 and files(target) == NESTED
     assert len(calls) == 8, "the class that was whole is not written again"
 
 
@@ -104,12 +119,12 @@ def test_what_is_no_archive_of_pictures(tmp_path):
         add(archive, "notes.txt", b"text")
     for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "holds no pictures")):
         with pytest.raises(DataError, match=message):
-            unpack.unpack(tmp_path / f"{name}.tar", tmp_path / name)
+            unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
 
 
 def test_shards_are_read_like_the_folder(tmp_path):
-    unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d" / "train")
+    unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))
     store.write_pictures(tmp_path / "s", "pictures", listed, names)
     ours = data.load("tfds:pictures", str(tmp_path / "s"))
