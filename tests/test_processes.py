@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,11 +24,27 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch(tmp_path, *arguments):
-    """Both processes of one run."""
-    port, environment = free_port(), {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+CLASSIFY = ["-m", "experiments.classify"]
+# The same with a small network of AlexNet's form in its place.
+HYBRID = """
+import models
+from tests.test_hybrid import Tiny
+
+models.REGISTRY["alexnet_owt"] = (Tiny, {"widths": (4, 8, 8, 8, 8), "units": 30})
+from experiments import classify, flags
+
+flags.run(classify.main)
+"""
+
+
+def launch(tmp_path, *arguments, program=CLASSIFY, count=2):
+    """The processes of one run."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-m", "experiments.classify", *arguments, f"--coordinator_address=localhost:{port}"]
+    command = [sys.executable, *program, *arguments]
+    if count == 1:
+        return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)]
+    command.append(f"--coordinator_address=localhost:{free_port()}")
     return [
         subprocess.Popen(
             [*command, "--num_processes=2", f"--process_id={i}"],
@@ -39,35 +56,35 @@ def launch(tmp_path, *arguments):
 
 def finish(pair):
     """(exit status, summary or None, standard error of the first) of the run."""
-    (out, error), (other_out, other_error) = (process.communicate(timeout=300) for process in pair)
-    assert pair[0].returncode == pair[1].returncode, error + other_error
-    lines = [line for line in other_out.splitlines() if not line.startswith("[Gloo]")]  # The library's own.
-    assert lines == [] and "Traceback" not in error + other_error, error + other_error
+    (out, error), *others = (process.communicate(timeout=300) for process in pair)
     status = pair[0].returncode
+    for process, (other_out, other_error) in zip(pair[1:], others, strict=True):
+        lines = [line for line in other_out.splitlines() if not line.startswith("[Gloo]")]  # The library's own.
+        assert process.returncode == status and lines == [], error + other_error
+        assert "Traceback" not in error + other_error, error + other_error
     return status, json.loads(out.splitlines()[-1]) if status == 0 else None, error
+
+
+def stop_second(pair, workdir):
+    """Tells the second process alone to stop, once there is a checkpoint: both do."""
+    deadline = time.monotonic() + 200
+    while not list((workdir / "checkpoints").glob("*0/about")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pair[1].send_signal(signal.SIGTERM)
+    status, _, error = finish(pair)
+    assert status == 143 and "stopped at step" in error
 
 
 def test_two_processes_train_stop_and_go_on_together(tmp_path):
     run = ["--model=mlp", "--dropout=0.2", "--augment=digits", *COMMON]
     status, whole, error = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run))
     assert status == 0 and whole["step"] == 400 and "2 cpu devices (simulated) in 2 processes" in error
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    alone = subprocess.run(
-        [sys.executable, "-m", "experiments.classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *run],
-        capture_output=True, text=True, env=environment, timeout=300,
-    )  # fmt: skip
-    summary = json.loads(alone.stdout.splitlines()[-1])
+    _, summary, _ = finish(launch(tmp_path, f"--workdir={tmp_path / 'alone'}", "--devices=2", *run, count=1))
     assert summary["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
     assert summary["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
     parts = tmp_path / "parts"
-    pair = launch(tmp_path, f"--workdir={parts}", *run)
-    deadline = time.monotonic() + 200
-    while not list((parts / "checkpoints").glob("*0/about")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    pair[1].send_signal(signal.SIGTERM)  # The second alone is told to stop.
-    status, _, error = finish(pair)
-    assert status == 143 and "stopped at step" in error
+    stop_second(launch(tmp_path, f"--workdir={parts}", *run), parts)
     status, resumed, error = finish(launch(tmp_path, f"--workdir={parts}", *run))
     assert status == 0 and "going on from step" in error
     assert resumed["fingerprint"] == whole["fingerprint"]
@@ -79,6 +96,23 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
     errors = [process.communicate(timeout=100)[1] for process in pair]
     assert [process.returncode for process in pair] == [1, 1], errors
     assert "--seed: 0 there, 1 here" in errors[0] and "another process of this run has stopped" in errors[1]
+
+
+def test_two_processes_divide_the_dense_layers(tmp_path):
+    run = ["--model=alexnet_owt", "--augment=digits", "--learning_rate=0.01", *COMMON]
+    run += ["--steps=100", "--save_every=10", "--fc_passes=2", "--parallelism=hybrid"]
+    program, parts, data = ["-c", HYBRID], tmp_path / "parts", tmp_path / "data"
+    status, whole, _ = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run, program=program))
+    assert status == 0 and whole["step"] == 100
+    stop_second(launch(tmp_path, f"--workdir={parts}", *run, program=program), parts)
+    shutil.copytree(parts, data)
+    status, resumed, error = finish(launch(tmp_path, f"--workdir={parts}", *run, program=program))
+    assert status == 0 and "going on from step" in error and resumed["fingerprint"] == whole["fingerprint"]
+    # The same checkpoint on one device, in data parallelism.
+    alone = [*run, "--parallelism=data", "--fc_passes=1"]
+    status, there, error = finish(launch(tmp_path, f"--workdir={data}", *alone, program=program, count=1))
+    assert status == 0 and "going on from step" in error
+    assert there["loss"] == pytest.approx(whole["loss"], rel=0.01)
 
 
 def test_arguments_that_are_incomplete():
