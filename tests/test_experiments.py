@@ -157,7 +157,7 @@ def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tm
     assert (probabilities[::2] >= probabilities[1::2]).all()
 
 
-@pytest.mark.parametrize("model", ["perceptron", "mlp", "lenet", "cnn", "logistic"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "logistic"])
 def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
     assert (
@@ -166,6 +166,15 @@ def test_dry_run_and_summary(start, tmp_path, model):
     assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
     described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
+
+
+def test_a_dry_run_on_generated_pictures(start, tmp_path):
+    flags = ["--model=mlp", "--hidden=4", "--dataset=folder", "--data_dir=absent", "--dry_run", "--dry_run_data"]
+    flags += ["--image_size=32", "--augment=crop", "--colour_noise=0.1", "--tta=ten_view"]
+    done = result(start("classify", f"--workdir={tmp_path / 'w'}", *flags))
+    assert done["examples"] == 2 and done["parameters"] == 3 * 32 * 32 * 4 + 4 + 4 * 1000 + 1000
+    done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run_data")
+    assert done.returncode == 2 and "--dry_run_data is for --dry_run" in done.stderr
 
 
 def test_a_bad_grid_is_one_line(start, tmp_path):

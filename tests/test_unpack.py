@@ -123,7 +123,7 @@ def test_what_is_no_archive_of_pictures(tmp_path):
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
 
 
-def test_shards_are_read_like_the_folder(tmp_path):
+def test_shards_are_read_like_the_folder(tmp_path, start):
     unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))
     store.write_pictures(tmp_path / "s", "pictures", listed, names)
@@ -135,5 +135,11 @@ def test_shards_are_read_like_the_folder(tmp_path):
         images, labels = dataset.splits["train"]
         return sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
 
+    arguments = ["--dataset=folder", f"--data_dir={tmp_path / 'd'}", f"--shards={tmp_path / 's'}"]
+    again = start("prepare", *arguments, f"--source={tmp_path / 't.tar'}", "--split=val")
+    assert again.returncode == 0 and "pictures are prepared already" in again.stderr
+    assert files(tmp_path / "d" / "val") == NESTED
+    refused = start("prepare", *arguments, "--split=a/b", f"--source={tmp_path / 't.tar'}")
+    assert refused.returncode == 2 and "--split=a/b" in refused.stderr
     assert rows(ours) == rows(theirs) and isinstance(ours.splits["train"][0], np.ndarray)
     assert pathlib.Path(tmp_path / "s" / "pictures" / "1.0.0").is_dir()
