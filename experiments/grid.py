@@ -1,10 +1,13 @@
 """The points of a sweep, its table over seeds and its picture."""
 
+import contextlib
 import itertools
 import pathlib
 import re
 import shlex
 import statistics
+from collections.abc import Iterator
+from typing import Any
 
 from experiments import flags
 
@@ -46,15 +49,25 @@ def table(rows: list[dict], names: list[str]) -> list[list]:
     return [[key, len(v), statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0] for key, v in groups.items()]
 
 
-def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
-    """sweep_curves.png: test accuracy over the steps, a line for each run, a colour for each setting."""
+@contextlib.contextmanager
+def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
+    """The axes of a figure of one panel, in the reports' style; drawn into, it is saved."""
     import matplotlib
 
-    from train import figures, report
+    from train import figures
 
     with matplotlib.rc_context(figures.STYLE):
-        figure = figures.new_figure(height=4.2)
-        axes = figure.add_subplot()
+        figure = figures.new_figure(height=height)
+        yield figure.add_subplot()
+        figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
+        figures.save_figure(figure, path)
+
+
+def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
+    """sweep_curves.png: test accuracy over the steps, a line for each run, a colour for each setting."""
+    from train import report
+
+    with _figure(home / "sweep_curves.png", height=4.2, title="Test accuracy") as axes:
         colours: dict[str, str] = {}
         for row in rows:
             name = setting(row, names)
@@ -66,24 +79,14 @@ def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("test accuracy, %")
         axes.legend(loc="lower right")
-        figure.suptitle("Test accuracy", x=0.02, ha="left", fontsize=13, fontweight="bold")
-        figures.save_figure(figure, home / "sweep_curves.png")
 
 
 def picture(home: pathlib.Path, results: list[list]) -> None:
     """sweep.png: mean accuracy and standard deviation of each setting."""
-    import matplotlib
-
-    from train import figures
-
-    with matplotlib.rc_context(figures.STYLE):
-        figure = figures.new_figure(height=1.6 + 0.4 * len(results))
-        axes = figure.add_subplot()
+    title = "Mean and standard deviation over seeds" if max(row[1] for row in results) > 1 else "Test accuracy"
+    with _figure(home / "sweep.png", height=1.6 + 0.4 * len(results), title=title) as axes:
         means, spreads = [100 * row[2] for row in results], [100 * row[3] for row in results]
         axes.errorbar(means, range(len(results)), xerr=spreads, fmt="o", capsize=4)
         axes.set_yticks(range(len(results)), [row[0] for row in results])
         axes.set_ylim(len(results) - 0.5, -0.5)
         axes.set_xlabel("test accuracy, %")
-        title = "Mean and standard deviation over seeds" if max(row[1] for row in results) > 1 else "Test accuracy"
-        figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
-        figures.save_figure(figure, home / "sweep.png")
