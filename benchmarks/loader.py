@@ -9,6 +9,7 @@ number of workers counts. On standard output: one JSON object.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def main(argv) -> int:
         print(f"{PICTURES.value} JPEGs of {size:.0f} kB", file=sys.stderr)
         for _ in range(ROUNDS.value):
             found.setdefault("ours", []).append(ours(root, PICTURES.value))
-            for workers in (0, 1, 2, 4) if PEER_PYTHON.value else ():
+            for workers in sorted({0, 1, 2, 4, os.cpu_count() or 1}) if PEER_PYTHON.value else ():
                 found.setdefault(f"peer_{workers}_workers", []).append(peer(root, workers))
     medians = {name: round(float(np.median(values)), 1) for name, values in found.items()}
     best = max((value for name, value in medians.items() if name != "ours"), default=None)
