@@ -125,6 +125,37 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
     return functools.reduce(lambda best, view: jnp.where(view > best, view, best), views)
 
 
+def max_pool_with_indices(x_BHWC, window: int = 2):
+    """(maxima, indices), both [B, h, w, C], of windows of `window` pixels a side that do not overlap; the last ones may
+    lie partly inside: h = ceil(H / window).
+
+    An index, uint8, is the place of the first maximum in its window, in row order: two bits for a window of two
+    (Badrinarayanan, Kendall & Cipolla 2015, "SegNet", section 3).
+    """
+    more = [-size % window for size in x_BHWC.shape[1:3]]
+    low = jnp.asarray(-jnp.inf, x_BHWC.dtype)
+    x_BHWC = lax.pad(x_BHWC, low, ((0, 0, 0), *((0, extra, 0) for extra in more), (0, 0, 0)))
+    best = x_BHWC[:, ::window, ::window]
+    indices = jnp.zeros(best.shape, jnp.uint8)
+    for place in range(1, window**2):
+        view = x_BHWC[:, place // window :: window, place % window :: window]
+        better = view > best
+        best, indices = jnp.where(better, view, best), jnp.where(better, jnp.uint8(place), indices)
+    return best, indices
+
+
+def unpool(x_BhwC, indices_BhwC, size: tuple[int, int], window: int = 2):
+    """The opposite of `max_pool_with_indices`: each value at its maximum's place in [B, *size, C], zeros elsewhere.
+
+    Written with comparisons alone: XLA's scatter is slow on a CPU and not deterministic on a GPU.
+    """
+    batch, height, width, channels = x_BhwC.shape
+    places = jnp.arange(window**2, dtype=indices_BhwC.dtype).reshape(1, 1, window, 1, window, 1)
+    here = indices_BhwC[:, :, None, :, None] == places
+    spread = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
+    return spread.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
+
+
 def avg_pool(x, window: int):
     """Non-overlapping average pooling of [B, H, W, C]; a remainder at the right or bottom is dropped."""
     return nn.avg_pool(x, (window, window), strides=(window, window))
