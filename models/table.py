@@ -40,6 +40,8 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             if isinstance(module, nn.Conv | nn.Dense):
                 positions = math.prod(output.shape[1:-1])
                 macs = positions * math.prod(own["kernel"].shape)
+            elif isinstance(module, nn.ConvTranspose):  # Each pixel of the input meets the whole kernel.
+                macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
             elif isinstance(module, nn.ConvLocal):  # A kernel for each position: nothing is shared.
                 macs = math.prod(own["kernel"].shape)
             size = sum(math.prod(leaf.shape) for leaf in own.values())

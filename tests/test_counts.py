@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from models import table
+from models import segnet, table
 
 # (name, options, image size, parameters, multiply-adds in millions), as published: the ResNet paper's networks with
 # option A, DenseNet's table 2, cuda-convnet's 11 % network on 24x24 crops.
@@ -85,3 +85,25 @@ def test_the_dense_block_of_the_papers_figure():
 def test_multiply_adds_of_lenet():
     found = {layer.name: layer.multiply_adds for layer in table.layers(models.create("lenet", 10), (28, 28, 1))}
     assert found == {"c1": 117_600, "c3": 240_000, "c5": 48_000, "f6": 10_080, "logits": 840}
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "multiply_adds"),
+    [(segnet.SegNetBasic, 1_416_587, 59.19), (segnet.SegNet, 29_449_355, 106.71)],
+)
+def test_segnets_published_counts(network, parameters, multiply_adds):
+    found = table.layers(network(11), (360, 480, 3))
+    assert sum(layer.parameters for layer in found) == parameters
+    assert sum(layer.multiply_adds for layer in found) / 1e9 == pytest.approx(multiply_adds, abs=0.005)
+    assert found[-1].shape == (360, 480, 11)
+    assert next(layer.shape for layer in found if layer.name.startswith("decoder4")) == (
+        45,
+        60,
+        64 if network is segnet.SegNetBasic else 512,
+    )
+
+
+@pytest.mark.parametrize("decoder", segnet.DECODERS)
+def test_segnets_decoders_restore_any_size(decoder):
+    for size in ((17, 30), (16, 16), (3, 5)):
+        assert table.layers(segnet.SegNetBasic(5, decoder=decoder), (*size, 3))[-1].shape == (*size, 5)

@@ -1,0 +1,119 @@
+"""SegNet and SegNet-Basic (Badrinarayanan, Kendall & Cipolla 2015, "SegNet: a deep convolutional encoder-decoder
+architecture for image segmentation"), as their authors' network files have them.
+
+Encoders pool and keep the places of the maxima; each decoder puts what it gets at those places and fills the gaps by
+convolution. Odd sizes are rounded up in pooling and restored in unpooling.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_indices, relu, unpool
+from models.vgg import DEPTHS, WIDTHS
+
+# The decoders of the paper's study (section 3.1): "indices" is SegNet; "indices_add" adds the encoder's maps to what
+# unpooling gives; "bilinear" and "transposed" use no indices: interpolation that is fixed, or learned.
+DECODERS = ("indices", "bilinear", "transposed", "indices_add")
+
+
+def bilinear(key, shape, dtype=jnp.float32):
+    """The kernel [4, 4, C, C] of a transposed convolution of stride 2 that interpolates each map by itself (Long,
+    Shelhamer & Darrell 2015, "Fully convolutional networks", section 3.3)."""
+    del key
+    line = jnp.array([0.25, 0.75, 0.75, 0.25], dtype)
+    return jnp.einsum("h,w,io->hwio", line, line, jnp.eye(shape[2], dtype=dtype))
+
+
+def _upsampled(x, maps, indices, *, decoder: str, name: str):
+    """Twice as large, as the encoder's `maps` were before pooling. Call it inside a compact method."""
+    size = maps.shape[1:3]
+    if decoder == "transposed":
+        features = x.shape[-1]
+        up = nn.ConvTranspose(features, (4, 4), (2, 2), padding="SAME", kernel_init=bilinear, use_bias=False, name=name)
+        return up(x)[:, : size[0], : size[1]]
+    if decoder == "bilinear":
+        return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear")
+    unpooled = unpool(x, indices, size)
+    return unpooled + maps if decoder == "indices_add" else unpooled
+
+
+def _check(decoder: str) -> None:
+    if decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
+
+
+class SegNetBasic(nn.Module):
+    """[B, H, W, 3] pixels of 0 to 255 -> logits [B, H, W, num_classes].
+
+    Channels are normalised across each other at the input, as the source does. Each encoder is a 7x7 convolution, batch
+    norm, ReLU and pooling; a decoder is without ReLU. 1,416,587 parameters for 11 classes. Batch norm's epsilon is 1e-5
+    (the source: 1e-9).
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (64, 64, 64, 64)
+    window: int = 7
+    decoder: str = "indices"
+    axis_name: str | None = None
+    sync_bn: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        _check(self.decoder)
+        bn_axis, pad = self.axis_name if self.sync_bn else None, ((self.window // 2,) * 2,) * 2
+
+        def conv_bn(x, width, name):
+            x = Conv(width, (self.window, self.window), padding=pad, name=f"{name}_conv")(x)
+            shift = nn.initializers.constant(0.001)
+            return BatchNorm(use_running_average=not train, axis_name=bn_axis, bias_init=shift, name=f"{name}_bn")(x)
+
+        x, kept = local_response_norm(x, size=5, alpha=1e-4, beta=0.75), []
+        for i, width in enumerate(self.widths, 1):
+            maps = relu(conv_bn(x, width, f"encoder{i}"))
+            x, indices = max_pool_with_indices(maps)
+            kept.append((maps, indices))
+        for i, (maps, indices) in reversed(list(enumerate(kept, 1))):
+            x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{i}_up")
+            x = conv_bn(x, self.widths[max(0, i - 2)], f"decoder{i}")
+        return Conv(self.num_classes, (1, 1), name="logits")(x)
+
+
+class SegNet(nn.Module):
+    """[B, H, W, 3] normalised images -> logits [B, H, W, num_classes]; 29,449,355 parameters for 11 classes.
+
+    The encoder is VGG-16's 13 convolutions with batch norm, named as in `models.vgg`, so that its weights fit; the
+    decoder mirrors it.
+    """
+
+    num_classes: int
+    decoder: str = "indices"
+    axis_name: str | None = None
+    sync_bn: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        _check(self.decoder)
+        bn_axis, kept = self.axis_name if self.sync_bn else None, []
+
+        def conv(x, width, name):
+            return Conv(width, (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
+
+        def bn_relu(x, name):
+            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+
+        for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[16], strict=True), 1):
+            for i in range(1, convolutions + 1):
+                x = bn_relu(conv(x, width, f"conv{stage}_{i}"), f"bn{stage}_{i}")
+            maps = x
+            x, indices = max_pool_with_indices(maps)
+            kept.append((maps, indices))
+        for stage, (maps, indices) in reversed(list(enumerate(kept, 1))):
+            x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{stage}_up")
+            last = WIDTHS[max(0, stage - 2)]  # As many maps as the stage below has.
+            widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
+            for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
+                x = bn_relu(conv(x, width, f"decoder{stage}_{i}"), f"decoder{stage}_bn{i}")
+        return conv(x, self.num_classes, "logits")
