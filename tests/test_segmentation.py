@@ -1,0 +1,127 @@
+"""The segmentation task against numpy: weighted loss, void pixels, devices, boundaries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.segnet import SegNetBasic
+from train import parallel, segmentation
+from train.equality import tree_error
+
+CLASSES, VOID = 3, 3
+WEIGHTS = (0.5, 1.0, 4.0)
+
+
+def make(devices):
+    axis = parallel.axis_of(devices)
+    return segmentation.create(
+        model=SegNetBasic(CLASSES, widths=(4, 6), window=3, axis_name=axis),
+        optimizer=optax.sgd(1.0),
+        image_shape=(9, 10, 3),
+        class_weights=WEIGHTS,
+        train_prepare=lambda images, labels, keys: (images * 1.0, labels),
+        eval_prepare=lambda images: images.astype(jnp.float32),
+        axis=axis,
+    )
+
+
+def batch_of(rows):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, VOID + 1, (rows, 9, 10)).astype(np.int32)
+    labels[: rows // 2] = np.where(random.random(labels[: rows // 2].shape) < 0.7, VOID, labels[: rows // 2])
+    return {"image": random.integers(0, 256, (rows, 9, 10, 3), dtype=np.uint8), "label": labels}
+
+
+def test_loss_and_metrics_by_hand():
+    task, batch = make(1), batch_of(4)
+    state = task.init(jax.random.key(0))
+    logits = np.asarray(task.predict_step(state, batch), np.float64)
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    mask = np.array([1.0, 0.0, 1.0, 1.0], np.float32)
+    sums = jax.device_get(task.eval_step(state, batch | {"mask": mask}))
+    loss, confusion = 0.0, np.zeros((CLASSES, CLASSES))
+    for b, y, x in np.ndindex(batch["label"].shape):
+        label = batch["label"][b, y, x]
+        if label < VOID and mask[b]:
+            loss -= WEIGHTS[label] * scores[b, y, x, label]
+            confusion[label, logits[b, y, x].argmax()] += 1
+    np.testing.assert_array_equal(sums["confusion"], confusion)
+    assert sums["count"] == 3 and sums["pixels"] == confusion.sum()
+    found = task.finish(sums)
+    assert found["loss"] == pytest.approx(loss / confusion.sum(), rel=1e-5)
+    assert found["global_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    recalls = [confusion[i, i] / confusion[i].sum() for i in range(CLASSES)]
+    overlaps = [
+        confusion[i, i] / (confusion[i].sum() + confusion[:, i].sum() - confusion[i, i]) for i in range(CLASSES)
+    ]
+    assert found["class_accuracy"] == pytest.approx(np.mean(recalls))
+    assert found["mean_iou"] == pytest.approx(np.mean(overlaps))
+    assert tuple(found) == task.metrics
+
+
+@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+def test_devices_with_unequal_void_give_the_same_gradient(through):
+    batch, found = batch_of(8), {}
+    with jax.enable_x64(True):
+        for devices in (1, 4):
+            task = make(devices)
+            state = task.init(jax.random.key(0))
+            cast = jax.tree.map(lambda x: x.astype(jnp.float64), (state.params, state.batch_stats))
+            state = state._replace(params=cast[0], batch_stats=cast[1])
+            step = parallel.parallelize(task.train_step, devices, donate=False, through=through)
+            after, sums = step(state, batch)
+            found[devices] = jax.device_get((after.params, after.batch_stats)), jax.device_get(sums)
+    assert tree_error(found[4][0], found[1][0]) < 1e-12
+    assert tree_error(found[4][1], found[1][1]) < 1e-12
+    assert found[1][1]["pixels"] == (batch["label"] < VOID).sum()
+
+
+def test_void_pixels_change_nothing():
+    task, batch = make(1), batch_of(2)
+    state, step = task.init(jax.random.key(0)), jax.jit(task.train_step)
+    grads = []
+    for void in (VOID, 200):
+        labels = np.where(batch["label"] == VOID, void, batch["label"])
+        after, sums = jax.device_get(step(state, batch | {"label": labels}))
+        grads.append((after.params, sums))
+    assert tree_error(grads[0], grads[1]) == 0.0
+    nothing = batch | {"label": np.full_like(batch["label"], VOID)}
+    after, sums = jax.device_get(step(state, nothing))
+    assert tree_error(after.params, jax.device_get(state.params)) == 0.0 and sums["loss"] == 0.0
+    assert task.finish(sums)["loss"] == 0.0
+
+
+def boundary_in_loops(labels, c):
+    height, width = labels.shape
+    found = []
+    for y, x in np.ndindex(height, width):
+        around = [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+        others = [labels[p] for p in around if 0 <= p[0] < height and 0 <= p[1] < width]
+        if labels[y, x] == c and any(label not in (c, VOID) for label in others):
+            found.append((y, x))
+    return np.array(found).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("size", [(12, 16), (150, 8), (240, 320)])
+def test_boundary_f1_against_loops(size):
+    """Tolerances of 0.15, 1.1 and 3 pixels."""
+    random = np.random.default_rng(1)
+    true = np.kron(random.integers(0, VOID + 1, (2, *(-(-side // 4) for side in size))), np.ones((1, 4, 4), int))
+    true = true[:, : size[0], : size[1]]
+    guess = np.where(random.random(true.shape) < 0.9, np.minimum(np.roll(true, 1, 1), 2), 1)
+    true[1] = 0  # No boundary: the picture does not count.
+    if size[0] > 200:
+        true, guess = true[:, :40], guess[:, :40]
+    distance = segmentation.TOLERANCE * np.hypot(*true.shape[1:])
+    scores = []
+    for c in range(CLASSES):
+        a = boundary_in_loops(np.where(true[0] < VOID, guess[0], VOID), c)
+        b = boundary_in_loops(true[0], c)
+        apart = np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+        precision, recall = (apart.min(1) <= distance).mean(), (apart.min(0) <= distance).mean()
+        scores.append(2 * precision * recall / (precision + recall))
+    score, counts = segmentation.boundary_f1(jnp.asarray(guess), jnp.asarray(true), CLASSES)
+    assert counts.tolist() == [True, False] and score[1] == 0
+    assert score[0] == pytest.approx(np.mean(scores), rel=1e-5) and 0 < score[0] < 1

@@ -1,0 +1,160 @@
+"""The segmentation task: a class for each pixel. Labels of `classes` or more are void and never count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from models.layers import row_keys
+from train import classification
+from train.classification import in_dtype, in_float32
+from train.losses import cross_entropy
+from train.state import State
+from train.task import Task
+
+TOLERANCE = 0.0075  # Of the picture's diagonal, within which two boundaries meet.
+
+
+def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, axis, dtype=None):
+    """((loss, (batch_stats, sums)), gradients) of this device's part of the loss over the global batch.
+
+    The loss is the sum of the pixels' cross-entropies, each times its true class's weight, over the count of pixels
+    that are not void, as the authors' code has it: not over the sum of the weights.
+    """
+    keys = row_keys(key, batch["image"].shape[0], axis_name=axis)
+    images, labels = prepare(batch["image"], batch["label"], keys)
+    weights = jnp.asarray(class_weights, jnp.float32)
+    valid = labels < len(class_weights)
+    known = jnp.where(valid, labels, 0)
+    pixels = valid.sum().astype(jnp.float32)
+    total = jnp.maximum(lax.psum(pixels, axis) if axis else pixels, 1.0)
+
+    def loss_fn(params):
+        variables = {"params": in_dtype(params, dtype), "batch_stats": batch_stats}
+        logits, changed = model.apply(variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"])
+        logits = in_float32(logits)
+        loss = jnp.where(valid, weights[known] * cross_entropy(logits, known), 0.0).sum()
+        correct = (valid & (logits.argmax(-1) == labels)).sum().astype(jnp.float32)
+        sums = {"loss": loss, "correct": correct, "pixels": pixels}
+        return loss / total, (changed.get("batch_stats", {}), sums)
+
+    return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+
+def predict_step(state: State, batch, *, model, prepare, dtype=None):
+    """Logits [B, H, W, C] in evaluation mode."""
+    variables = {"params": in_dtype(state.params, dtype), "batch_stats": state.batch_stats}
+    return in_float32(model.apply(variables, in_dtype(prepare(batch["image"]), dtype), train=False))
+
+
+def _shifted(x_BHWC, rows: int, columns: int):
+    """x moved down and to the right; False comes in."""
+    _, height, width, _ = x_BHWC.shape
+    y, x = abs(rows), abs(columns)
+    padded = jnp.pad(x_BHWC, ((0, 0), (y, y), (x, x), (0, 0)))
+    return padded[:, y - rows : y - rows + height, x - columns : x - columns + width]
+
+
+def boundaries(labels_BHW, classes: int):
+    """True [B, H, W, C] at each class's pixels that have another class, not void, above, below or beside them."""
+    own = labels_BHW[..., None] == jnp.arange(classes)[None, None, None]
+    other = ~own & (labels_BHW < classes)[..., None]
+    return own & functools.reduce(
+        jnp.logical_or, (_shifted(other, *move) for move in ((1, 0), (-1, 0), (0, 1), (0, -1)))
+    )
+
+
+def near(x_BHWC, distance: float):
+    """True within `distance` pixels of a True."""
+    found, reach = jnp.zeros_like(x_BHWC), int(distance)
+    for rows in range(-reach, reach + 1):
+        width = int((distance**2 - rows**2) ** 0.5)
+        line = functools.reduce(jnp.logical_or, (_shifted(x_BHWC, 0, i) for i in range(-width, width + 1)))
+        found |= _shifted(line, rows, 0)
+    return found
+
+
+def boundary_f1(predicted_BHW, labels_BHW, classes: int):
+    """(score [B], whether the picture counts [B]): the harmonic mean of the share of predicted boundary near a true one
+    and that of true boundary near a predicted one, and of this the mean over the classes with a true boundary in the
+    picture (Csurka, Larlus & Perronnin 2013, "What is a good evaluation measure for semantic segmentation?")."""
+    height, width = labels_BHW.shape[1:]
+    distance = TOLERANCE * (height**2 + width**2) ** 0.5
+    predicted_BHW = jnp.where(labels_BHW < classes, predicted_BHW, classes)
+    theirs, true = boundaries(predicted_BHW, classes), boundaries(labels_BHW, classes)
+
+    def share(of, at):
+        return (of & near(at, distance)).sum((1, 2)) / jnp.maximum(of.sum((1, 2)), 1)
+
+    precision, recall = share(theirs, true), share(true, theirs)
+    score_BC = 2 * precision * recall / jnp.maximum(precision + recall, 1e-12)
+    present_BC = true.any((1, 2))
+    count_B = present_BC.sum(1)
+    return (score_BC * present_BC).sum(1) / jnp.maximum(count_B, 1), count_B > 0
+
+
+def eval_step(state: State, batch, *, model, prepare, class_weights, axis=None, dtype=None):
+    """Sums over the pictures whose mask is 1: weighted loss, pixels, confusion [true, predicted], boundary scores."""
+    logits, labels = predict_step(state, batch, model=model, prepare=prepare, dtype=dtype), batch["label"]
+    classes = len(class_weights)
+    valid = (labels < classes) & (batch["mask"] > 0)[:, None, None]
+    known, predicted = jnp.where(valid, labels, 0), logits.argmax(-1)
+    weights = jnp.asarray(class_weights, jnp.float32)
+    true = (jax.nn.one_hot(known, classes) * valid[..., None]).reshape(-1, classes)
+    score, counts = boundary_f1(predicted, labels, classes)
+    counts = counts * batch["mask"]
+    sums = {
+        "loss": jnp.where(valid, weights[known] * cross_entropy(logits, known), 0.0).sum(),
+        "pixels": valid.sum().astype(jnp.float32),
+        "count": batch["mask"].sum(),
+        "confusion": true.T @ jax.nn.one_hot(predicted, classes).reshape(-1, classes),
+        "boundary": (score * counts).sum(),
+        "boundary_count": counts.sum(),
+    }
+    return lax.psum(sums, axis) if axis else sums
+
+
+def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
+    """[C] from a confusion matrix [true, predicted]; 0 for a class that is neither there nor predicted."""
+    hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    return hits / np.maximum(union, 1)
+
+
+def finish(sums) -> dict[str, float]:
+    """Means over pixels, classes and pictures, as fractions; the loss in nats. Of a training step's sums the loss and
+    the global accuracy alone."""
+    pixels = max(float(sums["pixels"]), 1.0)
+    metrics = {"loss": sums["loss"] / pixels}
+    if "confusion" not in sums:
+        return {name: float(value) for name, value in (metrics | {"global_accuracy": sums["correct"] / pixels}).items()}
+    confusion = np.asarray(sums["confusion"], np.float64)
+    recall = np.diag(confusion) / np.maximum(confusion.sum(1), 1)
+    metrics |= {
+        "global_accuracy": np.trace(confusion) / pixels,
+        "class_accuracy": recall.mean(),
+        "mean_iou": intersection_over_union(confusion).mean(),
+        "boundary_f1": sums["boundary"] / max(float(sums["boundary_count"]), 1.0),
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def create(
+    *, model, optimizer, image_shape, class_weights, train_prepare, eval_prepare, axis, prepare_eval=None, dtype=None
+) -> Task:
+    """The task for one network; its input is `train_prepare(images, labels, keys)` -> (images, labels), or
+    `eval_prepare(images)`."""
+    common = {"model": model, "axis": axis, "dtype": dtype, "class_weights": tuple(class_weights)}
+    grad_fn = functools.partial(autodiff, prepare=train_prepare, **common)
+    return Task(
+        name="segmentation",
+        init=functools.partial(classification.init, model=model, optimizer=optimizer, image_shape=image_shape),
+        train_step=functools.partial(classification.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
+        prepare_eval=prepare_eval or (lambda state: state),
+        eval_step=functools.partial(eval_step, prepare=eval_prepare, **common),
+        finish=finish,
+        predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
+        metrics=("loss", "global_accuracy", "class_accuracy", "mean_iou", "boundary_f1"),
+        best=("mean_iou", "max"),
+    )
