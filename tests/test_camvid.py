@@ -1,0 +1,92 @@
+"""The authors' layout of CamVid: lists of other machines' paths, partners, labels, weights."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import camvid
+from data.dataset import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    place, random = tmp_path / "camvid", np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 2)):
+        (place / split).mkdir(parents=True)
+        (place / f"{split}annot").mkdir()
+        lines = []
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(place / split / f"a {i}.png")
+            label = random.integers(0, 12, (6, 8), dtype=np.uint8)
+            Image.fromarray(label).save(place / f"{split}annot" / f"a {i}.png")
+            lines.append(f"/SegNet/My CamVid/{split}/a {i}.png /SegNet/My CamVid/{split}annot/a {i}.png\n")
+        (place / f"{split}.txt").write_text("".join(lines) + "\n")
+    (place / "notes.txt").write_text("not a list")
+    return place
+
+
+def test_the_authors_layout(root):
+    found = camvid.load(str(root))
+    assert sorted(found.splits) == ["test", "train"] and found.class_names[0] == "Sky" and len(found.class_names) == 11
+    images, labels = found.splits["train"]
+    assert images.shape == (3, 6, 8, 3) and labels.shape == (3, 6, 8) and labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels[1], np.asarray(Image.open(root / "trainannot" / "a 1.png")))
+    images, small = camvid.load(str(root), size=(3, 4)).splits["train"]
+    assert images.shape == (3, 3, 4, 3)
+    assert all(np.isin(small[0, y, x], labels[0, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]) for y, x in np.ndindex(3, 4))
+
+
+def test_palettes_are_class_numbers(root):
+    label = Image.fromarray(np.full((6, 8), 5, np.uint8))
+    label.putpalette([i for value in range(256) for i in (255 - value, value, 0)])
+    label.save(root / "trainannot" / "a 0.png")
+    assert (camvid.load(str(root)).splits["train"][1][0] == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "trainannot" / "a 1.png").unlink(), r"trainannot/a 1\.png is missing"),
+        (lambda root: (root / "test" / "a 0.png").unlink(), r"test/a 0\.png is missing"),
+        (
+            lambda root: Image.fromarray(np.full((6, 8), 12, np.uint8)).save(root / "testannot" / "a 1.png"),
+            r"testannot/a 1\.png holds the label 12, expected 0 to 11",
+        ),
+        (lambda root: Image.new("RGB", (8, 6)).save(root / "testannot" / "a 1.png"), r"a 1\.png: an annotation is an"),
+        (lambda root: Image.new("L", (8, 7)).save(root / "testannot" / "a 1.png"), "differ in size: 6x8 and 7x8"),
+        (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not a picture"),
+        (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not a picture and its"),
+        (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "leads out of"),
+        (lambda root: [path.unlink() for path in root.glob("t*.txt")], "holds no list"),
+    ],
+)
+def test_what_is_wrong_is_named(root, change, message):
+    change(root)
+    with pytest.raises(DataError, match=message):
+        camvid.load(str(root))
+
+
+def test_nothing_outside_is_read(root, tmp_path):
+    outside = tmp_path / "secret.png"
+    Image.new("RGB", (8, 6)).save(outside)
+    (root / "train" / "a 0.png").unlink()
+    (root / "train" / "a 0.png").symlink_to(outside)
+    with pytest.raises(DataError, match="leads out of"):
+        camvid.load(str(root))
+
+
+def test_several_sizes_need_one(root):
+    for folder, mode in (("train", "RGB"), ("trainannot", "L")):
+        Image.new(mode, (4, 4)).save(root / folder / "a 2.png")
+    with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first 6x8: --image_size"):
+        camvid.load(str(root))
+    assert camvid.load(str(root), size=(6, 8)).splits["train"][0].shape == (3, 6, 8, 3)
+
+
+def test_median_frequency_by_hand():
+    labels = np.full((2, 2, 4), camvid.VOID, np.uint8)
+    labels[0, 0, :2], labels[0, 1], labels[1, 0, 0] = 0, 1, 0
+    # Class 0: 3 of 16 pixels; class 1: 4 of the 8 pixels of the one picture that it is in.
+    frequency = np.array([3 / 16, 4 / 8])
+    expected = [*(np.median(frequency) / frequency), *[0.0] * 9]
+    np.testing.assert_allclose(camvid.computed_weights(labels), expected)
