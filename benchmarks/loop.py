@@ -43,7 +43,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
 
     dataset = build.load_dataset(config)
     images, labels = dataset.splits["train"]
-    setup = build.setup(config, build.describe(dataset), devices=1, steps=config["steps"])
+    setup = build.setup(config, build.describe(config, dataset), devices=1, steps=config["steps"])
     step = parallel.parallelize(setup.task.train_step, 1, donate=True)
     batch = next(batches.train_batches(images, labels, batch_size=config["batch_size"], seed=0))
     looped, bare, saves = [], [], []

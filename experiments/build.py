@@ -146,14 +146,14 @@ def check(config: dict, examples: int, devices: int) -> int:
     return steps
 
 
-def describe(dataset: Dataset, *, colour_noise: float = 0.0) -> About:
+def describe(config: dict, dataset: Dataset) -> About:
     """The constants of a data set, from its training split; the covariance from a sample, where noise needs it."""
     if "train" not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     images = dataset.splits["train"][0]
     streamed = isinstance(images, stream.Stream)
     mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
-    covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if colour_noise else ()
+    covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config["colour_noise"] else ()
     return About(images.shape[1:], mean, std, dataset.class_names, covariance)
 
 
@@ -199,6 +199,13 @@ def check_hybrid(config: dict, model, devices: int) -> None:
         passes > 0 and rows % passes == 0,
         f"--fc_passes={passes}: must divide a device's {rows} rows of the batch",
     )
+
+
+def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
+    """`setup`, where the network can see the images."""
+    made = setup(config, about, devices=devices, steps=steps)
+    check_shapes(config, made)
+    return made
 
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 import models
+from experiments import views
 from models import table
 from train import classification, parallel, report
 from train import figures as draw
@@ -47,7 +48,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     state = result.state
     path, names = folder / "figures", setup.about.class_names
     path.mkdir(exist_ok=True)
-    images, labels = test
+    images, labels = views.shown(*test)
     entries = []
 
     def add(name, title, caption, figure):

@@ -16,13 +16,13 @@ from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
 
 
-def start(config: dict, *, about, dataset) -> tuple[folder.RunFolder, dict | None]:
+def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | None]:
     """(the run's folder, the summary if the run is complete). Raises FolderError on every process where it is another's
     or in use."""
 
     def opened():
         home = run_folder(config["workdir"])
-        return home, open_run(home, config, about=about, dataset=dataset)
+        return home, open_run(home, config, setup, dataset=dataset)
 
     home, finished = processes.together(opened)
     return home, processes.broadcast_json(finished)
@@ -37,7 +37,7 @@ def run_folder(workdir: str) -> folder.RunFolder:
     return folder.RunFolder(place)
 
 
-def open_run(home: folder.RunFolder, config: dict, *, about, dataset) -> dict | None:
+def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | None:
     """The summary if this folder's run is complete, else None. Raises FolderError, both sides shown, if the folder
     belongs to a run with other flags or on other data."""
     run = home.read_json("run.json")
@@ -46,14 +46,15 @@ def open_run(home: folder.RunFolder, config: dict, *, about, dataset) -> dict | 
     old = run.get("flags")
     if not isinstance(old, dict):
         raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
-    old = flags.LATER | old
-    free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config["fc_update"] == "accumulate" else set())
+    old = {name: value for name, value in flags.LATER.items() if name in config} | old
+    free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config.get("fc_update") == "accumulate" else set())
     differing = sorted(k for k in config.keys() | old.keys() if k not in free and old.get(k) != config.get(k))
-    if differing or run.get("task") != "classification":
+    if differing or run.get("task") != setup.task.name:
         pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
         raise folder.FolderError(
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
+    about = setup.about
     data = {"class_names": list(about.class_names), "image_shape": list(about.image_shape), "splits": counts(dataset)}
     for name, value in data.items():
         if run.get(name, value) != value and not config["dry_run_data"]:
@@ -61,7 +62,7 @@ def open_run(home: folder.RunFolder, config: dict, *, about, dataset) -> dict | 
                 f"{home.path} belongs to a run on other data: {name} {run[name]} there, {value} here"
             )
     finished = home.read_json("summary.json")
-    return finished if finished and {"accuracy", "fingerprint", "split", "step"} <= finished.keys() else None
+    return finished if finished and {setup.task.best[0], "fingerprint", "split", "step"} <= finished.keys() else None
 
 
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
@@ -94,10 +95,9 @@ def initial_state(config: dict, state: State) -> State:
         return state
     theirs = load_run(config["init_from"], flag="init_from")["flags"]
     for name in ("model", "v1_5", "local_response_norm", "activation", "slope"):  # Weights of one shape, other sense.
-        if (theirs[name] or None) != (config[name] or None):
-            raise flags.UsageError(
-                f"--init_from={config['init_from']} has --{name}={theirs[name]}, this run --{name}={config[name]}"
-            )
+        there, here = theirs.get(name), config.get(name)
+        if (there or None) != (here or None):
+            raise flags.UsageError(f"--init_from={config['init_from']} has --{name}={there}, this run --{name}={here}")
     source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]), report=print_line, owner=False)
     found = source.restore(state, parts=(".params", ".batch_stats"))
     if found is None:

@@ -213,7 +213,7 @@ CONFIG |= {"dataset": "mnist5k", "data_dir": None, "tta": "none", "shift": 4, "c
 def test_the_device_cuts_and_flips(pictures):
     config = CONFIG | {"dataset": "folder", "data_dir": str(pictures), "image_size": 32}
     for kind, side in (("crop", 37), ("resized_crop", 32)):
-        about = build.describe(build.load_dataset(config | {"augment": kind}))
+        about = build.describe(config, build.load_dataset(config | {"augment": kind}))
         assert about.image_shape == (side, side, 3)
         train, evaluation, shape = views.prepare(config | {"augment": kind}, about)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
