@@ -59,11 +59,50 @@ def define_model_flags() -> None:
     flags.DEFINE_bool("v1_5", None, "resnet50, 101, 152: stride in a block's 3x3 convolution, not in its first 1x1.")
 
 
+def define_training_flags() -> None:
+    """The flags of every training run."""
+    flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.")
+    flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
+    flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
+    flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
+    flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
+    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "Optimizer.")
+    flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
+    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
+    flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
+    flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
+    flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate drops.")
+    flags.DEFINE_float("drop_factor", 10.0, "Schedule step: what the rate is divided by at a drop.")
+    flags.DEFINE_enum(
+        "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
+    )
+    flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
+    flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
+    flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
+    flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
+    flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")
+    flags.DEFINE_integer("keep", 2, "Newest checkpoints kept; the best is kept too.")
+    flags.DEFINE_string("init_from", None, "Workdir whose parameters the run starts from.")
+    flags.DEFINE_integer("devices", None, "Devices; on a CPU that many are simulated. Default: all accelerators, or 1.")
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "What the network computes in; parameters are float32."
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "Several processes: HOST:PORT of the first. Launchers tell it too."
+    )
+    flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+    flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
+    flags.DEFINE_bool(
+        "dry_run", False, "Check all flags at full size, then run two small steps, one evaluation and one save."
+    )
+    flags.DEFINE_bool("dry_run_data", False, "With --dry_run: generated pictures in the place of the data set.")
+
+
 def define_run_flags() -> None:
     """The flags of classify."""
     define_model_flags()
-    flags.DEFINE_string("workdir", None, "Folder of the run; started again in it, the run goes on.")
-    flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.")
+    define_training_flags()
     flags.DEFINE_string(
         "dataset",
         "mnist5k",
@@ -79,25 +118,9 @@ def define_run_flags() -> None:
     flags.DEFINE_string(
         "train_batches", None, "cifar10: files of the archive to train on, as 1-4; the rest become val."
     )
-    flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
-    flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
-    flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
-    flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
-    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "Optimizer.")
-    flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
-    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
-    flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
     flags.DEFINE_float("label_smoothing", 0.0, "Share of the target that all classes share, in [0, 1).")
-    flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
-    flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate drops.")
-    flags.DEFINE_float("drop_factor", 10.0, "Schedule step: what the rate is divided by at a drop.")
-    flags.DEFINE_enum(
-        "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
-    )
     flags.DEFINE_integer("early_size", None, "Side in pixels that the images of the first steps are shrunk to.")
     flags.DEFINE_float("early_share", 0.5, "Share of the run whose images are shrunk to --early_size.")
-    flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
-    flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
     flags.DEFINE_enum(
         "augment",
         "none",
@@ -116,12 +139,6 @@ def define_run_flags() -> None:
     flags.DEFINE_bool(
         "skip_corrupt", False, "folder, tfds: leave out pictures that can't be decoded instead of stopping."
     )
-    flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
-    flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
-    flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")
-    flags.DEFINE_integer("keep", 2, "Newest checkpoints kept; the best is kept too.")
-    flags.DEFINE_string("init_from", None, "Workdir whose parameters the run starts from.")
-    flags.DEFINE_integer("devices", None, "Devices; on a CPU that many are simulated. Default: all accelerators, or 1.")
     flags.DEFINE_enum(
         "parallelism",
         "data",
@@ -136,22 +153,10 @@ def define_run_flags() -> None:
         "hybrid: update the dense layers once a step, or after each pass; the convolutions' learning rate is then "
         "multiplied by --fc_passes.",
     )
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "What the network computes in; parameters are float32."
-    )
     flags.DEFINE_integer("accumulate", 1, "Parts of the batch that a step takes one after the other, to save memory.")
     flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
-    flags.DEFINE_string(
-        "coordinator_address", None, "Several processes: HOST:PORT of the first. Launchers tell it too."
-    )
-    flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
-    flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
-    flags.DEFINE_bool(
-        "dry_run", False, "Check all flags at full size, then run two small steps, one evaluation and one save."
-    )
-    flags.DEFINE_bool("dry_run_data", False, "With --dry_run: generated pictures in the place of the data set.")
 
 
 def values() -> dict:

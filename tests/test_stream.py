@@ -175,7 +175,8 @@ def test_a_corrupt_picture_stops_by_name_or_is_left_out_and_counted(pictures, tm
 
 
 def test_small_pictures_of_several_sizes_need_the_wanted_size(tmp_path):
-    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "d" / "train" / name).mkdir(parents=True)
     for i, size in enumerate(((20, 20), (30, 20))):
         Image.new("RGB", size).save(tmp_path / "d" / "train" / "a" / f"{i}.png")
     with pytest.raises(DataError, match=r"1\.png is 20x30, expected 20x20 like the others; --image_size=N"):
