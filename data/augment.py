@@ -95,6 +95,24 @@ def flip_crop(images, keys, *, size: int):
     return jax.vmap(change)(images, keys)
 
 
+def flip_crop_pair(images, labels, keys, *, size: tuple[int, int], flip: bool):
+    """A random mirror image (if `flip`) and crop of `size` pixels, the same of each image [B, H, W, C] and its labels
+    [B, H, W]."""
+
+    def change(image_HWC, label_HW, key):
+        flip_key, crop_key = jax.random.split(key)
+        if flip:
+            turned = jax.random.bernoulli(flip_key)
+            image_HWC = jnp.where(turned, image_HWC[:, ::-1], image_HWC)
+            label_HW = jnp.where(turned, label_HW[:, ::-1], label_HW)
+        limits = jnp.array([side - wanted + 1 for side, wanted in zip(label_HW.shape, size, strict=True)])
+        y, x = jax.random.randint(crop_key, (2,), 0, limits)
+        image_HWC = jax.lax.dynamic_slice(image_HWC, (y, x, 0), (*size, image_HWC.shape[-1]))
+        return image_HWC, jax.lax.dynamic_slice(label_HW, (y, x), size)
+
+    return jax.vmap(change)(images, labels, keys)
+
+
 def flip_views(images):
     """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]."""
     return jnp.stack([images, images[:, :, ::-1]])

@@ -85,6 +85,6 @@ def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0,
         missing = local - (high - low)
         yield {
             "image": np.pad(image, ((0, missing), *((0, 0),) * (image.ndim - 1))),
-            "label": np.pad(labels[low:high], ((0, missing),)),
+            "label": np.pad(labels[low:high], ((0, missing), *((0, 0),) * (labels.ndim - 1))),
             "mask": (np.arange(local) < high - low).astype(np.float32),
         }

@@ -114,10 +114,10 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Datase
     return Dataset("camvid", splits, CLASSES)
 
 
-def computed_weights(labels: np.ndarray) -> tuple[float, ...]:
+def computed_weights(labels: np.ndarray, classes: int = VOID) -> tuple[float, ...]:
     """The median of the classes' frequencies over each one's own, of labels [N, H, W]; a class's frequency is its share
     of the pixels of the pictures that it is in (Eigen & Fergus 2015, section 6.3). 0 for a class that is nowhere."""
-    counts_NC = np.stack([np.bincount(label.ravel(), minlength=VOID + 1)[:VOID] for label in labels]).astype(float)
+    counts_NC = np.stack([np.bincount(label.ravel(), minlength=classes)[:classes] for label in labels]).astype(float)
     pixels = labels[0].size * (counts_NC > 0).sum(0)
     frequency = counts_NC.sum(0) / np.maximum(pixels, 1)
     there = frequency > 0

@@ -34,7 +34,7 @@ class About(NamedTuple):
 
 
 class Setup(NamedTuple):
-    about: About
+    about: Any
     input_shape: tuple[int, ...]  # [H, W, C] that the network sees
     model: Any
     task: Task
@@ -59,6 +59,7 @@ def network(config: dict, classes: int, axis: str | None):
         require(config[name] is None or config[name] > 0, f"--{name}={config[name]}: must be more than 0")
     require((config["compression"] or 0) <= 1, f"--compression={config['compression']}: accepted are values in (0, 1]")
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
+    require(config["model"] not in models.SEGMENTERS, f"--model={config['model']} is for experiments.segment")
     try:
         known = models.options(config["model"])
         for name in values:
@@ -125,7 +126,7 @@ def check(config: dict, examples: int, devices: int) -> int:
         require(0 <= config[name] < math.inf, f"--{name}={config[name]}: must be 0 or more, and finite")
     require(config["seed"] < 2**32, f"--seed={config['seed']}: accepted are 0 to {2**32 - 1}")
     require(0 <= config["momentum"] < 1, f"--momentum={config['momentum']}: accepted are values in [0, 1)")
-    smoothing = config["label_smoothing"]
+    smoothing = config.get("label_smoothing", 0.0)
     require(0 <= smoothing < 1, f"--label_smoothing={smoothing}: accepted are values in [0, 1)")
     require(not config["nesterov"] or config["momentum"] > 0, "--nesterov needs a --momentum above 0")
     batch = config["batch_size"]
@@ -133,7 +134,7 @@ def check(config: dict, examples: int, devices: int) -> int:
     lower = batch // devices * devices
     near = " or ".join(str(size) for size in (lower, lower + devices) if size)
     require(batch % devices == 0, f"--batch_size={batch} does not divide by {devices} devices; nearest: {near}")
-    parts = config["accumulate"]
+    parts = config.get("accumulate", 1)
     require(
         parts > 0 and batch // devices % parts == 0,
         f"--accumulate={parts}: must divide a device's {batch // devices} rows of the batch",
@@ -201,17 +202,8 @@ def check_hybrid(config: dict, model, devices: int) -> None:
     )
 
 
-def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
-    """`setup`, where the network can see the images."""
-    made = setup(config, about, devices=devices, steps=steps)
-    check_shapes(config, made)
-    return made
-
-
-def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
-    """The network and its task, for a new run or for one that is read again."""
-    axis = parallel.axis_of(devices)
-    model = network(config, len(about.class_names), axis)
+def gradient_descent(config: dict, steps: int):
+    """(learning-rate schedule, optimizer). Raises UsageError for numbers that make none."""
     try:
         drops = [float(drop) for drop in config["drops"]]
     except ValueError:
@@ -238,6 +230,21 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         weight_decay=config["weight_decay"],
         groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
     )
+    return rate, optimizer
+
+
+def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
+    """`setup`, where the network can see the images."""
+    made = setup(config, about, devices=devices, steps=steps)
+    check_shapes(config, made)
+    return made
+
+
+def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
+    """The network and its task, for a new run or for one that is read again."""
+    axis = parallel.axis_of(devices)
+    model = network(config, len(about.class_names), axis)
+    rate, optimizer = gradient_descent(config, steps)
     precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}
     train_prepare, eval_prepare, input_shape = views.prepare(config, about)
     task = classification.create(

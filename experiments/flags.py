@@ -1,14 +1,14 @@
 """The common flags, read once into a plain dictionary, and how an entry point starts and fails."""
 
 import logging
-import os
-import pathlib
 import re
 import sys
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+
+from experiments.compiled import start_cache as start_cache
 
 FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
@@ -159,6 +159,40 @@ def define_run_flags() -> None:
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
 
 
+def define_segment_flags() -> None:
+    """The flags of segment."""
+    define_training_flags()
+    for name, value in (("batch_size", 12), ("log_every", 10)):
+        FLAGS.set_default(name, value)
+    flags.DEFINE_enum("model", "segnet_small", ["segnet_small", "segnet_basic", "segnet"], "Network.")
+    flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
+    flags.DEFINE_enum(
+        "decoder",
+        "indices",
+        ["indices", "bilinear", "transposed", "indices_add"],
+        "How decoders upsample: by the encoder's pooling indices (indices_add: and its maps), by interpolation that is "
+        "fixed, or learned.",
+    )
+    flags.DEFINE_enum("dataset", "digit_scenes", ["digit_scenes", "camvid"], "Data set.")
+    flags.DEFINE_string(
+        "image_size", None, "camvid: HEIGHTxWIDTH that all pictures are resized to; default as they are."
+    )
+    flags.DEFINE_string("crop", None, "camvid: HEIGHTxWIDTH of random crops to train on.")
+    flags.DEFINE_bool("flip", True, "camvid: random mirror images.")
+    flags.DEFINE_enum(
+        "class_weights",
+        None,
+        ["published", "computed", "none"],
+        "Classes' weights in the loss: SegNet's published ones (camvid's default), the median frequency over each "
+        "one's own in the training pictures, or none.",
+    )
+    flags.DEFINE_bool(
+        "exact_batch_norm",
+        False,
+        "Batch statistics over the training pictures before each evaluation, no running means.",
+    )
+
+
 def values() -> dict:
     """name -> value of this file's flags: the only place where FLAGS is read."""
     return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
@@ -180,29 +214,6 @@ def flagfile(config: dict) -> str:
         elif value is not None:
             lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
     return "\n".join(lines) + "\n"
-
-
-def cache_folder() -> pathlib.Path:
-    """The user's own folder for compiled programs, readable by nobody else."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return pathlib.Path(base, "nutshell", "compiled")
-
-
-def start_cache() -> None:
-    """Turns on jax's persistent compilation cache in a private folder; one line says if that can't be."""
-    import jax
-
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError("others can write in it")
-    except OSError as error:
-        print(f"no compilation cache in {folder}: {error}", file=sys.stderr)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _parse(argv):

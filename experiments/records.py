@@ -28,6 +28,9 @@ def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | Non
     return home, processes.broadcast_json(finished)
 
 
+NAMES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
+
+
 def run_folder(workdir: str) -> folder.RunFolder:
     """The run's folder; of several processes the first alone has it, the others write to one that is removed."""
     if processes.is_main():
@@ -168,6 +171,7 @@ def summary(config, setup, result, split: str, examples: int, workdir: str) -> d
         "dataset": config["dataset"],
         "split": split,
         **{name: result.metrics[name] for name in setup.task.metrics},
+        **setup.task.details(result.sums),
         "examples": examples,
         "step": int(result.state.step),
         "seed": config["seed"],
@@ -181,16 +185,18 @@ def summary(config, setup, result, split: str, examples: int, workdir: str) -> d
 
 
 def headline(summary: dict) -> str:
+    name = "accuracy" if "accuracy" in summary else "mean_iou"
     return (
-        f"{summary['split']} accuracy {100 * summary['accuracy']:.2f} % of {summary['examples']:,} images, loss "
+        f"{summary['split']} {NAMES[name]} {100 * summary[name]:.2f} % of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
     )
 
 
 def columns(task) -> list[str]:
-    """The header of metrics.csv; the training step counts no hits among five."""
+    """The header of metrics.csv; the training step counts no hits among five and no confusions."""
     names = [f"{part}_{name}" for part in ("train", "eval") for name in task.metrics]
-    names = [name for name in names if name != "train_accuracy_top5"]
+    none = [f"train_{name}" for name in ("accuracy_top5", "class_accuracy", "mean_iou", "boundary_f1")]
+    names = [name for name in names if name not in none]
     return ["step", *names, "learning_rate", "seconds", "images_per_second"]
 
 
@@ -222,7 +228,8 @@ class Progress:
 
     def __call__(self, step: int, row: dict) -> None:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "images_per_second": "images/s",
-                 "eval_loss": "test loss", "eval_accuracy": "test accuracy"}  # fmt: skip
+                 "eval_loss": "test loss", "eval_accuracy": "test accuracy", "train_global_accuracy": "global accuracy",
+                 "eval_mean_iou": "test mean IoU"}  # fmt: skip
         shown = {
             label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
             for key, label in named.items()

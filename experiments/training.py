@@ -50,7 +50,7 @@ def run(argv, command: str, kind: Callable[[], Kind]) -> int:
         home, finished = records.dry_folder(home), None
     if finished:
         return records.say_finished(finished)
-    eval_size = -(-min(max(batch_size, 250), len(test_labels)) // devices) * devices
+    eval_size = -(-min(max(batch_size, setup.task.eval_rows), len(test_labels)) // devices) * devices
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))

@@ -19,6 +19,7 @@ from models.linear import Logistic, Perceptron
 from models.mlp import MLP
 from models.peer import Peer
 from models.resnet import ResNet
+from models.segnet import SegNet, SegNetBasic
 from models.vgg import VGG
 
 # The module of each name, and the options that the name stands for.
@@ -33,6 +34,9 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "logistic": (Logistic, {}),
     "mlp": (MLP, {}),
     "perceptron": (Perceptron, {}),
+    "segnet": (SegNet, {}),
+    "segnet_basic": (SegNetBasic, {}),
+    "segnet_small": (SegNetBasic, {"widths": (32, 64, 64, 64), "window": 3, "normalise_channels": False}),
     **{f"cifar_resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110, 1202)},
     **{f"cifar_plain{depth}": (CifarResNet, {"depth": depth, "residual": False}) for depth in (20, 32, 44, 56)},
     **{f"vgg{depth}": (VGG, {"depth": depth, "batch_norm": False}) for depth in vgg.DEPTHS},
@@ -66,6 +70,11 @@ FIT = dict.fromkeys(("dcnn", "dcnn_wide"), dcnn.fit)
 
 # (parameters, batch statistics) -> filters [h, w, C, F], where the first layer's are not a convolution's kernel.
 FIRST_FILTERS = dict.fromkeys(FIT, dcnn.first_filters)
+
+
+# Networks of segment, not of classify; and those that see pixels of 0 to 255, not normalised images.
+SEGMENTERS = ("segnet_small", "segnet_basic", "segnet")
+RAW_PIXELS = ("segnet_basic",)
 
 
 def options(name: str) -> set[str]:

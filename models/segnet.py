@@ -46,9 +46,10 @@ def _check(decoder: str) -> None:
 
 
 class SegNetBasic(nn.Module):
-    """[B, H, W, 3] pixels of 0 to 255 -> logits [B, H, W, num_classes].
+    """[B, H, W, C] pixels of 0 to 255 -> logits [B, H, W, num_classes].
 
-    Channels are normalised across each other at the input, as the source does. Each encoder is a 7x7 convolution, batch
+    Channels are normalised across each other at the input, as the source does; without `normalise_channels` images are
+    to come normalised. Each encoder is a 7x7 convolution, batch
     norm, ReLU and pooling; a decoder is without ReLU. 1,416,587 parameters for 11 classes. Batch norm's epsilon is 1e-5
     (the source: 1e-9).
     """
@@ -56,6 +57,7 @@ class SegNetBasic(nn.Module):
     num_classes: int
     widths: Sequence[int] = (64, 64, 64, 64)
     window: int = 7
+    normalise_channels: bool = True
     decoder: str = "indices"
     axis_name: str | None = None
     sync_bn: bool = True
@@ -70,7 +72,9 @@ class SegNetBasic(nn.Module):
             shift = nn.initializers.constant(0.001)
             return BatchNorm(use_running_average=not train, axis_name=bn_axis, bias_init=shift, name=f"{name}_bn")(x)
 
-        x, kept = local_response_norm(x, size=5, alpha=1e-4, beta=0.75), []
+        kept = []
+        if self.normalise_channels:
+            x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75)
         for i, width in enumerate(self.widths, 1):
             maps = relu(conv_bn(x, width, f"encoder{i}"))
             x, indices = max_pool_with_indices(maps)

@@ -20,6 +20,7 @@ def make(devices):
         model=SegNetBasic(CLASSES, widths=(4, 6), window=3, axis_name=axis),
         optimizer=optax.sgd(1.0),
         image_shape=(9, 10, 3),
+        class_names=("a", "b", "c"),
         class_weights=WEIGHTS,
         train_prepare=lambda images, labels, keys: (images * 1.0, labels),
         eval_prepare=lambda images: images.astype(jnp.float32),
@@ -125,3 +126,25 @@ def test_boundary_f1_against_loops(size):
     score, counts = segmentation.boundary_f1(jnp.asarray(guess), jnp.asarray(true), CLASSES)
     assert counts.tolist() == [True, False] and score[1] == 0
     assert score[0] == pytest.approx(np.mean(scores), rel=1e-5) and 0 < score[0] < 1
+
+
+def test_exact_statistics_are_the_means_over_the_batches():
+    task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
+    state = task.init(jax.random.key(0))
+    model = SegNetBasic(CLASSES, widths=(4, 6), window=3)
+    exact = segmentation.exact_batch_norm(
+        model=model, prepare=lambda images, labels, keys: (images * 1.0, labels), batches=lambda: iter(batches)
+    )(state)
+    from models.layers import local_response_norm
+
+    kernel, bias = (np.asarray(state.params["encoder1_conv"][name]) for name in ("kernel", "bias"))
+    means, variances = [], []
+    for batch in batches:
+        x = local_response_norm(jnp.asarray(batch["image"] * 1.0), size=5, alpha=1e-4, beta=0.75)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        means.append((y + bias.reshape(1, 1, 1, -1)).mean((0, 1, 2)))
+        variances.append(y.var((0, 1, 2)))
+    found = exact.batch_stats["encoder1_bn"]
+    np.testing.assert_allclose(found["mean"], np.mean(means, 0), rtol=1e-4)
+    np.testing.assert_allclose(found["var"], np.mean(variances, 0), rtol=1e-4)
+    assert exact.params is state.params

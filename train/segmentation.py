@@ -1,14 +1,15 @@
 """The segmentation task: a class for each pixel. Labels of `classes` or more are void and never count."""
 
 import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models.layers import row_keys
-from train import classification
+from models.layers import BatchNorm, row_keys
+from train import classification, parallel
 from train.classification import in_dtype, in_float32
 from train.losses import cross_entropy
 from train.state import State
@@ -140,11 +141,55 @@ def finish(sums) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
+def batch_statistics(state: State, batch, *, model, prepare):
+    """The statistics of one batch alone."""
+    images, _ = prepare(batch["image"], batch["label"], batch["key"])
+    zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    variables = {"params": state.params, "batch_stats": zero}
+    found = model.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    # Of zero the running average keeps nothing; of the batch it takes this share.
+    return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
+
+
+def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable]) -> Callable[[State], State]:
+    """A function of the state that puts the mean of the batches' statistics in the place of the running averages, as
+    SegNet's authors do before each evaluation. `model` is one device's."""
+    step = parallel.parallelize(functools.partial(batch_statistics, model=model, prepare=prepare), 1, donate=False)
+
+    def exact(state: State) -> State:
+        # On one device, wherever the state lies.
+        params, batch_stats = jax.device_get((state.params, state.batch_stats))
+        here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
+        for batch in batches():
+            found = jax.device_get(step(here, batch))
+            total, count = found if total is None else jax.tree.map(np.add, total, found), count + 1
+        mean = jax.tree.map(lambda x: np.asarray(x / count, x.dtype), total)
+        return state._replace(batch_stats=mean)
+
+    return exact
+
+
+def details(sums, *, class_names) -> dict:
+    """Each class's intersection over union."""
+    values = intersection_over_union(np.asarray(sums["confusion"], np.float64))
+    return {"iou": {name: float(value) for name, value in zip(class_names, values, strict=True)}}
+
+
 def create(
-    *, model, optimizer, image_shape, class_weights, train_prepare, eval_prepare, axis, prepare_eval=None, dtype=None
+    *,
+    model,
+    optimizer,
+    image_shape,
+    class_names,
+    class_weights,
+    train_prepare,
+    eval_prepare,
+    axis,
+    prepare_eval=None,
+    dtype=None,
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, labels, keys)` -> (images, labels), or
-    `eval_prepare(images)`."""
+    `eval_prepare(images)`. `prepare_eval`: state -> the state that is scored."""
     common = {"model": model, "axis": axis, "dtype": dtype, "class_weights": tuple(class_weights)}
     grad_fn = functools.partial(autodiff, prepare=train_prepare, **common)
     return Task(
@@ -157,4 +202,6 @@ def create(
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "global_accuracy", "class_accuracy", "mean_iou", "boundary_f1"),
         best=("mean_iou", "max"),
+        eval_rows=1,
+        details=functools.partial(details, class_names=tuple(class_names)),
     )

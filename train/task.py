@@ -18,6 +18,8 @@ class Task(NamedTuple):
     best: tuple[str, str]  # (metric, "max" or "min")
     early_step: Callable[..., Any] | None = None  # In the place of train_step for the first `early_steps` of a run:
     early_steps: int = 0  # a branch inside one compiled step would cost a CPU a third of its speed.
+    eval_rows: int = 250  # Examples of an evaluation's batch, at least.
+    details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
     # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
     # divided and whole again. Checkpoints and evaluations have whole states.
     divided: Callable[[Any], bool] | None = None

@@ -1,0 +1,28 @@
+"""Where compiled programs are kept between runs."""
+
+import os
+import pathlib
+import sys
+
+
+def cache_folder() -> pathlib.Path:
+    """The user's own folder for compiled programs, readable by nobody else."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(base, "nutshell", "compiled")
+
+
+def start_cache() -> None:
+    """Turns on jax's persistent compilation cache in a private folder; one line says if that can't be."""
+    import jax
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError("others can write in it")
+    except OSError as error:
+        print(f"no compilation cache in {folder}: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

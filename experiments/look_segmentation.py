@@ -1,0 +1,127 @@
+"""What a finished segmentation's report shows, and the pictures of masks."""
+
+import sys
+
+import numpy as np
+
+from experiments.look import CAPTIONS
+from models import table
+from train import figures as draw
+from train import parallel, report, segmentation
+
+HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
+SKIP = ("epoch", "seconds", "images_per_second")
+SHOWN = 10  # Test pictures in the report.
+# Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
+CAMVID = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
+    *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+)
+
+
+def palette(class_names) -> np.ndarray:
+    """uint8 [C + 1, 3]: a colour for each class, and black for void."""
+    from data import camvid
+
+    if tuple(class_names) == camvid.CLASSES:
+        colours = np.array(CAMVID)
+    else:
+        import matplotlib
+
+        colours = (255 * matplotlib.colormaps["tab20"](np.arange(len(class_names)) % 20)[:, :3]).round()
+        if class_names[0] == "background":
+            colours[0] = 40
+    return np.concatenate([colours, np.zeros((1, 3))]).astype(np.uint8)
+
+
+def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
+    step = parallel.parallelize(task.predict_step, 1, donate=False)
+    found, batch_size = [], max(1, min(batch_size, len(images)))
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
+        found.append(np.asarray(step(state, {"image": padded}).argmax(-1), np.uint8)[: len(part)])
+    return np.concatenate(found)
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The picture [H, W, C] with the classes' colours laid over it, uint8 [H, W, 3]."""
+    return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
+
+
+def figure(images, labels, guesses, class_names):
+    """Pictures, true and predicted classes side by side, with a legend."""
+    colours, count = palette(class_names), len(images)
+    height, width = images.shape[1:3]
+    panel = 1.55
+    shown = draw.new_figure(height=count * panel * height / width + 1.2)
+    grid = shown.subplots(count, 3, squeeze=False)
+    for row, (image, label, guess) in enumerate(zip(images, labels, guesses, strict=True)):
+        known = np.minimum(label, len(class_names))
+        for axes, picture, title in zip(
+            grid[row],
+            (np.broadcast_to(image, (height, width, 3)), colours[known], colours[guess]),
+            ("picture", "truth", "prediction"),
+            strict=True,
+        ):
+            axes.imshow(picture)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
+    from matplotlib.patches import Patch
+
+    names = (*class_names, "void") if (labels >= len(class_names)).any() else class_names
+    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(names)]
+    shown.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=9)
+    return shown
+
+
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+    """figures/*.png and report.html in the run's folder."""
+    import matplotlib
+
+    path, names = folder / "figures", setup.about.class_names
+    path.mkdir(exist_ok=True)
+    entries = []
+
+    def add(name, title, caption, drawn):
+        draw.save_figure(drawn, path / f"{name}.png")
+        entries.append((title, caption, path / f"{name}.png"))
+
+    for name, drawn in report.curves(report.read_metrics(folder / "metrics.csv"), skip=SKIP).items():
+        title = name.replace("_", " ").capitalize().replace("iou", "IoU")
+        add(name, title, CAPTIONS.get(name, f"{title} over the training steps"), drawn)
+    images, labels = test
+    rows = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
+    state = setup.task.prepare_eval(result.state)
+    with matplotlib.rc_context(draw.STYLE):
+        drawn = figure(images[rows], labels[rows], masks(setup.task, state, images[rows]), names)
+        add("predictions", "Predictions", f"{len(rows)} of the {len(images)} test pictures, evenly spaced", drawn)
+    confusion = result.sums["confusion"].astype(int)
+    caption = "pixels: true classes in rows, predicted ones in columns"
+    add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
+    layers = table.layers(setup.model, setup.input_shape)
+    described = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
+    tables = [class_table(confusion, names), ("Layers", ["layer", "output", "parameters", "multiply-adds"], described)]
+    tables.append(("This run", ["", ""], [[k, str(v)] for k, v in summary.items() if k != "iou"]))
+    report.write_report(
+        folder / "report.html",
+        title=f"{summary['model']} on {summary['dataset']}",
+        summary={key.replace("_", " "): summary[key] for key in HEADLINE if key in summary},
+        command=command,
+        figures=entries,
+        tables=tables,
+        resume_note="The same command, started again in the same folder, goes on where the run stopped.",
+    )
+    print(f"report: {folder / 'report.html'}", file=sys.stderr, flush=True)
+
+
+def class_table(confusion: np.ndarray, class_names) -> tuple[str, list[str], list[list[str]]]:
+    """Pixels, recall and intersection over union by class."""
+    overlap, rows = segmentation.intersection_over_union(confusion), []
+    for i, name in enumerate(class_names):
+        true = confusion[i].sum()
+        recall = f"{confusion[i, i] / true:.3f}" if true else "none"
+        rows.append([name, f"{true:.0f}", recall, f"{overlap[i]:.3f}"])
+    return "Classes", ["class", "pixels", "recall", "IoU"], rows

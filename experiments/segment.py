@@ -1,0 +1,25 @@
+"""Trains and evaluates SegNet: python -m experiments.segment --workdir=W --steps=1000"""
+
+from experiments import flags, training
+
+flags.define_segment_flags()
+
+
+def kind() -> training.Kind:
+    from experiments import build, look_segmentation, segmentation
+
+    return training.Kind(
+        segmentation.load_dataset,
+        segmentation.describe,
+        segmentation.setup,
+        build.fit,
+        look_segmentation.write_report,
+    )
+
+
+def main(argv) -> int:
+    return training.run(argv, "segment", kind)
+
+
+if __name__ == "__main__":
+    flags.run(main)

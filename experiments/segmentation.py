@@ -1,0 +1,168 @@
+"""From segment's flags to a data set, a network and a task."""
+
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from data import augment, camvid, digit_scenes
+from data.dataset import Dataset, pixel_statistics
+from experiments import build
+from experiments.build import Setup
+from experiments.flags import UsageError, require
+from train import loop, parallel, segmentation
+
+STATISTICS = 500  # Training scenes that pixel statistics and computed weights are taken from.
+
+
+class About(NamedTuple):
+    """What a run's network was made for; kept in run.json and in each checkpoint."""
+
+    image_shape: tuple[int, ...]  # [H, W, C]
+    mean: tuple[float, ...]  # by channel, on the scale 0 to 255
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    class_weights: tuple[float, ...]
+
+
+def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
+    """(height, width) of HEIGHTxWIDTH. Raises UsageError for other text."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text or "")
+    require(text is None or match is not None, f"--{flag}={text}: accepted is HEIGHTxWIDTH, as 180x240")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+@functools.cache
+def _load(dataset: str, data_dir: str | None, size: tuple[int, int] | None) -> Dataset:
+    return digit_scenes.load() if dataset == "digit_scenes" else camvid.load(data_dir, size=size)
+
+
+def generated(size: tuple[int, int] | None) -> Dataset:
+    """Noise in the place of CamVid, as many pictures."""
+    random, shape = np.random.default_rng(0), size or (360, 480)
+    splits = {}
+    for split, count in (("train", 367), ("val", 101), ("test", 233)):
+        labels = np.broadcast_to(random.integers(0, camvid.VOID + 1, shape, dtype=np.uint8), (count, *shape))
+        images = np.broadcast_to(random.integers(0, 256, (*shape, 3), dtype=np.uint8), (count, *shape, 3))
+        splits[split] = images, labels
+    return Dataset("generated", splits, camvid.CLASSES)
+
+
+def load_dataset(config: dict) -> Dataset:
+    size = size_of(config["image_size"], "image_size")
+    scenes = config["dataset"] == "digit_scenes"
+    for name in ("image_size", "crop", "data_dir"):
+        require(not (scenes and config[name]), f"--{name}={config[name]} is not for --dataset=digit_scenes")
+    require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
+    if config["dry_run_data"] and not scenes:
+        return generated(size)
+    return _load(config["dataset"], config["data_dir"], size)
+
+
+def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Some training scenes, always the same."""
+    keys = jax.random.split(jax.random.key(1), STATISTICS)
+    images, labels = jax.jit(digit_scenes.scenes)(keys, *dataset.splits["train"])
+    return np.asarray(images), np.asarray(labels)
+
+
+def describe(config: dict, dataset: Dataset) -> About:
+    """The constants of a data set, from its training split."""
+    if "train" not in dataset.splits:
+        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
+    scenes = dataset.name == "digit_scenes"
+    images, labels = _composed(dataset) if scenes else dataset.splits["train"]
+    kind = config["class_weights"] or ("none" if scenes else "published")
+    require(not (scenes and kind == "published"), "--class_weights=published is for --dataset=camvid")
+    classes = dataset.class_names
+    weights = {
+        "none": lambda: (1.0,) * len(classes),
+        "published": lambda: camvid.PUBLISHED_WEIGHTS,
+        "computed": lambda: camvid.computed_weights(labels, len(classes)),
+    }[kind]()
+    if kind == "computed":
+        loop.say("class weights: " + ", ".join(f"{n} {w:.4f}" for n, w in zip(classes, weights, strict=True)))
+    return About(images.shape[1:], *pixel_statistics(images), classes, weights)
+
+
+def preparations(config: dict, about: About):
+    """(train, eval): train(images, labels, keys) -> (images, labels) and eval(images) make the network's input."""
+    raw = config["model"] in models.RAW_PIXELS
+
+    def scaled(images):
+        return images.astype(jnp.float32) if raw else augment.normalize(images, about.mean, about.std)
+
+    if config["dataset"] == "digit_scenes":
+        digits, names = _load("digit_scenes", None, None).splits["train"]
+
+        def compose(images, labels, keys):
+            images, labels = digit_scenes.scenes(keys, digits, names)
+            return scaled(images), labels
+
+        return compose, scaled
+    crop = size_of(config["crop"], "crop") or (about.image_shape[0], about.image_shape[1])
+    require(
+        crop[0] <= about.image_shape[0] and crop[1] <= about.image_shape[1],
+        f"--crop={config['crop']}: accepted are up to {about.image_shape[0]}x{about.image_shape[1]}",
+    )
+
+    def cut(images, labels, keys):
+        images, labels = augment.flip_crop_pair(images, labels, keys, size=crop, flip=config["flip"])
+        return scaled(images), labels
+
+    return cut, scaled
+
+
+def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
+    """The network and its task, for a new run or for one that is read again."""
+    axis = parallel.axis_of(devices)
+    options = {"decoder": config["decoder"], "axis_name": axis, "sync_bn": config["sync_bn"]}
+    require(
+        config["model"] in models.SEGMENTERS, f"--model={config['model']}: accepted are {', '.join(models.SEGMENTERS)}"
+    )
+    rate, optimizer = build.gradient_descent(config, steps)
+    train, evaluation = preparations(config, about)
+    model = models.create(config["model"], len(about.class_names), **options)
+    task = segmentation.create(
+        model=model,
+        optimizer=optimizer,
+        image_shape=about.image_shape,
+        class_names=about.class_names,
+        class_weights=about.class_weights,
+        train_prepare=train,
+        eval_prepare=evaluation,
+        axis=axis,
+        prepare_eval=exact(config, about) if config["exact_batch_norm"] else None,
+        dtype=None if config["dtype"] == "float32" else config["dtype"],
+    )
+    return Setup(about, about.image_shape, model, task, rate)
+
+
+def exact(config: dict, about: About):
+    """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand."""
+    scenes, size = config["dataset"] == "digit_scenes", config["batch_size"]
+    train, evaluation = preparations(config, about)
+
+    def prepare(images, labels, keys):
+        return train(images, labels, keys) if scenes else (evaluation(images), labels)
+
+    def batches():
+        images, labels = load_dataset(config).splits["train"]
+        count = 1000 if scenes else len(images)
+        keys = jax.random.split(jax.random.key(2), count)
+        for start in range(0, count - min(size, count) + 1, size):
+            part = slice(start, start + size)
+            yield {"image": images[part], "label": labels[part], "key": keys[part]}
+
+    model = models.create(config["model"], len(about.class_names), decoder=config["decoder"])
+    return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches)
+
+
+def read_again(run: dict) -> Setup:
+    """The setup of run.json, on one device."""
+    about = About(*(tuple(run[name]) for name in About._fields))
+    return setup(run["flags"], about, devices=1, steps=run["steps"])
