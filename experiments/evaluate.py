@@ -15,7 +15,7 @@ WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.
 DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
 SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, else val or validation.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 250, "Images a batch.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "Images a batch; default 250, in segmentation 8.")
 TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
 SKIP = absl_flags.DEFINE_bool("skip_corrupt", False, "Leave out pictures that can't be decoded instead of stopping.")
 WHICH = absl_flags.DEFINE_enum(
@@ -23,18 +23,8 @@ WHICH = absl_flags.DEFINE_enum(
 )
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; evaluate takes flags alone")
-    if not WORKDIR.value:
-        raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
-    if BATCH_SIZE.value <= 0:
-        raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
-    from experiments import records
-
-    run = records.load_run(WORKDIR.value)
-    flags.start_cache()
-    from data import batches
+def classifier(run: dict):
+    """(flags, setup, data set, table of classes) of a run of classify."""
     from experiments import build, views
     from train.classification import class_table
 
@@ -43,24 +33,53 @@ def main(argv) -> int:
     dataset = build.load_dataset(config, shape=shape)
     if run["class_names"] == views.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
         run["class_names"] = list(dataset.class_names)
-    setup = build.read_again(run)
-    if list(dataset.class_names) != run["class_names"]:
-        raise flags.UsageError(f"classes differ: {run['class_names']} in the run, {list(dataset.class_names)} here")
+    return config, build.read_again(run), dataset, class_table
+
+
+def segmenter(run: dict):
+    """The same of a run of segment, whose pictures are resized to the run's."""
+    from experiments import look_segmentation, segmentation
+
+    flags.require(TTA.value is None and not SKIP.value, "--tta and --skip_corrupt are for runs of classify")
+    config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
+    return config, setup, segmentation.load_dataset(config), look_segmentation.class_table
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; evaluate takes flags alone")
+    if not WORKDIR.value:
+        raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
+    if BATCH_SIZE.value is not None and BATCH_SIZE.value <= 0:
+        raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
+    from experiments import records
+
+    run = records.load_run(WORKDIR.value)
+    flags.start_cache()
+    from data import batches
+    from experiments import build
+
+    config, setup, dataset, class_table = segmenter(run) if run["task"] == "segmentation" else classifier(run)
+    if dataset.class_names != setup.about.class_names:
+        ours, theirs = (list(names) for names in (setup.about.class_names, dataset.class_names))
+        raise flags.UsageError(f"classes differ: {ours} in the run, {theirs} here")
     split = SPLIT.value or build.eval_split(dataset)
     if split not in dataset.splits:
         raise flags.UsageError(f"--split={split}: {config['dataset']} has {', '.join(dataset.splits)}")
     images, labels = dataset.splits[split]
-    if list(images.shape[1:]) != run["image_shape"]:
-        raise flags.UsageError(f"pictures differ: {run['image_shape']} in the run, {list(images.shape[1:])} here")
+    if images.shape[1:] != setup.about.image_shape:
+        shapes = f"{list(setup.about.image_shape)} in the run, {list(images.shape[1:])} here"
+        raise flags.UsageError(f"pictures differ: {shapes}")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    parts = batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value)
+    state, batch_size = setup.task.prepare_eval(state), BATCH_SIZE.value or max(8, setup.task.eval_rows)
+    parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
-    loop.add(None, eval_step(setup.task.prepare_eval(state), next(parts)))
+    loop.add(None, eval_step(state, next(parts)))
     compile_seconds = time.perf_counter() - began
-    parts = batches.eval_batches(images, labels, batch_size=BATCH_SIZE.value)
+    parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
-    sums = loop.evaluate(setup.task.prepare_eval(state), eval_step, batches=parts, examples=len(labels))
+    sums = loop.evaluate(state, eval_step, batches=parts, examples=len(labels))
     seconds = time.perf_counter() - began
     result = loop.Result(
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds

@@ -1,9 +1,13 @@
 """What a finished segmentation's report shows, and the pictures of masks."""
 
+import io
+import pathlib
 import sys
 
 import numpy as np
+from PIL import Image
 
+from data import decode
 from experiments.look import CAPTIONS
 from models import table
 from train import figures as draw
@@ -50,6 +54,41 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndar
     return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
 
 
+def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
+    """(file, mask, overlay) of each picture file: a palette PNG of its classes and its picture with their colours laid
+    over it, both of the picture's own size, beside legend.png."""
+    colours, rows, taken = palette(class_names), [], set[str]()
+    for file, mask in zip(files, found, strict=True):
+        picture = decode.read_picture(file, channels=3)
+        whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
+        stem = name = pathlib.Path(file).stem
+        while name in taken:  # Pictures of one name from several folders.
+            name = f"{stem}_{len(taken)}"
+        taken.add(name)
+        paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
+        over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
+        whole.putpalette(colours[:-1].ravel().tolist())
+        for path, image in zip(paths, (whole, over), strict=True):
+            png = io.BytesIO()
+            image.save(png, "PNG")
+            draw.write_atomically(path, png.getvalue())
+        rows.append((file, str(paths[0]), str(paths[1])))
+    import matplotlib
+
+    with matplotlib.rc_context(draw.STYLE):
+        shown = draw.new_figure(height=0.5 + 0.25 * -(-len(class_names) // 3))
+        _legend(shown, colours, class_names)
+        draw.save_figure(shown, place / "legend.png")
+    return rows
+
+
+def _legend(shown, colours, names) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(names)]
+    shown.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
+
+
 def figure(images, labels, guesses, class_names):
     """Pictures, true and predicted classes side by side, with a legend."""
     colours, count = palette(class_names), len(images)
@@ -69,11 +108,7 @@ def figure(images, labels, guesses, class_names):
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)
-    from matplotlib.patches import Patch
-
-    names = (*class_names, "void") if (labels >= len(class_names)).any() else class_names
-    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(names)]
-    shown.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=9)
+    _legend(shown, colours, (*class_names, "void") if (labels >= len(class_names)).any() else class_names)
     return shown
 
 

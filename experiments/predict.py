@@ -22,15 +22,16 @@ def main(argv) -> int:
     from experiments import records
 
     run = records.load_run(WORKDIR.value)
-    names = run["class_names"]
-    if not 1 <= TOP.value <= len(names):
-        raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(names)}, the number of classes")
+    labels = run["task"] != "segmentation"
+    if not 1 <= TOP.value <= len(run["class_names"]):
+        raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(run['class_names'])}, the number of classes")
+    flags.require(labels or TOP.value == 1, "--top is for runs of classify")
     parallel.start_devices(None)
     flags.start_cache()
     import numpy as np
 
     from data import DataError
-    from experiments import build, look, views
+    from experiments import views
 
     pictures, kept, status = [], [], 0
     for file in files:
@@ -40,15 +41,38 @@ def main(argv) -> int:
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
+    if kept:
+        (write_labels if labels else write_masks)(run, kept, np.stack(pictures))
+    return status
+
+
+def write_labels(run: dict, files: list[str], pictures) -> None:
+    """The most probable classes as CSV on standard output."""
+    import numpy as np
+
+    from experiments import build, look, records
+
     setup = build.read_again(run)
-    state = records.restore(setup, WORKDIR.value, WHICH.value)
+    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])
-    if pictures:
-        for file, row in zip(kept, look.predictions(setup.task, state, np.stack(pictures), 32), strict=True):
-            for i in np.argsort(-row, kind="stable")[: TOP.value]:
-                writer.writerow([file, names[i], f"{row[i]:.6f}"])
-    return status
+    for file, row in zip(files, look.predictions(setup.task, state, pictures, 32), strict=True):
+        for i in np.argsort(-row, kind="stable")[: TOP.value]:
+            writer.writerow([file, run["class_names"][i], f"{row[i]:.6f}"])
+
+
+def write_masks(run: dict, files: list[str], pictures) -> None:
+    """PNG files of classes and overlays, and a legend, in the run's folder; their names as CSV on standard output."""
+    from experiments import look_segmentation, records, segmentation
+
+    setup = segmentation.read_again(run)
+    state = setup.task.prepare_eval(records.restore(setup, str(WORKDIR.value), str(WHICH.value)))
+    found = look_segmentation.masks(setup.task, state, pictures)
+    place = records.absolute(str(WORKDIR.value)) / "predictions"
+    rows = look_segmentation.write_masks(place, files, found, run["class_names"])
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "mask", "overlay"])
+    writer.writerows(rows)
 
 
 if __name__ == "__main__":

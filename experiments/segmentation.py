@@ -162,6 +162,18 @@ def exact(config: dict, about: About):
     return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches)
 
 
+def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, Setup]:
+    """(flags of the data to score, the run's setup): those given, or where both are None the run's own."""
+    config, setup = dict(run["flags"]), read_again(run)
+    if dataset not in (None, config["dataset"]):
+        config |= {"dataset": dataset, "data_dir": None}
+    if data_dir is not None:
+        config["data_dir"] = data_dir
+    if config["dataset"] != "digit_scenes":
+        config["image_size"] = "x".join(map(str, run["image_shape"][:2]))
+    return config, setup
+
+
 def read_again(run: dict) -> Setup:
     """The setup of run.json, on one device."""
     about = About(*(tuple(run[name]) for name in About._fields))

@@ -16,11 +16,11 @@ def in_memory(run: dict) -> bool:
 
 def read_picture(file: str, run: dict) -> np.ndarray:
     """The picture file as the run's network saw the test pictures, uint8 [H, W, C]: the middle square of streamed
-    pictures, the whole of others. Raises DataError."""
+    pictures, the whole of others, resized. Raises DataError."""
     height, width, channels = run["image_shape"]
-    size, kind = run["flags"]["image_size"], run["flags"]["augment"]
-    if in_memory(run):
+    if run.get("task") == "segmentation" or in_memory(run):
         return decode.read_picture(file, channels=channels, crop=decode.whole((height, width)))
+    size, kind = run["flags"]["image_size"], run["flags"]["augment"]
     return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
