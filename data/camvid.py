@@ -7,13 +7,16 @@ authors' machines: the last two components alone count, inside the data set's fo
 
 import pathlib
 import re
+import tarfile
 
 import numpy as np
 from PIL import Image
 
-from data.dataset import DataError, Dataset
+from data.dataset import DAMAGED_ARCHIVE, DataError, Dataset
 from data.decode import FAILURES, read_picture, whole
+from data.folder import SUFFIXES
 from data.pictures import each
+from data.unpack import plain, write
 
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
@@ -28,27 +31,82 @@ LINE = re.compile(r"(\S.*?\.(?:png|jpe?g))\s+(\S.*\.png)", re.IGNORECASE)
 def listing(data_dir: str | None) -> dict[str, list[tuple[str, str]]]:
     """[(picture, annotation)] of each split. Raises DataError, naming the line or the file, for a folder of another
     form or a partner that is missing."""
+    splits: dict[str, list[tuple[str, str]]] = {}
+    for root, split, where, line in _lines(data_dir):
+        splits.setdefault(split, []).append(_pair(root, where, line))
+    return splits
+
+
+def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
+    """(folder, split, place in messages, text) of the lists' lines. Raises DataError where there are none."""
     if not data_dir:
         raise DataError("--dataset=camvid needs --data_dir=FOLDER, which holds SPLIT.txt, SPLIT/ and SPLITannot/")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
-    splits = {}
+    found = []
     for path in sorted(root.glob("*.txt")):
-        if not (root / path.stem).is_dir():
-            continue  # Another text than a list.
-        pairs = []
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-            match = LINE.fullmatch(line.strip())
-            if line.strip() and match is None:
-                raise DataError(f"{path}, line {number}: {line.strip()!r} is not a picture and its annotation")
-            if match:
-                pairs.append((_inside(root, match[1]), _inside(root, match[2])))
-        if pairs:
-            splits[path.stem] = pairs
-    if not splits:
+        if (root / path.stem).is_dir():  # Else another text than a list.
+            for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+                if line.strip():
+                    found.append((root, path.stem, f"{path}, line {number}", line.strip()))
+    if not found:
         raise DataError(f"--data_dir={data_dir} holds no list SPLIT.txt of pictures in SPLIT/ and SPLITannot/")
-    return splits
+    return found
+
+
+def _pair(root: pathlib.Path, where: str, line: str) -> tuple[str, str]:
+    match = LINE.fullmatch(line)
+    if match is None:
+        raise DataError(f"{where}: {line!r} is not a picture and its annotation")
+    return _inside(root, match[1]), _inside(root, match[2])
+
+
+def problems(data_dir: str) -> list[str]:
+    """All that `load` would stop at, one file each."""
+
+    def check(line):
+        try:
+            _read(_pair(*line), None)
+        except DataError as error:
+            return str(error)
+
+    lines = [(root, where, text) for root, _, where, text in _lines(data_dir)]
+    return [found for found in each(lambda i: check(lines[i]), len(lines), title="checking") if found]
+
+
+def collect(source: pathlib.Path, target: pathlib.Path) -> int:
+    """Copies the lists, pictures and annotations of a folder or archive in the authors' layout to `target`; their
+    number. Nothing is written outside: of an archive's names the last two components count. What is there already
+    stays. Raises DataError for a file that is no archive, or a damaged one."""
+    count = 0
+    if source.is_dir():
+        for path in sorted((*source.glob("*.txt"), *source.glob("*/*"))):
+            place = _place(target, str(path.relative_to(source)))
+            if place and path.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "rb") as stream:
+                    count += write(stream, path.stat().st_size, place)
+        return count
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                place = _place(target, member.name)
+                content = archive.extractfile(member) if member.isfile() and place else None
+                if place and content:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    count += write(content, member.size, place)
+    except DAMAGED_ARCHIVE as error:
+        raise DataError(f"{source} can't be read as an archive: {error}") from None
+    return count
+
+
+def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Where a list, picture or annotation of that name belongs; None for anything else."""
+    *_, folder, last = "", *name.split("/")
+    if plain(last) and last.endswith(".txt"):
+        return target / last
+    return target / folder / last if plain(last) and plain(folder) and last.lower().endswith(SUFFIXES) else None
 
 
 def _inside(root: pathlib.Path, path: str) -> str:
@@ -78,6 +136,16 @@ def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarra
     return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST)) if size else values
 
 
+def _read(pair: tuple[str, str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    picture, label = read_picture(pair[0], channels=3), read_annotation(pair[1])
+    if picture.shape[:2] != label.shape:
+        shapes = f"{picture.shape[0]}x{picture.shape[1]} and {label.shape[0]}x{label.shape[1]}"
+        raise DataError(f"{pair[0]} and its annotation differ in size: {shapes}")
+    if size and picture.shape[:2] != size:
+        return read_picture(pair[0], channels=3, crop=whole(size)), read_annotation(pair[1], size)
+    return picture, label
+
+
 def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Dataset:
     """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, resized to `size` (H, W). Raises DataError
     for a folder of another form, for a file that can't be read, and without a size for pictures of several sizes."""
@@ -86,15 +154,7 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Datase
 
         def read(i, pairs=pairs):
             try:
-                picture = read_picture(pairs[i][0], channels=3)
-                label = read_annotation(pairs[i][1])
-                if picture.shape[:2] != label.shape:
-                    shapes = f"{picture.shape[0]}x{picture.shape[1]} and {label.shape[0]}x{label.shape[1]}"
-                    raise DataError(f"{pairs[i][0]} and its annotation differ in size: {shapes}")
-                if size and picture.shape[:2] != size:
-                    picture = read_picture(pairs[i][0], channels=3, crop=whole(size))
-                    label = read_annotation(pairs[i][1], size)
-                return picture, label
+                return _read(pairs[i], size)
             except DataError as error:
                 return error
 

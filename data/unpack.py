@@ -45,7 +45,7 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
                     target = target / folder if plain(folder) else target
                     _claim(parents, target, parent)
                     target.mkdir(parents=True, exist_ok=True)
-                    count += _write(stream, member.size, target / name)
+                    count += write(stream, member.size, target / name)
                     bar.update()
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{source} can't be read as an archive: {error}") from None
@@ -97,7 +97,7 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
                 inner = archive.extractfile(member) if _wanted(member, SUFFIXES) else None
                 if inner is not None:
                     _claim(parents, folder, parent)
-                    count += _write(inner, member.size, part / name)
+                    count += write(inner, member.size, part / name)
                     bar.update()
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{title} can't be read as an archive: {error}") from None
@@ -105,7 +105,7 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
     return count
 
 
-def _write(stream, size: int, path: pathlib.Path) -> int:
+def write(stream, size: int, path: pathlib.Path) -> int:
     """Copies one picture, by way of a temporary file, unless it is there in full."""
     if not (path.is_file() and path.stat().st_size == size):
         temporary = path.with_name(f".{path.name}.part")

@@ -3,6 +3,7 @@
 python -m experiments.prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]
 python -m experiments.prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER
 python -m experiments.prepare --dataset=folder --data_dir=FOLDER --shards=STORE
+python -m experiments.prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data_dir=FOLDER
 """
 
 import pathlib
@@ -12,9 +13,12 @@ from absl import flags as absl_flags
 
 from experiments import flags
 
-DATASET = absl_flags.DEFINE_enum("dataset", None, ["cifar10", "folder"], "Data set to prepare.")
+DATASET = absl_flags.DEFINE_enum("dataset", None, ["cifar10", "folder", "camvid"], "Data set to prepare.")
 SOURCE = absl_flags.DEFINE_string(
-    "source", None, "cifar10: local copy of the archive, else it is downloaded. folder: archive of pictures to unpack."
+    "source",
+    None,
+    "cifar10: local copy of the archive, else it is downloaded. folder: archive of pictures to unpack. camvid: folder "
+    "or archive.",
 )
 DATA_DIR = absl_flags.DEFINE_string(
     "data_dir", None, "cifar10: folder of the prepared store, default ~/nutshell_data. folder: where SPLIT/CLASS/ lie."
@@ -29,19 +33,20 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; prepare takes flags alone")
     if not DATASET.value:
-        raise flags.UsageError("--dataset=cifar10 or folder is needed")
+        raise flags.UsageError("--dataset=cifar10, folder or camvid is needed")
     source = pathlib.Path(SOURCE.value) if SOURCE.value else None
-    if source and not source.is_file():
+    if source and not (source.is_file() or (source.is_dir() and DATASET.value == "camvid")):
         from data import DataError
 
         raise DataError(f"--source={SOURCE.value}: there is no such file")
-    return cifar10(source) if DATASET.value == "cifar10" else pictures(source)
+    if DATASET.value != "folder":
+        flags.require(not SPLIT.value and not SHARDS.value, "--split and --shards are for --dataset=folder")
+    return {"cifar10": cifar10, "folder": pictures, "camvid": camvid}[DATASET.value](source)
 
 
 def cifar10(source: pathlib.Path | None) -> int:
     from data import cifar10, store
 
-    flags.require(not SPLIT.value and not SHARDS.value, "--split and --shards are for --dataset=folder")
     folder = pathlib.Path(DATA_DIR.value) if DATA_DIR.value else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
         print(f"cifar10 is prepared already in {folder}", file=sys.stderr)
@@ -56,6 +61,21 @@ def cifar10(source: pathlib.Path | None) -> int:
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
     return 0
+
+
+def camvid(source: pathlib.Path | None) -> int:
+    from data import DataError, camvid
+
+    flags.require(bool(source and DATA_DIR.value), "--dataset=camvid needs --source=FOLDER_OR_ARCHIVE and --data_dir")
+    if source and not camvid.collect(source, pathlib.Path(str(DATA_DIR.value))):
+        raise DataError(f"--source={SOURCE.value} holds no lists SPLIT.txt and no pictures")
+    wrong = camvid.problems(str(DATA_DIR.value))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if not wrong:
+        counts = {split: len(pairs) for split, pairs in camvid.listing(DATA_DIR.value).items()}
+        print(", ".join(f"{n:,} {split}" for split, n in counts.items()) + f" in {DATA_DIR.value}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def pictures(source: pathlib.Path | None) -> int:

@@ -1,5 +1,8 @@
 """The authors' layout of CamVid: lists of other machines' paths, partners, labels, weights."""
 
+import io
+import tarfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,3 +93,34 @@ def test_median_frequency_by_hand():
     frequency = np.array([3 / 16, 4 / 8])
     expected = [*(np.median(frequency) / frequency), *[0.0] * 9]
     np.testing.assert_allclose(camvid.computed_weights(labels), expected)
+
+
+def test_collecting_and_checking(root, tmp_path, start):
+    archive = tmp_path / "camvid.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(root, "camvid")
+        for name in ("../../evil.png", "/tmp/evil/x.png", "camvid/.hidden/a.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            file.addfile(info, io.BytesIO(b"text"))
+        link = tarfile.TarInfo("camvid/train/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    before = camvid.load(str(root))
+    for i, source in enumerate((root, archive)):
+        target = tmp_path / "to" / str(i)
+        assert camvid.collect(source, target) >= 13 and camvid.problems(str(target)) == []
+        for split, arrays in camvid.load(str(target)).splits.items():
+            for ours, theirs in zip(arrays, before.splits[split], strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        assert not any(path.is_symlink() for path in target.rglob("*"))
+    assert not list(tmp_path.glob("evil*")) and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["0", "1"]
+
+    target = tmp_path / "to" / "2"
+    (root / "trainannot" / "a 1.png").unlink()
+    Image.fromarray(np.full((6, 8), 99, np.uint8)).save(root / "testannot" / "a 0.png")
+    done = start("prepare", "--dataset=camvid", f"--source={root}", f"--data_dir={target}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "trainannot/a 1.png is missing" in done.stderr and "testannot/a 0.png holds the label 99" in done.stderr
+    done = start("prepare", "--dataset=camvid", f"--source={archive}", f"--data_dir={tmp_path / 'to' / '3'}")
+    assert done.returncode == 0 and "2 test, 3 train in" in done.stderr

@@ -95,7 +95,7 @@ def test_splits_and_classes_are_never_mixed(tmp_path):
 
 def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     source, target = nested(tmp_path / "train.tar"), tmp_path / "train"
-    original, calls = unpack._write, []
+    original, calls = unpack.write, []
 
     def stops(stream, size, path):
         calls.append(path.name)
@@ -103,7 +103,7 @@ def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(stream, size, path)
 
-    monkeypatch.setattr(unpack, "_write", stops)
+    monkeypatch.setattr(unpack, "write", stops)
     with pytest.raises(OSError, match="No space left"):
         unpack.unpack(source, tmp_path, split="train")
     assert [path.name for path in target.iterdir() if not path.name.startswith(".")] == ["n01"]

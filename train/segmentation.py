@@ -202,6 +202,6 @@ def create(
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "global_accuracy", "class_accuracy", "mean_iou", "boundary_f1"),
         best=("mean_iou", "max"),
-        eval_rows=1,
+        eval_rows=8,
         details=functools.partial(details, class_names=tuple(class_names)),
     )
