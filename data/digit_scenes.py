@@ -38,13 +38,15 @@ def compose(key, digits, labels):
     picked = jax.random.randint(pick_key, (MOST,), 0, len(digits))
     scale = jax.random.uniform(scale_key, (MOST,), minval=0.8, maxval=1.3)
     start = jax.random.uniform(place_key, (MOST, 2)) * (SIDE - scale * size)[:, None]
-    image, label = _background(noise_key), jnp.zeros((SIDE, SIDE), jnp.int32)
-    for i in range(MOST):
-        rows, columns = (_weights(start[i, axis], scale[i], size) for axis in (0, 1))
-        digit = digits[picked[i], :, :, 0].astype(jnp.float32) / 255
-        ink = jnp.where(i < count, rows @ digit @ columns.T, 0.0)
-        image = ink + (1 - ink) * image
-        label = jnp.where(ink > INK, labels[picked[i]] + 1, label)
+
+    def lay(scene, digit):
+        (image, label), (picked, scale, start, there) = scene, digit
+        rows, columns = (_weights(start[axis], scale, size) for axis in (0, 1))
+        ink = jnp.where(there, rows @ (digits[picked, :, :, 0].astype(jnp.float32) / 255) @ columns.T, 0.0)
+        return (ink + (1 - ink) * image, jnp.where(ink > INK, labels[picked] + 1, label)), None
+
+    empty = _background(noise_key), jnp.zeros((SIDE, SIDE), jnp.int32)
+    (image, label), _ = jax.lax.scan(lay, empty, (picked, scale, start, jnp.arange(MOST) < count))
     return image[..., None], label
 
 

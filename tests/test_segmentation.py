@@ -17,7 +17,7 @@ WEIGHTS = (0.5, 1.0, 4.0)
 def make(devices):
     axis = parallel.axis_of(devices)
     return segmentation.create(
-        model=SegNetBasic(CLASSES, widths=(4, 6), window=3, axis_name=axis),
+        model=SegNetBasic(CLASSES, widths=(4,), window=3, axis_name=axis),
         optimizer=optax.sgd(1.0),
         image_shape=(9, 10, 3),
         class_names=("a", "b", "c"),
@@ -131,7 +131,7 @@ def test_boundary_f1_against_loops(size):
 def test_exact_statistics_are_the_means_over_the_batches():
     task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
     state = task.init(jax.random.key(0))
-    model = SegNetBasic(CLASSES, widths=(4, 6), window=3)
+    model = SegNetBasic(CLASSES, widths=(4,), window=3)
     exact = segmentation.exact_batch_norm(
         model=model, prepare=lambda images, labels, keys: (images * 1.0, labels), batches=lambda: iter(batches)
     )(state)
