@@ -24,8 +24,6 @@ PUBLISHED = [
     ("densenet", {"depth": 100}, 32, 6_979_642, "1770"),
     ("densenet", {"depth": 100, "growth_rate": 24}, 32, 27_249_082, "6889"),
     ("densenet", {"depth": 100, "bottleneck": True, "compression": 0.5}, 32, 769_162, "287.9"),
-    ("densenet", {"depth": 250, "growth_rate": 24, "bottleneck": True, "compression": 0.5}, 32, 15_324_406, "5419"),
-    ("densenet", {"depth": 190, "growth_rate": 40, "bottleneck": True, "compression": 0.5}, 32, 25_624_430, "9302"),
     ("cuda_convnet", {}, 24, 2_112_970, "19.5"),
 ]
 # The same for 224x224 pixels and 1,000 classes.

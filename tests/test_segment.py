@@ -1,16 +1,14 @@
-"""segment as a user starts it: scored again, killed and gone on with, masks written, bad input."""
+"""segment as a user starts it: scored again, masks written, bad input; its default data."""
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from experiments import segmentation
 
 CAMVID = ["--dataset=camvid", "--image_size=16x20", "--crop=12x16", "--class_weights=computed", "--exact_batch_norm"]
 SHORT = ["--batch_size=4", "--learning_rate=0.05", "--log_every=2", "--save_every=1"]
@@ -44,7 +42,7 @@ def same(one, other):
     assert {name: one[name] for name in names} == {name: other[name] for name in names}
 
 
-def test_a_run_on_camvid(root, start, environment, tmp_path):
+def test_a_run_on_camvid(root, start, tmp_path):
     run = [*CAMVID, *SHORT, f"--data_dir={root}", "--steps=12"]
     workdir = tmp_path / "whole"
     whole = result(start("segment", f"--workdir={workdir}", *run))
@@ -72,15 +70,6 @@ def test_a_run_on_camvid(root, start, environment, tmp_path):
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
     assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
 
-    parts = tmp_path / "parts"
-    command = [sys.executable, "-m", "experiments.segment", f"--workdir={parts}", *run]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 100
-        while not list((parts / "checkpoints").glob("[3-9]")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    same(whole, result(start("segment", f"--workdir={parts}", *run)))
-
     files = [str(root / "val" / f"{i}.png") for i in range(2)]
     done = start("predict", f"--workdir={workdir}", *files, str(root / "train" / "0.png"), "absent.png")
     assert done.returncode == 1 and "absent.png" in done.stderr
@@ -92,12 +81,6 @@ def test_a_run_on_camvid(root, start, environment, tmp_path):
         assert np.asarray(mask).max() < 11
 
 
-def test_scenes_of_digits_on_two_devices(start, tmp_path):
-    run = [*SHORT, "--steps=2", "--batch_size=8", "--eval_every=100"]
-    found = result(start("segment", f"--workdir={tmp_path / 'w'}", "--devices=2", *run))
-    assert found["examples"] == 500 and found["parameters"] == 195_435 and "background" in found["iou"]
-
-
 def test_bad_input_is_one_line(root, start, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     for flags, status, message in (
@@ -105,11 +88,47 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (["--image_size=16x20"], 2, "--image_size=16x20 is not for --dataset=digit_scenes"),
         (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "accepted is HEIGHTxWIDTH"),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "accepted are up to 30x44"),
-        (["--class_weights=published"], 2, "is for --dataset=camvid"),
-        (["--model=segnet_large"], 2, "segnet_large"),
     ):
         done = start("segment", workdir, "--batch_size=2", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
     done = start("classify", workdir, "--model=segnet")
     assert done.returncode == 2 and "--model=segnet is for experiments.segment" in done.stderr
+
+
+def test_the_default_data_and_network():
+    config = {
+        "dataset": "digit_scenes",
+        "data_dir": None,
+        "image_size": None,
+        "crop": None,
+        "class_weights": "computed",
+    }
+    config |= {
+        "dry_run_data": False,
+        "model": "segnet_small",
+        "decoder": "indices",
+        "sync_bn": True,
+        "dtype": "float32",
+    }
+    config |= {
+        "exact_batch_norm": False,
+        "batch_size": 8,
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "momentum": 0.9,
+    }
+    config |= {"optimizer": "sgd", "nesterov": False, "weight_decay": 0.0, "warmup_steps": 0, "drops": ["0.5"]}
+    config |= {"drop_factor": 10.0, "parameter_groups": "none"}
+    dataset = segmentation.load_dataset(config)
+    about = segmentation.describe(config, dataset)
+    assert about.image_shape == (64, 64, 1) and about.class_weights[0] < 0.2 < min(about.class_weights[1:])
+    setup = segmentation.setup(config, about, devices=1, steps=3)
+    state, step = setup.task.init(jax.random.key(0)), jax.jit(setup.task.train_step)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 195_435
+    images, labels = dataset.splits["train"]
+    # The digits of a batch are not what its scenes are made of: the step's key draws them.
+    one, two = ({"image": images[i : i + 8], "label": labels[i : i + 8]} for i in (0, 8))
+    after, sums = step(state, one)
+    assert sums["pixels"] == 8 * 64 * 64 and sums == step(state, two)[1]
+    assert float(step(after, one)[1]["loss"]) != float(sums["loss"])
