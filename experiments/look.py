@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -21,15 +22,18 @@ CAPTIONS = {
 SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 
 
-def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
-    step = parallel.parallelize(task.predict_step, 1, donate=False)
-    found, batch_size = [], max(1, min(batch_size, len(images)))
+def outputs(task, state, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """What the network gives for uint8 images [N, H, W, C], a batch at a time, on one device."""
+    step, batch_size = parallel.parallelize(task.predict_step, 1, donate=False), max(1, min(batch_size, len(images)))
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
-        logits = np.asarray(step(state, {"image": padded}))[: len(part)]
-        found.append(np.asarray(jax.nn.softmax(logits, axis=-1)))
+        yield np.asarray(step(state, {"image": padded}))[: len(part)]
+
+
+def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
+    found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
     return np.concatenate(found) if found else np.zeros((0, 0))
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from data import decode
-from experiments.look import CAPTIONS
+from experiments.look import CAPTIONS, outputs
 from models import table
 from train import figures as draw
-from train import parallel, report, segmentation
+from train import report, segmentation
 
 HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
 SKIP = ("epoch", "seconds", "images_per_second")
@@ -40,13 +40,7 @@ def palette(class_names) -> np.ndarray:
 
 def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
-    step = parallel.parallelize(task.predict_step, 1, donate=False)
-    found, batch_size = [], max(1, min(batch_size, len(images)))
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
-        found.append(np.asarray(step(state, {"image": padded}).argmax(-1), np.uint8)[: len(part)])
-    return np.concatenate(found)
+    return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images, batch_size)])
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -28,9 +28,6 @@ def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | Non
     return home, processes.broadcast_json(finished)
 
 
-NAMES = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
-
-
 def run_folder(workdir: str) -> folder.RunFolder:
     """The run's folder; of several processes the first alone has it, the others write to one that is removed."""
     if processes.is_main():
@@ -185,9 +182,9 @@ def summary(config, setup, result, split: str, examples: int, workdir: str) -> d
 
 
 def headline(summary: dict) -> str:
-    name = "accuracy" if "accuracy" in summary else "mean_iou"
+    name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
     return (
-        f"{summary['split']} {NAMES[name]} {100 * summary[name]:.2f} % of {summary['examples']:,} images, loss "
+        f"{summary['split']} {title} {100 * summary[name]:.2f} % of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import models
 from data import augment, camvid, digit_scenes
 from data.dataset import Dataset, pixel_statistics
-from experiments import build
+from experiments import build, views
 from experiments.build import Setup
 from experiments.flags import UsageError, require
 from train import loop, parallel, segmentation
@@ -136,16 +136,15 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         train_prepare=train,
         eval_prepare=evaluation,
         axis=axis,
-        prepare_eval=exact(config, about) if config["exact_batch_norm"] else None,
+        prepare_eval=exact(config, about, train=train, evaluation=evaluation) if config["exact_batch_norm"] else None,
         dtype=None if config["dtype"] == "float32" else config["dtype"],
     )
     return Setup(about, about.image_shape, model, task, rate)
 
 
-def exact(config: dict, about: About):
+def exact(config: dict, about: About, *, train, evaluation):
     """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand."""
     scenes, size = config["dataset"] == "digit_scenes", config["batch_size"]
-    train, evaluation = preparations(config, about)
 
     def prepare(images, labels, keys):
         return train(images, labels, keys) if scenes else (evaluation(images), labels)
@@ -164,14 +163,10 @@ def exact(config: dict, about: About):
 
 def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, Setup]:
     """(flags of the data to score, the run's setup): those given, or where both are None the run's own."""
-    config, setup = dict(run["flags"]), read_again(run)
-    if dataset not in (None, config["dataset"]):
-        config |= {"dataset": dataset, "data_dir": None}
-    if data_dir is not None:
-        config["data_dir"] = data_dir
+    config = views.on_data(run["flags"], dataset=dataset, data_dir=data_dir)
     if config["dataset"] != "digit_scenes":
-        config["image_size"] = "x".join(map(str, run["image_shape"][:2]))
-    return config, setup
+        config = config | {"image_size": "x".join(map(str, run["image_shape"][:2]))}
+    return config, read_again(run)
 
 
 def read_again(run: dict) -> Setup:

@@ -24,6 +24,13 @@ def read_picture(file: str, run: dict) -> np.ndarray:
     return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
+def on_data(config: dict, *, dataset: str | None, data_dir: str | None) -> dict:
+    """The flags with another data set or folder, where these are not None; one's folder is not another's."""
+    if dataset not in (None, config["dataset"]):
+        config = config | {"dataset": dataset, "data_dir": None}
+    return config if data_dir is None else config | {"data_dir": data_dir}
+
+
 def for_evaluation(
     run: dict, *, dataset: str | None, data_dir: str | None, tta: str | None
 ) -> tuple[dict, tuple | None]:
@@ -34,10 +41,9 @@ def for_evaluation(
     if config["tta"] == "ten_view" and not in_memory(run):  # They are cut out of a larger square.
         side = stream.view(old["image_size"], "crop").side
         config, run = config | {"augment": "crop"}, run | {"image_shape": [side, side, run["image_shape"][2]]}
-    if dataset not in (None, old["dataset"]):
-        config |= {"dataset": dataset, "data_dir": None, "train_batches": None}
-    if data_dir is not None:
-        config["data_dir"] = data_dir
+    config = on_data(config, dataset=dataset, data_dir=data_dir)
+    if config["dataset"] != old["dataset"]:
+        config["train_batches"] = None
     if (config["dataset"], config["data_dir"]) == (old["dataset"], old["data_dir"]):
         return run | {"flags": config}, None
     if in_memory(run):

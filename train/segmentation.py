@@ -18,6 +18,12 @@ from train.task import Task
 TOLERANCE = 0.0075  # Of the picture's diagonal, within which two boundaries meet.
 
 
+def weighted_loss(logits, labels, valid, class_weights):
+    """The sum over the pixels that are `valid` of their cross-entropies, each times its true class's weight."""
+    known = jnp.where(valid, labels, 0)
+    return jnp.where(valid, jnp.asarray(class_weights, jnp.float32)[known] * cross_entropy(logits, known), 0.0).sum()
+
+
 def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, axis, dtype=None):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the loss over the global batch.
 
@@ -26,9 +32,7 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, 
     """
     keys = row_keys(key, batch["image"].shape[0], axis_name=axis)
     images, labels = prepare(batch["image"], batch["label"], keys)
-    weights = jnp.asarray(class_weights, jnp.float32)
     valid = labels < len(class_weights)
-    known = jnp.where(valid, labels, 0)
     pixels = valid.sum().astype(jnp.float32)
     total = jnp.maximum(lax.psum(pixels, axis) if axis else pixels, 1.0)
 
@@ -36,7 +40,7 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, 
         variables = {"params": in_dtype(params, dtype), "batch_stats": batch_stats}
         logits, changed = model.apply(variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"])
         logits = in_float32(logits)
-        loss = jnp.where(valid, weights[known] * cross_entropy(logits, known), 0.0).sum()
+        loss = weighted_loss(logits, labels, valid, class_weights)
         correct = (valid & (logits.argmax(-1) == labels)).sum().astype(jnp.float32)
         sums = {"loss": loss, "correct": correct, "pixels": pixels}
         return loss / total, (changed.get("batch_stats", {}), sums)
@@ -101,13 +105,12 @@ def eval_step(state: State, batch, *, model, prepare, class_weights, axis=None, 
     logits, labels = predict_step(state, batch, model=model, prepare=prepare, dtype=dtype), batch["label"]
     classes = len(class_weights)
     valid = (labels < classes) & (batch["mask"] > 0)[:, None, None]
-    known, predicted = jnp.where(valid, labels, 0), logits.argmax(-1)
-    weights = jnp.asarray(class_weights, jnp.float32)
-    true = (jax.nn.one_hot(known, classes) * valid[..., None]).reshape(-1, classes)
+    predicted = logits.argmax(-1)
+    true = (jax.nn.one_hot(labels, classes) * valid[..., None]).reshape(-1, classes)
     score, counts = boundary_f1(predicted, labels, classes)
     counts = counts * batch["mask"]
     sums = {
-        "loss": jnp.where(valid, weights[known] * cross_entropy(logits, known), 0.0).sum(),
+        "loss": weighted_loss(logits, labels, valid, class_weights),
         "pixels": valid.sum().astype(jnp.float32),
         "count": batch["mask"].sum(),
         "confusion": true.T @ jax.nn.one_hot(predicted, classes).reshape(-1, classes),
