@@ -11,9 +11,13 @@ import subprocess
 import sys
 import tempfile
 
+import models
 from experiments import flags
 from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
+
+# Flags that give weights of one shape another sense.
+SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder")
 
 
 def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | None]:
@@ -90,16 +94,21 @@ def _no_run(workdir, flag):
 
 
 def initial_state(config: dict, state: State) -> State:
-    """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir."""
+    """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir; of a
+    network that is this one's encoder, by that part."""
     if not config["init_from"]:
         return state
     theirs = load_run(config["init_from"], flag="init_from")["flags"]
-    for name in ("model", "v1_5", "local_response_norm", "activation", "slope"):  # Weights of one shape, other sense.
+    encoder = models.ENCODERS.get(config["model"], {}).get(theirs["model"])
+    for name in SENSE if encoder is None else ():
         there, here = theirs.get(name), config.get(name)
         if (there or None) != (here or None):
             raise flags.UsageError(f"--init_from={config['init_from']} has --{name}={there}, this run --{name}={here}")
+    parts: tuple[str, ...] = (".params", ".batch_stats")
+    if encoder is not None:
+        parts = tuple(f"{part}['{layer}" for part in parts for layer in encoder)
     source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]), report=print_line, owner=False)
-    found = source.restore(state, parts=(".params", ".batch_stats"))
+    found = source.restore(state, parts=parts)
     if found is None:
         raise folder.FolderError(f"--init_from={config['init_from']} holds no checkpoint")
     return found[0]

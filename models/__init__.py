@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import numpy as np
 
-from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, table, vgg
+from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, segnet, table, vgg
 from models.alexnet import AlexNetOWT
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
@@ -63,7 +63,12 @@ PEERS = {
 
 
 # The rates and decays by leaf of a network's author, for --parameter_groups=author.
-AUTHOR_GROUPS = {"cuda_convnet": cuda_convnet.AUTHOR_GROUPS, "alexnet_owt": alexnet.AUTHOR_GROUPS}
+AUTHOR_GROUPS = {
+    "cuda_convnet": cuda_convnet.AUTHOR_GROUPS,
+    "alexnet_owt": alexnet.AUTHOR_GROUPS,
+    "segnet_basic": segnet.AUTHOR_GROUPS,
+    "segnet": segnet.AUTHOR_GROUPS,
+}
 
 # (batch statistics, normalised images [B, H, W, C]) -> batch statistics, where these hold filters made from images.
 FIT = dict.fromkeys(("dcnn", "dcnn_wide"), dcnn.fit)
@@ -75,6 +80,9 @@ FIRST_FILTERS = dict.fromkeys(FIT, dcnn.first_filters)
 # Networks of segment, not of classify; and those that see pixels of 0 to 255, not normalised images.
 SEGMENTERS = ("segnet_small", "segnet_basic", "segnet")
 RAW_PIXELS = ("segnet_basic",)
+
+# Whose first layers, by the beginnings of their names, a network's encoder may start from.
+ENCODERS = {"segnet": {"vgg16": ("conv",), "vgg16_bn": ("conv", "bn")}}
 
 
 def options(name: str) -> set[str]:

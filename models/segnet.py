@@ -18,6 +18,9 @@ from models.vgg import DEPTHS, WIDTHS
 # unpooling gives; "bilinear" and "transposed" use no indices: interpolation that is fixed, or learned.
 DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
+# The authors' rates and decays: convolutions' biases learn twice as fast and don't decay; batch norm's do.
+AUTHOR_GROUPS = ((r"bn\d?(_\d)?/", 1.0, 1.0), (r"bias$", 2.0, 0.0))
+
 
 def bilinear(key, shape, dtype=jnp.float32):
     """The kernel [4, 4, C, C] of a transposed convolution of stride 2 that interpolates each map by itself (Long,
@@ -49,9 +52,8 @@ class SegNetBasic(nn.Module):
     """[B, H, W, C] pixels of 0 to 255 -> logits [B, H, W, num_classes].
 
     Channels are normalised across each other at the input, as the source does; without `normalise_channels` images are
-    to come normalised. Each encoder is a 7x7 convolution, batch
-    norm, ReLU and pooling; a decoder is without ReLU. 1,416,587 parameters for 11 classes. Batch norm's epsilon is 1e-5
-    (the source: 1e-9).
+    to come normalised. Each encoder is a 7x7 convolution, batch norm, ReLU and pooling; a decoder is without ReLU.
+    1,416,587 parameters for 11 classes. Batch norm's epsilon is 1e-5 (the source: 1e-9).
     """
 
     num_classes: int

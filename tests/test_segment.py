@@ -4,11 +4,17 @@ import csv
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import segmentation
+import models
+from experiments import records, segmentation
+from experiments.flags import UsageError
+from models import segnet, vgg
+from train import checkpoint
+from train.state import State
 
 CAMVID = ["--dataset=camvid", "--image_size=16x20", "--crop=12x16", "--class_weights=computed", "--exact_batch_norm"]
 SHORT = ["--batch_size=4", "--learning_rate=0.05", "--log_every=2", "--save_every=1"]
@@ -79,6 +85,31 @@ def test_a_run_on_camvid(root, start, tmp_path):
     with Image.open(rows[0]["mask"]) as mask, Image.open(rows[0]["overlay"]) as overlay:
         assert (mask.mode, mask.size, overlay.mode, overlay.size) == ("P", (44, 30), "RGB", (44, 30))
         assert np.asarray(mask).max() < 11
+
+
+@pytest.mark.parametrize("encoder", ["vgg16", "vgg16_bn"])
+def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
+    for module in (vgg, segnet):
+        monkeypatch.setattr(module, "WIDTHS", (2, 2, 3, 3, 4))
+
+    def state(module, size):
+        variables = module.init(jax.random.key(0), np.zeros((1, size, size, 3), np.float32))
+        return State(variables["params"], variables.get("batch_stats", {}), (), jnp.int32(0), jax.random.key(0))
+
+    theirs = jax.tree.map(lambda leaf: leaf + 1, state(models.create(encoder, 5, units=3), 32)._replace(key=None))
+    checkpoints = checkpoint.Checkpoints(tmp_path, report=print)
+    checkpoints.save(0, theirs, record={})
+    checkpoints.wait()
+    run = {"flags": {"model": encoder}, "class_names": "abcde", "image_shape": [32, 32, 3], "mean": [0], "std": [1]}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    ours = state(models.create("segnet", 3), 8)
+    found = records.initial_state({"model": "segnet", "init_from": str(tmp_path)}, ours)
+    for part in ("params", "batch_stats"):
+        for layer, leaves in getattr(found, part).items():
+            source = theirs if layer.startswith("conv") or (encoder == "vgg16_bn" and layer.startswith("bn")) else ours
+            jax.tree.map(np.testing.assert_array_equal, leaves, getattr(source, part)[layer])
+    with pytest.raises(UsageError, match=f"has --model={encoder}, this run --model=segnet_basic"):
+        records.initial_state({"model": "segnet_basic", "init_from": str(tmp_path)}, ours)
 
 
 def test_bad_input_is_one_line(root, start, tmp_path):

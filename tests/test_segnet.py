@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import models
 from models import segnet
+from train import optimizers
 
 
 def test_transposed_convolutions_begin_as_bilinear_interpolation():
@@ -40,3 +42,22 @@ def test_decoders_use_what_they_say(decoder):
 def test_an_unknown_decoder_is_refused():
     with pytest.raises(ValueError, match="unknown decoder 'deconv'; known: indices, bilinear"):
         segnet.SegNetBasic(3, decoder="deconv").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("name", ["segnet_basic", "segnet"])
+def test_the_authors_rates_fit_each_leaf(name):
+    variables = jax.eval_shape(models.create(name, 11).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["params"])
+    optimizer = optimizers.create(
+        "sgd",
+        lambda step: 0.1,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.5,
+        groups=models.AUTHOR_GROUPS[name],
+    )
+    updates, _ = optimizer.update(params, optimizer.init(params), params)  # Gradients of one, weights of one.
+    for layer, leaves in updates.items():
+        for leaf, value in leaves.items():
+            expected = -0.1 * 2 if leaf == "bias" and "bn" not in layer else -0.1 * 1.5
+            np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=f"{layer}/{leaf}")
