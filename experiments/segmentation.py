@@ -144,14 +144,14 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
 
 def exact(config: dict, about: About, *, train, evaluation):
     """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand."""
-    scenes, size = config["dataset"] == "digit_scenes", config["batch_size"]
+    scenes, size = config["dataset"] == "digit_scenes", 2 if config["dry_run"] else config["batch_size"]
 
     def prepare(images, labels, keys):
         return train(images, labels, keys) if scenes else (evaluation(images), labels)
 
     def batches():
         images, labels = load_dataset(config).splits["train"]
-        count = 1000 if scenes else len(images)
+        count = size if config["dry_run"] else 1000 if scenes else len(images)
         keys = jax.random.split(jax.random.key(2), count)
         for start in range(0, count - min(size, count) + 1, size):
             part = slice(start, start + size)

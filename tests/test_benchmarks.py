@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import classifiers
+from benchmarks import twins
 
 ROOT = pathlib.Path(__file__).parent.parent
 FAKE = """
@@ -39,8 +39,9 @@ def fake(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "benchmarks.classifiers", "--models=mlp", *map(str, arguments)]
+    def run(*arguments, module="classifiers"):
+        only = ["--models=mlp"] * (module == "classifiers")
+        command = [sys.executable, "-m", f"benchmarks.{module}", *only, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -58,32 +59,36 @@ def test_ours_and_the_peer_take_turns(start, fake, tmp_path):
     assert row["setting"] == "--layout=channels_last --threads=1"
     assert row["ratio"] == pytest.approx(row["ours_ms"] / 100.0, abs=1e-4)
     assert lines[1].split()[:2] == ["mlp", "128"] and lines[1].endswith(row["setting"])
-    assert lines[2].startswith(f"input path mlp: {row['input_path']:.3f} times")
+    assert lines[2].startswith(f"input path mlp: {row['others']['input path']:.3f} times")
     turns = row["turns"]
     assert row["setting"] in turns["peer"] and not any("nchw" in s or "compile" in s for s in turns["peer"])
     assert all(found in ([100.0, 100.0], [120.0, 120.0]) for found in turns["peer"].values())
-    assert len(turns["ours"]) == 2 * (len(turns["peer"]) + 1) and len(turns["input_path"]) == 2
+    assert len(turns["ours"]) == 2 * (len(turns["peer"]) + 1) and len(turns["others"]["input path"]) == 2
     calls = pathlib.Path(f"{peer}.log").read_text().splitlines()
     assert all("--model=mlp --batch_size=128" in call for call in calls)
     assert sum(f"--steps={turns['steps']}" in call for call in calls) == 2 * len(turns["peer"])
 
 
+def test_segnet_basic_is_the_peers_twin(start, fake):
+    done = start(f"--peer={fake(1_416_586)}", module="segmentation")
+    line = "error: segnet_basic has 1,416,587 parameters here and 1,416,586 in the peer\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
 def test_the_peers_figure_is_the_median_of_its_best_setting():
     peer = {"--threads=1": [90.0, 20.0, 95.0], "--threads=2": [40.0, 50.0, 300.0]}
-    turns = {"steps": 5, "ours": [24.0, 25.0, 90.0], "peer": peer, "input_path": [1.01, 1.5, 1.02]}
-    row = classifiers.summarise("densenet40", turns | {"augmentation": [1.0, 1.0, 1.005]})
+    turns = {"steps": 5, "ours": [24.0, 25.0, 90.0], "peer": peer, "others": {"input path": [1.01, 1.5, 1.02]}}
+    row = twins.summarise("densenet40", turns, batch_size=64)
     assert (row["ours_ms"], row["peer_ms"], row["setting"], row["ratio"]) == (25.0, 50.0, "--threads=2", 0.5)
-    assert (row["input_path"], row["augmentation"], row["batch_size"]) == (1.02, 1.0, 64)
-    assert classifiers.table([row])[1:] == [
+    assert twins.table([row])[1:] == [
         "densenet40      64      25.0      50.0   0.50  --threads=2",
-        "input path densenet40: 1.020 times the step on one fixed batch (augmentation: 1.000)",
+        "input path densenet40: 1.020 times the step on one fixed batch",
     ]
 
 
 def test_without_a_peer_ours_stands_alone():
-    turns = {"steps": 5, "ours": [24.0], "peer": {}, "input_path": [1.0], "augmentation": [1.0]}
-    row = classifiers.summarise("mlp", turns)
-    assert "ratio" not in row and classifiers.table([row])[1].split() == ["mlp", "128", "24.0", "-", "-", "-"]
+    row = twins.summarise("mlp", {"steps": 5, "ours": [24.0], "peer": {}, "others": {}}, batch_size=128)
+    assert "ratio" not in row and twins.table([row])[1].split() == ["mlp", "128", "24.0", "-", "-", "-"]
 
 
 def test_another_count_of_parameters_is_refused(start, fake):

@@ -10,7 +10,8 @@ from data import stream
 from experiments import build, flags
 from train.state import parameter_count
 
-RECIPES = sorted((pathlib.Path(flags.__file__).parent / "recipes").glob("*.flags"))
+FOUND = sorted((pathlib.Path(flags.__file__).parent / "recipes").glob("*.flags"))
+RECIPES = [path for path in FOUND if "--dataset=camvid" not in path.read_text()]  # Those of classify.
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain20": 269_722, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
 # (share of the run, learning rate) as the sources have them: the author's files divide by 250^(1/3) three times, from

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from train.state import State
 
 CAMVID = ["--dataset=camvid", "--image_size=16x20", "--crop=12x16", "--class_weights=computed", "--exact_batch_norm"]
 SHORT = ["--batch_size=4", "--learning_rate=0.05", "--log_every=2", "--save_every=1"]
+
+FOUND = sorted((pathlib.Path(segmentation.__file__).parent / "recipes").glob("*.flags"))
+RECIPES = [path for path in FOUND if "--dataset=camvid" in path.read_text()]
+PARAMETERS = {"segnet_basic": 1_416_587, "segnet": 29_449_355}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,14 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
         records.initial_state({"model": "segnet_basic", "init_from": str(tmp_path)}, ours)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe(path, start, tmp_path):
+    flagfile, workdir = f"--flagfile={path}", f"--workdir={tmp_path / 'w'}"
+    found = result(start("segment", flagfile, workdir, "--dry_run", "--dry_run_data", "--image_size=16x20"))
+    assert (found["parameters"], found["step"]) == (PARAMETERS[found["model"]], 2)
+    assert not any((tmp_path / "w").iterdir())
+
+
 def test_bad_input_is_one_line(root, start, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     for flags, status, message in (
@@ -122,7 +135,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
     ):
         done = start("segment", workdir, "--batch_size=2", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr
-        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
+        assert len(done.stderr.splitlines()) == 1
     done = start("classify", workdir, "--model=segnet")
     assert done.returncode == 2 and "--model=segnet is for experiments.segment" in done.stderr
 

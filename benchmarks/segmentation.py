@@ -1,0 +1,44 @@
+"""SegNet-Basic's step beside a peer's: python -m benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON
+
+As benchmarks.twins has it: batches of 8 pictures of 96x128 pixels, 11 classes of equal weight, and no normalisation
+across channels, which the peer's twin lacks.
+"""
+
+import jax
+import numpy as np
+
+import models
+from benchmarks import twins
+from experiments import flags
+from train import segmentation
+
+BATCH_SIZE, IMAGE_SHAPE, CLASSES = 8, (96, 128, 3), 11
+
+
+def twin() -> twins.Twin:
+    task = segmentation.create(
+        model=models.create("segnet_basic", CLASSES, normalise_channels=False),
+        optimizer=twins.sgd(),
+        image_shape=IMAGE_SHAPE,
+        class_names=tuple(map(str, range(CLASSES))),
+        class_weights=(1.0,) * CLASSES,
+        train_prepare=lambda images, labels, keys: (images, labels),
+        eval_prepare=None,
+        axis=None,
+    )
+    random = np.random.default_rng(0)
+    images = random.normal(size=(BATCH_SIZE, *IMAGE_SHAPE)).astype(np.float32)
+    labels = random.integers(0, CLASSES, (BATCH_SIZE, *IMAGE_SHAPE[:2]), np.int32)
+    return twins.Twin(task, jax.device_put({"image": images, "label": labels}))
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; segmentation takes flags alone")
+    twins.check()
+    twins.compare({"segnet_basic": twin})
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

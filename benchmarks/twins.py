@@ -1,0 +1,175 @@
+"""A network's training step beside a peer's twin of it: turns in one run, medians, a table.
+
+The whole update (forward, backward, SGD with momentum, batch-norm statistics) in float32 on an idle machine's CPU,
+against the peer's twin of each network: same layers, batch size and count of parameters. Both take turns in one run,
+never at the same time. The peer first tries every setting twice (memory layout, threads, compiled or not); those
+near the fastest take turns, and the best median is its figure.
+"""
+
+import functools
+import itertools
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags as absl_flags
+
+from experiments import flags
+from train import loop, optimizers, parallel
+from train.state import parameter_count
+from train.task import Task
+
+PEER = absl_flags.DEFINE_string("peer", "", "The peer's script; without it our steps alone are measured.")
+PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python that runs the peer.")
+ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
+SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
+JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON: the ratios ours / peer by network.")
+NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
+
+
+class PeerError(OSError):
+    """No comparison with the peer is possible: one line, exit status 1."""
+
+
+class Twin(NamedTuple):
+    """Our side of one comparison."""
+
+    task: Task
+    batch: dict[str, Any]  # What every step of the comparison gets; "image" is [B, H, W, C].
+    others: Mapping[str, Callable[[], Iterable]] = {}  # Other sources of batches, timed against that one batch.
+
+
+def sgd():
+    """The peer's optimizer."""
+    return optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
+
+
+def settings(cores: int) -> list[str]:
+    """The peer's flags to try; half the cores too, where each is counted twice."""
+    forms = itertools.product(("nchw", "channels_last"), sorted({1, max(1, cores // 2), cores}), ("", " --compile"))
+    return [f"--layout={layout} --threads={threads}{compiled}" for layout, threads, compiled in forms]
+
+
+def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
+    """(parameters, median milliseconds a step) as the peer prints them. Raises PeerError."""
+    command = [PEER_PYTHON.value, PEER.value, f"--model={name}", f"--batch_size={batch_size}", *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if "No module named 'torch'" in last:
+        raise PeerError(f"{PEER_PYTHON.value} has no torch: give --peer_python=PYTHON with one that has it")
+    if done.returncode:
+        raise PeerError(f"the peer failed: {last}: {' '.join(command)}")
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+        return int(found["parameters"]), float(found["median_ms"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise PeerError(f"the peer printed no JSON with parameters and median_ms: {' '.join(command)}") from None
+
+
+def near_fastest(name: str, twin: Twin) -> list[str]:
+    """The peer's settings that may be its best. Raises PeerError where its network has another parameter count."""
+    shapes = jax.eval_shape(twin.task.init, jax.random.key(0))
+    ours, times = parameter_count(shapes.params), dict[str, float]()
+    for setting in 2 * settings(os.cpu_count() or 1):  # Twice: what disturbs one must not keep the best one out.
+        try:
+            parameters, ms = run_peer(name, f"{setting} --steps=3", batch_size=len(twin.batch["image"]))
+        except PeerError as error:
+            if "--compile" not in setting:
+                raise
+            loop.say(f"{name}: without {setting}: {error}")  # It needs a C++ compiler, which not everyone has.
+            continue
+        if parameters != ours:
+            raise PeerError(f"{name} has {ours:,} parameters here and {parameters:,} in the peer")
+        times[setting] = min(ms, times.get(setting, ms))
+        loop.say(f"{name}: peer {ms:.1f} ms, {setting}")
+    return [setting for setting, ms in times.items() if ms <= NEAR * min(times.values())]
+
+
+def timer(task: Task) -> Callable[[Iterable, int], float]:
+    """(batches, steps) -> median milliseconds of the project's jitted step, from the same first state in each call."""
+    first, step = jax.jit(task.init)(jax.random.key(0)), parallel.parallelize(task.train_step, 1, donate=True)
+
+    def ms(source: Iterable, steps: int) -> float:
+        state, total, marks, pending = jax.tree.map(jnp.copy, first), None, [], None  # The step's own, to donate.
+        for batch in itertools.islice(source, steps + 2):  # The clock starts after two: compiled, pipeline full.
+            state, sums = step(state, batch)
+            if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
+                total = loop.add(total, pending)
+                marks.append(time.perf_counter())
+            pending = sums
+        jax.block_until_ready(state)
+        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(marks))
+
+    return ms
+
+
+def measure(name: str, twin: Twin, chosen: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Every turn: milliseconds a step of ours, of the peer by setting, and the ratios of the other sources."""
+    ms, fixed = timer(twin.task), itertools.repeat(twin.batch)
+    others = {kind: source() for kind, source in twin.others.items()}
+    peer = functools.partial(run_peer, name, batch_size=len(twin.batch["image"]))
+    steps = max(5, math.ceil(1e3 * seconds / ms(fixed, 3)))
+    turns: dict[str, Any] = {"steps": steps, "ours": [], "peer": {}, "others": {kind: [] for kind in others}}
+    for i in range(rounds):
+        for setting in chosen:
+            turns["ours"].append(ms(fixed, steps))
+            turns["peer"].setdefault(setting, []).append(peer(f"{setting} --steps={steps}")[1])
+        turns["ours"].append(ms(fixed, steps))
+        for kind, source in others.items():
+            turns["others"][kind].append(ms(source, steps) / turns["ours"][-1])
+        loop.say(f"{name}: round {i + 1} of {rounds}")
+    return turns
+
+
+def summarise(name: str, turns: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
+    """Medians over the turns; the peer's is that of its best setting."""
+    ours = statistics.median(turns["ours"])
+    others = {kind: round(statistics.median(found), 4) for kind, found in turns["others"].items()}
+    row = {"model": name, "batch_size": batch_size, "ours_ms": round(ours, 4), "others": others, "turns": turns}
+    if turns["peer"]:
+        peer, best = min((statistics.median(found), setting) for setting, found in turns["peer"].items())
+        row |= {"peer_ms": round(peer, 4), "setting": best, "ratio": round(ours / peer, 4)}
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines to print, in ms a step; a ratio below 1 means that ours is faster."""
+    lines = [f"{'model':<12} {'batch':>5} {'ours ms':>9} {'peer ms':>9} {'ratio':>6}  peer's best setting"]
+    for row in rows:
+        peer = "{peer_ms:>9.1f} {ratio:>6.2f}  {setting}" if "ratio" in row else f"{'-':>9} {'-':>6}  -"
+        lines.append(("{model:<12} {batch_size:>5} {ours_ms:>9.1f} " + peer).format(**row))
+    for row in rows:
+        for kind, ratio in row["others"].items():
+            lines.append(f"{kind} {row['model']}: {ratio:.3f} times the step on one fixed batch")
+    return lines
+
+
+def check() -> None:
+    """Before anything slow is made. Raises PeerError where the peer's script is not there."""
+    if PEER.value and not pathlib.Path(PEER.value).is_file():
+        raise PeerError(f"--peer={PEER.value}: no such file")
+    jax.config.update("jax_platforms", "cpu")
+    flags.start_cache()
+
+
+def compare(twins: Mapping[str, Callable[[], Twin]]) -> None:
+    """Measures each twin, by the peer's names, and prints the table."""
+    chosen = {name: near_fastest(name, make()) if PEER.value else [] for name, make in twins.items()}
+    rows = []
+    for name, make in twins.items():
+        twin = make()
+        turns = measure(name, twin, chosen[name], rounds=ROUNDS.value, seconds=SECONDS.value)
+        rows.append(summarise(name, turns, batch_size=len(twin.batch["image"])))
+        loop.say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.
+    print(*table(rows), sep="\n")
+    if JSON.value:
+        print(json.dumps({"ratios": {row["model"]: row["ratio"] for row in rows if "ratio" in row}}))
