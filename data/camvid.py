@@ -8,6 +8,8 @@ authors' machines: the last two components alone count, inside the data set's fo
 import pathlib
 import re
 import tarfile
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -46,10 +48,10 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
-        if (root / path.stem).is_dir():  # Else another text than a list.
-            for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-                if line.strip():
-                    found.append((root, path.stem, f"{path}, line {number}", line.strip()))
+        lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
+        lines = [(i, line) for i, line in lines if line]
+        if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Else another text than a list.
+            found += [(root, path.stem, f"{path}, line {i}", line) for i, line in lines]
     if not found:
         raise DataError(f"--data_dir={data_dir} holds no list SPLIT.txt of pictures in SPLIT/ and SPLITannot/")
     return found
@@ -65,11 +67,12 @@ def _pair(root: pathlib.Path, where: str, line: str) -> tuple[str, str]:
 def problems(data_dir: str) -> list[str]:
     """All that `load` would stop at, one file each."""
 
-    def check(line):
+    def check(line) -> str:
         try:
             _read(_pair(*line), None)
         except DataError as error:
             return str(error)
+        return ""
 
     lines = [(root, where, text) for root, _, where, text in _lines(data_dir)]
     return [found for found in each(lambda i: check(lines[i]), len(lines), title="checking") if found]
@@ -77,28 +80,38 @@ def problems(data_dir: str) -> list[str]:
 
 def collect(source: pathlib.Path, target: pathlib.Path) -> int:
     """Copies the lists, pictures and annotations of a folder or archive in the authors' layout to `target`; their
-    number. Nothing is written outside: of an archive's names the last two components count. What is there already
-    stays. Raises DataError for a file that is no archive, or a damaged one."""
-    count = 0
-    if source.is_dir():
-        for path in sorted((*source.glob("*.txt"), *source.glob("*/*"))):
-            place = _place(target, str(path.relative_to(source)))
-            if place and path.is_file():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "rb") as stream:
-                    count += write(stream, path.stat().st_size, place)
-        return count
+    number. Nothing outside either is read or written: of an archive's names the last two components count. A file of
+    the same size that is there already stays. Raises DataError for a file that is no archive, a damaged one, or one
+    with two files for one place."""
+    count, taken = 0, dict[pathlib.Path, str]()
     try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                place = _place(target, member.name)
-                content = archive.extractfile(member) if member.isfile() and place else None
-                if place and content:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    count += write(content, member.size, place)
+        for name, size, content in _contents(source):
+            place = _place(target, name)
+            if place in taken:
+                raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
+            if place:
+                taken[place] = name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                count += write(content, size, place)
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{source} can't be read as an archive: {error}") from None
     return count
+
+
+def _contents(source: pathlib.Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """(name, bytes, content) of each file in a folder or archive; of links, those that stay inside the folder."""
+    if source.is_dir():
+        root = source.resolve()
+        for path in sorted((*source.glob("*"), *source.glob("*/*"), *source.glob("*/*/*"))):
+            if path.is_file() and path.resolve().is_relative_to(root):
+                with open(path, "rb") as content:
+                    yield str(path.relative_to(source)), path.stat().st_size, content
+        return
+    with tarfile.open(source) as archive:
+        for member in archive:
+            found = archive.extractfile(member) if member.isfile() else None
+            if found:
+                yield member.name, member.size, found
 
 
 def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -149,7 +162,8 @@ def _read(pair: tuple[str, str], size: tuple[int, int] | None) -> tuple[np.ndarr
 def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Dataset:
     """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, resized to `size` (H, W). Raises DataError
     for a folder of another form, for a file that can't be read, and without a size for pictures of several sizes."""
-    splits = {}
+    splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    first: tuple[int, ...] = ()
     for split, pairs in listing(data_dir).items():
 
         def read(i, pairs=pairs):
@@ -163,10 +177,11 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Datase
         for found in each(read, len(pairs), title=f"decoding {split}"):
             if isinstance(found, DataError):
                 raise found
-            if images and found[0].shape != images[0].shape:
-                shape, first = (f"{x.shape[0]}x{x.shape[1]}" for x in (found[0], images[0]))
+            first = first or found[0].shape
+            if found[0].shape != first:
+                shape, other = (f"{x[0]}x{x[1]}" for x in (found[0].shape, first))
                 raise DataError(
-                    f"{pairs[len(images)][0]} is {shape}, the first {first}: --image_size=HEIGHTxWIDTH resizes all"
+                    f"{pairs[len(images)][0]} is {shape}, the first {other}: --image_size=HEIGHTxWIDTH resizes all"
                 )
             images.append(found[0])
             labels.append(found[1])

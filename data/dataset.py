@@ -43,19 +43,24 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 
-def pixel_covariance(images) -> tuple[tuple[float, ...], ...]:
-    """Covariance [C][C] of the channels over the pixels of uint8 images [N, H, W, C], on the scale 0 to 255."""
+def _moments(images) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [C] and covariance [C, C] of the channels over the pixels of uint8 images [N, H, W, C]."""
     channels = images.shape[-1]
     total, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
     for start in range(0, len(images), 64):  # A float copy of all would take gigabytes.
         pixels = np.asarray(images[start : start + 64]).reshape(-1, channels).astype(np.float64)
         total, products, count = total + pixels.sum(0), products + pixels.T @ pixels, count + len(pixels)
     mean = total / count
-    return tuple(tuple(float(x) for x in row) for row in products / count - np.outer(mean, mean))
+    return mean, products / count - np.outer(mean, mean)
 
 
-def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_covariance(images) -> tuple[tuple[float, ...], ...]:
+    """Covariance [C][C] of the channels over the pixels of uint8 images [N, H, W, C], on the scale 0 to 255."""
+    return tuple(tuple(float(x) for x in row) for row in _moments(images)[1])
+
+
+def pixel_statistics(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel of uint8 images [N, H, W, C], on the scale 0 to 255."""
-    pixels = images.reshape(-1, images.shape[-1])
-    mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
-    return tuple(float(m) for m in mean), tuple(float(max(s, 1e-3)) for s in std)
+    mean, covariance = _moments(images)
+    variance = np.maximum(np.diag(covariance), 1e-6)
+    return tuple(float(m) for m in mean), tuple(float(s) for s in np.sqrt(variance))

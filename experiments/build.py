@@ -59,7 +59,6 @@ def network(config: dict, classes: int, axis: str | None):
         require(config[name] is None or config[name] > 0, f"--{name}={config[name]}: must be more than 0")
     require((config["compression"] or 0) <= 1, f"--compression={config['compression']}: accepted are values in (0, 1]")
     require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
-    require(config["model"] not in models.SEGMENTERS, f"--model={config['model']} is for experiments.segment")
     try:
         known = models.options(config["model"])
         for name in values:
@@ -169,12 +168,14 @@ def fit(config: dict, state, images, about: About):
     return state._replace(batch_stats=fitted)
 
 
-def eval_split(dataset: Dataset) -> str:
-    """The split that a run is scored on: test, else val or, as tfds has it, validation."""
-    for split in ("test", "val", "validation"):
+def eval_split(dataset: Dataset, asked: str | None = None) -> str:
+    """The split that a run is scored on: the one `asked` for, or test, else val or, as tfds has it, validation."""
+    for split in (asked,) if asked else ("test", "val", "validation"):
         if split in dataset.splits:
             return split
-    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
+    known = ", ".join(dataset.splits)
+    require(not asked, f"--eval_split={asked}: {dataset.name} has {known}")
+    raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
 
 
 def check_shapes(config: dict, setup: Setup) -> None:
@@ -243,6 +244,7 @@ def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Se
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
+    require(config["model"] not in models.SEGMENTERS, f"--model={config['model']} is for experiments.segment")
     model = network(config, len(about.class_names), axis)
     rate, optimizer = gradient_descent(config, steps)
     precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}

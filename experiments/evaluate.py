@@ -72,7 +72,7 @@ def main(argv) -> int:
         raise flags.UsageError(f"pictures differ: {shapes}")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    state, batch_size = setup.task.prepare_eval(state), BATCH_SIZE.value or setup.task.eval_rows
+    batch_size = BATCH_SIZE.value or setup.task.eval_rows
     parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
     loop.add(None, eval_step(state, next(parts)))

@@ -24,7 +24,7 @@ LATER: dict[str, Any] = dict.fromkeys(
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
 LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
-LATER |= {"alternate_flip": False}
+LATER |= {"alternate_flip": False, "eval_split": None}
 
 
 class UsageError(ValueError):
@@ -79,6 +79,7 @@ def define_training_flags() -> None:
     )
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")
+    flags.DEFINE_string("eval_split", None, "Split that the run is scored on. Default: test, else val or validation.")
     flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0: ten in a run.")
     flags.DEFINE_integer("log_every", 10, "Steps between rows of metrics.csv.")
     flags.DEFINE_integer("save_every", 0, "Steps between checkpoints; 0: after each evaluation only.")
@@ -162,8 +163,8 @@ def define_run_flags() -> None:
 def define_segment_flags() -> None:
     """The flags of segment."""
     define_training_flags()
-    for name, value in (("batch_size", 12), ("log_every", 10)):
-        FLAGS.set_default(name, value)
+    FLAGS.set_default("batch_size", 32)
+    FLAGS.set_default("schedule", "one_cycle")
     flags.DEFINE_enum("model", "segnet_small", ["segnet_small", "segnet_basic", "segnet"], "Network.")
     flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
     flags.DEFINE_enum(

@@ -47,49 +47,68 @@ def weight_pictures(state, model: str, layer: str, image_shape):
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
 
 
-def write_report(folder, setup, *, test, result, summary, command: str) -> None:
-    """figures/*.png and report.html in the run's folder."""
-    state = result.state
-    path, names = folder / "figures", setup.about.class_names
+def write_page(folder, setup, *, figures, tables, headline, skip, summary, command: str) -> None:
+    """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
+    (file's name, title, caption, figure), `tables`, the layers and the summary, whose `headline` stands first."""
+    path, entries = folder / "figures", []
     path.mkdir(exist_ok=True)
-    images, labels = views.shown(*test)
-    entries = []
-
-    def add(name, title, caption, figure):
+    curves = report.curves(report.read_metrics(folder / "metrics.csv"), skip=skip)
+    titles = {name: name.replace("_", " ").capitalize().replace("iou", "IoU") for name in curves}
+    drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
+    for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
-
-    for name, figure in report.curves(report.read_metrics(folder / "metrics.csv"), skip=SKIP).items():
-        add(
-            name,
-            name.replace("_", " ").capitalize(),
-            CAPTIONS.get(name, f"{name.replace('_', ' ')} over the training steps"),
-            figure,
-        )
-    confusion = result.sums["confusion"].astype(int)
-    caption = "true classes in rows, predicted ones in columns"
-    add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
-    probabilities = predictions(setup.task, state, images)
-    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
-    among = "test pictures" if len(images) == summary["examples"] else f"a fixed sample of {len(images)} test pictures"
-    add("mistakes", "Surest mistakes", f"{among} that the network gets wrong with the most confidence",
-        draw.mistakes_grid(images, labels, guess, sure, names))  # fmt: skip
     layers = table.layers(setup.model, setup.input_shape)
-    weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
-    kind = "filters" if len(layers[0].shape) == 3 else "templates"
-    figure = draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True)
-    add("layer1", f"Layer-1 {kind}", "weights of the first layer, each scaled by its own largest", figure)
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
-    tables = [("Layers", ["layer", "output", "parameters", "multiply-adds"], rows)]
-    tables.append(classification.class_table(confusion, names))
-    tables.append(("This run", ["", ""], [[key, str(value)] for key, value in summary.items()]))
+    values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(
         folder / "report.html",
         title=f"{summary['model']} on {summary['dataset']}",
-        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in HEADLINE if key in summary},
+        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in headline if key in summary},
         command=command,
         figures=entries,
-        tables=tables,
+        tables=[
+            *tables,
+            ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
+            ("This run", ["", ""], values),
+        ],
         resume_note="The same command, started again in the same folder, goes on where the run stopped.",
     )
     print(f"report: {folder / 'report.html'}", file=sys.stderr, flush=True)
+
+
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+    """A classifier's page."""
+    state, names = result.state, setup.about.class_names
+    images, labels = views.shown(*test)
+    confusion = result.sums["confusion"].astype(int)
+    probabilities = predictions(setup.task, state, images)
+    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
+    among = "test pictures" if len(images) == summary["examples"] else f"a fixed sample of {len(images)} test pictures"
+    first = table.layers(setup.model, setup.input_shape)[0]
+    weights = weight_pictures(state, summary["model"], first.name, setup.input_shape)
+    kind = "filters" if len(first.shape) == 3 else "templates"
+    figures = (
+        (
+            "confusion_matrix",
+            "Confusion matrix",
+            "true classes in rows, predicted ones in columns",
+            draw.confusion_matrix(confusion, names),
+        ),
+        (
+            "mistakes",
+            "Surest mistakes",
+            f"{among} that the network gets wrong with the most confidence",
+            draw.mistakes_grid(images, labels, guess, sure, names),
+        ),
+        (
+            "layer1",
+            f"Layer-1 {kind}",
+            "weights of the first layer, each scaled by its own largest",
+            draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True),
+        ),
+    )
+    tables = [classification.class_table(confusion, names)]
+    write_page(
+        folder, setup, figures=figures, tables=tables, headline=HEADLINE, skip=SKIP, summary=summary, command=command
+    )

@@ -2,16 +2,14 @@
 
 import io
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image
 
 from data import decode
-from experiments.look import CAPTIONS, outputs
-from models import table
+from experiments import look
 from train import figures as draw
-from train import report, segmentation
+from train import segmentation
 
 HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
 SKIP = ("epoch", "seconds", "images_per_second")
@@ -40,7 +38,9 @@ def palette(class_names) -> np.ndarray:
 
 def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
-    return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images, batch_size)])
+    return np.concatenate(
+        [logits.argmax(-1).astype(np.uint8) for logits in look.outputs(task, state, images, batch_size)]
+    )
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -55,9 +55,9 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
     for file, mask in zip(files, found, strict=True):
         picture = decode.read_picture(file, channels=3)
         whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
-        stem = name = pathlib.Path(file).stem
-        while name in taken:  # Pictures of one name from several folders.
-            name = f"{stem}_{len(taken)}"
+        stem = pathlib.Path(file).stem
+        names = (stem, *(f"{stem}_{i}" for i in range(2, len(files) + 2)))  # Of one name from several folders.
+        name = next(name for name in names if name not in taken)
         taken.add(name)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
         over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
@@ -107,43 +107,28 @@ def figure(images, labels, guesses, class_names):
 
 
 def write_report(folder, setup, *, test, result, summary, command: str) -> None:
-    """figures/*.png and report.html in the run's folder."""
+    """A segmentation's page."""
     import matplotlib
 
-    path, names = folder / "figures", setup.about.class_names
-    path.mkdir(exist_ok=True)
-    entries = []
-
-    def add(name, title, caption, drawn):
-        draw.save_figure(drawn, path / f"{name}.png")
-        entries.append((title, caption, path / f"{name}.png"))
-
-    for name, drawn in report.curves(report.read_metrics(folder / "metrics.csv"), skip=SKIP).items():
-        title = name.replace("_", " ").capitalize().replace("iou", "IoU")
-        add(name, title, CAPTIONS.get(name, f"{title} over the training steps"), drawn)
-    images, labels = test
+    names, (images, labels) = setup.about.class_names, test
     rows = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
-    state = setup.task.prepare_eval(result.state)
+    guesses = masks(setup.task, result.state, images[rows])
     with matplotlib.rc_context(draw.STYLE):
-        drawn = figure(images[rows], labels[rows], masks(setup.task, state, images[rows]), names)
-        add("predictions", "Predictions", f"{len(rows)} of the {len(images)} test pictures, evenly spaced", drawn)
+        shown = figure(images[rows], labels[rows], guesses, names)
     confusion = result.sums["confusion"].astype(int)
-    caption = "pixels: true classes in rows, predicted ones in columns"
-    add("confusion_matrix", "Confusion matrix", caption, draw.confusion_matrix(confusion, names))
-    layers = table.layers(setup.model, setup.input_shape)
-    described = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
-    tables = [class_table(confusion, names), ("Layers", ["layer", "output", "parameters", "multiply-adds"], described)]
-    tables.append(("This run", ["", ""], [[k, str(v)] for k, v in summary.items() if k != "iou"]))
-    report.write_report(
-        folder / "report.html",
-        title=f"{summary['model']} on {summary['dataset']}",
-        summary={key.replace("_", " "): summary[key] for key in HEADLINE if key in summary},
-        command=command,
-        figures=entries,
-        tables=tables,
-        resume_note="The same command, started again in the same folder, goes on where the run stopped.",
+    figures = (
+        ("predictions", "Predictions", f"{len(rows)} of the {len(images)} test pictures, evenly spaced", shown),
+        (
+            "confusion_matrix",
+            "Confusion matrix",
+            "pixels: true classes in rows, predicted ones in columns",
+            draw.confusion_matrix(confusion, names),
+        ),
     )
-    print(f"report: {folder / 'report.html'}", file=sys.stderr, flush=True)
+    tables = [class_table(confusion, names)]
+    look.write_page(
+        folder, setup, figures=figures, tables=tables, headline=HEADLINE, skip=SKIP, summary=summary, command=command
+    )
 
 
 def class_table(confusion: np.ndarray, class_names) -> tuple[str, list[str], list[list[str]]]:

@@ -66,7 +66,7 @@ def write_masks(run: dict, files: list[str], pictures) -> None:
     from experiments import look_segmentation, records, segmentation
 
     setup = segmentation.read_again(run)
-    state = setup.task.prepare_eval(records.restore(setup, str(WORKDIR.value), str(WHICH.value)))
+    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
     found = look_segmentation.masks(setup.task, state, pictures)
     place = records.absolute(str(WORKDIR.value)) / "predictions"
     rows = look_segmentation.write_masks(place, files, found, run["class_names"])

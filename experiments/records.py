@@ -199,10 +199,9 @@ def headline(summary: dict) -> str:
 
 
 def columns(task) -> list[str]:
-    """The header of metrics.csv; the training step counts no hits among five and no confusions."""
-    names = [f"{part}_{name}" for part in ("train", "eval") for name in task.metrics]
-    none = [f"train_{name}" for name in ("accuracy_top5", "class_accuracy", "mean_iou", "boundary_f1")]
-    names = [name for name in names if name not in none]
+    """The header of metrics.csv."""
+    parts = (("train", task.train_metrics), ("eval", task.metrics))
+    names = [f"{part}_{name}" for part, metrics in parts for name in metrics]
     return ["step", *names, "learning_rate", "seconds", "images_per_second"]
 
 

@@ -57,6 +57,7 @@ def load_dataset(config: dict) -> Dataset:
     scenes = config["dataset"] == "digit_scenes"
     for name in ("image_size", "crop", "data_dir"):
         require(not (scenes and config[name]), f"--{name}={config[name]} is not for --dataset=digit_scenes")
+    require(config["flip"] or not scenes, "--noflip is for --dataset=camvid")
     require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
     if config["dry_run_data"] and not scenes:
         return generated(size)
@@ -127,6 +128,9 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     rate, optimizer = build.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
     model = models.create(config["model"], len(about.class_names), **options)
+    statistics = None
+    if config["exact_batch_norm"]:
+        statistics = exact(config, about, devices=devices, train=train, evaluation=evaluation)
     task = segmentation.create(
         model=model,
         optimizer=optimizer,
@@ -136,33 +140,40 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         train_prepare=train,
         eval_prepare=evaluation,
         axis=axis,
-        prepare_eval=exact(config, about, train=train, evaluation=evaluation) if config["exact_batch_norm"] else None,
+        prepare_eval=statistics,
         dtype=None if config["dtype"] == "float32" else config["dtype"],
     )
     return Setup(about, about.image_shape, model, task, rate)
 
 
-def exact(config: dict, about: About, *, train, evaluation):
-    """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand."""
-    scenes, size = config["dataset"] == "digit_scenes", 2 if config["dry_run"] else config["batch_size"]
+def exact(config: dict, about: About, *, devices: int, train, evaluation):
+    """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand. A
+    batch is one device's part of a training step's; the last one begins earlier, so that all have one size."""
+    scenes = config["dataset"] == "digit_scenes"
 
     def prepare(images, labels, keys):
         return train(images, labels, keys) if scenes else (evaluation(images), labels)
 
     def batches():
         images, labels = load_dataset(config).splits["train"]
+        size = min(2 if config["dry_run"] else max(1, config["batch_size"] // devices), len(images))
         count = size if config["dry_run"] else 1000 if scenes else len(images)
         keys = jax.random.split(jax.random.key(2), count)
-        for start in range(0, count - min(size, count) + 1, size):
-            part = slice(start, start + size)
+        for start in range(0, count, size):
+            part = slice(min(start, count - size), min(start, count - size) + size)
             yield {"image": images[part], "label": labels[part], "key": keys[part]}
 
     model = models.create(config["model"], len(about.class_names), decoder=config["decoder"])
-    return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches)
+    dtype = None if config["dtype"] == "float32" else config["dtype"]
+    return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
 
 
 def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, Setup]:
     """(flags of the data to score, the run's setup): those given, or where both are None the run's own."""
+    made_of = run["flags"]["dataset"]
+    require(
+        dataset in (None, made_of), f"--dataset={dataset}: the run is of {made_of}, which alone it can be scored on"
+    )
     config = views.on_data(run["flags"], dataset=dataset, data_dir=data_dir)
     if config["dataset"] != "digit_scenes":
         config = config | {"image_size": "x".join(map(str, run["image_shape"][:2]))}

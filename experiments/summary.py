@@ -4,17 +4,20 @@ With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that a de
 """
 
 import json
+import re
 
 from absl import flags as absl_flags
 
 from experiments import flags
 
 flags.define_model_flags()
-IMAGE_SIZE = absl_flags.DEFINE_integer(
-    "image_size", None, "Height and width of the input in pixels; default 28 or 224."
+IMAGE_SIZE = absl_flags.DEFINE_string(
+    "image_size", None, "The input in pixels, SIDE or HEIGHTxWIDTH; default 28, 224, or 360x480 for SegNet."
 )
-CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input: 1 or 3; default 1, at 224 pixels 3.")
-CLASSES = absl_flags.DEFINE_integer("num_classes", None, "Classes; default 10, at 224 pixels 1000, 2 for logistic.")
+CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input: 1 or 3; default 1, at 28 pixels, or 3.")
+CLASSES = absl_flags.DEFINE_integer(
+    "num_classes", None, "Classes; default 10, at 224 pixels 1000, 2 for logistic, 11 for SegNet."
+)
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 PARALLELISM = absl_flags.DEFINE_enum(
     "parallelism", None, ["data", "hybrid"], "Add what a device sends and holds, for data parallelism or for both."
@@ -33,22 +36,30 @@ def main(argv) -> int:
     from models import table
 
     config = flags.values()
-    large = config["model"] in models.PEERS or config["model"].startswith("plain")
-    size = IMAGE_SIZE.value if IMAGE_SIZE.value is not None else 224 if large else 28
-    channels = CHANNELS.value if CHANNELS.value is not None else 3 if large else 1
-    classes = {"logistic": 2}.get(config["model"], 1000 if large else 10) if CLASSES.value is None else CLASSES.value
-    for name, value in (("image_size", size), ("channels", channels), ("num_classes", classes)):
+    if config["model"] in models.SEGMENTERS:
+        default, channels, classes = "360x480", 3, 11
+    elif config["model"] in models.PEERS or config["model"].startswith("plain"):
+        default, channels, classes = "224", 3, 1000
+    else:
+        default, channels, classes = "28", 1, {"logistic": 2}.get(config["model"], 10)
+    channels = CHANNELS.value if CHANNELS.value is not None else channels
+    classes = CLASSES.value if CLASSES.value is not None else classes
+    for name, value in (("channels", channels), ("num_classes", classes)):
         flags.require(value > 0, f"--{name}={value}: must be more than 0")
+    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", IMAGE_SIZE.value or default)
+    if size is None:
+        raise flags.UsageError(f"--image_size={IMAGE_SIZE.value}: accepted are SIDE, as 224, and HEIGHTxWIDTH")
+    image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     try:
         model = build.network(config, classes, None)
-        layers = table.layers(model, (size, size, channels))
+        layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {"parameters": sum(x.parameters for x in layers), "multiply_adds": sum(x.multiply_adds for x in layers)}
     bytes_of: dict[str, dict] = {}
     if PARALLELISM.value:
         asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
-        bytes_of = traffic.report(model, (size, size, channels), hybrid=PARALLELISM.value == "hybrid", **asked)
+        bytes_of = traffic.report(model, image_shape, hybrid=PARALLELISM.value == "hybrid", **asked)
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0

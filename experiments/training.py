@@ -41,7 +41,7 @@ def run(argv, command: str, kind: Callable[[], Kind]) -> int:
 
     load, describe, make_setup, fit, report = kind()
     dataset = processes.together(lambda: load(config))
-    about, split = describe(config, dataset), build.eval_split(dataset)
+    about, split = describe(config, dataset), build.eval_split(dataset, config["eval_split"])
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
     setup = make_setup(config, about, devices=devices, steps=steps)

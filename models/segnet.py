@@ -15,7 +15,8 @@ from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_in
 from models.vgg import DEPTHS, WIDTHS
 
 # The decoders of the paper's study (section 3.1): "indices" is SegNet; "indices_add" adds the encoder's maps to what
-# unpooling gives; "bilinear" and "transposed" use no indices: interpolation that is fixed, or learned.
+# a decoder's convolution makes of the unpooled ones; "bilinear" and "transposed" use no indices: interpolation that is
+# fixed, or learned.
 DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
 # The authors' rates and decays: convolutions' biases learn twice as fast and don't decay; batch norm's do.
@@ -39,13 +40,17 @@ def _upsampled(x, maps, indices, *, decoder: str, name: str):
         return up(x)[:, : size[0], : size[1]]
     if decoder == "bilinear":
         return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear")
-    unpooled = unpool(x, indices, size)
-    return unpooled + maps if decoder == "indices_add" else unpooled
+    return unpool(x, indices, size)
 
 
 def _check(decoder: str) -> None:
     if decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
+
+
+def _joined(x, maps, *, decoder: str):
+    """A decoder's maps, and in the decoder indices_add the encoder's of the same size with them."""
+    return x + maps if decoder == "indices_add" else x
 
 
 class SegNetBasic(nn.Module):
@@ -68,6 +73,8 @@ class SegNetBasic(nn.Module):
     def __call__(self, x, train: bool = False):
         _check(self.decoder)
         bn_axis, pad = self.axis_name if self.sync_bn else None, ((self.window // 2,) * 2,) * 2
+        if self.decoder == "indices_add" and len(set(self.widths)) > 1:
+            raise ValueError(f"decoder indices_add needs encoders of one width, not {list(self.widths)}")
 
         def conv_bn(x, width, name):
             x = Conv(width, (self.window, self.window), padding=pad, name=f"{name}_conv")(x)
@@ -83,7 +90,7 @@ class SegNetBasic(nn.Module):
             kept.append((maps, indices))
         for i, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{i}_up")
-            x = conv_bn(x, self.widths[max(0, i - 2)], f"decoder{i}")
+            x = _joined(conv_bn(x, self.widths[max(0, i - 2)], f"decoder{i}"), maps, decoder=self.decoder)
         return Conv(self.num_classes, (1, 1), name="logits")(x)
 
 
@@ -91,7 +98,7 @@ class SegNet(nn.Module):
     """[B, H, W, 3] normalised images -> logits [B, H, W, num_classes]; 29,449,355 parameters for 11 classes.
 
     The encoder is VGG-16's 13 convolutions with batch norm, named as in `models.vgg`, so that its weights fit; the
-    decoder mirrors it.
+    decoder mirrors it. The source's images are raw pixels, which batch norm after the first convolution scales.
     """
 
     num_classes: int
@@ -108,7 +115,8 @@ class SegNet(nn.Module):
             return Conv(width, (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
 
         def bn_relu(x, name):
-            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+            shift = nn.initializers.constant(0.001)
+            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, bias_init=shift, name=name)(x))
 
         for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[16], strict=True), 1):
             for i in range(1, convolutions + 1):
@@ -122,4 +130,5 @@ class SegNet(nn.Module):
             widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
             for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
                 x = bn_relu(conv(x, width, f"decoder{stage}_{i}"), f"decoder{stage}_bn{i}")
+                x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has as many maps.
         return conv(x, self.num_classes, "logits")

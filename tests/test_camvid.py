@@ -1,6 +1,7 @@
 """The authors' layout of CamVid: lists of other machines' paths, partners, labels, weights."""
 
 import io
+import shutil
 import tarfile
 
 import numpy as np
@@ -51,6 +52,7 @@ def test_palettes_are_class_numbers(root):
     [
         (lambda root: (root / "trainannot" / "a 1.png").unlink(), r"trainannot/a 1\.png is missing"),
         (lambda root: (root / "test" / "a 0.png").unlink(), r"test/a 0\.png is missing"),
+        (lambda root: shutil.rmtree(root / "test"), r"test/a 0\.png is missing"),
         (
             lambda root: Image.fromarray(np.full((6, 8), 12, np.uint8)).save(root / "testannot" / "a 1.png"),
             r"testannot/a 1\.png holds the label 12, expected 0 to 11",
@@ -84,6 +86,11 @@ def test_several_sizes_need_one(root):
     with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first 6x8: --image_size"):
         camvid.load(str(root))
     assert camvid.load(str(root), size=(6, 8)).splits["train"][0].shape == (3, 6, 8, 3)
+    for folder, mode in (("train", "RGB"), ("trainannot", "L")):
+        for path in (root / folder).iterdir():  # One size in each split, two in all.
+            Image.new(mode, (4, 4)).save(path)
+    with pytest.raises(DataError, match=r"is 4x4, the first 6x8: --image_size"):
+        camvid.load(str(root))
 
 
 def test_median_frequency_by_hand():
@@ -115,6 +122,20 @@ def test_collecting_and_checking(root, tmp_path, start):
                 np.testing.assert_array_equal(ours, theirs)
         assert not any(path.is_symlink() for path in target.rglob("*"))
     assert not list(tmp_path.glob("evil*")) and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["0", "1"]
+
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 6)).save(secret)
+    (root / "train" / "a 0.png").unlink()
+    (root / "train" / "a 0.png").symlink_to(secret)
+    shutil.copytree(root, tmp_path / "above" / "camvid", symlinks=True)
+    camvid.collect(tmp_path / "above", tmp_path / "to" / "link")
+    assert camvid.problems(str(tmp_path / "to" / "link")) == [
+        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing: its partner stands alone"
+    ]
+    shutil.copytree(root, tmp_path / "two" / "a")
+    shutil.copytree(root, tmp_path / "two" / "b")
+    with pytest.raises(DataError, match="has two files for .*test.txt: a/test.txt and b/test.txt"):
+        camvid.collect(tmp_path / "two", tmp_path / "to" / "two")
 
     target = tmp_path / "to" / "2"
     (root / "trainannot" / "a 1.png").unlink()

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -78,10 +79,22 @@ def test_a_run_on_camvid(root, start, tmp_path):
     for name in ("flags.txt", "run.json", "metrics.csv", "report.html", "figures/predictions.png"):
         assert (workdir / name).exists()
     same(whole, result(start("evaluate", f"--workdir={workdir}")))
+    refused = start("evaluate", f"--workdir={workdir}", "--dataset=digit_scenes")
+    assert refused.returncode == 2 and "--dataset=digit_scenes: the run is of camvid" in refused.stderr
+
+    # Killed before its last step: the rest has the same bits, exact batch statistics and all.
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "checkpoints" / "12")
+    (again / "summary.json").unlink()
+    done = start("segment", f"--workdir={again}", *run)
+    assert "going on from step 11" in done.stderr
+    same(whole, result(done))
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
     assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
 
-    files = [str(root / "val" / f"{i}.png") for i in range(2)]
+    shutil.copy(root / "val" / "1.png", tmp_path / "0_2.png")
+    files = [str(root / "val" / "0.png"), str(tmp_path / "0_2.png")]
     done = start("predict", f"--workdir={workdir}", *files, str(root / "train" / "0.png"), "absent.png")
     assert done.returncode == 1 and "absent.png" in done.stderr
     rows = list(csv.DictReader(done.stdout.splitlines()))
@@ -122,7 +135,7 @@ def test_recipe(path, start, tmp_path):
     flagfile, workdir = f"--flagfile={path}", f"--workdir={tmp_path / 'w'}"
     found = result(start("segment", flagfile, workdir, "--dry_run", "--dry_run_data", "--image_size=16x20"))
     assert (found["parameters"], found["step"]) == (PARAMETERS[found["model"]], 2)
-    assert not any((tmp_path / "w").iterdir())
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
 
 
 def test_bad_input_is_one_line(root, start, tmp_path):
@@ -130,6 +143,8 @@ def test_bad_input_is_one_line(root, start, tmp_path):
     for flags, status, message in (
         (["--dataset=camvid"], 1, "--dataset=camvid needs --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not for --dataset=digit_scenes"),
+        (["--noflip"], 2, "--noflip is for --dataset=camvid"),
+        (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
         (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "accepted is HEIGHTxWIDTH"),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "accepted are up to 30x44"),
     ):
@@ -147,6 +162,7 @@ def test_the_default_data_and_network():
         "image_size": None,
         "crop": None,
         "class_weights": "computed",
+        "flip": True,
     }
     config |= {
         "dry_run_data": False,
@@ -157,6 +173,7 @@ def test_the_default_data_and_network():
     }
     config |= {
         "exact_batch_norm": False,
+        "dry_run": False,
         "batch_size": 8,
         "learning_rate": 0.1,
         "schedule": "constant",

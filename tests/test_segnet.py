@@ -20,8 +20,7 @@ def test_transposed_convolutions_begin_as_bilinear_interpolation():
 
 @pytest.mark.parametrize("decoder", segnet.DECODERS)
 def test_decoders_use_what_they_say(decoder):
-    """The place of a maximum inside its window reaches the output through the indices alone, the encoder's other values
-    through the sum alone."""
+    """The place of a maximum inside its window reaches the output through the indices alone."""
     random = np.random.default_rng(0)
     x, maps = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((1, 2, 2, 3), (1, 4, 4, 3)))
     indices = jnp.asarray(random.integers(0, 4, (1, 2, 2, 3)), jnp.uint8)
@@ -33,10 +32,28 @@ def test_decoders_use_what_they_say(decoder):
 
     variables = Up().init(jax.random.key(0), maps, indices)
     plain = Up().apply(variables, maps, indices)
-    by_maps = bool(jnp.any(plain != Up().apply(variables, maps + 1, indices)))
+    assert bool(jnp.all(plain == Up().apply(variables, maps + 1, indices)))
     by_indices = bool(jnp.any(plain != Up().apply(variables, maps, 3 - indices)))
-    assert (by_maps, by_indices) == (decoder == "indices_add", decoder.startswith("indices"))
-    assert bool(variables) == (decoder == "transposed")
+    assert by_indices == decoder.startswith("indices") and bool(variables) == (decoder == "transposed")
+
+
+def test_the_encoders_maps_are_added_to_a_decoders_output():
+    add, plain = (segnet.SegNetBasic(5, widths=(4,), decoder=decoder) for decoder in ("indices_add", "indices"))
+    x = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 7, 6, 3)), jnp.float32)
+    variables = add.init(jax.random.key(0), x)
+    logits, kept = plain.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    maps = jax.nn.relu(kept["intermediates"]["encoder1_bn"]["__call__"][0])
+    expected = logits + jnp.einsum("bhwi,io->bhwo", maps, variables["params"]["logits"]["kernel"][0, 0])
+    np.testing.assert_allclose(add.apply(variables, x), expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="needs encoders of one width, not \\[4, 3\\]"):
+        segnet.SegNetBasic(5, widths=(4, 3), decoder="indices_add").init(jax.random.key(0), x)
+    whole = segnet.SegNet(5, decoder="indices_add")  # Its sizes fit.
+    assert jax.eval_shape(whole.init_with_output, jax.random.key(0), jnp.zeros((1, 33, 40, 3)))[0].shape == (
+        1,
+        33,
+        40,
+        5,
+    )
 
 
 def test_an_unknown_decoder_is_refused():

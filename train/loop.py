@@ -153,8 +153,10 @@ def train(
                     row["images_per_second"] = round(images / (time.perf_counter() - mark), 1)
             if due(step, plan.eval_every, plan.steps):
                 collect()
+                if task.prepare_eval:
+                    state = task.prepare_eval(state, lambda: stop.number if together == 1 else None)
                 eval_sums = evaluate(
-                    task.prepare_eval(task.whole(state)),
+                    task.whole(state),
                     timed_eval,
                     batches=eval_batches(),
                     examples=eval_examples,
@@ -207,7 +209,7 @@ def train(
         state = leaves.from_host(leaves.to_host(state), state)
     if eval_sums is None:  # Killed between the last checkpoint and the summary.
         eval_sums = evaluate(
-            task.prepare_eval(state),
+            state,
             timed_eval,
             batches=eval_batches(),
             examples=eval_examples,

@@ -144,30 +144,37 @@ def finish(sums) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def batch_statistics(state: State, batch, *, model, prepare):
+def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
     """The statistics of one batch alone."""
     images, _ = prepare(batch["image"], batch["label"], batch["key"])
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    variables = {"params": state.params, "batch_stats": zero}
-    found = model.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    variables = {"params": in_dtype(state.params, dtype), "batch_stats": zero}
+    found = model.apply(variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"])[1]["batch_stats"]
     # Of zero the running average keeps nothing; of the batch it takes this share.
     return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
 
 
-def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable]) -> Callable[[State], State]:
+def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
     """A function of the state that puts the mean of the batches' statistics in the place of the running averages, as
-    SegNet's authors do before each evaluation. `model` is one device's."""
-    step = parallel.parallelize(functools.partial(batch_statistics, model=model, prepare=prepare), 1, donate=False)
+    SegNet's authors do before each evaluation. (Their variances are those of a sample: m / (m - 1) times ours, of m
+    pixels of a batch.) Training does not depend on what it puts there. `model` is one device's."""
+    step = functools.partial(batch_statistics, model=model, prepare=prepare, dtype=dtype)
+    step = parallel.parallelize(step, 1, donate=False)
 
-    def exact(state: State) -> State:
+    def exact(state: State, stopped: Callable[[], object]) -> State:
         # On one device, wherever the state lies.
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
         here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
         for batch in batches():
+            if stopped():
+                return state
             found = jax.device_get(step(here, batch))
             total, count = found if total is None else jax.tree.map(np.add, total, found), count + 1
-        mean = jax.tree.map(lambda x: np.asarray(x / count, x.dtype), total)
-        return state._replace(batch_stats=mean)
+
+        def placed(total, old):
+            return jax.device_put(np.asarray(total / count, old.dtype), old.sharding)
+
+        return state._replace(batch_stats=jax.tree.map(placed, total, state.batch_stats))
 
     return exact
 
@@ -192,18 +199,19 @@ def create(
     dtype=None,
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, labels, keys)` -> (images, labels), or
-    `eval_prepare(images)`. `prepare_eval`: state -> the state that is scored."""
+    `eval_prepare(images)`. `prepare_eval` as in Task."""
     common = {"model": model, "axis": axis, "dtype": dtype, "class_weights": tuple(class_weights)}
     grad_fn = functools.partial(autodiff, prepare=train_prepare, **common)
     return Task(
         name="segmentation",
         init=functools.partial(classification.init, model=model, optimizer=optimizer, image_shape=image_shape),
         train_step=functools.partial(classification.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
-        prepare_eval=prepare_eval or (lambda state: state),
+        prepare_eval=prepare_eval,
         eval_step=functools.partial(eval_step, prepare=eval_prepare, **common),
         finish=finish,
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "global_accuracy", "class_accuracy", "mean_iou", "boundary_f1"),
+        train_metrics=("loss", "global_accuracy"),
         best=("mean_iou", "max"),
         eval_rows=8,
         details=functools.partial(details, class_names=tuple(class_names)),

@@ -10,12 +10,15 @@ class Task(NamedTuple):
     name: str
     init: Callable[..., Any]  # key -> State
     train_step: Callable[..., Any]  # (state, batch) -> (state, sums)
-    prepare_eval: Callable[..., Any]  # state -> state
     eval_step: Callable[..., Any]  # (state, batch) -> sums, among them "count"
     finish: Callable[..., dict[str, float]]  # sums -> metrics
     predict_step: Callable[..., Any]  # (state, batch) -> outputs by example
-    metrics: tuple[str, ...]  # the keys of `finish` that metrics.csv holds
+    metrics: tuple[str, ...]  # the keys of `finish` of an evaluation's sums, for metrics.csv
+    train_metrics: tuple[str, ...]  # those of a training step's sums
     best: tuple[str, str]  # (metric, "max" or "min")
+    # (state, stopped) -> what an evaluation scores and training goes on from; the state as it was where stopped() says
+    # that a signal has come.
+    prepare_eval: Callable[..., Any] | None = None
     early_step: Callable[..., Any] | None = None  # In the place of train_step for the first `early_steps` of a run:
     early_steps: int = 0  # a branch inside one compiled step would cost a CPU a third of its speed.
     eval_rows: int = 250  # Examples of an evaluation's batch, at least.
