@@ -134,7 +134,7 @@ def test_collecting_and_checking(root, tmp_path, start):
     ]
     shutil.copytree(root, tmp_path / "two" / "a")
     shutil.copytree(root, tmp_path / "two" / "b")
-    with pytest.raises(DataError, match="has two files for .*test.txt: a/test.txt and b/test.txt"):
+    with pytest.raises(DataError, match="has two files for .*notes.txt: a/notes.txt and b/notes.txt"):
         camvid.collect(tmp_path / "two", tmp_path / "to" / "two")
 
     target = tmp_path / "to" / "2"
