@@ -49,7 +49,7 @@ def prepare(images, keys):
     return augment.flip_shift(augment.normalize(images, MEAN, STD), keys) if images.dtype == np.uint8 else images
 
 
-def twin(name: str) -> twins.Twin:
+def twin(name: str, images: np.ndarray) -> twins.Twin:
     module, batch_size = NETWORKS[name]
     task = classification.create(
         model=module,
@@ -60,7 +60,6 @@ def twin(name: str) -> twins.Twin:
         eval_prepare=None,
         axis=None,
     )
-    images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
     labels = np.arange(EXAMPLES, dtype=np.int32) % CLASSES
     source = functools.partial(batches.train_batches, images, labels, batch_size=batch_size, seed=0)
     raw = jax.device_put(next(source()))
@@ -75,7 +74,8 @@ def main(argv) -> int:
         if name not in NETWORKS:
             raise flags.UsageError(f"--models={name}: accepted are {', '.join(NETWORKS)}")
     twins.check()
-    twins.compare({name: functools.partial(twin, name) for name in MODELS.value})
+    images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
+    twins.compare({name: twin(name, images) for name in MODELS.value})
     return 0
 
 

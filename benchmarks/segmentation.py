@@ -36,7 +36,7 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; segmentation takes flags alone")
     twins.check()
-    twins.compare({"segnet_basic": twin})
+    twins.compare({"segnet_basic": twin()})
     return 0
 
 

@@ -161,12 +161,11 @@ def check() -> None:
     flags.start_cache()
 
 
-def compare(twins: Mapping[str, Callable[[], Twin]]) -> None:
+def compare(twins: Mapping[str, Twin]) -> None:
     """Measures each twin, by the peer's names, and prints the table."""
-    chosen = {name: near_fastest(name, make()) if PEER.value else [] for name, make in twins.items()}
+    chosen = {name: near_fastest(name, twin) if PEER.value else [] for name, twin in twins.items()}
     rows = []
-    for name, make in twins.items():
-        twin = make()
+    for name, twin in twins.items():
         turns = measure(name, twin, chosen[name], rounds=ROUNDS.value, seconds=SECONDS.value)
         rows.append(summarise(name, turns, batch_size=len(twin.batch["image"])))
         loop.say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.

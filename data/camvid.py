@@ -85,33 +85,35 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> int:
     with two files for one place."""
     count, taken = 0, dict[pathlib.Path, str]()
     try:
-        for name, size, content in _contents(source):
-            place = _place(target, name)
+        for name, place, size, content in _contents(source, target):
             if place in taken:
                 raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
-            if place:
-                taken[place] = name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                count += write(content, size, place)
+            taken[place] = name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            count += write(content, size, place)
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{source} can't be read as an archive: {error}") from None
     return count
 
 
-def _contents(source: pathlib.Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """(name, bytes, content) of each file in a folder or archive; of links, those that stay inside the folder."""
+def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, int, IO[bytes]]]:
+    """(name, place in `target`, bytes, content) of each list, picture and annotation in a folder or archive; no other
+    file is opened. Of links, those that stay inside the folder."""
     if source.is_dir():
         root = source.resolve()
         for path in sorted((*source.glob("*"), *source.glob("*/*"), *source.glob("*/*/*"))):
-            if path.is_file() and path.resolve().is_relative_to(root):
+            name = str(path.relative_to(source))
+            place = _place(target, name)
+            if place and path.is_file() and path.resolve().is_relative_to(root):
                 with open(path, "rb") as content:
-                    yield str(path.relative_to(source)), path.stat().st_size, content
+                    yield name, place, path.stat().st_size, content
         return
     with tarfile.open(source) as archive:
         for member in archive:
-            found = archive.extractfile(member) if member.isfile() else None
-            if found:
-                yield member.name, member.size, found
+            place = _place(target, member.name)
+            inside = archive.extractfile(member) if place and member.isfile() else None
+            if place and inside:
+                yield member.name, place, member.size, inside
 
 
 def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -47,9 +47,9 @@ def weight_pictures(state, model: str, layer: str, image_shape):
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
 
 
-def write_page(folder, setup, *, figures, tables, headline, skip, summary, command: str) -> None:
+def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
     """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
-    (file's name, title, caption, figure), `tables`, the layers and the summary, whose `headline` stands first."""
+    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
     path, entries = folder / "figures", []
     path.mkdir(exist_ok=True)
     curves = report.curves(report.read_metrics(folder / "metrics.csv"), skip=skip)
@@ -58,7 +58,6 @@ def write_page(folder, setup, *, figures, tables, headline, skip, summary, comma
     for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
-    layers = table.layers(setup.model, setup.input_shape)
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(
@@ -85,9 +84,9 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     probabilities = predictions(setup.task, state, images)
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
     among = "test pictures" if len(images) == summary["examples"] else f"a fixed sample of {len(images)} test pictures"
-    first = table.layers(setup.model, setup.input_shape)[0]
-    weights = weight_pictures(state, summary["model"], first.name, setup.input_shape)
-    kind = "filters" if len(first.shape) == 3 else "templates"
+    layers = table.layers(setup.model, setup.input_shape)
+    weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
+    kind = "filters" if len(layers[0].shape) == 3 else "templates"
     figures = (
         (
             "confusion_matrix",
@@ -110,5 +109,12 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     )
     tables = [classification.class_table(confusion, names)]
     write_page(
-        folder, setup, figures=figures, tables=tables, headline=HEADLINE, skip=SKIP, summary=summary, command=command
+        folder,
+        layers=layers,
+        figures=figures,
+        tables=tables,
+        headline=HEADLINE,
+        skip=SKIP,
+        summary=summary,
+        command=command,
     )

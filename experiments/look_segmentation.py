@@ -1,6 +1,7 @@
 """What a finished segmentation's report shows, and the pictures of masks."""
 
 import io
+import itertools
 import pathlib
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from data import decode
 from experiments import look
+from models import table
 from train import figures as draw
 from train import segmentation
 
@@ -56,8 +58,8 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
         picture = decode.read_picture(file, channels=3)
         whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
         stem = pathlib.Path(file).stem
-        names = (stem, *(f"{stem}_{i}" for i in range(2, len(files) + 2)))  # Of one name from several folders.
-        name = next(name for name in names if name not in taken)
+        others = (f"{stem}_{i}" for i in itertools.count(2))  # Pictures of one name from several folders.
+        name = next(name for name in itertools.chain([stem], others) if name not in taken)
         taken.add(name)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
         over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
@@ -127,7 +129,14 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     )
     tables = [class_table(confusion, names)]
     look.write_page(
-        folder, setup, figures=figures, tables=tables, headline=HEADLINE, skip=SKIP, summary=summary, command=command
+        folder,
+        layers=table.layers(setup.model, setup.input_shape),
+        figures=figures,
+        tables=tables,
+        headline=HEADLINE,
+        skip=SKIP,
+        summary=summary,
+        command=command,
     )
 
 

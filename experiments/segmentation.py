@@ -128,9 +128,9 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     rate, optimizer = build.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
     model = models.create(config["model"], len(about.class_names), **options)
-    statistics = None
+    dtype, statistics = None if config["dtype"] == "float32" else config["dtype"], None
     if config["exact_batch_norm"]:
-        statistics = exact(config, about, devices=devices, train=train, evaluation=evaluation)
+        statistics = exact(config, about, devices=devices, dtype=dtype, train=train, evaluation=evaluation)
     task = segmentation.create(
         model=model,
         optimizer=optimizer,
@@ -141,12 +141,12 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         eval_prepare=evaluation,
         axis=axis,
         prepare_eval=statistics,
-        dtype=None if config["dtype"] == "float32" else config["dtype"],
+        dtype=dtype,
     )
     return Setup(about, about.image_shape, model, task, rate)
 
 
-def exact(config: dict, about: About, *, devices: int, train, evaluation):
+def exact(config: dict, about: About, *, devices: int, dtype: str | None, train, evaluation):
     """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand. A
     batch is one device's part of a training step's; the last one begins earlier, so that all have one size."""
     scenes = config["dataset"] == "digit_scenes"
@@ -160,11 +160,11 @@ def exact(config: dict, about: About, *, devices: int, train, evaluation):
         count = size if config["dry_run"] else 1000 if scenes else len(images)
         keys = jax.random.split(jax.random.key(2), count)
         for start in range(0, count, size):
-            part = slice(min(start, count - size), min(start, count - size) + size)
+            end = min(start + size, count)
+            part = slice(end - size, end)
             yield {"image": images[part], "label": labels[part], "key": keys[part]}
 
     model = models.create(config["model"], len(about.class_names), decoder=config["decoder"])
-    dtype = None if config["dtype"] == "float32" else config["dtype"]
     return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
 
 

@@ -5,6 +5,7 @@ Encoders pool and keep the places of the maxima; each decoder puts what it gets 
 convolution. Odd sizes are rounded up in pooling and restored in unpooling.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -21,6 +22,9 @@ DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
 # The authors' rates and decays: convolutions' biases learn twice as fast and don't decay; batch norm's do.
 AUTHOR_GROUPS = ((r"bn\d?(_\d)?/", 1.0, 1.0), (r"bias$", 2.0, 0.0))
+
+# With the authors' first shift.
+ShiftedBatchNorm = functools.partial(BatchNorm, bias_init=nn.initializers.constant(0.001))
 
 
 def bilinear(key, shape, dtype=jnp.float32):
@@ -78,8 +82,7 @@ class SegNetBasic(nn.Module):
 
         def conv_bn(x, width, name):
             x = Conv(width, (self.window, self.window), padding=pad, name=f"{name}_conv")(x)
-            shift = nn.initializers.constant(0.001)
-            return BatchNorm(use_running_average=not train, axis_name=bn_axis, bias_init=shift, name=f"{name}_bn")(x)
+            return ShiftedBatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"{name}_bn")(x)
 
         kept = []
         if self.normalise_channels:
@@ -115,8 +118,7 @@ class SegNet(nn.Module):
             return Conv(width, (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
 
         def bn_relu(x, name):
-            shift = nn.initializers.constant(0.001)
-            return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, bias_init=shift, name=name)(x))
+            return relu(ShiftedBatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
 
         for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[16], strict=True), 1):
             for i in range(1, convolutions + 1):

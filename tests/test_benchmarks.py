@@ -77,12 +77,15 @@ def test_segnet_basic_is_the_peers_twin(start, fake):
 
 def test_the_peers_figure_is_the_median_of_its_best_setting():
     peer = {"--threads=1": [90.0, 20.0, 95.0], "--threads=2": [40.0, 50.0, 300.0]}
-    turns = {"steps": 5, "ours": [24.0, 25.0, 90.0], "peer": peer, "others": {"input path": [1.01, 1.5, 1.02]}}
+    others = {"input path": [1.01, 1.5, 1.02], "augmentation": [1.0, 1.0, 1.005]}
+    turns = {"steps": 5, "ours": [24.0, 25.0, 90.0], "peer": peer, "others": others}
     row = twins.summarise("densenet40", turns, batch_size=64)
     assert (row["ours_ms"], row["peer_ms"], row["setting"], row["ratio"]) == (25.0, 50.0, "--threads=2", 0.5)
+    assert row["others"] == {"input path": 1.02, "augmentation": 1.0} and row["batch_size"] == 64
     assert twins.table([row])[1:] == [
         "densenet40      64      25.0      50.0   0.50  --threads=2",
         "input path densenet40: 1.020 times the step on one fixed batch",
+        "augmentation densenet40: 1.000 times the step on one fixed batch",
     ]
 
 
