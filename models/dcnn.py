@@ -61,14 +61,14 @@ def fit(batch_stats, images_BHWC):
     """`batch_stats` with the filters that whiten the 2x2 patches of normalised images: the patches' principal
     components, largest variance first, each scaled to variance one on these images.
 
-    A hundredth is added to their variance (of pixels with variance one): what a JPEG file has kept of the finest colour
-    differences is noise, which would be blown up.
+    A tenth is added to their variance (of pixels with variance one): what a JPEG file has kept of the finest colour
+    differences is noise, which would be blown up and would hide the edges in the first layer's filters.
     """
     shape = batch_stats["whitening"].shape
     patches = np.lib.stride_tricks.sliding_window_view(np.asarray(images_BHWC, np.float64), shape[:2], (1, 2))
     patches_PK = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, shape[-1])
     variances, components_KK = np.linalg.eigh(patches_PK.T @ patches_PK / len(patches_PK))
-    filters_KK = components_KK[:, ::-1] / np.sqrt(np.maximum(variances[::-1], 0) + 1e-2)
+    filters_KK = components_KK[:, ::-1] / np.sqrt(np.maximum(variances[::-1], 0) + 1e-1)
     return {**batch_stats, "whitening": jnp.asarray(filters_KK.reshape(shape), jnp.float32)}
 
 
