@@ -15,6 +15,8 @@ from data.dataset import Dataset
 SIDE, TEST_SCENES, TEST_SEED = 64, 500, 0
 FEWEST, MOST = 3, 6
 CLASSES = ("background", *map(str, range(10)))
+# In the loss. Digits cover a tenth of a scene: background of weight 1 hides them, of less than 0.3 it widens them.
+WEIGHTS = (0.3, *[1.0] * 10)
 INK = 0.5  # A pixel belongs to the topmost digit with more ink than this.
 
 

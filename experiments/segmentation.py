@@ -77,11 +77,12 @@ def describe(config: dict, dataset: Dataset) -> About:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     scenes = dataset.name == "digit_scenes"
     images, labels = _composed(dataset) if scenes else dataset.splits["train"]
-    kind = config["class_weights"] or ("none" if scenes else "published")
+    kind = config["class_weights"] or ("scenes" if scenes else "published")
     require(not (scenes and kind == "published"), "--class_weights=published is for --dataset=camvid")
     classes = dataset.class_names
     weights = {
         "none": lambda: (1.0,) * len(classes),
+        "scenes": lambda: digit_scenes.WEIGHTS,
         "published": lambda: camvid.PUBLISHED_WEIGHTS,
         "computed": lambda: camvid.computed_weights(labels, len(classes)),
     }[kind]()
@@ -118,16 +119,21 @@ def preparations(config: dict, about: About):
     return cut, scaled
 
 
+def network(config: dict, about: About, *, axis: str | None = None, sync_bn: bool = True):
+    """The model; one that uses no other devices without an axis."""
+    decoder = {"decoder": config["decoder"]} if config["decoder"] else {}
+    return models.create(config["model"], len(about.class_names), axis_name=axis, sync_bn=sync_bn, **decoder)
+
+
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
-    options = {"decoder": config["decoder"], "axis_name": axis, "sync_bn": config["sync_bn"]}
     require(
         config["model"] in models.SEGMENTERS, f"--model={config['model']}: accepted are {', '.join(models.SEGMENTERS)}"
     )
     rate, optimizer = build.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
-    model = models.create(config["model"], len(about.class_names), **options)
+    model = network(config, about, axis=axis, sync_bn=config["sync_bn"])
     dtype, statistics = None if config["dtype"] == "float32" else config["dtype"], None
     if config["exact_batch_norm"]:
         statistics = exact(config, about, devices=devices, dtype=dtype, train=train, evaluation=evaluation)
@@ -164,7 +170,7 @@ def exact(config: dict, about: About, *, devices: int, dtype: str | None, train,
             part = slice(end - size, end)
             yield {"image": images[part], "label": labels[part], "key": keys[part]}
 
-    model = models.create(config["model"], len(about.class_names), decoder=config["decoder"])
+    model = network(config, about)
     return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
 
 

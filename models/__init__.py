@@ -19,7 +19,7 @@ from models.linear import Logistic, Perceptron
 from models.mlp import MLP
 from models.peer import Peer
 from models.resnet import ResNet
-from models.segnet import SegNet, SegNetBasic
+from models.segnet import SegNet, SegNetBasic, SegNetSmall
 from models.vgg import VGG
 
 # The module of each name, and the options that the name stands for.
@@ -36,7 +36,7 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "perceptron": (Perceptron, {}),
     "segnet": (SegNet, {}),
     "segnet_basic": (SegNetBasic, {}),
-    "segnet_small": (SegNetBasic, {"widths": (32, 64, 64, 64), "window": 3, "normalise_channels": False}),
+    "segnet_small": (SegNetSmall, {}),
     **{f"cifar_resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110, 1202)},
     **{f"cifar_plain{depth}": (CifarResNet, {"depth": depth, "residual": False}) for depth in (20, 32, 44, 56)},
     **{f"vgg{depth}": (VGG, {"depth": depth, "batch_norm": False}) for depth in vgg.DEPTHS},

@@ -53,7 +53,7 @@ def _check(decoder: str) -> None:
 
 
 def _joined(x, maps, *, decoder: str):
-    """A decoder's maps, and in the decoder indices_add the encoder's of the same size with them."""
+    """Maps of a decoder, and in the decoder indices_add the encoder's of the same size with them."""
     return x + maps if decoder == "indices_add" else x
 
 
@@ -94,6 +94,47 @@ class SegNetBasic(nn.Module):
         for i, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{i}_up")
             x = _joined(conv_bn(x, self.widths[max(0, i - 2)], f"decoder{i}"), maps, decoder=self.decoder)
+        return Conv(self.num_classes, (1, 1), name="logits")(x)
+
+
+class SegNetSmall(nn.Module):
+    """[B, H, W, C] normalised images -> logits [B, H, W, num_classes]; ours, to learn digit_scenes on two CPU cores.
+
+    Narrow where maps are large, deep where they are small: stage i has `depths[i]` convolutions of `windows[i]`. A
+    decoder adds the encoder's maps to the unpooled ones before its 3x3 convolution, so that widths may differ, and is
+    without ReLU, as SegNet-Basic's: with it, and without the maps, digits were learned more slowly.
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (16, 32, 64, 128)
+    windows: Sequence[int] = (5, 5, 3, 3)
+    depths: Sequence[int] = (1, 1, 3, 3)
+    decoder: str = "indices_add"
+    axis_name: str | None = None
+    sync_bn: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        _check(self.decoder)
+        bn_axis, kept = self.axis_name if self.sync_bn else None, []
+
+        def conv_bn(x, width, window, name):
+            pad = ((window // 2,) * 2,) * 2
+            x = Conv(width, (window, window), padding=pad, use_bias=False, name=f"{name}_conv")(x)
+            # Running averages of a short run must follow the weights.
+            return BatchNorm(use_running_average=not train, momentum=0.9, axis_name=bn_axis, name=f"{name}_bn")(x)
+
+        stages = list(zip(self.widths, self.windows, self.depths, strict=True))
+        for stage, (width, window, depth) in enumerate(stages, 1):
+            for i in range(1, depth + 1):
+                x = relu(conv_bn(x, width, window, f"encoder{stage}_{i}"))
+            maps = x
+            x, indices = max_pool_with_indices(maps)
+            kept.append((maps, indices))
+        for stage, (maps, indices) in reversed(list(enumerate(kept, 1))):
+            x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{stage}_up")
+            x = _joined(x, maps, decoder=self.decoder)
+            x = conv_bn(x, self.widths[max(0, stage - 2)], 3, f"decoder{stage}")
         return Conv(self.num_classes, (1, 1), name="logits")(x)
 
 

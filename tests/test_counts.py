@@ -101,7 +101,8 @@ def test_segnets_published_counts(network, parameters, multiply_adds):
     )
 
 
+@pytest.mark.parametrize("network", [segnet.SegNetBasic, segnet.SegNetSmall])
 @pytest.mark.parametrize("decoder", segnet.DECODERS)
-def test_segnets_decoders_restore_any_size(decoder):
+def test_segnets_decoders_restore_any_size(network, decoder):
     for size in ((17, 30), (16, 16), (3, 5)):
-        assert table.layers(segnet.SegNetBasic(5, decoder=decoder), (*size, 3))[-1].shape == (*size, 5)
+        assert table.layers(network(5, decoder=decoder), (*size, 3))[-1].shape == (*size, 5)

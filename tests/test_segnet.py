@@ -56,6 +56,21 @@ def test_the_encoders_maps_are_added_to_a_decoders_output():
     )
 
 
+def test_segnet_small_adds_the_encoders_maps_before_a_decoders_convolution():
+    add, plain = (segnet.SegNetSmall(5, (4,), (3,), (1,), decoder=decoder) for decoder in ("indices_add", "indices"))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 3)), jnp.float32)
+    variables = add.init(jax.random.key(0), x)
+    kept = [
+        net.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])[1]["intermediates"]
+        for net in (add, plain)
+    ]
+    maps = jax.nn.relu(kept[0]["encoder1_1_bn"]["__call__"][0])
+    kernel = variables["params"]["decoder1_conv"]["kernel"]
+    more = jax.lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    one, other = (each["decoder1_conv"]["__call__"][0] for each in kept)
+    np.testing.assert_allclose(one, other + more, rtol=1e-5, atol=1e-5)
+
+
 def test_an_unknown_decoder_is_refused():
     with pytest.raises(ValueError, match="unknown decoder 'deconv'; known: indices, bilinear"):
         segnet.SegNetBasic(3, decoder="deconv").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
