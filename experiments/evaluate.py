@@ -9,13 +9,13 @@ import time
 from absl import flags as absl_flags
 
 from experiments import flags
-from train import folder, loop, parallel
+from train import folder, loop, parallel, task
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
 SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, else val or validation.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "Images a batch; default 250, in segmentation 8.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "Images a batch; default: as the run has it.")
 TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
 SKIP = absl_flags.DEFINE_bool("skip_corrupt", False, "Leave out pictures that can't be decoded instead of stopping.")
 WHICH = absl_flags.DEFINE_enum(
@@ -72,7 +72,9 @@ def main(argv) -> int:
         raise flags.UsageError(f"pictures differ: {shapes}")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    batch_size = BATCH_SIZE.value or setup.task.eval_rows
+    # By itself as the run has it, for the same bits.
+    default = task.eval_batch(setup.task, batch_size=config["batch_size"], examples=len(labels))
+    batch_size = BATCH_SIZE.value or default
     parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
     loop.add(None, eval_step(state, next(parts)))

@@ -29,7 +29,7 @@ def run(argv, command: str, kind: Callable[[], Kind]) -> int:
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
     flags.check_devices(config)
-    from train import checkpoint, folder, loop, parallel, processes
+    from train import checkpoint, folder, loop, parallel, processes, task
 
     devices, line = parallel.start_devices(config["devices"], group=[config[name] for name in flags.GROUP])
     stop.listen()  # jax.distributed has taken them.
@@ -50,7 +50,8 @@ def run(argv, command: str, kind: Callable[[], Kind]) -> int:
         home, finished = records.dry_folder(home), None
     if finished:
         return records.say_finished(finished)
-    eval_size = -(-min(max(batch_size, setup.task.eval_rows), len(test_labels)) // devices) * devices
+    eval_size = task.eval_batch(setup.task, batch_size=batch_size, examples=len(test_labels))
+    eval_size = -(-eval_size // devices) * devices
 
     # --- The state: this workdir's checkpoint, else --init_from, else a fresh one.
     state = parallel.parallelize(setup.task.init, 1, donate=False)(jax.random.key(config["seed"]))

@@ -28,3 +28,8 @@ class Task(NamedTuple):
     divided: Callable[[Any], bool] | None = None
     divide: Callable[..., Any] = lambda state: state
     whole: Callable[..., Any] = lambda state: state
+
+
+def eval_batch(task: Task, *, batch_size: int, examples: int) -> int:
+    """Examples of an evaluation's batch beside training steps of `batch_size`. Sums of another size round otherwise."""
+    return min(max(batch_size, task.eval_rows), examples)
