@@ -39,8 +39,11 @@ def load(
     """The data set `name`, from `data_dir` where it is not embedded. Pictures in files are streamed where they are
     large or `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
 
-    Raises ValueError for an unknown name, DataError where its files are missing or damaged or hold one class alone.
+    Raises ValueError for an unknown name or a folder that is not for it, DataError where its files are missing or
+    damaged or hold one class alone.
     """
+    if name == "mnist5k" and data_dir is not None:
+        raise ValueError(f"--data_dir={data_dir} is not for mnist5k, which is embedded; give --dataset=folder with it")
     view, always = stream.view(image_size, augment), image_size is not None
     dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
     if len(dataset.class_names) < 2:

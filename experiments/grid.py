@@ -78,7 +78,7 @@ def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
             axes.plot(*zip(*points, strict=True), marker=".", color=colours[name], label=label)
         axes.set_xlabel("step")
         axes.set_ylabel("test accuracy, %")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Beside the curves, whose ends it would hide.
 
 
 def picture(home: pathlib.Path, results: list[list]) -> None:

@@ -38,7 +38,8 @@ def main(argv) -> int:
     if source and not (source.is_file() or (source.is_dir() and DATASET.value == "camvid")):
         from data import DataError
 
-        raise DataError(f"--source={SOURCE.value}: there is no such file")
+        what = "a folder; an archive is needed" if source.is_dir() else "there is no such file"
+        raise DataError(f"--source={SOURCE.value}: {what}")
     if DATASET.value != "folder":
         flags.require(not SPLIT.value and not SHARDS.value, "--split and --shards are for --dataset=folder")
     return {"cifar10": cifar10, "folder": pictures, "camvid": camvid}[DATASET.value](source)

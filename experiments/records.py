@@ -208,8 +208,7 @@ def columns(task) -> list[str]:
 def say_finished(summary: dict) -> int:
     """What a start in the folder of a complete run prints; its exit status."""
     if processes.is_main():
-        other = "another needs another --workdir (make demo DEMO_WORKDIR=FOLDER)"
-        print_line(f"this run is complete: {headline(summary)}; {other}")
+        print_line(f"this run is complete: {headline(summary)}; another needs another --workdir")
         print(json.dumps(summary))
     return 0
 

@@ -73,6 +73,8 @@ def test_evaluate_scores_the_same(whole, start):
     scores = result(start("evaluate", f"--workdir={workdir}", "--batch_size=300"))
     assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
     assert scores["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+    done = start("evaluate", f"--workdir={workdir}", "--tta=ten_view")
+    assert done.returncode == 2 and "--tta=ten_view is for runs with --augment=crop24" in done.stderr
     assert len((workdir / "confusion.csv").read_text().splitlines()) == 11
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 
@@ -197,6 +199,7 @@ def test_sweep(start, tmp_path):
 BAD_FLAGS = {
     "--model=lenett": "did you mean lenet",
     "--dataset=mnst5k": "did you mean mnist5k",
+    "--data_dir=pictures": "--data_dir=pictures is not for mnist5k",
     "--learning_rat=1": "learning_rat",
     "--batch_size=0": "--batch_size=0",
     "--steps=-1": "--steps=-1",

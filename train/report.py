@@ -168,7 +168,8 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
             axes.plot(steps[best], values[best], "o", color=COLOURS[part], **ring)
             title += f": {best_label} {part} {number(values[best])} at step {steps[best]:,.0f}"
         elif part == main:
-            title += f": peak {number(np.nanmax(values))}" if part == "alone" else f": ends at {ends[-1][1].strip()}"
+            highest = f"highest logged {number(np.nanmax(values))}"
+            title += f": {highest}" if part == "alone" else f": ends at {ends[-1][1].strip()}"
     if finite.size < everything.size:
         first = min(step for points in parts.values() for step, value in points.items() if not np.isfinite(value))
         title += f"; not finite from step {first:,.0f}"
