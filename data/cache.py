@@ -5,16 +5,21 @@ import os
 import pathlib
 import sys
 import zipfile
+import zlib
 
 import numpy as np
 
+# What reading a damaged .npz raises.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 
-def read(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
-    """What `write` kept under `key`; None where there is no such file, or one of another key or cut short."""
+
+def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | None:
+    """The arrays `names` that `write` kept under `key`; None where there is no such file, or one of another key or
+    damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files} if str(kept["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {name: kept[name] for name in names} if str(kept["key"]) == key else None
+    except DAMAGED:
         return None
 
 

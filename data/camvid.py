@@ -7,14 +7,14 @@ authors' machines: the last two components alone count, inside the data set's fo
 
 import pathlib
 import re
-import tarfile
 from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
 from PIL import Image
 
-from data.dataset import DAMAGED_ARCHIVE, DataError, Dataset
+from data import archive as archives
+from data.dataset import DataError, Dataset
 from data.decode import FAILURES, read_picture, whole
 from data.folder import SUFFIXES
 from data.pictures import each
@@ -84,15 +84,13 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> int:
     the same size that is there already stays. Raises DataError for a file that is no archive, a damaged one, or one
     with two files for one place."""
     count, taken = 0, dict[pathlib.Path, str]()
-    try:
+    with archives.named(source):
         for name, place, size, content in _contents(source, target):
             if place in taken:
                 raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
             taken[place] = name
             place.parent.mkdir(parents=True, exist_ok=True)
             count += write(content, size, place)
-    except DAMAGED_ARCHIVE as error:
-        raise DataError(f"{source} can't be read as an archive: {error}") from None
     return count
 
 
@@ -108,7 +106,7 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
                 with open(path, "rb") as content:
                     yield name, place, path.stat().st_size, content
         return
-    with tarfile.open(source) as archive:
+    with archives.opened(source) as archive:
         for member in archive:
             place = _place(target, member.name)
             inside = archive.extractfile(member) if place and member.isfile() else None

@@ -10,13 +10,13 @@ import os
 import pathlib
 import re
 import sys
-import tarfile
 import urllib.error
 import urllib.request
 
 import numpy as np
 
-from data.dataset import DAMAGED_ARCHIVE, DataError, Dataset
+from data import archive as archives
+from data.dataset import DataError, Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -42,20 +42,17 @@ def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The splits of the archive, read in memory: no member is unpacked. Raises DataError for another file."""
     found, wanted = {}, sum(FILES.values(), [])
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = pathlib.PurePosixPath(member.name).name
-                if name in ("data_batch_1", "test_batch", "batches.meta"):
-                    raise DataError(f"{path} is the pickled Python version; the binary one is {pathlib.Path(URL).name}")
-                stream = archive.extractfile(member) if member.isfile() and name in wanted else None
-                if stream is None:
-                    continue
-                if member.size != RECORD * RECORDS:
-                    raise DataError(f"{name} has {member.size:,} bytes, expected {RECORDS:,} records of {RECORD:,}")
-                found[name] = parse(stream.read(), name)
-    except (*DAMAGED_ARCHIVE, OSError) as error:
-        raise DataError(f"{path} can't be read as an archive: {error}") from None
+    with archives.opened(path) as archive:
+        for member in archive:
+            name = pathlib.PurePosixPath(member.name).name
+            if name in ("data_batch_1", "test_batch", "batches.meta"):
+                raise DataError(f"{path} is the pickled Python version; the binary one is {pathlib.Path(URL).name}")
+            stream = archive.extractfile(member) if member.isfile() and name in wanted else None
+            if stream is None:
+                continue
+            if member.size != RECORD * RECORDS:
+                raise DataError(f"{name} has {member.size:,} bytes, expected {RECORDS:,} records of {RECORD:,}")
+            found[name] = parse(stream.read(), name)
     missing = [name for name in wanted if name not in found]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}")

@@ -1,14 +1,8 @@
 """What a data set is."""
 
-import lzma
-import tarfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
-
-# What reading a damaged archive raises, beside OSError.
-DAMAGED_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class DataError(ValueError):

@@ -1,15 +1,25 @@
 """Picture files of any size and mode to the arrays that a network was trained on."""
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from data.dataset import DataError
 
-ORIENTATION = 0x0112  # The EXIF tag.
-FAILURES = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # The EXIF tag, and what undoes each of its values. ImageOps' own stops at other damaged tags.
+_T = Image.Transpose
+TURNS: dict[object, Image.Transpose] = {
+    **{2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE},
+    **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
+}
+# What Pillow raises for damaged files, their EXIF data included.
+FAILURES = (
+    *(OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError),
+    *(struct.error, EOFError, KeyError, IndexError, OverflowError),
+)
 
 
 # (height, width) of a picture -> the (left, top, right, bottom) of it that is wanted, and the (height, width) that it
@@ -46,7 +56,9 @@ def read_picture(
                 if opened.format == "JPEG" and times >= 2:
                     scale = max(s for s in (2, 4, 8) if s <= times)
                     opened.draft(None, (opened.width // scale, opened.height // scale))
-            picture = ImageOps.exif_transpose(opened)
+            opened.load()
+            turn = TURNS.get(opened.getexif().get(ORIENTATION))
+            picture = opened if turn is None else opened.transpose(turn)
             if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                 values = np.asarray(picture, np.float64)
                 wide = values.max(initial=0) > 255 or picture.mode.startswith("I")

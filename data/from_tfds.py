@@ -141,7 +141,7 @@ def read_split(
     def labels():
         """They lie in the records, beside the pictures: one pass over all of them, once."""
         path = beside.with_name(f"{beside.name}.labels.npz")
-        kept = cache.read(path, key(False))
+        kept = cache.read(path, key(False), "labels")
         if kept is not None:
             return kept["labels"]
         passed = pictures.each(lambda i: int(record(i)["label"]), count, title=f"labels of {split}")

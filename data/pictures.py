@@ -75,7 +75,7 @@ def _arrays(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.ndar
     if large(0):  # Before the key, which takes a look at every file.
         return None
     path, key = pictures.cache.with_name(f"{pictures.cache.name}.npz"), pictures.key(skip_corrupt)
-    kept = cache.read(path, key)
+    kept = cache.read(path, key, "images", "labels")
     if kept is None:
         if any(large(example) for example in range(pictures.length)):
             return None
@@ -105,7 +105,7 @@ def _readable(pictures: Pictures) -> np.ndarray:
     """Which pictures can be decoded, bool [length]. All are tried once, before training: the order of the examples must
     not hang on what was met so far, and the evaluation has to know its count."""
     path, key = pictures.cache.with_name(f"{pictures.cache.name}.readable.npz"), pictures.key(True)
-    kept = cache.read(path, key)
+    kept = cache.read(path, key, "good")
     if kept is not None:
         _say_left_out(pictures, kept["good"].sum())
         return kept["good"]

@@ -13,7 +13,8 @@ import shutil
 import sys
 import tarfile
 
-from data.dataset import DAMAGED_ARCHIVE, DataError
+from data import archive as archives
+from data.dataset import DataError
 from data.folder import SUFFIXES
 
 SPLITS = ("train", "val", "validation", "test")
@@ -27,28 +28,25 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
     become one, OSError for a full disk.
     """
     count, parents = 0, dict[pathlib.Path, str]()
-    try:
-        with tarfile.open(source) as archive, _bar() as bar:
-            for member in archive:
-                parent, name = os.path.split(member.name)
-                stream = archive.extractfile(member) if _wanted(member, (*SUFFIXES, ".tar")) else None
-                if stream is None:
-                    continue
-                above, folder = os.path.split(parent)
-                named = folder if name.endswith(".tar") else os.path.basename(above)
-                target = root / (split if fixed or named not in SPLITS else named)
-                if name.endswith(".tar"):
-                    target /= name.removesuffix(".tar")
-                    _claim(parents, target, member.name)
-                    count += _class(stream, target, bar, member.name)
-                else:
-                    target = target / folder if plain(folder) else target
-                    _claim(parents, target, parent)
-                    target.mkdir(parents=True, exist_ok=True)
-                    count += write(stream, member.size, target / name)
-                    bar.update()
-    except DAMAGED_ARCHIVE as error:
-        raise DataError(f"{source} can't be read as an archive: {error}") from None
+    with archives.opened(source) as archive, _bar() as bar:
+        for member in archive:
+            parent, name = os.path.split(member.name)
+            stream = archive.extractfile(member) if _wanted(member, (*SUFFIXES, ".tar")) else None
+            if stream is None:
+                continue
+            above, folder = os.path.split(parent)
+            named = folder if name.endswith(".tar") else os.path.basename(above)
+            target = root / (split if fixed or named not in SPLITS else named)
+            if name.endswith(".tar"):
+                target /= name.removesuffix(".tar")
+                _claim(parents, target, member.name)
+                count += _class(stream, target, bar, member.name)
+            else:
+                target = target / folder if plain(folder) else target
+                _claim(parents, target, parent)
+                target.mkdir(parents=True, exist_ok=True)
+                count += write(stream, member.size, target / name)
+                bar.update()
     if not count:
         raise DataError(f"{source} holds no pictures, as files or in archives by class")
     return count
@@ -90,17 +88,14 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
     part, count, parents = folder.with_name(f".{folder.name}.part"), 0, dict[pathlib.Path, str]()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    try:
-        with tarfile.open(fileobj=stream) as archive:
-            for member in archive:
-                parent, name = os.path.split(member.name)
-                inner = archive.extractfile(member) if _wanted(member, SUFFIXES) else None
-                if inner is not None:
-                    _claim(parents, folder, parent)
-                    count += write(inner, member.size, part / name)
-                    bar.update()
-    except DAMAGED_ARCHIVE as error:
-        raise DataError(f"{title} can't be read as an archive: {error}") from None
+    with archives.opened(title, file=stream) as archive:
+        for member in archive:
+            parent, name = os.path.split(member.name)
+            inner = archive.extractfile(member) if _wanted(member, SUFFIXES) else None
+            if inner is not None:
+                _claim(parents, folder, parent)
+                count += write(inner, member.size, part / name)
+                bar.update()
     part.rename(folder)
     return count
 

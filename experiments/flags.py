@@ -251,6 +251,10 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 1, f"error: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]
+    if isinstance(error, MemoryError):
+        return 1, f"error: there is not enough memory: {error}".rstrip(": ")
+    if isinstance(error, UnicodeEncodeError):
+        return 2, f"error: {error.object!r} is not text in {error.encoding}"
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
     return None

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
+
 import models
 from experiments import flags
 from train import checkpoint, folder, leaves, processes
@@ -62,11 +64,17 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     data = {"class_names": list(about.class_names), "image_shape": list(about.image_shape), "splits": counts(dataset)}
     for name, value in data.items():
         if run.get(name, value) != value and not config["dry_run_data"]:
-            raise folder.FolderError(
-                f"{home.path} belongs to a run on other data: {name} {run[name]} there, {value} here"
-            )
+            raise _other_data(home, name, run[name], value)
+    for name in ("mean", "std"):  # Of as many pictures, but not the same.
+        there, here = np.ravel(run.get(name, getattr(about, name))), np.ravel(getattr(about, name))
+        if not config["dry_run_data"] and not (there.shape == here.shape and np.allclose(there, here, rtol=1e-5)):
+            raise _other_data(home, name, there.tolist(), here.tolist())
     finished = home.read_json("summary.json")
     return finished if finished and {setup.task.best[0], "fingerprint", "split", "step"} <= finished.keys() else None
+
+
+def _other_data(home: folder.RunFolder, name: str, there, here) -> folder.FolderError:
+    return folder.FolderError(f"{home.path} belongs to a run on other data: {name} {there} there, {here} here")
 
 
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
@@ -82,7 +90,7 @@ def load_run(workdir: str, *, flag: str = "workdir") -> dict:
     try:
         run = json.loads(path.read_text())
         needed = ("flags", "class_names", "image_shape", "mean", "std")
-        if not all(run[name] for name in needed):
+        if not all(run[name] for name in needed) or not {"task", "steps"} <= run.keys():
             return _no_run(workdir, flag)
         return {**run, "flags": flags.LATER | run["flags"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -208,7 +216,11 @@ def columns(task) -> list[str]:
 def say_finished(summary: dict) -> int:
     """What a start in the folder of a complete run prints; its exit status."""
     if processes.is_main():
-        print_line(f"this run is complete: {headline(summary)}; another needs another --workdir")
+        try:
+            line = headline(summary)
+        except (KeyError, TypeError, ValueError) as error:
+            raise folder.FolderError(f"summary.json of this run is damaged: {error!r}") from None
+        print_line(f"this run is complete: {line}; another needs another --workdir")
         print(json.dumps(summary))
     return 0
 

@@ -23,6 +23,16 @@ def test_the_middle_square_is_that_of_the_resized_picture(tmp_path):
     assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
 
 
+def test_a_picture_is_turned_though_its_other_exif_data_are_damaged(tmp_path):
+    turned = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    damaged = b"\x02\x03\0\x02\0\0\0\x0220\0\0"  # Text in the place of a number.
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\x02" + turned + damaged + b"\0\0\0\0"
+    image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8)
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    found = decode.read_picture(str(tmp_path / "a.png"), channels=1)
+    np.testing.assert_array_equal(found[..., 0], np.rot90(image, -1))
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
     smooth = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)

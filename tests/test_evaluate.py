@@ -49,6 +49,12 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     )
     assert scores["accuracy"] == (counts[0][0] + counts[1][1]) / 12
 
+    first = tmp_path / "d" / "train" / "cat" / "0.png"
+    kept = first.read_bytes()
+    Image.new("RGB", (8, 10)).save(first)  # As many pictures of that size, but not the same.
+    done = start("classify", workdir, f"--data_dir={tmp_path / 'd'}", *options)
+    assert done.returncode == 1 and "belongs to a run on other data: mean [" in done.stderr
+    first.write_bytes(kept)
     (tmp_path / "d" / "train" / "dog").rename(tmp_path / "d" / "train" / "wolf")
     (tmp_path / "d" / "test" / "dog").rename(tmp_path / "d" / "test" / "wolf")
     done = start("evaluate", workdir)

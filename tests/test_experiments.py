@@ -248,9 +248,12 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
         (broken / name).write_text(text)
         done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and f"{name} is damaged" in done.stderr
+    (broken / "summary.json").write_text(json.dumps(whole[1] | {"loss": "low"}))
+    done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+    assert done.returncode == 1 and "summary.json of this run is damaged" in done.stderr
     (broken / "summary.json").unlink()
     with open(broken / "metrics.csv", "ab") as file:
-        file.write(b"20,xx,yy,1,2,3,4,5,6\n\xff\xfe\n")
+        file.write(b'20,xx,yy,1,2,3,4,5,6\n\xff\xfe\n"' + b"x" * 200_000)
     assert same(result(start("classify", f"--workdir={broken}", *SMALL, "--steps=60")), whole[1])
     assert rows(broken) == rows(whole[0])
     shutil.rmtree(broken / "checkpoints")

@@ -166,7 +166,7 @@ def make_run(path, model):
     config |= {"workdir": str(path), "model": model}
     dataset = data.load("mnist5k")
     setup = build.setup(config, build.describe(config, dataset), devices=1, steps=1)
-    home, states = folder.RunFolder(path), [setup.task.init(jax.random.key(seed)) for seed in (0, 1)]
+    home, states = folder.RunFolder(path), [jax.jit(setup.task.init)(jax.random.key(seed)) for seed in (0, 1)]
     records.write_start(home, config, setup, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
     checkpoints = checkpoint.Checkpoints(home.path)
     for step, state in enumerate(states):

@@ -65,7 +65,7 @@ def batch_of(rows, side=SIDES[Tiny]):
 
 def start(task):
     """An initial state whose dense biases are not zero, in the precision of the moment."""
-    state = task.init(jax.random.key(0))
+    state = jax.jit(task.init)(jax.random.key(0))
     cast = jnp.zeros(()).dtype
     params = jax.tree.map(lambda x: x.astype(cast) + (0.01 if x.ndim == 1 else 0.0), state.params)
     batch_stats = jax.tree.map(lambda x: x.astype(cast), state.batch_stats)
@@ -155,7 +155,7 @@ def test_the_step_reduces_everything(devices, update):
 
 def test_dividing_and_putting_together_again():
     _, task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
-    state = task.init(jax.random.key(0))
+    state = jax.jit(task.init)(jax.random.key(0))
     divided = task.divide(state)
     assert divided.params["fc7"]["kernel"].shape == (14, 4, 4) and divided.params["logits"]["bias"].shape == (4, 3)
     assert divided.params["conv1"]["kernel"].shape == state.params["conv1"]["kernel"].shape

@@ -34,7 +34,7 @@ def classes_of(name):
 def test_contract(name):
     model = models.create(name, classes_of(name), **TINY.get(name, {}))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 28, 28, 1)), jnp.float32)
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     traces = []
 
     @jax.jit
@@ -46,7 +46,7 @@ def test_contract(name):
         )
         return (logits**2).sum() + logits.sum()
 
-    logits = model.apply(variables, images, train=False)
+    logits = jax.jit(model.apply)(variables, images)
     assert logits.shape == (4, 1 if name == "logistic" else 10) and logits.dtype == jnp.float32
     for _ in range(2):
         grads = jax.grad(loss)(variables["params"])
@@ -104,7 +104,7 @@ def test_training_differs_from_evaluation_with_batch_norm_and_dropout():
     for name, options in (("cnn", {}), ("mlp", {"dropout": 0.5})):
         model = models.create(name, 10, **options)
         images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 28, 28, 1)), jnp.float32)
-        variables = model.init(jax.random.key(1), images, train=False)
+        variables = jax.jit(model.init)(jax.random.key(1), images)
         rngs = {"dropout": jax.random.key(2)}
         train, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         assert not np.allclose(train, model.apply(variables, images, train=False))
@@ -148,7 +148,7 @@ def test_activations():
 def test_dcnns_first_filters_whiten_the_patches():
     rng, model = np.random.default_rng(0), models.create("dcnn", 10)
     images = rng.normal(size=(50, 1, 1, 3)) + np.cumsum(rng.normal(size=(50, 32, 32, 3)), axis=2) / 6
-    variables = model.init(jax.random.key(0), jnp.asarray(images[:1], jnp.float32))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(images[:1], jnp.float32))
     whitening = dcnn.fit(variables["batch_stats"], images)["whitening"]
     patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
     outputs = patches.reshape(-1, 12) @ np.asarray(whitening).reshape(12, 12)

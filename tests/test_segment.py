@@ -119,7 +119,15 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, report=print)
     checkpoints.save(0, theirs, record={})
     checkpoints.wait()
-    run = {"flags": {"model": encoder}, "class_names": "abcde", "image_shape": [32, 32, 3], "mean": [0], "std": [1]}
+    run = {
+        "task": "classification",
+        "steps": 0,
+        "flags": {"model": encoder},
+        "class_names": "abcde",
+        "image_shape": [32, 32, 3],
+        "mean": [0],
+        "std": [1],
+    }
     (tmp_path / "run.json").write_text(json.dumps(run))
     ours = state(models.create("segnet", 3), 8, 0.0)
     found = records.initial_state({"model": "segnet", "init_from": str(tmp_path)}, ours)
@@ -208,7 +216,7 @@ def test_the_default_data_and_network():
     computed = segmentation.describe(config | {"class_weights": "computed"}, dataset).class_weights
     assert computed[0] < 0.2 < min(computed[1:])
     setup = segmentation.setup(config, about, devices=1, steps=3)
-    state, step = setup.task.init(jax.random.key(0)), jax.jit(setup.task.train_step)
+    state, step = jax.jit(setup.task.init)(jax.random.key(0)), jax.jit(setup.task.train_step)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 574_763
     images, labels = dataset.splits["train"]
     # The digits of a batch are not what its scenes are made of: the step's key draws them.

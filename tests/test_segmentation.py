@@ -38,7 +38,7 @@ def batch_of(rows):
 
 def test_loss_and_metrics_by_hand():
     task, batch = make(1), batch_of(4)
-    state = task.init(jax.random.key(0))
+    state = jax.jit(task.init)(jax.random.key(0))
     logits = np.asarray(task.predict_step(state, batch), np.float64)
     scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     mask = np.array([1.0, 0.0, 1.0, 1.0], np.float32)
@@ -69,7 +69,7 @@ def test_devices_with_unequal_void_give_the_same_gradient(through):
     with jax.enable_x64(True):
         for devices in (1, 4):
             task = make(devices)
-            state = task.init(jax.random.key(0))
+            state = jax.jit(task.init)(jax.random.key(0))
             cast = jax.tree.map(lambda x: x.astype(jnp.float64), (state.params, state.batch_stats))
             state = state._replace(params=cast[0], batch_stats=cast[1])
             step = parallel.parallelize(task.train_step, devices, donate=False, through=through)
@@ -82,7 +82,7 @@ def test_devices_with_unequal_void_give_the_same_gradient(through):
 
 def test_void_pixels_change_nothing():
     task, batch = make(1), batch_of(2)
-    state, step = task.init(jax.random.key(0)), jax.jit(task.train_step)
+    state, step = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
     grads = []
     for void in (VOID, 200):
         labels = np.where(batch["label"] == VOID, void, batch["label"])
@@ -131,7 +131,7 @@ def test_boundary_f1_against_loops(size):
 
 def test_exact_statistics_are_the_means_over_the_batches():
     task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
-    state = task.init(jax.random.key(0))
+    state = jax.jit(task.init)(jax.random.key(0))
     model = SegNetBasic(CLASSES, widths=(4,), window=3)
     function = segmentation.exact_batch_norm(
         model=model, prepare=lambda images, labels, keys: (images * 1.0, labels), batches=lambda: iter(batches)

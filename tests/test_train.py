@@ -40,7 +40,7 @@ def make_task(axis, model="cnn", early=(0, None), accumulate=1, remat=False, dty
 
 def run(mnist5k, devices, steps):
     task = make_task(parallel.axis_of(devices))
-    state = task.init(jax.random.key(0))
+    state = jax.jit(task.init)(jax.random.key(0))
     step = parallel.parallelize(task.train_step, devices, donate=True)
     stream = batches.train_batches(*mnist5k.splits["train"], batch_size=16, seed=0)
     for _ in range(steps):
@@ -91,7 +91,7 @@ def step_of(mnist5k, devices=1, **options):
     task = make_task(axis, model=Wide(axis), **options)
     images, labels = mnist5k.splits["train"]
     step = parallel.parallelize(task.train_step, devices, donate=False)
-    state, sums = step(task.init(jax.random.key(0)), {"image": images[:16], "label": labels[:16]})
+    state, sums = step(jax.jit(task.init)(jax.random.key(0)), {"image": images[:16], "label": labels[:16]})
     return jax.device_get((state.params, sums))
 
 
@@ -135,7 +135,7 @@ def test_evaluation_on_two_devices_equals_one(mnist5k):
     found = []
     for devices in (1, 2):
         task = make_task(parallel.axis_of(devices))
-        state = task.init(jax.random.key(0))
+        state = jax.jit(task.init)(jax.random.key(0))
         step = parallel.parallelize(task.eval_step, devices, donate=False)
         found.append([step(state, part) for part in batches.eval_batches(images[:30], labels[:30], batch_size=20)])
     assert sum(float(part["count"]) for part in found[0]) == 30
@@ -144,7 +144,7 @@ def test_evaluation_on_two_devices_equals_one(mnist5k):
 
 def test_views_are_averaged_as_probabilities(mnist5k):
     task = make_task(None)
-    state, images = task.init(jax.random.key(0)), mnist5k.splits["test"][0][:6]
+    state, images = jax.jit(task.init)(jax.random.key(0)), mnist5k.splits["test"][0][:6]
     model = models.create("cnn", 10, widths=(4, 8, 8), features=8)
 
     def prepare(images):
@@ -226,7 +226,7 @@ class Signal:
 
 def test_the_loop_traces_each_step_once(mnist5k, tmp_path):
     task, go, counts = loop_parts(mnist5k, tmp_path, Signal(), lambda parts: parts)
-    done = go(task.init(jax.random.key(0)), {})
+    done = go(jax.jit(task.init)(jax.random.key(0)), {})
     assert counts == {"train": 1, "eval": 1} and int(done.state.step) == 6
 
 
@@ -242,7 +242,7 @@ def test_the_first_steps_see_smaller_images(mnist5k, tmp_path, start, sizes):
             return nn.Dense(10)(x.mean((1, 2)))
 
     task, go, _ = loop_parts(mnist5k, tmp_path, Signal(), lambda parts: parts, model=Pooled(), early=(2, (20, 20)))
-    state = task.init(jax.random.key(0))._replace(step=jnp.int32(start))
+    state = jax.jit(task.init)(jax.random.key(0))._replace(step=jnp.int32(start))
     assert int(go(state, {"reported": start}).state.step) == 6
     assert list(dict.fromkeys(seen)) == sizes
 
@@ -252,7 +252,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnis
     for path in (whole, parts):
         path.mkdir()
     task, go, _ = loop_parts(mnist5k, whole, Signal(), lambda parts: parts)
-    expected = go(task.init(jax.random.key(0)), {})
+    expected = go(jax.jit(task.init)(jax.random.key(0)), {})
     stop = Signal()
 
     def interrupted(parts):
@@ -263,10 +263,10 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnis
 
     task, go, _ = loop_parts(mnist5k, parts, stop, interrupted)
     with pytest.raises(Interrupted, match="stopped at step 3") as caught:
-        go(task.init(jax.random.key(0)), {})
+        go(jax.jit(task.init)(jax.random.key(0)), {})
     assert caught.value.exit_status == 143
     task, go, _ = loop_parts(mnist5k, parts, Signal(), lambda parts: parts)
-    state, record = checkpoint.Checkpoints(parts).restore(task.init(jax.random.key(0)))
+    state, record = checkpoint.Checkpoints(parts).restore(jax.jit(task.init)(jax.random.key(0)))
     assert int(state.step) == 3 and record["reported"] == 2
     found = go(state, record)
     assert leaves.fingerprint(*found.state[::2][:2]) == leaves.fingerprint(*expected.state[::2][:2])

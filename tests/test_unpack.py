@@ -123,6 +123,26 @@ def test_what_is_no_archive_of_pictures(tmp_path):
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
 
 
+def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        for i in range(4):
+            add(archive, f"c/{i}.JPEG", jpeg(i))
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        third = archive.getmembers()[2].offset
+    whole = (tmp_path / "whole.tar").read_bytes()
+    damaged = bytearray(whole)
+    damaged[third + 150] ^= 1  # In its checksum.
+    for name, content in (("flipped", bytes(damaged)), ("inside", whole[: third + 99]), ("between", whole[:third])):
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}.tar can't be read as an archive: .* after {third:,} bytes"):
+            unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
+    assert unpack.unpack(tmp_path / "whole.tar", tmp_path, split="whole") == 4
+    (tmp_path / "text.tar").write_bytes(b"no archive")
+    with pytest.raises(DataError) as raised:
+        unpack.unpack(tmp_path / "text.tar", tmp_path, split="text")
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_shards_are_read_like_the_folder(tmp_path, start):
     unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))

@@ -1,7 +1,6 @@
 """A run's folder: its lock, its flags, metrics.csv, TensorBoard events and JSON files, all written so that a kill at
 any moment leaves nothing half done."""
 
-import csv
 import fcntl
 import json
 import os
@@ -19,6 +18,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     try:
         temporary.write_text(text)
         temporary.replace(path)
+    except OSError as error:  # A full disk's has no name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,7 +74,8 @@ class MetricsFile:
         kept: list[list[str]] = []
         if self.path.exists():
             with open(self.path, newline="", errors="replace") as file:
-                kept = [row for row in csv.reader(file) if _is_row(row, len(columns)) and int(row[0]) <= step]
+                lines = (line.rstrip("\r\n").split(",") for line in file)
+                kept = [row for row in lines if _is_row(row, len(columns)) and int(row[0]) <= step]
         write_atomically(self.path, "".join(",".join(row) + "\n" for row in [columns, *kept]))
 
     def append(self, row: dict) -> None:
