@@ -8,10 +8,17 @@ from data import cifar10, folder, from_tfds, mnist5k, stream
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
 
+
+def _mnist5k(data_dir: str | None, **_) -> Dataset:
+    if data_dir is not None:
+        raise ValueError(f"--data_dir={data_dir} is not for mnist5k, which is embedded; give --dataset=folder with it")
+    return mnist5k.load()
+
+
 REGISTRY: dict[str, Callable[..., Dataset]] = {
     "cifar10": lambda data_dir, **_: cifar10.load(data_dir),
     "folder": folder.load,
-    "mnist5k": lambda data_dir, **_: mnist5k.load(),
+    "mnist5k": _mnist5k,
 }
 
 
@@ -42,8 +49,6 @@ def load(
     Raises ValueError for an unknown name or a folder that is not for it, DataError where its files are missing or
     damaged or hold one class alone.
     """
-    if name == "mnist5k" and data_dir is not None:
-        raise ValueError(f"--data_dir={data_dir} is not for mnist5k, which is embedded; give --dataset=folder with it")
     view, always = stream.view(image_size, augment), image_size is not None
     dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
     if len(dataset.class_names) < 2:

@@ -9,9 +9,6 @@ import zlib
 
 import numpy as np
 
-# What reading a damaged .npz raises.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
-
 
 def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | None:
     """The arrays `names` that `write` kept under `key`; None where there is no such file, or one of another key or
@@ -19,7 +16,7 @@ def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | N
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             return {name: kept[name] for name in names} if str(kept["key"]) == key else None
-    except DAMAGED:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):  # All by damage.
         return None
 
 

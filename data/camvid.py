@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from data import archive as archives
+from data import tar
 from data.dataset import DataError, Dataset
 from data.decode import FAILURES, read_picture, whole
 from data.folder import SUFFIXES
@@ -84,7 +84,7 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> int:
     the same size that is there already stays. Raises DataError for a file that is no archive, a damaged one, or one
     with two files for one place."""
     count, taken = 0, dict[pathlib.Path, str]()
-    with archives.named(source):
+    with tar.named(source):
         for name, place, size, content in _contents(source, target):
             if place in taken:
                 raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
@@ -106,7 +106,7 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
                 with open(path, "rb") as content:
                     yield name, place, path.stat().st_size, content
         return
-    with archives.opened(source) as archive:
+    with tar.opened(source) as archive:
         for member in archive:
             place = _place(target, member.name)
             inside = archive.extractfile(member) if place and member.isfile() else None

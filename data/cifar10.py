@@ -15,7 +15,7 @@ import urllib.request
 
 import numpy as np
 
-from data import archive as archives
+from data import tar
 from data.dataset import DataError, Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -42,7 +42,7 @@ def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The splits of the archive, read in memory: no member is unpacked. Raises DataError for another file."""
     found, wanted = {}, sum(FILES.values(), [])
-    with archives.opened(path) as archive:
+    with tar.opened(path) as archive:
         for member in archive:
             name = pathlib.PurePosixPath(member.name).name
             if name in ("data_batch_1", "test_batch", "batches.meta"):

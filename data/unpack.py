@@ -13,7 +13,7 @@ import shutil
 import sys
 import tarfile
 
-from data import archive as archives
+from data import tar
 from data.dataset import DataError
 from data.folder import SUFFIXES
 
@@ -28,7 +28,7 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
     become one, OSError for a full disk.
     """
     count, parents = 0, dict[pathlib.Path, str]()
-    with archives.opened(source) as archive, _bar() as bar:
+    with tar.opened(source) as archive, _bar() as bar:
         for member in archive:
             parent, name = os.path.split(member.name)
             stream = archive.extractfile(member) if _wanted(member, (*SUFFIXES, ".tar")) else None
@@ -88,7 +88,7 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
     part, count, parents = folder.with_name(f".{folder.name}.part"), 0, dict[pathlib.Path, str]()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    with archives.opened(title, file=stream) as archive:
+    with tar.opened(title, file=stream) as archive:
         for member in archive:
             parent, name = os.path.split(member.name)
             inner = archive.extractfile(member) if _wanted(member, SUFFIXES) else None

@@ -72,9 +72,8 @@ def main(argv) -> int:
         raise flags.UsageError(f"pictures differ: {shapes}")
     state = records.restore(setup, WORKDIR.value, WHICH.value)
     eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    # By itself as the run has it, for the same bits.
-    default = task.eval_batch(setup.task, batch_size=config["batch_size"], examples=len(labels))
-    batch_size = BATCH_SIZE.value or default
+    run_has = task.eval_batch(setup.task, batch_size=config["batch_size"], examples=len(labels))  # For the same bits.
+    batch_size = BATCH_SIZE.value or run_has
     parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
     loop.add(None, eval_step(state, next(parts)))

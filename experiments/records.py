@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -61,20 +62,18 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
     about = setup.about
-    data = {"class_names": list(about.class_names), "image_shape": list(about.image_shape), "splits": counts(dataset)}
-    for name, value in data.items():
-        if run.get(name, value) != value and not config["dry_run_data"]:
-            raise _other_data(home, name, run[name], value)
-    for name in ("mean", "std"):  # Of as many pictures, but not the same.
-        there, here = np.ravel(run.get(name, getattr(about, name))), np.ravel(getattr(about, name))
-        if not config["dry_run_data"] and not (there.shape == here.shape and np.allclose(there, here, rtol=1e-5)):
-            raise _other_data(home, name, there.tolist(), here.tolist())
+    data: dict[str, Any] = {"class_names": list(about.class_names), "image_shape": list(about.image_shape)}
+    data |= {"splits": counts(dataset), "mean": list(about.mean), "std": list(about.std)}
+    for name, here in data.items():
+        there = run.get(name, here)
+        if name in ("mean", "std"):  # Another machine may round otherwise.
+            same = np.shape(there) == np.shape(here) and np.allclose(there, here, rtol=1e-5)
+        else:
+            same = there == here
+        if not same and not config["dry_run_data"]:
+            raise folder.FolderError(f"{home.path} belongs to a run on other data: {name} {there} there, {here} here")
     finished = home.read_json("summary.json")
     return finished if finished and {setup.task.best[0], "fingerprint", "split", "step"} <= finished.keys() else None
-
-
-def _other_data(home: folder.RunFolder, name: str, there, here) -> folder.FolderError:
-    return folder.FolderError(f"{home.path} belongs to a run on other data: {name} {there} there, {here} here")
 
 
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:

@@ -14,7 +14,6 @@ flags.define_model_flags()
 IMAGE_SIZE = absl_flags.DEFINE_string(
     "image_size", None, "The input in pixels, SIDE or HEIGHTxWIDTH; default 28, 32 (CIFAR), 224 or 360x480 (SegNet)."
 )
-CIFAR = ("dcnn", "dcnn_wide", "cuda_convnet", "densenet")
 CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input: 1 or 3; default 1 at 28 pixels, else 3.")
 CLASSES = absl_flags.DEFINE_integer(
     "num_classes", None, "Classes; default 10, at 224 pixels 1000, 2 for logistic, 11 for SegNet."
@@ -41,7 +40,7 @@ def main(argv) -> int:
         default, channels, classes = "360x480", 3, 11
     elif config["model"] in models.PEERS or config["model"].startswith("plain"):
         default, channels, classes = "224", 3, 1000
-    elif config["model"] in CIFAR or config["model"].startswith("cifar_"):
+    elif config["model"] in models.CIFAR:
         default, channels, classes = "32", 3, 10
     else:
         default, channels, classes = "28", 1, {"logistic": 2}.get(config["model"], 10)

@@ -38,10 +38,6 @@ def for_evaluation(
     it on the data and with the views given, or where they are None with its own."""
     old = run["flags"]
     config = old | {"tta": tta or old["tta"]}
-    require(
-        config["tta"] != "ten_view" or not in_memory(run) or old["augment"] == "crop24",
-        "--tta=ten_view is for runs with --augment=crop24 and for pictures of more than 64 pixels a side",
-    )
     if config["tta"] == "ten_view" and not in_memory(run):  # They are cut out of a larger square.
         side = stream.view(old["image_size"], "crop").side
         config, run = config | {"augment": "crop"}, run | {"image_shape": [side, side, run["image_shape"][2]]}
@@ -82,7 +78,11 @@ def prepare(config: dict, about):
         require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
         see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
     else:
-        require(views != "ten_view", "--tta=ten_view needs a network on crops: --augment=crop24 or crop, or evaluate")
+        require(
+            views != "ten_view",
+            "--tta=ten_view is for runs with --augment=crop24 and for pictures of more than 64 pixels a side: with "
+            "--augment=crop, or in evaluate",
+        )
         see = None
 
     noise = config["colour_noise"]

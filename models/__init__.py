@@ -77,6 +77,9 @@ FIT = dict.fromkeys(("dcnn", "dcnn_wide"), dcnn.fit)
 FIRST_FILTERS = dict.fromkeys(FIT, dcnn.first_filters)
 
 
+# Networks made for colour pictures of 32 pixels.
+CIFAR = ("cuda_convnet", "dcnn", "dcnn_wide", "densenet", *(name for name in REGISTRY if name.startswith("cifar_")))
+
 # Networks of segment, not of classify; and those that see pixels of 0 to 255, not normalised images.
 SEGMENTERS = ("segnet_small", "segnet_basic", "segnet")
 RAW_PIXELS = ("segnet_basic",)
