@@ -195,6 +195,8 @@ def check_shapes(config: dict, setup: Setup) -> None:
 def check_hybrid(config: dict, model, devices: int) -> None:
     passes, rows = config["fc_passes"], config["batch_size"] // devices
     require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is for alexnet_owt and vggN, not {config['model']}")
+    # It makes whole matrices orthogonal; a device holds some of their columns.
+    require(config["optimizer"] != "muon", "--optimizer=muon is not for --parallelism=hybrid")
     for name, default in (("early_size", None), ("accumulate", 1), ("remat", False)):
         require(config[name] == default, f"--{name} is not for --parallelism=hybrid")
     require(

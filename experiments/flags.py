@@ -67,7 +67,7 @@ def define_training_flags() -> None:
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
     flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
     flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
-    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "Optimizer.")
+    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "muon"], "Optimizer.")
     flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
     flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
     flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
@@ -260,6 +260,11 @@ def _explain(error: Exception) -> tuple[int, str] | None:
     return None
 
 
+def one_line(text: str) -> str:
+    """`text` with what does not print escaped: a file's name may hold a line break."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def run(main) -> None:
     """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
 
@@ -275,7 +280,7 @@ def run(main) -> None:
             explained = _explain(error)
             if explained is None:
                 raise
-            print(explained[1], file=sys.stderr, flush=True)
+            print(one_line(explained[1]), file=sys.stderr, flush=True)
             return explained[0]
 
     for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):

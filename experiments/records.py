@@ -280,4 +280,4 @@ def absolute(workdir: str) -> pathlib.Path:
 
 
 def print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(flags.one_line(line), file=sys.stderr, flush=True)

@@ -28,11 +28,11 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     assert done.returncode == 0, done.stderr
 
     make(tmp_path / "e", size=(70, 90), splits=("val",), seed=1)
-    (tmp_path / "e" / "val" / "dog" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "e" / "val" / "dog" / "a\nbad.png").write_bytes(b"no picture")
     os.symlink("nothing", tmp_path / "e" / "val" / "dog" / "lost.png")
     there = f"--data_dir={tmp_path / 'e'}"
     done = start("evaluate", workdir, there)
-    assert done.returncode == 1 and "bad.png" in done.stderr and "--skip_corrupt" in done.stderr
+    assert done.returncode == 1 and r"a\nbad.png" in done.stderr and "--skip_corrupt" in done.stderr
     done = start("evaluate", workdir, there, "--skip_corrupt")
     assert done.returncode == 0 and "2 of 14 pictures left out" in done.stderr, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import build
+from experiments.flags import UsageError
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from models.vgg import VGG
@@ -181,3 +183,14 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     assert int(whole.step) == 4
     assert tree_error(whole.params, jax.device_get(expected.params)) < 1e-5
     assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("optimizer", "muon"), ("early_size", 16), ("accumulate", 2), ("remat", True), ("fc_passes", 3)]
+)
+def test_what_hybrid_cannot_do_is_refused_by_its_flag(flag, value):
+    config = {"model": "alexnet_owt", "batch_size": 16, "optimizer": "sgd", "early_size": None, "accumulate": 1}
+    config |= {"remat": False, "fc_passes": 2}
+    build.check_hybrid(config, Tiny(CLASSES), 4)
+    with pytest.raises(UsageError, match=f"--{flag}"):
+        build.check_hybrid(config | {flag: value}, Tiny(CLASSES), 4)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from train import optimizers
@@ -37,3 +38,17 @@ def test_groups_scale_rate_and_decay_of_the_first_pattern_that_fits():
         assert float(updates["a"]["kernel"]) == pytest.approx(-0.1 * (1 + 0.5 * 3 * 2) * scale)
         assert float(updates["a"]["bias"]) == pytest.approx(-0.2 * scale)
         assert float(updates["b"]["kernel"]) == pytest.approx(-0.1 * (1 + 0.5 * 2) * scale)
+
+
+def test_muon_moves_a_kernel_as_far_in_every_direction_and_a_vector_as_adam_does():
+    optimizer = optimizers.create("muon", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
+    params = {"kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)}
+    scale = jnp.array([1.0, 3.0, 0.1, 10.0])  # The gradient's own sizes, by output, are not to matter.
+    gradients = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)) * scale[None, None, None], "bias": -scale}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    singular = np.linalg.svd(np.asarray(updates["kernel"]).reshape(18, 4), compute_uv=False)
+    full = 0.1 * optimizers.MUON_RMS * 18**0.5  # Five iterations come within a third of it.
+    assert full * 0.65 < singular.min() and singular.max() < full * 1.35, singular / full
+    adam = optax.nadam(0.1)
+    np.testing.assert_allclose(updates["bias"], adam.update(-scale, adam.init(scale))[0], rtol=1e-4)
+    assert np.sum(np.asarray(updates["kernel"]) * np.asarray(gradients["kernel"])) < 0

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import optax
+from optax import contrib
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "muon")
+MUON_RMS = 0.2  # Of an update's elements, before the learning rate (Liu et al. 2025, "Muon is scalable", section 2.2).
 
 
 def schedule(
@@ -42,6 +44,13 @@ def schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), shifted], [warmup_steps])
 
 
+def _matrices(params):
+    """Each kernel [..., outputs] as a matrix [inputs, outputs]; None for vectors, which Adam updates."""
+    return jax.tree.map(
+        lambda w: contrib.MuonDimensionNumbers(tuple(range(w.ndim - 1)), w.ndim - 1) if w.ndim > 1 else None, params
+    )
+
+
 def create(
     name: str,
     learning_rate: Callable,
@@ -51,7 +60,9 @@ def create(
     weight_decay: float,
     groups: Sequence[tuple[str, float, float]] = (),
 ):
-    """The optimizer. Weight decay is coupled: weight_decay * w joins the gradient before the momentum.
+    """The optimizer. muon makes each matrix of the momentum orthogonal (Jordan et al. 2024, "Muon: an optimizer for
+    hidden layers in neural networks"), about as large as Adam's step; Adam with Nesterov's momentum updates vectors.
+    Weight decay is coupled: weight_decay * w joins the gradient before the momentum.
 
     `groups` are (pattern, rate factor, decay factor): the first whose regular expression is found in a leaf's path,
     written as block/conv/kernel, multiplies that leaf's learning rate and weight decay; 1 and 1 where none is.
@@ -60,6 +71,8 @@ def create(
         update = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
     elif name == "adam":
         update = optax.adam(learning_rate)
+    elif name == "muon":
+        update = contrib.muon(learning_rate, muon_weight_dimension_numbers=_matrices, consistent_rms=MUON_RMS)
     else:
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
     if not groups:
