@@ -1,6 +1,7 @@
 """digit_scenes: scenes of 64x64 pixels composed from mnist5k's digits, to be segmented into digits and background.
 
-Three to six digits, each scaled by 0.8 to 1.3 and placed at random, the later over the earlier, on smooth noise.
+Three to six digits, each scaled by 0.8 to 1.3 and placed at random with all of its ink inside the scene, the later over
+the earlier, on smooth noise.
 Training scenes are composed afresh for each step from the 4,000 training digits; the 500 test scenes, of the 1,000 test
 digits, are fixed.
 """
@@ -33,13 +34,21 @@ def _background(key):
     return jnp.clip(0.25 + 0.12 * (noise - noise.mean()) / noise.std(), 0.0, 1.0)
 
 
+def _extent(digits):
+    """(first, end), both [N, 2]: the rows and columns between which the ink of each of the digits [N, H, W] lies."""
+    inked = jnp.stack([(digits > 0).any(2), (digits > 0).any(1)], 1)
+    return inked.argmax(2), inked.shape[2] - inked[..., ::-1].argmax(2)
+
+
 def compose(key, digits, labels):
     """One scene (image float32 [SIDE, SIDE, 1] in 0 .. 1, label int32 [SIDE, SIDE]) of uint8 digits [N, 28, 28, 1]."""
     size, (count_key, pick_key, scale_key, place_key, noise_key) = digits.shape[1], jax.random.split(key, 5)
     count = jax.random.randint(count_key, (), FEWEST, MOST + 1)
     picked = jax.random.randint(pick_key, (MOST,), 0, len(digits))
     scale = jax.random.uniform(scale_key, (MOST,), minval=0.8, maxval=1.3)
-    start = jax.random.uniform(place_key, (MOST, 2)) * (SIDE - scale * size)[:, None]
+    first, end = _extent(digits[picked, :, :, 0])
+    free = SIDE - scale[:, None] * (end - first)
+    start = jax.random.uniform(place_key, (MOST, 2)) * free - scale[:, None] * first
 
     def lay(scene, digit):
         (image, label), (picked, scale, start, there) = scene, digit

@@ -12,11 +12,11 @@ from experiments import flags
 
 flags.define_model_flags()
 IMAGE_SIZE = absl_flags.DEFINE_string(
-    "image_size", None, "The input in pixels, SIDE or HEIGHTxWIDTH; default 28, 32 (CIFAR), 224 or 360x480 (SegNet)."
+    "image_size", None, "The input in pixels, SIDE or HEIGHTxWIDTH; default the pictures that the network is meant for."
 )
-CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input: 1 or 3; default 1 at 28 pixels, else 3.")
+CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input; default those of the pictures that the network is meant for.")
 CLASSES = absl_flags.DEFINE_integer(
-    "num_classes", None, "Classes; default 10, at 224 pixels 1000, 2 for logistic, 11 for SegNet."
+    "num_classes", None, "Classes; default those of the pictures that the network is meant for."
 )
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 PARALLELISM = absl_flags.DEFINE_enum(
@@ -37,7 +37,7 @@ def main(argv) -> int:
 
     config = flags.values()
     if config["model"] in models.SEGMENTERS:
-        default, channels, classes = "360x480", 3, 11
+        default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
     elif config["model"] in models.PEERS or config["model"].startswith("plain"):
         default, channels, classes = "224", 3, 1000
     elif config["model"] in models.CIFAR:

@@ -74,6 +74,8 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
 def test_summary_counts_as_a_user_starts_it(start):
     done = start("summary", "--model=cifar_resnet20", "--json")  # Of colour pictures of 32 pixels, without being told.
     assert json.loads(done.stdout)["parameters"] == 269_722, done.stderr
+    done = start("summary", "--model=segnet_small", "--json")  # Of digit_scenes' pictures.
+    assert json.loads(done.stdout)["layers"][-1]["shape"] == [64, 64, 11], done.stderr
     done = start("summary", "--model=mlp", "--parallelism=data", "--devices=2", "--batch_size=8", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

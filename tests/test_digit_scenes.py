@@ -54,6 +54,15 @@ def test_each_digit_is_labelled_where_it_is_on_top():
     assert 0.5 < np.mean(both) < 1.0, "1 - 2 (1/2)^n for n of 3 to 6: 0.88, less what is hidden"
 
 
+def test_the_ink_alone_stays_inside():
+    digit = np.zeros((1, 28, 28, 1), np.uint8)
+    digit[:, 2:8, 15:24] = 255
+    found = np.asarray(jax.jit(digit_scenes.scenes)(jax.random.split(jax.random.key(0), 300), digit, np.array([4]))[1])
+    assert (found > 0).sum((1, 2)).min() >= (0.8 * 6 - 1) * (0.8 * 9 - 1)
+    for seen in ((found > 0).any((0, 2)), (found > 0).any((0, 1))):  # By row, and by column.
+        assert seen[1:-1].all()
+
+
 def test_the_later_digit_is_on_top():
     key = jax.random.key(3)
     digits = np.full((2, 28, 28, 1), 255, np.uint8)
