@@ -12,12 +12,10 @@ from experiments import flags
 
 flags.define_model_flags()
 IMAGE_SIZE = absl_flags.DEFINE_string(
-    "image_size", None, "The input in pixels, SIDE or HEIGHTxWIDTH; default the pictures that the network is meant for."
+    "image_size", None, "Pixels, SIDE or HEIGHTxWIDTH; default those of the pictures that the network is meant for."
 )
-CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels of the input; default those of the pictures that the network is meant for.")
-CLASSES = absl_flags.DEFINE_integer(
-    "num_classes", None, "Classes; default those of the pictures that the network is meant for."
-)
+CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels; default those of the same pictures.")
+CLASSES = absl_flags.DEFINE_integer("num_classes", None, "Classes; default those of the same pictures.")
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 PARALLELISM = absl_flags.DEFINE_enum(
     "parallelism", None, ["data", "hybrid"], "Add what a device sends and holds, for data parallelism or for both."
