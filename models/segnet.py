@@ -100,15 +100,15 @@ class SegNetBasic(nn.Module):
 class SegNetSmall(nn.Module):
     """[B, H, W, C] normalised images -> logits [B, H, W, num_classes]; ours, to learn digit_scenes on two CPU cores.
 
-    Narrow where maps are large, deep where they are small: stage i has `depths[i]` convolutions of `windows[i]`. A
-    decoder adds the encoder's maps to the unpooled ones before its 3x3 convolution, so that widths may differ, and is
-    without ReLU, as SegNet-Basic's: with it, and without the maps, digits were learned more slowly.
+    Narrow where maps are large, wide and deep where they are small: stage i has `depths[i]` convolutions of
+    `windows[i]`. A decoder adds the encoder's maps to the unpooled ones before its 3x3 convolution, so that widths may
+    differ, and is without ReLU, as SegNet-Basic's: with it, and without the maps, digits were learned more slowly.
     """
 
     num_classes: int
-    widths: Sequence[int] = (16, 32, 64, 128)
-    windows: Sequence[int] = (5, 5, 3, 3)
-    depths: Sequence[int] = (1, 1, 3, 3)
+    widths: Sequence[int] = (16, 32, 96)
+    windows: Sequence[int] = (5, 5, 3)
+    depths: Sequence[int] = (1, 1, 4)
     decoder: str = "indices_add"
     axis_name: str | None = None
     sync_bn: bool = True
