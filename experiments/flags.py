@@ -163,8 +163,8 @@ def define_run_flags() -> None:
 def define_segment_flags() -> None:
     """The flags of segment."""
     define_training_flags()
-    FLAGS["epochs"].help = FLAGS["epochs"].help.replace("Default 10", "Default 8")
-    defaults = {"batch_size": 16, "epochs": 8.0, "schedule": "one_cycle", "optimizer": "muon", "learning_rate": 0.03}
+    FLAGS["epochs"].help = FLAGS["epochs"].help.replace("Default 10", "Default 7")
+    defaults = {"batch_size": 16, "epochs": 7.0, "schedule": "one_cycle", "optimizer": "muon", "learning_rate": 0.03}
     for name, value in defaults.items():
         FLAGS.set_default(name, value)
     flags.DEFINE_enum("model", "segnet_small", ["segnet_small", "segnet_basic", "segnet"], "Network.")
