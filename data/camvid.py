@@ -30,12 +30,13 @@ PUBLISHED_WEIGHTS = (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8
 LINE = re.compile(r"(\S.*?\.(?:png|jpe?g))\s+(\S.*\.png)", re.IGNORECASE)
 
 
-def listing(data_dir: str | None) -> dict[str, list[tuple[str, str]]]:
-    """[(picture, annotation)] of each split. Raises DataError, naming the line or the file, for a folder of another
-    form or a partner that is missing."""
+def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tuple[str, str]]]:
+    """[(picture, annotation)] of each split, or of `split` alone if it is there. Raises DataError, naming the line or
+    the file, for a folder of another form or a partner that is missing."""
     splits: dict[str, list[tuple[str, str]]] = {}
-    for root, split, where, line in _lines(data_dir):
-        splits.setdefault(split, []).append(_pair(root, where, line))
+    lines = _lines(data_dir)
+    for root, name, where, line in [line for line in lines if line[1] == split] or lines:
+        splits.setdefault(name, []).append(_pair(root, where, line))
     return splits
 
 
@@ -48,6 +49,8 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
+        if not _resolved(path).is_relative_to(_resolved(root)):
+            raise DataError(f"{path} leads out of {root}")
         lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
         if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Else another text than a list.
@@ -65,7 +68,7 @@ def _pair(root: pathlib.Path, where: str, line: str) -> tuple[str, str]:
 
 
 def problems(data_dir: str) -> list[str]:
-    """All that `load` would stop at, one file each."""
+    """Each pair of files that `load` would stop at; it may also ask for one size."""
 
     def check(line) -> str:
         try:
@@ -99,7 +102,7 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
     file is opened. Of links, those that stay inside the folder."""
     if source.is_dir():
         root = source.resolve()
-        for path in sorted((*source.glob("*"), *source.glob("*/*"), *source.glob("*/*/*"))):
+        for path in sorted(source.rglob("*")):
             name = str(path.relative_to(source))
             place = _place(target, name)
             if place and path.is_file() and path.resolve().is_relative_to(root):
@@ -122,11 +125,18 @@ def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
     return target / folder / last if plain(last) and plain(folder) and last.lower().endswith(SUFFIXES) else None
 
 
+def _resolved(path: pathlib.Path) -> pathlib.Path:
+    try:
+        return path.resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # A NUL in the name, links in a circle.
+        raise DataError(f"{path}: {error}") from None
+
+
 def _inside(root: pathlib.Path, path: str) -> str:
     """The last two components of the path, below `root`. Raises DataError where no file is there, or one elsewhere."""
     *_, folder, name = "", *path.replace("\\", "/").split("/")
     found = root / folder / name
-    if ".." in (folder, name) or not found.resolve().is_relative_to(root.resolve()):
+    if ".." in (folder, name) or not _resolved(found).is_relative_to(_resolved(root)):
         raise DataError(f"{path} leads out of {root}")
     if not found.is_file():
         raise DataError(f"{found} is missing: its partner stands alone")
@@ -159,12 +169,13 @@ def _read(pair: tuple[str, str], size: tuple[int, int] | None) -> tuple[np.ndarr
     return picture, label
 
 
-def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Dataset:
-    """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, resized to `size` (H, W). Raises DataError
-    for a folder of another form, for a file that can't be read, and without a size for pictures of several sizes."""
+def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: str | None = None) -> Dataset:
+    """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, or of `split` alone if it is there, resized
+    to `size` (H, W). Raises DataError for a folder of another form, for a file that can't be read, and without a size
+    for pictures of several sizes."""
     splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     first: tuple[int, ...] = ()
-    for split, pairs in listing(data_dir).items():
+    for name, pairs in listing(data_dir, split).items():
 
         def read(i, pairs=pairs):
             try:
@@ -174,7 +185,7 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Datase
 
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        for found in each(read, len(pairs), title=f"decoding {split}"):
+        for found in each(read, len(pairs), title=f"decoding {name}"):
             if isinstance(found, DataError):
                 raise found
             first = first or found[0].shape
@@ -185,7 +196,7 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None) -> Datase
                 )
             images.append(found[0])
             labels.append(found[1])
-        splits[split] = np.stack(images), np.stack(labels)
+        splits[name] = np.stack(images), np.stack(labels)
     return Dataset("camvid", splits, CLASSES)
 
 

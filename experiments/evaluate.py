@@ -42,7 +42,7 @@ def segmenter(run: dict):
 
     flags.require(TTA.value is None and not SKIP.value, "--tta and --skip_corrupt are for runs of classify")
     config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    return config, setup, segmentation.load_dataset(config), look_segmentation.class_table
+    return config, setup, segmentation.load_dataset(config, split=SPLIT.value), look_segmentation.class_table
 
 
 def main(argv) -> int:

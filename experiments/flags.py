@@ -69,7 +69,7 @@ def define_training_flags() -> None:
     flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
     flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "muon"], "Optimizer.")
     flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
-    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum.")
+    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum of sgd.")
     flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
     flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
     flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate drops.")
@@ -192,7 +192,7 @@ def define_segment_flags() -> None:
     flags.DEFINE_bool(
         "exact_batch_norm",
         False,
-        "Batch statistics over the training pictures before each evaluation, no running means.",
+        "Batch statistics over the training pictures before each of the run's evaluations, no running means.",
     )
 
 

@@ -39,7 +39,7 @@ def main(argv) -> int:
             pictures.append(views.read_picture(file, run))
             kept.append(file)
         except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
+            records.print_line(f"error: {error}")
             status = 1
     if kept:
         (write_labels if labels else write_masks)(run, kept, np.stack(pictures))

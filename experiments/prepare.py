@@ -72,7 +72,7 @@ def camvid(source: pathlib.Path | None) -> int:
         raise DataError(f"--source={SOURCE.value} holds no lists SPLIT.txt and no pictures")
     wrong = camvid.problems(str(DATA_DIR.value))
     for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {flags.one_line(line)}", file=sys.stderr)
     if not wrong:
         counts = {split: len(pairs) for split, pairs in camvid.listing(DATA_DIR.value).items()}
         print(", ".join(f"{n:,} {split}" for split, n in counts.items()) + f" in {DATA_DIR.value}", file=sys.stderr)

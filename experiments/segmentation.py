@@ -37,8 +37,8 @@ def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
 
 
 @functools.cache
-def _load(dataset: str, data_dir: str | None, size: tuple[int, int] | None) -> Dataset:
-    return digit_scenes.load() if dataset == "digit_scenes" else camvid.load(data_dir, size=size)
+def _load(dataset: str, data_dir: str | None, size: tuple[int, int] | None, split: str | None = None) -> Dataset:
+    return digit_scenes.load() if dataset == "digit_scenes" else camvid.load(data_dir, size=size, split=split)
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
@@ -52,16 +52,20 @@ def generated(size: tuple[int, int] | None) -> Dataset:
     return Dataset("generated", splits, camvid.CLASSES)
 
 
-def load_dataset(config: dict) -> Dataset:
+def load_dataset(config: dict, *, split: str | None = None) -> Dataset:
+    """The data set; with a `split`, of picture files that one alone if there is one."""
     size = size_of(config["image_size"], "image_size")
     scenes = config["dataset"] == "digit_scenes"
     for name in ("image_size", "crop", "data_dir"):
         require(not (scenes and config[name]), f"--{name}={config[name]} is not for --dataset=digit_scenes")
     require(config["flip"] or not scenes, "--noflip is for --dataset=camvid")
+    if scenes and "train" in (split, config["eval_split"]):
+        flag = "split" if split else "eval_split"
+        raise UsageError(f"--{flag}=train: digit_scenes composes a step's scenes afresh; test is accepted")
     require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
     if config["dry_run_data"] and not scenes:
         return generated(size)
-    return _load(config["dataset"], config["data_dir"], size)
+    return _load(config["dataset"], config["data_dir"], size, split)
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -128,9 +132,6 @@ def network(config: dict, about: About, *, axis: str | None = None, sync_bn: boo
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
-    require(
-        config["model"] in models.SEGMENTERS, f"--model={config['model']}: accepted are {', '.join(models.SEGMENTERS)}"
-    )
     rate, optimizer = build.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
     model = network(config, about, axis=axis, sync_bn=config["sync_bn"])
@@ -154,7 +155,8 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
 
 def exact(config: dict, about: About, *, devices: int, dtype: str | None, train, evaluation):
     """What puts batch statistics over the training pictures, as they are, into a state; of scenes over a thousand. A
-    batch is one device's part of a training step's; the last one begins earlier, so that all have one size."""
+    batch is as large as that over which a training step normalises; the last one begins earlier, so that all have one
+    size."""
     scenes = config["dataset"] == "digit_scenes"
 
     def prepare(images, labels, keys):
@@ -162,7 +164,8 @@ def exact(config: dict, about: About, *, devices: int, dtype: str | None, train,
 
     def batches():
         images, labels = load_dataset(config).splits["train"]
-        size = min(2 if config["dry_run"] else max(1, config["batch_size"] // devices), len(images))
+        whole = config["batch_size"] // (1 if config["sync_bn"] else devices)
+        size = min(2 if config["dry_run"] else max(1, whole), len(images))
         count = size if config["dry_run"] else 1000 if scenes else len(images)
         keys = jax.random.split(jax.random.key(2), count)
         for start in range(0, count, size):

@@ -16,8 +16,8 @@ from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_in
 from models.vgg import DEPTHS, WIDTHS
 
 # The decoders of the paper's study (section 3.1): "indices" is SegNet; "indices_add" adds the encoder's maps to what
-# a decoder's convolution makes of the unpooled ones; "bilinear" and "transposed" use no indices: interpolation that is
-# fixed, or learned.
+# a decoder's convolution makes of the unpooled ones (SegNetSmall: to what it gets); "bilinear" and "transposed" use no
+# indices: interpolation that is fixed, or learned.
 DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
 # The authors' rates and decays: convolutions' biases learn twice as fast and don't decay; batch norm's do.
@@ -121,8 +121,7 @@ class SegNetSmall(nn.Module):
         def conv_bn(x, width, window, name):
             pad = ((window // 2,) * 2,) * 2
             x = Conv(width, (window, window), padding=pad, use_bias=False, name=f"{name}_conv")(x)
-            # Running averages of a short run must follow the weights.
-            return BatchNorm(use_running_average=not train, momentum=0.9, axis_name=bn_axis, name=f"{name}_bn")(x)
+            return BatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"{name}_bn")(x)
 
         stages = list(zip(self.widths, self.windows, self.depths, strict=True))
         for stage, (width, window, depth) in enumerate(stages, 1):

@@ -78,6 +78,15 @@ def test_nothing_outside_is_read(root, tmp_path):
     (root / "train" / "a 0.png").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of"):
         camvid.load(str(root))
+    assert list(camvid.load(str(root), split="test").splits) == ["test"]  # The other splits need not be whole.
+    (root / "train.txt").write_text("/S/train/a\0.png /S/trainannot/a 0.png\n")
+    with pytest.raises(DataError, match=r"a\x00\.png"):
+        camvid.load(str(root))
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "train.txt").unlink()
+    (root / "train.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(DataError, match=r"train\.txt leads out of"):
+        camvid.load(str(root))
 
 
 def test_several_sizes_need_one(root):
@@ -127,7 +136,7 @@ def test_collecting_and_checking(root, tmp_path, start):
     Image.new("RGB", (8, 6)).save(secret)
     (root / "train" / "a 0.png").unlink()
     (root / "train" / "a 0.png").symlink_to(secret)
-    shutil.copytree(root, tmp_path / "above" / "camvid", symlinks=True)
+    shutil.copytree(root, tmp_path / "above" / "SegNet" / "camvid", symlinks=True)
     camvid.collect(tmp_path / "above", tmp_path / "to" / "link")
     assert camvid.problems(str(tmp_path / "to" / "link")) == [
         f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing: its partner stands alone"

@@ -105,6 +105,25 @@ def test_a_run_on_camvid(root, start, tmp_path):
         assert np.asarray(mask).max() < 11
 
 
+def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):
+    config = {"dataset": "camvid", "data_dir": str(root), "image_size": "16x20", "crop": None, "flip": True}
+    config |= {"model": "segnet_basic", "decoder": None, "dtype": "float32", "dry_run": False, "dry_run_data": False}
+    config |= {"batch_size": 4, "class_weights": "none", "eval_split": None}
+    about = segmentation.describe(config, segmentation.load_dataset(config))
+    train, evaluation = segmentation.preparations(config, about)
+
+    def statistics(devices, sync_bn):
+        now = config | {"sync_bn": sync_bn}
+        exact = segmentation.exact(now, about, devices=devices, dtype=None, train=train, evaluation=evaluation)
+        variables = jax.jit(segmentation.network(now, about).init)(jax.random.key(0), np.zeros((1, 16, 20, 3)))
+        return exact(State(variables["params"], variables["batch_stats"], (), 0, None), lambda: False).batch_stats
+
+    whole = statistics(1, True)
+    jax.tree.map(np.testing.assert_array_equal, whole, statistics(2, True))
+    apart = statistics(2, False)["encoder1_bn"]["var"]  # Each device's two pictures alone.
+    assert np.abs(apart - whole["encoder1_bn"]["var"]).max() > 1e-6
+
+
 @pytest.mark.parametrize("encoder", ["vgg16", "vgg16_bn"])
 def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
     for module in (vgg, segnet):
@@ -175,6 +194,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (["--dataset=camvid"], 1, "--dataset=camvid needs --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not for --dataset=digit_scenes"),
         (["--noflip"], 2, "--noflip is for --dataset=camvid"),
+        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes composes a step's scenes afresh"),
         (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
         (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "accepted is HEIGHTxWIDTH"),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "accepted are up to 30x44"),
@@ -194,6 +214,7 @@ def test_the_default_data_and_network():
         "crop": None,
         "class_weights": None,
         "flip": True,
+        "eval_split": None,
     }
     config |= {
         "dry_run_data": False,
