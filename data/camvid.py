@@ -5,6 +5,8 @@ An annotation is an 8-bit picture of class numbers; the last one is void. The li
 authors' machines: the last two components alone count, inside the data set's folder.
 """
 
+import math
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -27,7 +29,9 @@ VOID = len(CLASSES)
 # The weights in the authors' network files. They can't be computed from the labels that they published: with the median
 # frequency over the pictures that a class is in, SignSymbol's would be 3.8.
 PUBLISHED_WEIGHTS = (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614)
-LINE = re.compile(r"(\S.*?\.(?:png|jpe?g))\s+(\S.*\.png)", re.IGNORECASE)
+# A picture and an annotation; not two pairs in one line, where a line break was lost.
+_PATH = r"\S(?:(?!\.(?:png|jpe?g)[\s/\\]).)*"
+LINE = re.compile(rf"({_PATH}\.(?:png|jpe?g))\s+({_PATH}\.png)", re.IGNORECASE)
 
 
 def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tuple[str, str]]]:
@@ -105,7 +109,8 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
         for path in sorted(source.rglob("*")):
             name = str(path.relative_to(source))
             place = _place(target, name)
-            if place and path.is_file() and path.resolve().is_relative_to(root):
+            ours = target.resolve() != root and path.resolve().is_relative_to(target.resolve())
+            if place and path.is_file() and path.resolve().is_relative_to(root) and not ours:
                 with open(path, "rb") as content:
                     yield name, place, path.stat().st_size, content
         return
@@ -175,7 +180,11 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
     for pictures of several sizes."""
     splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     first: tuple[int, ...] = ()
-    for name, pairs in listing(data_dir, split).items():
+    lists = listing(data_dir, split)
+    need, memory = 4 * math.prod(size or ()) * sum(map(len, lists.values())), os.sysconf("SC_PAGE_SIZE")
+    if size and need > memory * os.sysconf("SC_PHYS_PAGES"):
+        raise DataError(f"--image_size={size[0]}x{size[1]}: the pictures would take {need / 1e9:,.0f} GB of memory")
+    for name, pairs in lists.items():
 
         def read(i, pairs=pairs):
             try:
@@ -207,5 +216,7 @@ def computed_weights(labels: np.ndarray, classes: int = VOID) -> tuple[float, ..
     pixels = labels[0].size * (counts_NC > 0).sum(0)
     frequency = counts_NC.sum(0) / np.maximum(pixels, 1)
     there = frequency > 0
+    if not there.any():
+        raise DataError("the training pictures hold no pixel of a class, only void")
     weights = np.where(there, np.median(frequency[there]) / np.where(there, frequency, 1.0), 0.0)
     return tuple(float(weight) for weight in weights)

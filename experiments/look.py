@@ -15,8 +15,8 @@ from train import figures as draw
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 CAPTIONS = {
-    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole test split",
-    "accuracy": "share of right answers: training, the mean since the row before; eval, the whole test split",
+    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole split that is scored",
+    "accuracy": "share of right answers: training, the mean since the row before; eval, the whole split that is scored",
     "learning_rate": "the schedule at each logged step",
 }
 SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
@@ -53,7 +53,7 @@ def write_page(folder, *, layers, figures, tables, headline, skip, summary, comm
     path, entries = folder / "figures", []
     path.mkdir(exist_ok=True)
     curves = report.curves(report.read_metrics(folder / "metrics.csv"), skip=skip)
-    titles = {name: name.replace("_", " ").capitalize().replace("iou", "IoU") for name in curves}
+    titles = {name: draw.titled(name) for name in curves}
     drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
     for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
@@ -83,7 +83,8 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     confusion = result.sums["confusion"].astype(int)
     probabilities = predictions(setup.task, state, images)
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
-    among = "test pictures" if len(images) == summary["examples"] else f"a fixed sample of {len(images)} test pictures"
+    among = f"{summary['split']} pictures"
+    among = among if len(images) == summary["examples"] else f"a fixed sample of {len(images)} {among}"
     layers = table.layers(setup.model, setup.input_shape)
     weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
     kind = "filters" if len(layers[0].shape) == 3 else "templates"

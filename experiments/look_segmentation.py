@@ -119,7 +119,12 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
         shown = figure(images[rows], labels[rows], guesses, names)
     confusion = result.sums["confusion"].astype(int)
     figures = (
-        ("predictions", "Predictions", f"{len(rows)} of the {len(images)} test pictures, evenly spaced", shown),
+        (
+            "predictions",
+            "Predictions",
+            f"{len(rows)} of the {len(images)} {summary['split']} pictures, evenly spaced",
+            shown,
+        ),
         (
             "confusion_matrix",
             "Confusion matrix",

@@ -1,6 +1,7 @@
 """Labels picture files: python -m experiments.predict --workdir=W picture.png ... [--top=3]"""
 
 import csv
+import pathlib
 import sys
 
 from absl import flags as absl_flags
@@ -69,6 +70,9 @@ def write_masks(run: dict, files: list[str], pictures) -> None:
     state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
     found = look_segmentation.masks(setup.task, state, pictures)
     place = records.absolute(str(WORKDIR.value)) / "predictions"
+    for file in files:
+        inside = pathlib.Path(file).resolve().parent == place.resolve()
+        flags.require(not inside, f"{file} lies where masks are written, {place}; copy it to another folder")
     rows = look_segmentation.write_masks(place, files, found, run["class_names"])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "mask", "overlay"])

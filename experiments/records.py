@@ -64,9 +64,11 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     about = setup.about
     data: dict[str, Any] = {"class_names": list(about.class_names), "image_shape": list(about.image_shape)}
     data |= {"splits": counts(dataset), "mean": list(about.mean), "std": list(about.std)}
+    if hasattr(about, "class_weights"):  # Computed from the training labels, perhaps.
+        data["class_weights"] = list(about.class_weights)
     for name, here in data.items():
         there = run.get(name, here)
-        if name in ("mean", "std"):  # Another machine may round otherwise.
+        if name in ("mean", "std", "class_weights"):  # Another machine may round otherwise.
             same = np.shape(there) == np.shape(here) and np.allclose(there, here, rtol=1e-5)
         else:
             same = there == here
@@ -242,9 +244,9 @@ class Progress:
             self.bar.close()
 
     def __call__(self, step: int, row: dict) -> None:
-        named = {"train_loss": "loss", "train_accuracy": "accuracy", "images_per_second": "images/s",
-                 "eval_loss": "test loss", "eval_accuracy": "test accuracy", "train_global_accuracy": "global accuracy",
-                 "eval_mean_iou": "test mean IoU"}  # fmt: skip
+        named = {"train_loss": "loss", "train_accuracy": "accuracy", "train_global_accuracy": "global accuracy",
+                 "images_per_second": "images/s", "eval_loss": "eval loss", "eval_accuracy": "eval accuracy",
+                 "eval_mean_iou": "eval mean IoU"}  # fmt: skip
         shown = {
             label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
             for key, label in named.items()

@@ -62,6 +62,10 @@ def test_palettes_are_class_numbers(root):
         (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not a picture"),
         (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not a picture and its"),
         (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "leads out of"),
+        (  # The line break between two pairs is lost.
+            lambda root: (root / "train.txt").write_text((root / "train.txt").read_text().replace("\n", "", 1)),
+            "line 1: .* is not a picture and its annotation",
+        ),
         (lambda root: [path.unlink() for path in root.glob("t*.txt")], "holds no list"),
     ],
 )
@@ -102,7 +106,14 @@ def test_several_sizes_need_one(root):
         camvid.load(str(root))
 
 
+def test_what_does_not_fit_in_memory_is_refused(root):
+    with pytest.raises(DataError, match="--image_size=99999x99999: the pictures would take 200 GB"):
+        camvid.load(str(root), size=(99999, 99999))
+
+
 def test_median_frequency_by_hand():
+    with pytest.raises(DataError, match="no pixel of a class, only void"):
+        camvid.computed_weights(np.full((2, 2, 4), camvid.VOID, np.uint8))
     labels = np.full((2, 2, 4), camvid.VOID, np.uint8)
     labels[0, 0, :2], labels[0, 1], labels[1, 0, 0] = 0, 1, 0
     # Class 0: 3 of 16 pixels; class 1: 4 of the 8 pixels of the one picture that it is in.
@@ -130,6 +141,9 @@ def test_collecting_and_checking(root, tmp_path, start):
             for ours, theirs in zip(arrays, before.splits[split], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
         assert not any(path.is_symlink() for path in target.rglob("*"))
+    for _ in range(2):  # A target inside the source is not collected again.
+        assert camvid.collect(root, root / "out") >= 0 and camvid.problems(str(root / "out")) == []
+    shutil.rmtree(root / "out")
     assert not list(tmp_path.glob("evil*")) and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["0", "1"]
 
     secret = tmp_path / "secret.png"

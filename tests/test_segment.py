@@ -93,6 +93,14 @@ def test_a_run_on_camvid(root, start, tmp_path):
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
     assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
 
+    # Labels that give other weights are other data.
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    for path in (other / "trainannot").iterdir():
+        Image.fromarray(np.full((30, 44), 3, np.uint8)).save(path)
+    done = start("segment", f"--workdir={again}", *run, f"--data_dir={other}")
+    assert done.returncode == 1 and "on other data: class_weights" in done.stderr
+
     shutil.copy(root / "val" / "1.png", tmp_path / "0_2.png")
     files = [str(root / "val" / "0.png"), str(tmp_path / "0_2.png")]
     done = start("predict", f"--workdir={workdir}", *files, str(root / "train" / "0.png"), "absent.png")
@@ -103,6 +111,8 @@ def test_a_run_on_camvid(root, start, tmp_path):
     with Image.open(rows[0]["mask"]) as mask, Image.open(rows[0]["overlay"]) as overlay:
         assert (mask.mode, mask.size, overlay.mode, overlay.size) == ("P", (44, 30), "RGB", (44, 30))
         assert np.asarray(mask).max() < 11
+    done = start("predict", f"--workdir={workdir}", rows[0]["mask"])
+    assert done.returncode == 2 and "lies where masks are written" in done.stderr
 
 
 def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):

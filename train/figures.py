@@ -107,6 +107,11 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 14.0
         )
 
 
+def titled(quantity: str) -> str:
+    """A metric's name as a title."""
+    return quantity.replace("_", " ").capitalize().replace("iou", "IoU").replace("f1", "F1")
+
+
 def confusion_matrix(
     counts: ArrayLike, class_names: Sequence[str] | None = None, *, title: str | None = None
 ) -> Figure:

@@ -26,6 +26,7 @@ from train.figures import (
     mistakes_grid,
     new_figure,
     save_figure,
+    titled,
     wrapped,
     write_atomically,
 )
@@ -149,7 +150,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
     number = (lambda value: f"{100 * value:.2f} %") if percent else (lambda value: f"{value:.3g}")
     tick = (lambda value, _: f"{100 * value:.6g} %") if percent else (lambda value, _: f"{value:.6g}")
 
-    title = quantity.replace("_", " ").capitalize()
+    title = titled(quantity)
     main = next((part for part in ("eval", "test", "train", "alone") if part in parts), "alone")
     ends: list[tuple[float, str, str]] = []
     for part, points in sorted(parts.items(), key=lambda item: item[0] != "train"):  # train lies undermost
