@@ -53,7 +53,7 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
-        if not _resolved(path).is_relative_to(_resolved(root)):
+        if not _stays(path, root):
             raise DataError(f"{path} leads out of {root}")
         lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
@@ -105,12 +105,11 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
     """(name, place in `target`, bytes, content) of each list, picture and annotation in a folder or archive; no other
     file is opened. Of links, those that stay inside the folder."""
     if source.is_dir():
-        root = source.resolve()
+        inner = target.resolve() != source.resolve()  # What lies in the target was collected before.
         for path in sorted(source.rglob("*")):
             name = str(path.relative_to(source))
             place = _place(target, name)
-            ours = target.resolve() != root and path.resolve().is_relative_to(target.resolve())
-            if place and path.is_file() and path.resolve().is_relative_to(root) and not ours:
+            if place and path.is_file() and _stays(path, source) and not (inner and _stays(path, target)):
                 with open(path, "rb") as content:
                     yield name, place, path.stat().st_size, content
         return
@@ -130,9 +129,10 @@ def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
     return target / folder / last if plain(last) and plain(folder) and last.lower().endswith(SUFFIXES) else None
 
 
-def _resolved(path: pathlib.Path) -> pathlib.Path:
+def _stays(path: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether the path, its links followed, lies below `root`. Raises DataError where they can't be followed."""
     try:
-        return path.resolve()
+        return path.resolve().is_relative_to(root.resolve())
     except (ValueError, RuntimeError, OSError) as error:  # A NUL in the name, links in a circle.
         raise DataError(f"{path}: {error}") from None
 
@@ -141,7 +141,7 @@ def _inside(root: pathlib.Path, path: str) -> str:
     """The last two components of the path, below `root`. Raises DataError where no file is there, or one elsewhere."""
     *_, folder, name = "", *path.replace("\\", "/").split("/")
     found = root / folder / name
-    if ".." in (folder, name) or not _resolved(found).is_relative_to(_resolved(root)):
+    if ".." in (folder, name) or not _stays(found, root):
         raise DataError(f"{path} leads out of {root}")
     if not found.is_file():
         raise DataError(f"{found} is missing: its partner stands alone")
@@ -181,9 +181,11 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
     splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     first: tuple[int, ...] = ()
     lists = listing(data_dir, split)
-    need, memory = 4 * math.prod(size or ()) * sum(map(len, lists.values())), os.sysconf("SC_PAGE_SIZE")
-    if size and need > memory * os.sysconf("SC_PHYS_PAGES"):
-        raise DataError(f"--image_size={size[0]}x{size[1]}: the pictures would take {need / 1e9:,.0f} GB of memory")
+    if size:
+        need = 4 * math.prod(size) * sum(map(len, lists.values()))  # Bytes: three channels and a label each pixel.
+        if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            asked = f"--image_size={size[0]}x{size[1]}"
+            raise DataError(f"{asked}: the pictures would take {need / 1e9:,.0f} GB of memory")
     for name, pairs in lists.items():
 
         def read(i, pairs=pairs):

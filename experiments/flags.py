@@ -65,7 +65,9 @@ def define_training_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.")
     flags.DEFINE_integer("batch_size", 128, "Images a step, over all devices.")
     flags.DEFINE_integer("steps", None, "Training steps; or give --epochs.")
-    flags.DEFINE_float("epochs", None, "Passes over the training split, if --steps is not given. Default 10.")
+    flags.DEFINE_float(
+        "epochs", None, "Passes over the training split, if --steps is not given. Default 10; segment 7."
+    )
     flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
     flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "muon"], "Optimizer.")
     flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
@@ -163,7 +165,6 @@ def define_run_flags() -> None:
 def define_segment_flags() -> None:
     """The flags of segment."""
     define_training_flags()
-    FLAGS["epochs"].help = FLAGS["epochs"].help.replace("Default 10", "Default 7")
     defaults = {"batch_size": 16, "epochs": 7.0, "schedule": "one_cycle", "optimizer": "muon", "learning_rate": 0.03}
     for name, value in defaults.items():
         FLAGS.set_default(name, value)

@@ -66,13 +66,13 @@ def write_masks(run: dict, files: list[str], pictures) -> None:
     """PNG files of classes and overlays, and a legend, in the run's folder; their names as CSV on standard output."""
     from experiments import look_segmentation, records, segmentation
 
-    setup = segmentation.read_again(run)
-    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
-    found = look_segmentation.masks(setup.task, state, pictures)
     place = records.absolute(str(WORKDIR.value)) / "predictions"
     for file in files:
         inside = pathlib.Path(file).resolve().parent == place.resolve()
         flags.require(not inside, f"{file} lies where masks are written, {place}; copy it to another folder")
+    setup = segmentation.read_again(run)
+    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    found = look_segmentation.masks(setup.task, state, pictures)
     rows = look_segmentation.write_masks(place, files, found, run["class_names"])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "mask", "overlay"])

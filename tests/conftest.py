@@ -24,9 +24,7 @@ def mnist5k():
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # A worker's folder lies in the session's.
-    names = os.environ | {"XDG_CACHE_HOME": str(shared / "cache"), "PYTHONPATH": str(ROOT)}
+    names = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT)}
     names.pop("XLA_FLAGS", None)
     return names
 
