@@ -68,8 +68,8 @@ def train_batches(
 
 
 def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order; the last batch is filled up with zeros, and "mask" [B] is 0.0 there. `part` as for
-    `train_batches`."""
+    """Every example once, in order, beside its "row" in the split; the last batch is filled up with zeros, and "mask"
+    [B] is 0.0 there. `part` as for `train_batches`."""
     index, count = part
     local, total = batch_size // count, len(labels)
     spans = [
@@ -87,4 +87,5 @@ def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0,
             "image": np.pad(image, ((0, missing), *((0, 0),) * (image.ndim - 1))),
             "label": np.pad(labels[low:high], ((0, missing), *((0, 0),) * (labels.ndim - 1))),
             "mask": (np.arange(local) < high - low).astype(np.float32),
+            "row": np.arange(low, low + local, dtype=np.int32),
         }

@@ -246,7 +246,8 @@ def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Se
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
     axis = parallel.axis_of(devices)
-    require(config["model"] not in models.SEGMENTERS, f"--model={config['model']} is for experiments.segment")
+    for other, names in (("segment", models.SEGMENTERS), ("generate", models.GENERATORS)):
+        require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
     model = network(config, len(about.class_names), axis)
     rate, optimizer = gradient_descent(config, steps)
     precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}

@@ -45,6 +45,22 @@ def segmenter(run: dict):
     return config, setup, segmentation.load_dataset(config, split=SPLIT.value), look_segmentation.class_table
 
 
+def generator(run: dict):
+    """The same of a run of generate."""
+    from experiments import generation, look_generation, views
+
+    flags.require(TTA.value is None and not SKIP.value, "--tta and --skip_corrupt are for runs of classify")
+    made_of = run["flags"]["dataset"]
+    flags.require(
+        DATASET.value in (None, made_of),
+        f"--dataset={DATASET.value}: the run is of {made_of}, which alone it can be scored on",
+    )
+    config = views.on_data(run["flags"], dataset=None, data_dir=DATA_DIR.value)
+    config = config | {"eval_split": SPLIT.value or config["eval_split"]}
+    dataset = generation.load_dataset(config)
+    return config, generation.read_again(run | {"flags": config}, scored=True), dataset, look_generation.share_table
+
+
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; evaluate takes flags alone")
@@ -59,11 +75,12 @@ def main(argv) -> int:
     from data import batches
     from experiments import build
 
-    config, setup, dataset, class_table = segmenter(run) if run["task"] == "segmentation" else classifier(run)
+    kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)
+    config, setup, dataset, class_table = kind(run)
     if dataset.class_names != setup.about.class_names:
         ours, theirs = (list(names) for names in (setup.about.class_names, dataset.class_names))
         raise flags.UsageError(f"classes differ: {ours} in the run, {theirs} here")
-    split = SPLIT.value or build.eval_split(dataset)
+    split = SPLIT.value or build.eval_split(dataset, config["eval_split"] if run["task"] == "generation" else None)
     if split not in dataset.splits:
         raise flags.UsageError(f"--split={split}: {config['dataset']} has {', '.join(dataset.splits)}")
     images, labels = dataset.splits[split]
@@ -85,14 +102,16 @@ def main(argv) -> int:
     result = loop.Result(
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
     )
-    title, header, rows = class_table(sums["confusion"], dataset.class_names)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *dataset.class_names])
-    writer.writerows([name, *map(int, row)] for name, row in zip(dataset.class_names, sums["confusion"], strict=True))
     home = records.absolute(WORKDIR.value)
-    folder.write_atomically(home / "confusion.csv", text.getvalue())
-    print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
+    if "confusion" in sums:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *dataset.class_names])
+        named = zip(dataset.class_names, sums["confusion"], strict=True)
+        writer.writerows([name, *map(int, row)] for name, row in named)
+        folder.write_atomically(home / "confusion.csv", text.getvalue())
+        print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
+    _, header, rows = class_table(sums, dataset.class_names)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
     print(json.dumps(records.summary(config, setup, result, split, len(labels), str(home))))

@@ -70,7 +70,7 @@ def define_training_flags() -> None:
     )
     flags.DEFINE_float("learning_rate", 0.1, "The schedule's highest learning rate.")
     flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "muon"], "Optimizer.")
-    flags.DEFINE_float("momentum", 0.9, "Momentum of sgd, in [0, 1).")
+    flags.DEFINE_float("momentum", 0.9, "Momentum of sgd and first moment of adam, in [0, 1).")
     flags.DEFINE_bool("nesterov", False, "Nesterov's momentum of sgd.")
     flags.DEFINE_float("weight_decay", 0.0, "Coupled weight decay, 0 or more.")
     flags.DEFINE_enum("schedule", "constant", ["constant", "step", "cosine", "one_cycle"], "Learning-rate schedule.")
@@ -194,6 +194,25 @@ def define_segment_flags() -> None:
         "exact_batch_norm",
         False,
         "Batch statistics over the training pictures before each of the run's evaluations, no running means.",
+    )
+
+
+def define_generate_flags() -> None:
+    """The flags of generate."""
+    define_training_flags()
+    defaults = {"batch_size": 64, "optimizer": "adam", "learning_rate": 0.0002, "momentum": 0.5, "steps": 3500}
+    for name, value in defaults.items():
+        FLAGS.set_default(name, value)
+    flags.DEFINE_enum("model", "dcgan", ["dcgan"], "Networks.")
+    flags.DEFINE_string("dataset", "mnist5k", "Data set: mnist5k, cifar10, folder or tfds:NAME.")
+    flags.DEFINE_bool("sync_bn", True, "Batch-norm statistics over the global batch.")
+    flags.DEFINE_integer(
+        "image_size", None, "Side in pixels of the networks' pictures, 32 or 64; default 32 for pictures of up to 32."
+    )
+    flags.DEFINE_bool("authors", False, "The authors' networks: 5x5 windows, 128 maps, even latent vectors.")
+    flags.DEFINE_bool("conditional", False, "Networks that are told each picture's class.")
+    flags.DEFINE_float(
+        "ema", 0.999, "Share that the average of the generator's weights, which samples, keeps at a step; 0: none."
     )
 
 

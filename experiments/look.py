@@ -108,7 +108,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
             draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True),
         ),
     )
-    tables = [classification.class_table(confusion, names)]
+    tables = [classification.class_table(result.sums, names)]
     write_page(
         folder,
         layers=layers,

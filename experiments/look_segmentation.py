@@ -132,7 +132,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
             draw.confusion_matrix(confusion, names),
         ),
     )
-    tables = [class_table(confusion, names)]
+    tables = [class_table(result.sums, names)]
     look.write_page(
         folder,
         layers=table.layers(setup.model, setup.input_shape),
@@ -145,8 +145,9 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     )
 
 
-def class_table(confusion: np.ndarray, class_names) -> tuple[str, list[str], list[list[str]]]:
+def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
     """Pixels, recall and intersection over union by class."""
+    confusion = sums["confusion"]
     overlap, rows = segmentation.intersection_over_union(confusion), []
     for i, name in enumerate(class_names):
         true = confusion[i].sum()

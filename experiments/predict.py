@@ -9,8 +9,12 @@ from absl import flags as absl_flags
 from experiments import flags
 from train import parallel
 
+MOST = 100_000  # Samples of one call.
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
 TOP = absl_flags.DEFINE_integer("top", 1, "Most probable labels printed for each file.")
+SAMPLES = absl_flags.DEFINE_integer("samples", None, "Of a run of generate: how many pictures to make.")
+SEED = absl_flags.DEFINE_integer("seed", 0, "Of a run of generate: seed of the latent vectors.")
+OUT = absl_flags.DEFINE_string("out", None, "Of a run of generate: folder of the pictures; default W/predictions.")
 WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to use.")
 
 
@@ -18,11 +22,15 @@ def main(argv) -> int:
     files = argv[1:]
     if not WORKDIR.value:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose network labels the files")
-    if not files:
-        raise flags.UsageError("no picture given: predict --workdir=W FILE ...")
     from experiments import records
 
     run = records.load_run(WORKDIR.value)
+    if run["task"] == "generation":
+        return write_samples(run, files)
+    for name, value in (("samples", SAMPLES.value), ("out", OUT.value)):
+        flags.require(value is None, f"--{name}={value} is for runs of generate")
+    if not files:
+        raise flags.UsageError("no picture given: predict --workdir=W FILE ...")
     labels = run["task"] != "segmentation"
     if not 1 <= TOP.value <= len(run["class_names"]):
         raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(run['class_names'])}, the number of classes")
@@ -45,6 +53,32 @@ def main(argv) -> int:
     if kept:
         (write_labels if labels else write_masks)(run, kept, np.stack(pictures))
     return status
+
+
+def write_samples(run: dict, files: list[str]) -> int:
+    """PNG files of samples and a grid; their names as CSV on standard output."""
+    flags.require(not files, f"unexpected argument {next(iter(files), '')!r}: a run of generate makes pictures")
+    count = SAMPLES.value or 0
+    flags.require(count > 0, f"--samples={SAMPLES.value}: a run of generate needs a number of 1 or more")
+    flags.require(count <= MOST, f"--samples={count}: accepted are up to {MOST}")
+    flags.require(0 <= SEED.value < 2**32, f"--seed={SEED.value}: accepted are 0 to {2**32 - 1}")
+    parallel.start_devices(None)
+    flags.start_cache()
+    from experiments import generation, look_generation, records
+
+    setup = generation.read_again(run, scored=False)
+    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    classes = len(run["class_names"])
+    batch = look_generation.latent_batch(count, SEED.value, latents=setup.latents, classes=classes)
+    images = look_generation.samples(setup.task.predict_step, state, batch)
+    place = pathlib.Path(OUT.value) if OUT.value else records.absolute(str(WORKDIR.value)) / "predictions"
+    columns = look_generation.columns_of(classes, conditional=setup.model.conditional)
+    names = look_generation.write_samples(place, images, columns=columns)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "class"] if setup.model.conditional else ["file"])
+    for i, name in enumerate(names):
+        writer.writerow([name, run["class_names"][i % classes]] if setup.model.conditional else [name])
+    return 0
 
 
 def write_labels(run: dict, files: list[str], pictures) -> None:

@@ -20,7 +20,7 @@ from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
 
 # Flags that give weights of one shape another sense.
-SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder")
+SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder", "authors", "conditional")
 
 
 def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | None]:
@@ -200,9 +200,14 @@ def summary(config, setup, result, split: str, examples: int, workdir: str) -> d
 
 
 def headline(summary: dict) -> str:
-    name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
+    if "classifier_fid" in summary:
+        of = f"{summary['floor']:.2f} (real pictures) and {summary['ceiling']:.1f} (untrained)"
+        score = f"classifier_fid {summary['classifier_fid']:.2f} between {of}"
+    else:
+        name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
+        score = f"{title} {100 * summary[name]:.2f} %"
     return (
-        f"{summary['split']} {title} {100 * summary[name]:.2f} % of {summary['examples']:,} images, loss "
+        f"{summary['split']} {score} of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
     )
 
@@ -246,7 +251,7 @@ class Progress:
     def __call__(self, step: int, row: dict) -> None:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "train_global_accuracy": "global accuracy",
                  "images_per_second": "images/s", "eval_loss": "eval loss", "eval_accuracy": "eval accuracy",
-                 "eval_mean_iou": "eval mean IoU"}  # fmt: skip
+                 "eval_mean_iou": "eval mean IoU", "eval_classifier_fid": "classifier_fid"}  # fmt: skip
         shown = {
             label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
             for key, label in named.items()

@@ -31,11 +31,13 @@ def main(argv) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; summary takes flags alone")
     import models
     from experiments import build, traffic
-    from models import table
+    from models import dcgan, table
 
     config = flags.values()
     if config["model"] in models.SEGMENTERS:
         default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
+    elif config["model"] in models.GENERATORS:
+        default, channels, classes = "64", 3, 10
     elif config["model"] in models.PEERS or config["model"].startswith("plain"):
         default, channels, classes = "224", 3, 1000
     elif config["model"] in models.CIFAR:
@@ -51,7 +53,14 @@ def main(argv) -> int:
         raise flags.UsageError(f"--image_size={IMAGE_SIZE.value}: accepted are SIDE, as 224, and HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     try:
-        model = build.network(config, classes, None)
+        if config["model"] in models.GENERATORS:
+            sizes = [str(size) for size in dcgan.SIZES]
+            flags.require(
+                (IMAGE_SIZE.value or default) in sizes, f"--image_size={IMAGE_SIZE.value}: accepted are {sizes}"
+            )
+            model = models.create(config["model"], classes, size=image_shape[0], channels=channels)
+        else:
+            model = build.network(config, classes, None)
         layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None

@@ -1,4 +1,4 @@
-"""What classify and segment do: one run, from its flags to its report."""
+"""What classify, segment and generate do: one run, from its flags to its report."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     report: Callable[..., None]  # (folder, setup, test=, result=, summary=, command=)
 
 
-def run(argv, command: str, kind: Callable[[], Kind]) -> int:
+def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     """The whole command; its exit status. `kind` is called late: a run listens to signals before it imports what is
     slow."""
     if len(argv) > 1:
@@ -39,7 +39,7 @@ def run(argv, command: str, kind: Callable[[], Kind]) -> int:
     from data import batches
     from experiments import build, records
 
-    load, describe, make_setup, fit, report = kind()
+    load, describe, make_setup, fit, report = kind(stop)
     dataset = processes.together(lambda: load(config))
     about, split = describe(config, dataset), build.eval_split(dataset, config["eval_split"])
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]

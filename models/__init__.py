@@ -12,6 +12,7 @@ from models.alexnet import AlexNetOWT
 from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
 from models.cuda_convnet import CudaConvNet
+from models.dcgan import DCGAN
 from models.dcnn import DCNN
 from models.densenet import DenseNet, ImageNetDenseNet
 from models.lenet import LeNet
@@ -27,6 +28,7 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict]] = {
     "alexnet_owt": (AlexNetOWT, {}),
     "cnn": (CNN, {}),
     "cuda_convnet": (CudaConvNet, {}),
+    "dcgan": (DCGAN, {}),
     "dcnn": (DCNN, {}),
     "dcnn_wide": (DCNN, {"widths": (64, 128, 256)}),
     "densenet": (DenseNet, {}),
@@ -83,6 +85,9 @@ CIFAR = ("cuda_convnet", "dcnn", "dcnn_wide", "densenet", *(name for name in REG
 # Networks of segment, not of classify; and those that see pixels of 0 to 255, not normalised images.
 SEGMENTERS = ("segnet_small", "segnet_basic", "segnet")
 RAW_PIXELS = ("segnet_basic",)
+
+# Of generate.
+GENERATORS = ("dcgan",)
 
 # Whose first layers, by the beginnings of their names, a network's encoder may start from.
 ENCODERS = {"segnet": {"vgg16": ("conv",), "vgg16_bn": ("conv", "bn")}}

@@ -49,23 +49,94 @@ def _forward(x, kernel, strides, padding):
 _conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 
-def _conv_backward(strides, padding, saved, gradient):
-    x, kernel = saved
+def _kernel_gradient(x, gradient, kernel, strides, padding):
+    """The kernel's gradient in the form that suits the platform; of `kernel` the shape alone matters."""
 
     def xla(x, gradient):
         return jax.vjp(lambda kernel: _xla_conv(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
     in_pieces = functools.partial(kernel_gradient, window=kernel.shape[:2], strides=strides, padding=padding)
+    return lax.platform_dependent(x, gradient, cpu=in_pieces, default=xla)
+
+
+def _conv_backward(strides, padding, saved, gradient):
+    x, kernel = saved
+    x_gradient = _spread(gradient, _exchanged(kernel), strides, padding, x.shape[1:3])
+    return x_gradient, _kernel_gradient(x, gradient, kernel, strides, padding)
+
+
+def _exchanged(kernel):
+    """[h, w, C, O] as [h, w, O, C]."""
+    return kernel.transpose(0, 1, 3, 2)
+
+
+def _xla_spread(x_BhwC, kernel, strides, padding, size):
+    """`deconvolution` as XLA has it: a convolution of the input with zeros between its pixels."""
+    low = [window - 1 - pads[0] for window, pads in zip(kernel.shape, padding, strict=False)]
+    inside = [(n - 1) * stride + 1 for n, stride in zip(x_BhwC.shape[1:3], strides, strict=True)]
+    edges = [(b, s + w - 1 - i - b) for b, s, w, i in zip(low, size, kernel.shape, inside, strict=False)]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x_BhwC, kernel[::-1, ::-1], (1, 1), edges, lhs_dilation=strides, dimension_numbers=layout
+    )
+
+
+def _spread_together(x_BhwC, kernel, strides, padding, size):
+    """`deconvolution` without the zeros: one convolution gives all the outputs that belong to one place of the input
+    as channels (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?")."""
+    (down, right), (_, _, channels, outputs) = strides, kernel.shape
+    rows, columns = (-(-window // stride) for window, stride in zip(kernel.shape, strides, strict=False))
+    more = ((0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0))
+    split = jnp.pad(kernel, more).reshape(rows, down, columns, right, channels, outputs)[::-1, :, ::-1]
+    together = split.transpose(0, 2, 4, 1, 3, 5).reshape(rows, columns, channels, -1)
+    y = _forward(x_BhwC, together, (1, 1), ((rows - 1, rows - 1), (columns - 1, columns - 1)))
+    batch, height, width, _ = y.shape
+    y = y.reshape(batch, height, width, down, right, outputs).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(batch, height * down, width * right, outputs)
+    edges = [(-pads[0], pads[0] + s - n, 0) for pads, s, n in zip(padding, size, y.shape[1:3], strict=True)]
+    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+
+def _spread(x_BhwC, kernel, strides, padding, size):
+    """`deconvolution` in the form that suits the platform."""
     if strides == (1, 1):  # The gradient's convolution with the turned kernel: the lecture's second equation.
-        x_gradient = _forward(gradient, _turned(kernel), strides, _swapped(kernel.shape, padding))
-    else:
-        x_gradient = jax.vjp(lambda x: _xla_conv(x, kernel, strides, padding), x)[1](gradient)[0]
-    return x_gradient, lax.platform_dependent(x, gradient, cpu=in_pieces, default=xla)
+        pads = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
+        edges = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in pads)
+        return _forward(x_BhwC, kernel[::-1, ::-1], strides, edges)
+    forms = (functools.partial(f, strides=strides, padding=padding, size=size) for f in (_spread_together, _xla_spread))
+    together, plain = forms
+    return lax.platform_dependent(x_BhwC, kernel, cpu=together, default=plain)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def deconvolution(x_BhwC, kernel, strides, padding, size):
+    """Transposed convolution of [B, h, w, C] by `kernel` [window, window, C, O] -> [B, *size, O], as torch has it: the
+    input's pixel i adds x[i] kernel[k] to the output's pixel i * stride - padding + k. It is the gradient, by its
+    input, of the strided convolution with the kernel [window, window, O, C] (Zeiler et al. 2010, "Deconvolutional
+    networks"; Dumoulin & Visin 2016, "A guide to convolution arithmetic", section 4).
+
+    `strides` and `size` are pairs, `padding` two pairs, of which the second numbers follow from the size.
+    """
+    return _spread(x_BhwC, kernel, strides, padding, size)
+
+
+def _deconvolution_backward(strides, padding, size, saved, gradient):
+    x, kernel = saved
+    edges = tuple(
+        (low, (n - 1) * stride + window - s - low)
+        for (low, _), n, stride, window, s in zip(padding, x.shape[1:3], strides, kernel.shape, size, strict=False)
+    )
+    back = _exchanged(kernel)
+    kernel_gradient = _kernel_gradient(gradient, x, back, strides, edges)
+    return _forward(gradient, back, strides, edges), _exchanged(kernel_gradient)
+
+
+deconvolution.defvjp(lambda x, kernel, *static: (_spread(x, kernel, *static), (x, kernel)), _deconvolution_backward)
 
 
 def _turned(kernel):
     """[h, w, C, O] as [h, w, O, C], turned by half a circle."""
-    return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    return _exchanged(kernel[::-1, ::-1])
 
 
 def _swapped(window, padding):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.initializers import glorot_uniform, kaiming_normal
-from models.kernels import conv_general_dilated
+from models.kernels import conv_general_dilated, deconvolution
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform)
@@ -173,6 +173,23 @@ def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1
 def gather_columns(x, features: int, axis_name: str | None):
     """[B, features] from every device's share of the columns, filled up at the end; x itself without an axis."""
     return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
+
+
+class Deconv(nn.Module):
+    """Transposed convolution without bias, [B, h, w, C] -> [B, h x stride, w x stride, features]: the gradient of a
+    convolution that divides the size by `stride`, with `padding` pixels on its upper and left sides."""
+
+    features: int
+    window: int = 4
+    stride: int = 2
+    padding: int = 1
+    kernel_init: Callable = kaiming_normal
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
+        size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
+        return deconvolution(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
 
 
 class Dropout(nn.Module):

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.layers import Deconv
+
 
 class Layer(NamedTuple):
     """`shape` is the output's without the batch; multiply-adds count convolutions and dense layers, as papers do."""
@@ -40,7 +42,7 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             if isinstance(module, nn.Conv | nn.Dense):
                 positions = math.prod(output.shape[1:-1])
                 macs = positions * math.prod(own["kernel"].shape)
-            elif isinstance(module, nn.ConvTranspose):  # Each pixel of the input meets the whole kernel.
+            elif isinstance(module, nn.ConvTranspose | Deconv):  # Each pixel of the input meets the whole kernel.
                 macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
             elif isinstance(module, nn.ConvLocal):  # A kernel for each position: nothing is shared.
                 macs = math.prod(own["kernel"].shape)

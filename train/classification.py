@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -204,9 +203,9 @@ def create(
     )
 
 
-def class_table(confusion: np.ndarray, class_names) -> tuple[str, list[str], list[list[str]]]:
+def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
     """The report's table of recall and precision by class."""
-    rows = []
+    confusion, rows = sums["confusion"], []
     for i, name in enumerate(class_names):
         true, predicted = confusion[i].sum(), confusion[:, i].sum()
         share = [f"{confusion[i, i] / n:.3f}" if n else "none" for n in (true, predicted)]

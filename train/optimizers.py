@@ -70,7 +70,7 @@ def create(
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
     elif name == "adam":
-        update = optax.adam(learning_rate)
+        update = optax.adam(learning_rate, b1=momentum)
     elif name == "muon":
         update = contrib.muon(learning_rate, muon_weight_dimension_numbers=_matrices, consistent_rms=MUON_RMS)
     else:

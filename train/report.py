@@ -45,7 +45,7 @@ __all__ = [
     "write_report",
 ]
 
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "bits", "nll", "mse", "mae")
+LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae")
 FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
 Cell = str | int | float | None
 FigureEntry = tuple[str, str, str | Path]  # title, caption, path of the PNG

@@ -1,0 +1,53 @@
+"""DCGAN's step beside PyTorch's: python -m benchmarks.gan --peer_python=PYTHON [--rounds=3]
+
+As benchmarks.twins has it, with the twin in dcgan_in_torch.py: batches of 64 pictures, 32 pixels with one channel and
+64 with three. Without --peer_python our steps alone are timed.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+import models
+from benchmarks import twins
+from experiments import flags
+from models import dcgan
+from train import gan, optimizers
+
+MODELS = absl_flags.DEFINE_list("models", ["dcgan32", "dcgan64"], "Networks, by the pictures' side.")
+SHAPES = {"dcgan32": (32, 32, 1), "dcgan64": (64, 64, 3)}
+BATCH_SIZE = 64
+
+
+def twin(name: str) -> twins.Twin:
+    shape = SHAPES[name]
+    task = gan.create(
+        model=models.create("dcgan", 10, size=shape[0], channels=shape[2]),
+        optimizer=optimizers.create("adam", lambda step: 0.0002, momentum=0.5, nesterov=False, weight_decay=0.0),
+        image_shape=shape,
+        form=gan.Form(lambda images: images, lambda made: made, dcgan.latents),
+        scorer=None,
+        ema=0.0,
+        axis=None,
+    )
+    random = np.random.default_rng(0)
+    images = random.uniform(-1, 1, (BATCH_SIZE, *shape)).astype(np.float32)
+    return twins.Twin(task, jax.device_put({"image": images, "label": np.zeros(BATCH_SIZE, np.int32)}))
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; gan takes flags alone")
+    for name in MODELS.value or [""]:
+        flags.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
+    if twins.PEER_PYTHON.present:
+        twins.PEER.value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
+    twins.check()
+    twins.compare({name: twin(name) for name in MODELS.value})
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

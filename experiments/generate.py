@@ -1,0 +1,27 @@
+"""Trains a DCGAN and scores its samples: python -m experiments.generate --workdir=W"""
+
+from experiments import flags, training
+
+flags.define_generate_flags()
+
+
+def kind(stop) -> training.Kind:
+    import functools
+
+    from experiments import build, generation, look_generation
+
+    return training.Kind(
+        generation.load_dataset,
+        functools.partial(generation.describe, stop=stop),
+        generation.setup,
+        build.fit,
+        look_generation.write_report,
+    )
+
+
+def main(argv) -> int:
+    return training.run(argv, "generate", kind)
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,131 @@
+"""The classifier that generated pictures are scored with: the project's cnn, trained once on a data set and kept."""
+
+import hashlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import models
+from data import augment, batches
+from data.dataset import pixel_statistics
+from experiments.compiled import cache_folder
+from train import classification, leaves, loop, optimizers, parallel
+from train.figures import write_atomically
+from train.stop import Interrupted, Stop
+
+BATCH, SEED = 64, 0
+EPOCHS, MANY = 16, 10_000  # The demo's, and of more pictures than these three.
+
+
+class Classifier(NamedTuple):
+    features: Callable[..., Any]  # uint8 [B, H, W, C] -> (penultimate features [B, 64], logits [B, K])
+    fingerprint: str
+
+
+def _task(images: np.ndarray, classes: int, steps: int):
+    """(task, network, its input from pictures) by the demo's recipe."""
+    mean, std = pixel_statistics(images)
+    grey = images.shape[-1] == 1
+
+    def normalize(images):
+        return augment.normalize(images, mean, std)
+
+    def train(images, keys):
+        return normalize(augment.digits(images, keys)) if grey else augment.flip_shift(normalize(images), keys)
+
+    rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
+    model = models.create("cnn", classes)
+    task = classification.create(
+        model=model,
+        optimizer=optimizers.create("sgd", rate, momentum=0.9, nesterov=True, weight_decay=0.0005),
+        image_shape=images.shape[1:],
+        class_names=tuple(map(str, range(classes))),
+        train_prepare=train,
+        eval_prepare=normalize,
+        axis=None,
+    )
+    return task, model, normalize
+
+
+def load(
+    images: np.ndarray, labels: np.ndarray, classes: int, *, stop: Stop | None = None, trial: bool = False
+) -> Classifier:
+    """The classifier of training pictures uint8 [N, H, W, C] and labels [N], from the user's cache or trained now, for
+    a `trial` hardly. Raises Interrupted after a signal."""
+    batch = min(BATCH, len(labels))
+    steps = 2 if trial else (EPOCHS if len(labels) <= MANY else 3) * len(labels) // batch
+    task, model, normalize = _task(images, classes, steps)
+    digest = hashlib.sha256(f"{jax.__version__} {classes} {images.shape} {steps} {batch} {SEED}".encode())
+    digest.update(np.ascontiguousarray(images).tobytes() + np.asarray(labels, np.int32).tobytes())
+    path = cache_folder().with_name("classifiers") / f"{digest.hexdigest()}.npz"
+    like = jax.eval_shape(task.init, jax.random.key(SEED))
+    found = _read(path, like)
+    if found is None:
+        loop.say(f"training the classifier that scores samples, {steps} steps, once for these pictures")
+        found = _train(task, images, labels, batch=batch, steps=steps, stop=stop)
+        _write(path, found)
+    variables = {"params": found.params, "batch_stats": found.batch_stats}
+
+    def features(images):
+        logits, kept = model.apply(
+            variables,
+            normalize(images),
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, method: module.name == "bn_dense",
+        )
+        return jax.nn.relu(kept["intermediates"]["bn_dense"]["__call__"][0]), logits
+
+    return Classifier(features, leaves.fingerprint(found.params, found.batch_stats))
+
+
+def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
+    state = jax.jit(task.init)(jax.random.key(SEED))
+    step = parallel.parallelize(task.train_step, 1, donate=True)
+    source = batches.train_batches(images, labels, batch_size=batch, seed=SEED)
+    for done in range(steps):
+        if stop is not None and stop.number:
+            raise Interrupted(stop.number, 0)
+        state, sums = step(state, next(source))
+        if done % 10 == 0:
+            jax.block_until_ready(sums)  # No more steps in the queue than a signal can wait for.
+    return state
+
+
+def _read(path: pathlib.Path, like):
+    """The state kept in the file; None where there is none, or another's or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    shapes = {name: shape for name, shape in leaves.shapes(like).items() if name.startswith((".params", ".batch"))}
+    if {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in found.items()} != shapes:
+        return None
+    return leaves.from_host(found, like)
+
+
+def _write(path: pathlib.Path, state) -> None:
+    """Keeps it; a cache that can't be written is said and done without."""
+    kept: dict[str, Any] = {
+        name: leaf for name, leaf in leaves.to_host(state).items() if name.startswith((".params", ".batch"))
+    }
+    content = io.BytesIO()
+    np.savez(content, **kept)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        loop.say(f"the classifier is not kept in {path.parent}: {error.strerror or error}")
+
+
+def accuracy(classifier: Classifier, images, labels) -> float:
+    """Share of right answers."""
+    step = jax.jit(lambda images: classifier.features(images)[1].argmax(-1))
+    found = [np.asarray(step(images[i : i + 250])) for i in range(0, len(labels), 250)]
+    return float((np.concatenate(found) == labels).mean())

@@ -1,0 +1,239 @@
+"""DCGAN: deconvolution against loops, counts, the step against plain gradients, devices, the scores by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import models
+from models import dcgan, kernels, table
+from train import gan, parallel
+from train.equality import tree_error
+from train.state import State, step_key
+
+FORM = gan.Form(lambda images: images, lambda made: made, dcgan.latents)
+
+
+@pytest.mark.parametrize(
+    "window, stride, padding, more",  # more: pixels beyond the last window, torch's output_padding
+    [(4, 2, 1, 0), (5, 2, 2, 1), (4, 1, 0, 0), (3, 2, 1, 1), (3, 3, 0, 0), (2, 3, 0, 0), (7, 3, 2, 2), (1, 2, 0, 1)],
+)
+@pytest.mark.parametrize("height, width", [(3, 4), (1, 1)])
+def test_deconvolution_against_loops(window, stride, padding, more, height, width):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, height, width, 3)).astype(np.float32)
+    kernel = random.normal(size=(window, window, 3, 2)).astype(np.float32)
+    size = tuple((n - 1) * stride + window - 2 * padding + more for n in (height, width))
+    expected = np.zeros((2, *(n + 2 * padding for n in size), 2))
+    for i, j in np.ndindex(height, width):
+        rows, columns = (slice(n * stride, n * stride + window) for n in (i, j))
+        expected[:, rows, columns] += np.einsum("bc,klco->bklo", x[:, i, j], kernel)
+    expected = expected[:, padding : padding + size[0], padding : padding + size[1]]
+    fixed = ((stride, stride), ((padding, padding),) * 2, size)
+    spread = jax.jit(lambda x, kernel: kernels.deconvolution(x, kernel, *fixed))
+    # XLA's own form, as GPUs and TPUs have it.
+    plain = functools.partial(
+        kernels._xla_spread, strides=(stride, stride), padding=((padding, padding),) * 2, size=size
+    )
+    found, back = jax.vjp(spread, x, kernel)
+    there, plain_back = jax.vjp(plain, x, kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(there, expected, atol=1e-5)
+    y = random.normal(size=found.shape).astype(np.float32)
+    assert tree_error(back(y), jax.device_get(plain_back(y))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "size, channels, authors, generator, discriminator",  # Published: Radford et al.'s and PyTorch's code.
+    [
+        (64, 3, False, 3_576_704, 2_765_568),
+        (64, 1, False, 3_574_656, 2_763_520),
+        (32, 3, False, 1_068_928, 663_296),
+        (64, 3, True, 18_885_760, 17_232_768),
+    ],
+)
+def test_counts(size, channels, authors, generator, discriminator):
+    model = models.create("dcgan", 10, size=size, channels=channels, authors=authors)
+    rows = table.layers(model, (size, size, channels))
+    for name, count in (("generator", generator), ("discriminator", discriminator)):
+        assert sum(row.parameters for row in rows if row.name.startswith(name)) == count
+    # The first deconvolution: 4x4 pixels, each of which meets the whole kernel.
+    first = next(row for row in rows if row.name == "generator/deconv1")
+    assert first.multiply_adds == 16 * first.parameters and first.shape[0] == 8
+
+
+def task_of(axis=None, *, ema=0.0, conditional=False, optimizer=None, scorer=None, dtype=None):
+    model = models.create("dcgan", 3, size=32, channels=1, conditional=conditional, axis_name=axis)
+    return gan.create(
+        model=model,
+        optimizer=optimizer or optax.sgd(1.0),
+        image_shape=(32, 32, 1),
+        form=FORM,
+        scorer=scorer,
+        ema=ema,
+        axis=axis,
+        dtype=dtype,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    random = np.random.default_rng(0)
+    images = np.tanh(random.normal(size=(8, 32, 32, 1))).astype(np.float32)
+    return {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_step_is_the_two_gradients(batch, conditional):
+    """With plain gradient descent at rate 1 the change of a network is its gradient."""
+    task = task_of(ema=0.9, conditional=conditional)
+    model = models.create("dcgan", 3, size=32, channels=1, conditional=conditional)
+    start = jax.jit(task.init)(jax.random.key(3))
+    after, sums = jax.jit(task.train_step)(start, batch)
+    labels = batch["label"]
+    z = dcgan.latents(jax.vmap(functools.partial(jax.random.fold_in, step_key(start)))(jnp.arange(8)))
+
+    def run(network, params, *inputs, stats):
+        variables = {"params": {network: params}, "batch_stats": {network: stats}}
+        method = {"generator": "generate", "discriminator": "discriminate"}[network]
+        return model.apply(variables, *inputs, labels, train=True, method=method, mutable=["batch_stats"])
+
+    def discriminator_loss(params, fake):
+        real_logits, real = run("discriminator", params, batch["image"], stats=start.batch_stats["real"])
+        fake_logits, _ = run("discriminator", params, fake, stats=start.batch_stats["fake"])
+        loss = -jnp.log(jax.nn.sigmoid(real_logits)).mean() - jnp.log(1 - jax.nn.sigmoid(fake_logits)).mean()
+        return loss, (real, (real_logits > 0).sum(), (fake_logits <= 0).sum())
+
+    def generator_loss(params, discriminator):
+        fake, stats = run("generator", params, z, stats=start.batch_stats["generator"])
+        logits, _ = run("discriminator", discriminator, fake, stats=start.batch_stats["fake"])
+        return -jnp.log(jax.nn.sigmoid(logits)).mean(), stats
+
+    fake, _ = run("generator", start.params["generator"], z, stats=start.batch_stats["generator"])
+    (d_loss, (real, hits, rejections)), d_grads = jax.jit(jax.value_and_grad(discriminator_loss, has_aux=True))(
+        start.params["discriminator"], fake
+    )
+    (g_loss, stats), g_grads = jax.jit(jax.value_and_grad(generator_loss, has_aux=True))(
+        start.params["generator"], after.params["discriminator"]
+    )
+    change = jax.tree.map(lambda a, b: a - b, start.params, after.params)
+    assert tree_error(change, jax.device_get({"discriminator": d_grads, "generator": g_grads})) < 1e-4
+    metrics = task.finish(jax.tree.map(float, sums))
+    np.testing.assert_allclose(
+        [metrics[name] for name in ("loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")],
+        [d_loss, g_loss, hits / 8, rejections / 8],
+        rtol=1e-4,
+    )
+    # Statistics of real and generated pictures are kept apart.
+    assert tree_error(after.batch_stats["real"], jax.device_get(real["batch_stats"]["discriminator"])) < 1e-5
+    assert tree_error(after.batch_stats["generator"], jax.device_get(stats["batch_stats"]["generator"])) < 1e-5
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.batch_stats["real"], after.batch_stats["fake"])
+    assert max(jax.tree.leaves(apart)) > 0.01
+    # The average keeps a tenth at the first step.
+    halfway = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.params["generator"], after.params["generator"])
+    assert tree_error(after.opt_state["average"]["params"], jax.device_get(halfway)) < 1e-5
+    assert gan.sampler(after) is after.opt_state["average"]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+def test_devices(batch, devices, through):
+    one = task_of()
+    several = task_of(parallel.axis_of(devices))
+    state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
+    parallel.check_reductions(several.train_step, state, batch=batch, devices=devices)
+    expected, expected_sums = jax.device_get(jax.jit(one.train_step)(state, batch))
+    step = parallel.parallelize(several.train_step, devices, donate=False, through=through)
+    found, sums = jax.device_get(step(state, batch))
+
+    def change(after):
+        return jax.tree.map(np.subtract, after.params, state.params)
+
+    assert tree_error(change(found), change(expected)) < 1e-5
+    assert tree_error(found.batch_stats, expected.batch_stats) < 1e-5
+    assert tree_error(sums, expected_sums) < 1e-5
+
+
+def scorer_of(images, floor=0.5):
+    def features(images):
+        flat = images.reshape(len(images), -1).astype(jnp.float32)
+        return flat[:, ::100], flat[:, 5:8]
+
+    return gan.Scorer(features, images, floor)
+
+
+def test_evaluation_does_not_depend_on_batches_and_devices(batch):
+    random = np.random.default_rng(1)
+    known = random.normal(size=(20, 32, 32, 1)).astype(np.float32)
+    one = task_of(scorer=scorer_of(known))
+    state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
+    images, labels = batch["image"], batch["label"]
+
+    def parts(size):
+        for start in range(0, 8, size):
+            rows = np.arange(start, start + size)
+            kept = rows < 8
+            picked = np.minimum(rows, 7)
+            yield {"image": images[picked], "label": labels[picked], "mask": kept.astype(np.float32), "row": rows}
+
+    def total(step, size):
+        return functools.reduce(
+            lambda a, b: jax.tree.map(np.add, a, b), [jax.device_get(step(state, part)) for part in parts(size)]
+        )
+
+    whole = one.finish(total(jax.jit(one.eval_step), 8))
+    assert whole["samples"] == 40 and whole["floor"] == 0.5
+    uneven = one.finish(total(jax.jit(one.eval_step), 3))
+    several = task_of(parallel.axis_of(2), scorer=scorer_of(known))
+    shared = several.finish(total(parallel.parallelize(several.eval_step, 2, donate=False), 8))
+    for other in (uneven, shared):
+        np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
+    # An untrained generator is at the ceiling: its samples are those of step 0.
+    np.testing.assert_allclose(whole["classifier_fid"], whole["ceiling"], rtol=1e-4)
+    # Without the average samples come from the generator itself.
+    other = task_of(scorer=scorer_of(known)).init(jax.random.key(9))
+    moved = State(other.params, state.batch_stats, {}, state.step, state.key)
+    changed = one.finish(jax.device_get(jax.jit(one.eval_step)(moved, next(parts(8)))))
+    assert changed["ceiling"] == pytest.approx(whole["ceiling"]) and changed["classifier_fid"] != changed["ceiling"]
+
+
+def test_frechet_distance_of_known_gaussians():
+    # Covariances that commute: |m|^2 + sum (s1 - s2)^2.
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    a, b = (turn * np.square(s) @ turn.T for s in ([1.0, 2.0, 3.0], [2.0, 2.0, 0.5]))
+    found = gan.frechet_distance((np.zeros(3), a), (np.array([1.0, 2.0, 2.0]), b))
+    assert found == pytest.approx(9 + 1 + 0 + 6.25)
+    assert gan.frechet_distance((np.ones(3), a), (np.ones(3), a)) == pytest.approx(0, abs=1e-9)
+
+
+def test_scores_by_hand():
+    random = np.random.default_rng(0)
+    features, weights = random.normal(size=(50, 4)), np.r_[np.ones(40), np.zeros(10)]
+    mean, covariance = gan.gaussian(jax.device_get(gan.moments(features, weights)), 40)
+    np.testing.assert_allclose(mean, features[:40].mean(0), atol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(features[:40].T), atol=1e-5)
+    # Sure of one of four classes, each as often: the score is their number. The same guess for all: 1.
+    sure = {"probabilities": np.full(4, 5.0), "negative_entropy": 0.0}
+    assert gan.inception_score(sure, 20.0) == pytest.approx(4)
+    doubtful = {"probabilities": np.full(4, 5.0), "negative_entropy": 20 * np.log(0.25)}
+    assert gan.inception_score(doubtful, 20.0) == pytest.approx(1)
+
+
+def test_nearest():
+    random = np.random.default_rng(0)
+    images, others = (random.integers(0, 256, (n, 3, 3, 2), dtype=np.uint8) for n in (5, 23))
+    expected = np.sqrt((((images[:, None] / 255.0 - others[None] / 255.0) ** 2).mean((2, 3, 4))).min(1))
+    for chunk in (1000, 10, 7):
+        np.testing.assert_allclose(gan.nearest(images, others, chunk), expected, atol=1e-5)
+    np.testing.assert_allclose(gan.nearest(others[3:4], others), 0, atol=1e-3)
+
+
+def test_bfloat16_trains(batch):
+    task = task_of(optimizer=optax.adam(0.0002, b1=0.5), dtype="bfloat16")
+    state = jax.jit(task.init)(jax.random.key(0))
+    after, sums = jax.jit(task.train_step)(state, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert np.isfinite(float(sums["loss"]))

@@ -1,0 +1,292 @@
+"""The task of a generative adversarial network: its step, its scores.
+
+Goodfellow et al. 2014, "Generative adversarial nets": the discriminator learns to tell real pictures from generated
+ones, the generator to be taken for real (the non-saturating loss of section 3). A step updates the discriminator, then
+the generator against the new one, as PyTorch's dcgan example does.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from models.layers import row_keys
+from train.classification import in_dtype, in_float32, varying
+from train.state import State, step_key
+from train.task import Task
+
+DRAWS = 5  # Of an evaluation: as many samples as test pictures each.
+EVAL_SEED = 0  # Of their latent vectors, the same in every run.
+
+
+class Scorer(NamedTuple):
+    """What samples are scored with."""
+
+    features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
+    train_images: Any  # uint8 [N, H, W, C]
+    floor: float  # The Frechet distance of training pictures to the test pictures.
+
+
+class Form(NamedTuple):
+    """How pictures and latent vectors are for the networks."""
+
+    to_network: Callable[..., Any]  # uint8 [B, H, W, C] -> [B, size, size, C] in -1 .. 1
+    to_picture: Callable[..., Any]  # and back
+    latents: Callable[..., Any]  # keys [B] -> [B, L]
+
+
+def init(key, *, model, optimizer, image_shape, ema: float) -> State:
+    """The state before the first step. The two networks have their optimizers' states apart, and the discriminator its
+    batch statistics of real and of generated pictures; with `ema` there is an average of the generator beside them."""
+    variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
+    params, stats = variables["params"], variables["batch_stats"]
+    batch_stats = {"generator": stats["generator"], **dict.fromkeys(("real", "fake"), stats["discriminator"])}
+    opt_state = {name: optimizer.init(params[name]) for name in ("discriminator", "generator")}
+    if ema:
+        opt_state["average"] = {"params": params["generator"], "batch_stats": stats["generator"]}
+    return State(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), key)
+
+
+def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
+    """(output of the network, its batch statistics after it)."""
+    variables = {"params": {network: in_dtype(params, dtype)}, "batch_stats": {network: stats}}
+    method = "generate" if network == "generator" else "discriminate"
+    inputs = in_dtype(inputs, dtype)
+    if not train:
+        return in_float32(model.apply(variables, *inputs, train=False, method=method)), stats
+    output, changed = model.apply(variables, *inputs, train=True, method=method, mutable=["batch_stats"])
+    return in_float32(output), changed["batch_stats"][network]
+
+
+def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float, axis=None, dtype=None):
+    """One update of the discriminator, then one of the generator: (state, batch) -> (state, sums).
+
+    The discriminator sees the real and the generated pictures as two batches, each with its own batch statistics. The
+    generated pictures are made once; their gradient by the second loss goes back through the generator.
+    """
+    labels, old = batch["label"], state.params
+    rows = len(labels)
+    examples = rows * (lax.axis_size(axis) if axis else 1)
+    z = form.latents(row_keys(step_key(state), rows, axis_name=axis))
+    params, stats = varying((old, state.batch_stats), axis)
+    run = functools.partial(apply, model, dtype=dtype, train=True)
+    real = form.to_network(batch["image"])
+
+    def generate(generator):
+        return run("generator", generator, z, labels, stats=stats["generator"])
+
+    fake, pull, generator_stats = jax.vjp(generate, params["generator"], has_aux=True)
+
+    def discriminator_loss(discriminator):
+        on_real, real_stats = run("discriminator", discriminator, real, labels, stats=stats["real"])
+        on_fake, fake_stats = run("discriminator", discriminator, fake, labels, stats=stats["fake"])
+        loss = (jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)).sum()
+        sums = {"correct_real": (on_real > 0).sum(), "correct_fake": (on_fake <= 0).sum(), "loss_discriminator": loss}
+        return loss / examples, (real_stats, fake_stats, sums)
+
+    def generator_loss(fake, discriminator, fake_stats):
+        on_fake, fake_stats = run("discriminator", discriminator, fake, labels, stats=fake_stats)
+        loss = jax.nn.softplus(-on_fake).sum()
+        return loss / examples, (fake_stats, loss)
+
+    def updated(network, gradients):
+        gradients = lax.psum(gradients, axis) if axis else gradients
+        updates, opt_state = optimizer.update(gradients, state.opt_state[network], old[network])
+        return optax.apply_updates(old[network], updates), opt_state
+
+    gradients, (real_stats, fake_stats, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
+    discriminator, discriminator_state = updated("discriminator", gradients)
+    back, (fake_stats, loss) = jax.grad(generator_loss, has_aux=True)(fake, varying(discriminator, axis), fake_stats)
+    generator, generator_state = updated("generator", *pull(back))
+
+    sums |= {"loss_generator": loss, "count": jnp.ones_like(z[:, 0]).sum()}
+    sums["loss"] = sums["loss_discriminator"] + loss
+    sums = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
+    batch_stats = {"generator": generator_stats, "real": real_stats, "fake": fake_stats}
+    if axis:
+        sums, batch_stats = lax.psum(sums, axis), lax.pmean(batch_stats, axis)
+    opt_state = {"discriminator": discriminator_state, "generator": generator_state}
+    if ema:
+        new = {"params": generator, "batch_stats": batch_stats["generator"]}
+        # At first the average is over the steps so far: it forgets the untrained generator.
+        keep = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+        opt_state["average"] = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.opt_state["average"], new)
+    params = {"discriminator": discriminator, "generator": generator}
+    return State(params, batch_stats, opt_state, state.step + 1, state.key), sums
+
+
+def sampler(state: State) -> dict:
+    """The generator's params and batch statistics that samples are made with: the average where there is one."""
+    own = {"params": state.params["generator"], "batch_stats": state.batch_stats["generator"]}
+    return state.opt_state.get("average", own)
+
+
+def predict_step(state: State, batch, *, model, form: Form, dtype=None):
+    """Samples uint8 [B, H, W, C] from latent vectors [B, L] and labels [B]."""
+    generator = sampler(state)
+    made, _ = apply(
+        model,
+        "generator",
+        generator["params"],
+        batch["latent"],
+        batch["label"],
+        stats=generator["batch_stats"],
+        dtype=dtype,
+        train=False,
+    )
+    return form.to_picture(made)
+
+
+def moments(features, weights) -> dict:
+    """Sums over the rows of features [B, F] that make a mean and a covariance."""
+    weighted = features * weights[:, None]
+    return {"sum": weighted.sum(0), "products": weighted.T @ features}
+
+
+def nearest(images, others, chunk: int = 1000):
+    """[B]: each image's least distance to one of `others`, both uint8 [., H, W, C], in root mean squares of a pixel."""
+    flat = images.reshape(len(images), -1).astype(jnp.float32) / 255
+    size = (flat**2).sum(1)
+    count = min(chunk, len(others))
+    starts = jnp.minimum(jnp.arange(-(-len(others) // count)) * count, len(others) - count)
+
+    def closer(best, start):
+        there = lax.dynamic_slice_in_dim(others, start, count).reshape(count, -1).astype(jnp.float32) / 255
+        squares = size[:, None] + (there**2).sum(1)[None] - 2 * flat @ there.T
+        return jnp.minimum(best, squares.min(1)), None
+
+    best, _ = lax.scan(closer, jnp.full_like(size, jnp.inf), starts)
+    return jnp.sqrt(jnp.maximum(best, 0) / flat.shape[1])
+
+
+def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None):
+    """Sums over the test pictures whose mask is 1, and as many samples of each draw: the losses, and what the scores of
+    `finish` are made of. `first` is `init`: the generator at step 0 gives the ceiling."""
+    assert scorer is not None
+    mask, labels, images = batch["mask"], batch["label"], batch["image"]
+
+    def samples(state, draw):
+        key = jax.random.fold_in(jax.random.key(EVAL_SEED), draw)
+        z = form.latents(jax.vmap(functools.partial(jax.random.fold_in, key))(batch["row"]))
+        return predict_step(state, {"latent": z, "label": labels}, model=model, form=form, dtype=dtype)
+
+    def score(made):
+        features, logits = scorer.features(made)
+        log_p = jax.nn.log_softmax(logits)
+        p = jnp.exp(log_p) * mask[:, None]
+        classes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]) * mask[:, None]
+        return moments(features, mask) | {
+            "probabilities": p.sum(0),
+            "negative_entropy": (p * log_p).sum(),
+            "classes": classes.sum(0),
+        }
+
+    start = first(state.key)
+    made = samples(state, 0)
+    discriminate = functools.partial(apply, model, "discriminator", state.params["discriminator"], dtype=dtype)
+    on_real, _ = discriminate(form.to_network(images), labels, stats=state.batch_stats["real"], train=False)
+    on_fake, _ = discriminate(form.to_network(made), labels, stats=state.batch_stats["fake"], train=False)
+    losses = {
+        "loss_discriminator": (jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)) * mask,
+        "loss_generator": jax.nn.softplus(-on_fake) * mask,
+        "correct_real": (on_real > 0) * mask,
+        "correct_fake": (on_fake <= 0) * mask,
+        "near_samples": nearest(made, scorer.train_images) * mask,
+        "near_tests": nearest(images, scorer.train_images) * mask,
+    }
+    sums = {name: value.sum() for name, value in losses.items()}
+    sums |= {
+        "loss": sums["loss_discriminator"] + sums["loss_generator"],
+        "count": mask.sum(),
+        "real": moments(scorer.features(images)[0], mask),
+        "draws": lax.map(lambda draw: score(samples(state, draw)), jnp.arange(DRAWS)),
+        "start": lax.map(lambda draw: score(samples(start, draw)), jnp.arange(DRAWS)),
+    }
+    return lax.psum(sums, axis) if axis else sums
+
+
+def gaussian(sums, count) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [F], unbiased covariance [F, F]) from `moments`."""
+    mean = np.asarray(sums["sum"], np.float64) / count
+    products = np.asarray(sums["products"], np.float64)
+    return mean, (products - count * np.outer(mean, mean)) / max(count - 1, 1)
+
+
+def frechet_distance(one, other) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (mean, covariance) (Dowson & Landau 1982; Heusel et
+    al. 2017, "GANs trained by a two time-scale update rule", eq. 6)."""
+    (m1, c1), (m2, c2) = one, other
+    values, vectors = np.linalg.eigh(c1)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
+    return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross)
+
+
+def inception_score(sums, count) -> float:
+    """exp of the mean divergence of p(class | sample) from p(class) (Salimans et al. 2016, "Improved techniques for
+    training GANs", section 4), by the classifier at hand."""
+    marginal = np.maximum(np.asarray(sums["probabilities"], np.float64) / count, 1e-12)
+    return float(np.exp(sums["negative_entropy"] / count - (marginal * np.log(marginal)).sum()))
+
+
+def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
+    """Mean losses and shares; of an evaluation's sums the scores too, see README."""
+    count = float(sums["count"])
+    metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
+    metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}
+    if "draws" in sums:
+        real = gaussian(sums["real"], count)
+        shares = sums["draws"]["classes"].sum(0) / (DRAWS * count)
+
+        def each(score, name):
+            return np.mean([score(jax.tree.map(lambda x, i=i: x[i], sums[name])) for i in range(DRAWS)])
+
+        def distance(draw):
+            return frechet_distance(gaussian(draw, count), real)
+
+        metrics |= {
+            "classifier_fid": each(distance, "draws"),
+            "floor": floor,
+            "ceiling": each(distance, "start"),
+            "inception_score": each(lambda draw: inception_score(draw, count), "draws"),
+            "coverage_min": shares.min(),
+            "coverage_max": shares.max(),
+            "memorisation": sums["near_samples"] / max(float(sums["near_tests"]), 1e-12),
+            "samples": DRAWS * count,
+        }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def create(
+    *, model, optimizer, image_shape, form: Form, scorer: Scorer | None, ema: float, axis, shown=None, dtype=None
+) -> Task:
+    """The task for a `models.dcgan.DCGAN`; `image_shape` is what the networks see. Without a `scorer` it
+    can't be evaluated. Before each evaluation `shown(predict_step, state)` may draw samples."""
+    first = functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape, ema=0.0)
+    common = {"model": model, "form": form, "dtype": dtype}
+    train_metrics = ("loss", "loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")
+    scores = ("classifier_fid", "floor", "ceiling", "inception_score", "coverage_min", "coverage_max")
+    predict = functools.partial(predict_step, **common)
+
+    def prepare_eval(state, stopped):
+        del stopped
+        shown(predict, state)
+        return state
+
+    return Task(
+        name="generation",
+        init=functools.partial(first, ema=ema),
+        train_step=functools.partial(train_step, optimizer=optimizer, ema=ema, axis=axis, **common),
+        prepare_eval=prepare_eval if shown else None,
+        eval_step=functools.partial(eval_step, scorer=scorer, first=first, axis=axis, **common),
+        finish=functools.partial(finish, floor=scorer.floor if scorer else 0.0),
+        predict_step=predict,
+        metrics=(*train_metrics, *scores, "memorisation", "samples"),
+        train_metrics=train_metrics,
+        best=("classifier_fid", "min"),
+    )
