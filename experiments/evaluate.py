@@ -55,6 +55,7 @@ def generator(run: dict):
         DATASET.value in (None, made_of),
         f"--dataset={DATASET.value}: the run is of {made_of}, which alone it can be scored on",
     )
+    flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
     config = views.on_data(run["flags"], dataset=None, data_dir=DATA_DIR.value)
     config = config | {"eval_split": SPLIT.value or config["eval_split"]}
     dataset = generation.load_dataset(config)

@@ -12,8 +12,8 @@ def kind(stop) -> training.Kind:
 
     return training.Kind(
         generation.load_dataset,
-        functools.partial(generation.describe, stop=stop),
-        generation.setup,
+        generation.describe,
+        functools.partial(generation.setup, stop=stop),
         build.fit,
         look_generation.write_report,
     )

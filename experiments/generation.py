@@ -30,7 +30,7 @@ class About(NamedTuple):
     mean: tuple[float, ...]  # by channel, on the scale 0 to 255
     std: tuple[float, ...]
     class_names: tuple[str, ...]
-    classifier: tuple[str, ...]  # The fingerprint of the one that samples are scored with.
+    classifier: tuple[str, ...] = ()  # The fingerprint of the one that samples are scored with, once it is there.
 
 
 def _squares(images: np.ndarray, side: int) -> np.ndarray:
@@ -95,27 +95,21 @@ def load_dataset(config: dict) -> Dataset:
         raise UsageError(str(error)) from None
 
 
-def _compared(config: dict, dataset: Dataset) -> str:
-    return build.eval_split(dataset, config["eval_split"])
-
-
-def describe(config: dict, dataset: Dataset, *, stop=None) -> About:
-    """The constants of a data set, from its training split, and its classifier's fingerprint."""
+def describe(config: dict, dataset: Dataset) -> About:
+    """The constants of a data set, from its training split."""
     if "train" not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
-    images, labels = dataset.splits["train"]
-    classes = dataset.class_names
-    classifier = scorer.load(images, labels, len(classes), stop=stop, trial=config["dry_run"])
-    return About(images.shape[1:], *pixel_statistics(images), classes, (classifier.fingerprint,))
+    images = dataset.splits["train"][0]
+    return About(images.shape[1:], *pixel_statistics(images), dataset.class_names)
 
 
-def _scorer(config: dict, about: About) -> gan.Scorer:
+def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
     """The classifier, and how far training pictures are from the test pictures by its features: the mean over draws."""
     dataset = load_dataset(config)
     images, labels = dataset.splits["train"]
-    tests = dataset.splits[_compared(config, dataset)][0]
-    classifier = scorer.load(images, labels, len(about.class_names), trial=config["dry_run"])
-    if (classifier.fingerprint,) != about.classifier:
+    tests = dataset.splits[build.eval_split(dataset, config["eval_split"])][0]
+    classifier = scorer.load(images, labels, len(about.class_names), stop=stop, trial=config["dry_run"])
+    if about.classifier not in ((), (classifier.fingerprint,)):
         loop.say("the classifier was trained anew: scores differ a little from those of the run before")
     step = jax.jit(lambda images: classifier.features(images)[0])
 
@@ -126,7 +120,8 @@ def _scorer(config: dict, about: About) -> gan.Scorer:
     real = gaussian(tests)
     draws = [np.random.default_rng(i).permutation(len(images))[: len(tests)] for i in range(gan.DRAWS)]
     floor = np.mean([gan.frechet_distance(gaussian(images[rows]), real) for rows in draws])
-    return gan.Scorer(classifier.features, images, float(floor))
+    about = about._replace(classifier=(classifier.fingerprint,))
+    return gan.Scorer(classifier.features, images, float(floor)), about
 
 
 def form(config: dict, about: About, size: int) -> gan.Form:
@@ -156,8 +151,9 @@ class Generation(NamedTuple):
     latents: Any
 
 
-def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool = True) -> Generation:
-    """The networks and their task, for a new run or for one that is read again; `scored` with what evaluations need."""
+def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool = True, stop=None) -> Generation:
+    """The networks and their task, for a new run or for one that is read again; `scored` with what evaluations need, of
+    which the classifier may have to be trained. Raises Interrupted where `stop` says so meanwhile."""
     axis = parallel.axis_of(devices)
     rate, optimizer = build.gradient_descent(config, steps)
     size = next(size for size in dcgan.SIZES if about.image_shape[0] <= size)
@@ -181,12 +177,13 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
             classes=len(about.class_names),
             conditional=config["conditional"],
         )
+    scores, about = _scorer(config, about, stop=stop) if scored else (None, about)
     task = gan.create(
         model=model,
         optimizer=optimizer,
         image_shape=input_shape,
         form=made,
-        scorer=_scorer(config, about) if scored else None,
+        scorer=scores,
         ema=config["ema"],
         axis=axis,
         shown=shown,

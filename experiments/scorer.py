@@ -100,7 +100,7 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
 def _read(path: pathlib.Path, like):
     """The state kept in the file; None where there is none, or another's or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

@@ -64,7 +64,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
         steps, batch_size = 2, 2 * devices * config.get("fc_passes", 1) * config.get("accumulate", 1)
         eval_size, test_images, test_labels = batch_size, test_images[:batch_size], test_labels[:batch_size]
     checkpoints = checkpoint.Checkpoints(
-        home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=about
+        home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=setup.about
     )
     restored = processes.together(lambda: checkpoints.restore(state))
     state, record = restored or (records.initial_state(config, fit(config, state, images, about)), {})

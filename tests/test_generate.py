@@ -1,0 +1,161 @@
+"""generate as a user starts it: killed and gone on with, scored again, samples as files, bad input; its classifier."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import generation, look_generation, scorer
+from train.stop import Interrupted
+
+SHORT = ["--dataset=folder", "--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Pictures of 30 pixels: dark with a bright side, left or right."""
+    place, random = tmp_path_factory.mktemp("data") / "sides", np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 5)):
+        for side, name in enumerate(("left", "right")):
+            (place / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = random.integers(0, 60, (30, 30, 3), dtype=np.uint8)
+                picture[:, 15 * side : 15 * side + 15] += 150
+                Image.fromarray(picture).save(place / split / name / f"{i}.png")
+    return place
+
+
+def result(done):
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def same(one, other):
+    names = one.keys() - {"seconds", "compile_seconds", "images_per_second", "workdir"}
+    assert {name: one[name] for name in names} == {name: other[name] for name in names}
+
+
+def test_a_run(root, start, tmp_path):
+    run = [*SHORT, f"--data_dir={root}", "--conditional"]
+    workdir = tmp_path / "whole"
+    done = start("generate", f"--workdir={workdir}", *run)
+    assert "training the classifier" in done.stderr
+    whole = result(done)
+    assert (whole["split"], whole["examples"], whole["samples"]) == ("test", 10, 50)
+    assert whole["loss"] == pytest.approx(whole["loss_discriminator"] + whole["loss_generator"])
+    assert 0 <= whole["coverage_min"] <= 0.5 <= whole["coverage_max"] <= 1 and whole["floor"] < whole["ceiling"]
+    for name in ("flags.txt", "run.json", "metrics.csv", "report.html", "figures/samples_over_time.png"):
+        assert (workdir / name).exists()
+    shown = sorted((workdir / "samples").iterdir())
+    assert [path.name for path in shown] == ["step_0000002.png", "step_0000004.png"]
+    with Image.open(shown[0]) as grid:  # Two classes, two columns; cropped as the pictures are.
+        assert grid.size == (2 * 30, 8 * 30)
+    assert json.loads((workdir / "run.json").read_text())["classifier"]
+    same(whole, result(start("evaluate", f"--workdir={workdir}")))
+
+    # Killed before its last step: the rest has the same bits, both optimizers, statistics and the average too.
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    (again / "summary.json").unlink()
+    done = start("generate", f"--workdir={again}", *run)
+    assert "going on from step 3" in done.stderr and "training the classifier" not in done.stderr
+    same(whole, result(done))
+
+    made = [tmp_path / name for name in ("one", "two", "other")]
+    for out, seed in zip(made, (3, 3, 4), strict=True):
+        done = start("predict", f"--workdir={workdir}", "--samples=5", f"--seed={seed}", f"--out={out}")
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        assert [row["class"] for row in rows] == ["left", "right", "left", "right", "left"]
+        assert [row["file"] for row in rows] == [str(out / f"sample_{i:05d}.png") for i in range(5)]
+    pictures = [[np.asarray(Image.open(out / f"sample_{i:05d}.png")) for i in range(5)] for out in made]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert pictures[0][0].shape == (30, 30, 3) and (np.array(pictures[0]) != pictures[2]).any((1, 2, 3)).all()
+    with Image.open(made[0] / "grid.png") as grid:
+        assert grid.size == (60, 90)
+
+    for command, flags, message in (
+        ("predict", [], "--samples=None: a run of generate needs a number"),
+        ("predict", ["--samples=0"], "--samples=0"),
+        ("predict", ["--samples=1", "x.png"], "unexpected argument 'x.png'"),
+        ("evaluate", ["--split=train"], "--split=train: samples are compared with pictures not trained on"),
+        ("evaluate", ["--tta=flip"], "--tta and --skip_corrupt are for runs of classify"),
+    ):
+        done = start(command, f"--workdir={workdir}", *flags)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_bad_input_is_one_line(root, start, tmp_path):
+    for flags, status, message in (
+        (["--image_size=28"], 2, "--image_size=28: accepted are 32 and 64"),
+        (["--ema=1"], 2, "--ema=1.0: accepted are values in [0, 1)"),
+        (["--dataset=mnist5"], 2, "did you mean mnist5k?"),
+        (["--dataset=folder", f"--data_dir={root / 'none'}"], 1, "there is no such folder"),
+        ([*SHORT, f"--data_dir={root}", "--eval_split=val"], 2, "--eval_split=val: folder has test, train"),
+        (["--eval_split=train"], 2, "--eval_split=train: samples are compared with pictures not trained on"),
+    ):
+        done = start("generate", f"--workdir={tmp_path / 'w'}", *flags)
+        assert done.returncode == status and message in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
+    done = start("classify", f"--workdir={tmp_path / 'w'}", "--model=dcgan")
+    assert done.returncode == 2 and "--model=dcgan is for experiments.generate" in done.stderr
+
+
+def test_sizes_of_pictures():
+    """A little too small: as they are, padded by the task; others are resized to the networks' size."""
+    random = np.random.default_rng(0)
+    for shape, asked, expected in (
+        ((28, 28, 1), None, (28, 28, 1)),
+        ((28, 28, 1), 64, (64, 64, 1)),
+        ((20, 30, 3), None, (32, 32, 3)),
+        ((40, 33, 3), None, (64, 64, 3)),
+        ((60, 64, 3), None, (60, 60, 3)),
+        ((64, 64, 3), 32, (32, 32, 3)),
+    ):
+        images = random.integers(0, 256, (3, *shape), dtype=np.uint8)
+        dataset = generation.Dataset("x", {"train": (images, np.zeros(3, np.int32))}, ("a", "b"))
+        kept = generation._kept(dataset, asked).splits["train"][0]
+        assert kept.shape == (3, *expected) and kept.dtype == np.uint8
+        np.testing.assert_allclose(kept.mean(), images.mean(), atol=8)
+    about = generation.About((28, 28, 1), (0.0,), (1.0,), ("a", "b"), ("",))
+    form = generation.form({"authors": True}, about, 32)
+    images = random.integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    inside = np.asarray(form.to_network(images))
+    assert inside.shape == (2, 32, 32, 1) and (inside[:, :2] == -1).all() and inside.max() <= 1
+    np.testing.assert_array_equal(form.to_picture(inside), images)
+    z = np.asarray(form.latents(jax.random.split(jax.random.key(0), 50)))
+    assert z.shape == (50, 100) and -1 <= z.min() < -0.9 and 0.9 < z.max() <= 1
+
+
+def test_tiles():
+    images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
+    expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 0, 0], [10, 11, 0, 0]]
+    np.testing.assert_array_equal(look_generation.tiled(images, 2)[..., 0], expected)
+
+
+def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(scorer, "EPOCHS", 1)
+    images, labels = (part[::31] for part in mnist5k.splits["train"])
+    trained = []
+    monkeypatch.setattr(scorer.loop, "say", trained.append)
+    first = scorer.load(images, labels, 10)
+    again = scorer.load(images, labels, 10)
+    assert len(trained) == 1 and first.fingerprint == again.fingerprint
+    features, logits = jax.jit(again.features)(images[:4])
+    assert features.shape == (4, 64) and logits.shape == (4, 10) and float(features.min()) >= 0
+    other = scorer.load(images, labels[::-1].copy(), 10)
+    assert len(trained) == 2 and other.fingerprint != first.fingerprint
+    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # A damaged file is made again.
+        path.write_bytes(path.read_bytes()[:-1000])
+    assert scorer.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) == 3
+
+    class Stopped:
+        number = 15
+
+    with pytest.raises(Interrupted):
+        scorer.load(images[:100], labels[:100], 10, stop=Stopped())
