@@ -1,18 +1,16 @@
 """From flags to a data set, a network and a task: the same for training, evaluation and prediction."""
 
+import functools
 import math
 from typing import Any, NamedTuple
-
-import jax
 
 import data
 import models
 from data import augment, cifar10, generated, stream
 from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistics
-from experiments import views
+from experiments import checks, views
 from experiments.flags import UsageError, require
-from models import table
-from train import classification, hybrid, optimizers, parallel
+from train import backpropagation, classification, hybrid, optimizers, parallel
 from train.task import Task
 
 MODEL_FLAGS = (
@@ -115,37 +113,6 @@ def load_dataset(config: dict, *, shape: tuple[int, int, int] | None = None) -> 
         raise UsageError(str(error)) from None
 
 
-def check(config: dict, examples: int, devices: int) -> int:
-    """The number of steps, after every number was checked against what is possible."""
-    for name in ("batch_size", "steps", "epochs", "learning_rate", "log_every", "keep"):
-        value = config[name]
-        require(value is None or value > 0, f"--{name}={value}: must be more than 0")
-        require(value is None or math.isfinite(value), f"--{name}={value}: must be finite")
-    for name in ("weight_decay", "warmup_steps", "eval_every", "save_every", "seed"):
-        require(0 <= config[name] < math.inf, f"--{name}={config[name]}: must be 0 or more, and finite")
-    require(config["seed"] < 2**32, f"--seed={config['seed']}: accepted are 0 to {2**32 - 1}")
-    require(0 <= config["momentum"] < 1, f"--momentum={config['momentum']}: accepted are values in [0, 1)")
-    smoothing = config.get("label_smoothing", 0.0)
-    require(0 <= smoothing < 1, f"--label_smoothing={smoothing}: accepted are values in [0, 1)")
-    require(not config["nesterov"] or config["momentum"] > 0, "--nesterov needs a --momentum above 0")
-    batch = config["batch_size"]
-    require(batch <= examples, f"--batch_size={batch}: the training split has {examples} examples")
-    lower = batch // devices * devices
-    near = " or ".join(str(size) for size in (lower, lower + devices) if size)
-    require(batch % devices == 0, f"--batch_size={batch} does not divide by {devices} devices; nearest: {near}")
-    parts = config.get("accumulate", 1)
-    require(
-        parts > 0 and batch // devices % parts == 0,
-        f"--accumulate={parts}: must divide a device's {batch // devices} rows of the batch",
-    )
-    epochs = 10.0 if config["epochs"] is None else config["epochs"]
-    steps = config["steps"] or max(1, math.ceil(epochs * examples / batch))
-    require(steps < 2**31, f"{steps} steps: must be fewer than {2**31}")
-    warm = config["warmup_steps"]
-    require(warm < steps or warm == 0, f"--warmup_steps={warm}: must be fewer than the run's {steps} steps")
-    return steps
-
-
 def describe(config: dict, dataset: Dataset) -> About:
     """The constants of a data set, from its training split; the covariance from a sample, where noise needs it."""
     if "train" not in dataset.splits:
@@ -176,33 +143,6 @@ def eval_split(dataset: Dataset, asked: str | None = None) -> str:
     known = ", ".join(dataset.splits)
     require(not asked, f"--eval_split={asked}: {dataset.name} has {known}")
     raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
-
-
-def check_shapes(config: dict, setup: Setup) -> None:
-    """Raises UsageError where the network can't see the images, or its weights do not fit the smaller ones that a run
-    begins with."""
-    _, small = views.early(config, setup.input_shape, 1)
-    size, weights = f"--early_size={config['early_size']}: ", []
-    shapes = {"": setup.input_shape} | ({size: (*small, setup.input_shape[2])} if small else {})
-    for prefix, shape in shapes.items():
-        try:
-            weights.append([layer.parameters for layer in table.layers(setup.model, shape)])
-        except ValueError as error:
-            raise UsageError(f"{prefix}{error}") from None
-    require(weights[0] == weights[-1], f"{size}the weights of --model={config['model']} depend on the image size")
-
-
-def check_hybrid(config: dict, model, devices: int) -> None:
-    passes, rows = config["fc_passes"], config["batch_size"] // devices
-    require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is for alexnet_owt and vggN, not {config['model']}")
-    # It makes whole matrices orthogonal; a device holds some of their columns.
-    require(config["optimizer"] != "muon", "--optimizer=muon is not for --parallelism=hybrid")
-    for name, default in (("early_size", None), ("accumulate", 1), ("remat", False)):
-        require(config[name] == default, f"--{name} is not for --parallelism=hybrid")
-    require(
-        passes > 0 and rows % passes == 0,
-        f"--fc_passes={passes}: must divide a device's {rows} rows of the batch",
-    )
 
 
 def gradient_descent(config: dict, steps: int):
@@ -239,7 +179,7 @@ def gradient_descent(config: dict, steps: int):
 def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """`setup`, where the network can see the images."""
     made = setup(config, about, devices=devices, steps=steps)
-    check_shapes(config, made)
+    checks.check_shapes(config, made)
     return made
 
 
@@ -252,6 +192,10 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     rate, optimizer = gradient_descent(config, steps)
     precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}
     train_prepare, eval_prepare, input_shape = views.prepare(config, about)
+    written_out = None
+    if config["gradients"] == "backpropagation":
+        layers = checks.plain_layers(config, model, input_shape)
+        written_out = functools.partial(backpropagation.gradients, layers=layers, prepare=train_prepare, axis=axis)
     task = classification.create(
         model=model,
         optimizer=optimizer,
@@ -265,9 +209,10 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         **precision,
         accumulate=config["accumulate"],
         remat=config["remat"],
+        gradients=written_out,
     )
     if config["parallelism"] == "hybrid":
-        check_hybrid(config, model, devices)
+        checks.check_hybrid(config, model, devices)
         task = hybrid.parallelized(
             task,
             model=model,
@@ -281,16 +226,6 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
             **precision,
         )
     return Setup(about, input_shape, model, task, rate)
-
-
-def check_steps(task: Task, state, *, batch, devices: int, always: bool) -> None:
-    """Traces the task's steps for arrays or shapes. Raises ValueError where one forgets a reduction over the devices;
-    for a single device they are traced where `always` asks for it."""
-    if devices == 1 and not always:
-        return
-    shapes = jax.eval_shape(task.divide, state)
-    for step in filter(None, (task.train_step, task.early_step)):
-        parallel.check_reductions(step, shapes, batch=batch, devices=devices, divided=task.divided)
 
 
 def read_again(run: dict) -> Setup:

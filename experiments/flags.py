@@ -1,14 +1,14 @@
-"""The common flags, read once into a plain dictionary, and how an entry point starts and fails."""
+"""The common flags, read once into a plain dictionary."""
 
-import logging
-import re
-import sys
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 
 from experiments.compiled import start_cache as start_cache
+from experiments.entry import UsageError as UsageError
+from experiments.entry import one_line as one_line
+from experiments.entry import require as require
+from experiments.entry import run as run
 
 FLAGS = flags.FLAGS
 TTA = ["none", "flip", "ten_view"]
@@ -24,16 +24,7 @@ LATER: dict[str, Any] = dict.fromkeys(
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
 LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
-LATER |= {"alternate_flip": False, "eval_split": None}
-
-
-class UsageError(ValueError):
-    """A bad flag: one line, exit status 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+LATER |= {"alternate_flip": False, "eval_split": None, "gradients": "autodiff"}
 
 
 def define_model_flags() -> None:
@@ -156,6 +147,12 @@ def define_run_flags() -> None:
         "hybrid: update the dense layers once a step, or after each pass; the convolutions' learning rate is then "
         "multiplied by --fc_passes.",
     )
+    flags.DEFINE_enum(
+        "gradients",
+        "autodiff",
+        ["autodiff", "backpropagation"],
+        "backpropagation: the lecture's equations written out, for perceptron, mlp and lenet.",
+    )
     flags.DEFINE_integer("accumulate", 1, "Parts of the batch that a step takes one after the other, to save memory.")
     flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
@@ -237,74 +234,3 @@ def flagfile(config: dict) -> str:
         elif value is not None:
             lines.append(f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}")
     return "\n".join(lines) + "\n"
-
-
-def _parse(argv):
-    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        print(f"{sys.modules['__main__'].__doc__}\n\n{FLAGS.module_help(__name__)}\n{FLAGS.main_module_help()}")
-        sys.exit(0)
-    try:
-        return FLAGS(argv)
-    except (flags.Error, OSError, UnicodeError) as error:
-        line = " ".join(str(error).removeprefix("ERROR:: ").split())
-        for kind, accepted in (("int", "a whole number"), ("float", "a number")):
-            line = re.sub(
-                rf"(invalid literal for {kind}\(\)|could not convert string to {kind}).*", f"must be {accepted}", line
-            )
-        print("error:", line, file=sys.stderr)
-        sys.exit(2)
-
-
-def _explain(error: Exception) -> tuple[int, str] | None:
-    """(exit status, line) for a failure that is the user's to mend; None for one that is ours."""
-    import jax
-
-    from data import DataError  # Late: a run listens to signals before it imports what is slow.
-    from train.checkpoint import CheckpointError
-    from train.folder import FolderError
-    from train.parallel import DeviceError
-    from train.stop import Interrupted
-
-    if isinstance(error, Interrupted):
-        return error.exit_status, str(error)
-    if isinstance(error, UsageError | DeviceError):
-        return 2, f"error: {error}"
-    if isinstance(error, DataError | CheckpointError | FolderError | FloatingPointError):
-        return 1, f"error: {error}"
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-        return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]
-    if isinstance(error, MemoryError):
-        return 1, f"error: there is not enough memory: {error}".rstrip(": ")
-    if isinstance(error, UnicodeEncodeError):
-        return 2, f"error: {error.object!r} is not text in {error.encoding}"
-    if isinstance(error, OSError):
-        return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
-    return None
-
-
-def one_line(text: str) -> str:
-    """`text` with what does not print escaped: a file's name may hold a line break."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def run(main) -> None:
-    """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
-
-    def guarded(argv):
-        if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
-            absl_logging.set_verbosity(absl_logging.WARNING)
-        try:
-            return main(argv)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except Exception as error:
-            explained = _explain(error)
-            if explained is None:
-                raise
-            print(one_line(explained[1]), file=sys.stderr, flush=True)
-            return explained[0]
-
-    for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    app.run(guarded, flags_parser=_parse)

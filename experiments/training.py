@@ -37,13 +37,13 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     import jax
 
     from data import batches
-    from experiments import build, records
+    from experiments import build, checks, records
 
     load, describe, make_setup, fit, report = kind(stop)
     dataset = processes.together(lambda: load(config))
     about, split = describe(config, dataset), build.eval_split(dataset, config["eval_split"])
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
-    steps, batch_size = build.check(config, len(labels), devices), config["batch_size"]
+    steps, batch_size = checks.check(config, len(labels), devices), config["batch_size"]
     setup = make_setup(config, about, devices=devices, steps=steps)
     home, finished = records.start(config, setup, dataset=dataset)
     if config["dry_run"]:
@@ -59,7 +59,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
         "image": jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), "uint8"),
         "label": labels[:batch_size],
     }
-    build.check_steps(setup.task, state, batch=example, devices=devices, always=config["dry_run"])
+    checks.check_steps(setup.task, state, batch=example, devices=devices, always=config["dry_run"])
     if config["dry_run"]:  # What runs is small: two images for each device and part of a step.
         steps, batch_size = 2, 2 * devices * config.get("fc_passes", 1) * config.get("accumulate", 1)
         eval_size, test_images, test_labels = batch_size, test_images[:batch_size], test_labels[:batch_size]

@@ -83,7 +83,7 @@ def gelu(x):
 
 def rectified_tanh(x):
     """max(0, tanh x), the lecture's rectified sigmoidal unit."""
-    return jnp.maximum(0.0, jnp.tanh(x))
+    return relu(jnp.tanh(x))
 
 
 ACTIVATIONS: dict[str, Callable] = {

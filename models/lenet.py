@@ -8,8 +8,14 @@ output layer is linear with softmax cross-entropy, not radial basis functions. 2
 import flax.linen as nn
 import jax.numpy as jnp
 
+from models import plain
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Conv, Dense, activation, avg_pool
+
+
+def _edges(size):
+    """The padding of a picture of `size` to 32 pixels a side at least."""
+    return tuple(((max(0, 32 - n) + 1) // 2, max(0, 32 - n) // 2) for n in size)
 
 
 class LeNet(nn.Module):
@@ -26,10 +32,28 @@ class LeNet(nn.Module):
             raise ValueError(f"lenet needs images of at least 28x28 pixels, not {x.shape[1]}x{x.shape[2]}")
         function = activation(self.activation, slope=self.slope)
         init = glorot_uniform if self.activation in ("tanh", "sigmoid") else kaiming_normal
-        x = jnp.pad(x, ((0, 0), *(((max(0, 32 - n) + 1) // 2, max(0, 32 - n) // 2) for n in x.shape[1:3]), (0, 0)))
+        x = jnp.pad(x, ((0, 0), *_edges(x.shape[1:3]), (0, 0)))
         x = avg_pool(function(Conv(6, (5, 5), padding="VALID", kernel_init=init, name="c1")(x)), 2)
         x = avg_pool(function(Conv(16, (5, 5), padding="VALID", kernel_init=init, name="c3")(x)), 2)
         x = function(Conv(120, (5, 5), padding="VALID", kernel_init=init, name="c5")(x))
         x = x.reshape(x.shape[0], -1)
         x = function(Dense(84, kernel_init=init, name="f6")(x))
         return Dense(self.num_classes, name="logits")(x)
+
+    def plain_layers(self, image_shape) -> list[plain.Layer]:
+        """The network for images [H, W, C] as a list."""
+        function = plain.Activation(self.activation, self.slope)
+        first: list[plain.Layer] = [
+            plain.Padding(_edges(image_shape[:2])),
+            plain.Convolution("c1"),
+            function,
+            plain.AveragePooling(2),
+        ]
+        second: list[plain.Layer] = [
+            plain.Convolution("c3"),
+            function,
+            plain.AveragePooling(2),
+            plain.Convolution("c5"),
+            function,
+        ]
+        return [*first, *second, plain.Dense("f6"), function, plain.Dense("logits")]

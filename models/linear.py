@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from models import plain
 from models.layers import Dense
 
 
@@ -18,6 +19,11 @@ class Perceptron(nn.Module):
         del train
         x = x.reshape(x.shape[0], -1)
         return Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="dense")(x)
+
+    def plain_layers(self, image_shape) -> list[plain.Layer]:
+        """The network for images [H, W, C] as a list."""
+        del image_shape
+        return [plain.Dense("dense")]
 
 
 class Logistic(nn.Module):

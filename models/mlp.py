@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
+from models import plain
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, Dropout, activation
 
@@ -30,3 +31,13 @@ class MLP(nn.Module):
             x = function(Dense(size, kernel_init=kernel_init, name=f"dense{i + 1}")(x))
             x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)
+
+    def plain_layers(self, image_shape) -> list[plain.Layer]:
+        """The network for images [H, W, C] as a list. Raises ValueError where it has dropout."""
+        del image_shape
+        if self.dropout:
+            raise ValueError(f"an mlp with dropout {self.dropout} is no plain list of layers")
+        hidden: list[plain.Layer] = []
+        for i in range(len(self.hidden)):
+            hidden += [plain.Dense(f"dense{i + 1}"), plain.Activation(self.activation, self.slope)]
+        return [*hidden, plain.Dense("logits")]

@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from data import stream
-from experiments import build, flags
+from experiments import build, checks, flags
 from train.state import parameter_count
 
 FOUND = sorted((pathlib.Path(flags.__file__).parent / "recipes").glob("*.flags"))
@@ -50,7 +50,7 @@ def test_recipe(path):
         shape, examples, classes = (side, side, 3), 1_281_167, 1000
     about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
     about = about._replace(covariance=((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0)))
-    steps = build.check(config, examples, 1)
+    steps = checks.check(config, examples, 1)
     setup = build.setup(config, about, devices=1, steps=steps)
     for share, rate in RATES.get(path.stem, ()):
         assert float(setup.learning_rate(round(share * steps))) == pytest.approx(rate, rel=1e-3)

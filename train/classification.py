@@ -165,10 +165,13 @@ def create(
     dtype=None,
     accumulate: int = 1,
     remat: bool = False,
+    gradients=None,
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
     (height, width)): that many steps at the start see images shrunk to that size. A step takes the batch in
     `accumulate` parts; with `remat` it computes again, in its backward pass, all but convolutions and matrix products.
+    `gradients(params, batch_stats, batch, key)` are taken in the place of automatic differentiation where given; they
+    know nothing of smoothing, smaller images, lower precision and rematerialisation.
     """
     early_steps, early_size = early
 
@@ -183,6 +186,7 @@ def create(
             dtype=dtype,
             remat=remat,
         )
+        grad_fn = gradients or grad_fn
         if accumulate > 1:
             grad_fn = functools.partial(accumulated, grad_fn=grad_fn, parts=accumulate, axis=axis)
         return functools.partial(train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis)
