@@ -54,17 +54,15 @@ def main(argv) -> int:
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     try:
         if config["model"] in models.GENERATORS:
-            sizes = [str(size) for size in dcgan.SIZES]
-            flags.require(
-                (IMAGE_SIZE.value or default) in sizes, f"--image_size={IMAGE_SIZE.value}: accepted are {sizes}"
-            )
+            square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
+            flags.require(square, f"--image_size={IMAGE_SIZE.value}: accepted are 32 and 64")
             model = models.create(config["model"], classes, size=image_shape[0], channels=channels)
         else:
             model = build.network(config, classes, None)
         layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
-    total = {"parameters": sum(x.parameters for x in layers), "multiply_adds": sum(x.multiply_adds for x in layers)}
+    total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
     bytes_of: dict[str, dict] = {}
     if PARALLELISM.value:
         asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
@@ -72,13 +70,15 @@ def main(argv) -> int:
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0
-    print(f"{'layer':<28} {'output':>16} {'parameters':>14} {'multiply-adds':>16}")
+    print(f"{'layer':<28} {'output':>16} {'units':>12} {'parameters':>14} {'multiply-adds':>16}")
     for layer in layers:
         shape = "x".join(map(str, layer.shape))
-        print(f"{layer.name:<28} {shape:>16} {layer.parameters:>14,} {layer.multiply_adds:>16,}")
-    print(f"{'total':<28} {'':>16} {total['parameters']:>14,} {total['multiply_adds']:>16,}")
-    for kind, numbers in bytes_of.items():
-        for what, value in numbers.items():
+        numbers = f"{layer.units:>12,} {layer.parameters:>14,} {layer.multiply_adds:>16,}"
+        print(f"{layer.name:<28} {shape:>16} {numbers}")
+    numbers = f"{total['units']:>12,} {total['parameters']:>14,} {total['multiply_adds']:>16,}"
+    print(f"{'total':<28} {'':>16} {numbers}")
+    for kind, bytes_by in bytes_of.items():
+        for what, value in bytes_by.items():
             print(f"{kind} {what.replace('_', ' ')}: {value / 1e6:,.1f} MB")
     return 0
 

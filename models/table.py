@@ -11,12 +11,14 @@ from models.layers import Deconv
 
 
 class Layer(NamedTuple):
-    """`shape` is the output's without the batch; multiply-adds count convolutions and dense layers, as papers do."""
+    """`shape` is the output's without the batch; multiply-adds count convolutions and dense layers, as papers do, and
+    so do units, the numbers in their outputs ("neurons")."""
 
     name: str
     shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    units: int
 
 
 def variables(model: nn.Module, image_shape):
@@ -47,7 +49,8 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             elif isinstance(module, nn.ConvLocal):  # A kernel for each position: nothing is shared.
                 macs = math.prod(own["kernel"].shape)
             size = sum(math.prod(leaf.shape) for leaf in own.values())
-            found.append(Layer("/".join(module.path), tuple(output.shape[1:]), size, macs))
+            shape = tuple(output.shape[1:])
+            found.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
         return output
 
     def forward(images):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import report
+from train import figures, report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -58,7 +58,7 @@ def metric_rows() -> list[dict[str, float | None]]:
 def page_parts(tmp_path):
     """The arguments of html_page, with markup in every place that takes a name."""
     path = tmp_path / "confusion.png"
-    report.save_figure(report.confusion_matrix([[5, 1], [0, 4]], [EVIL, "b"]), path)
+    figures.save_figure(figures.confusion_matrix([[5, 1], [0, 4]], [EVIL, "b"]), path)
     return {
         "title": f"Report {EVIL}",
         "summary": {"accuracy": 0.9912, "parameters": 1_234_567, "loss": None, EVIL: EVIL},
@@ -149,15 +149,15 @@ def test_read_metrics_drops_only_a_cut_last_line(tmp_path):
 
 
 def test_curves_pair_train_and_eval(tmp_path):
-    figures = report.curves(metric_rows())
-    assert set(figures) == {"loss", "learning_rate"}
-    axes = figures["loss"].axes[0]
-    drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axes.lines}
-    assert drawn[(1.0, 2.0, 3.0)] == (2.0, 1.0, 2.0 / 3)
-    assert drawn[(3.0,)] == (0.7,)
+    drawn = report.curves(metric_rows())
+    assert set(drawn) == {"loss", "learning_rate"}
+    axes = drawn["loss"].axes[0]
+    lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axes.lines}
+    assert lines[(1.0, 2.0, 3.0)] == (2.0, 1.0, 2.0 / 3)
+    assert lines[(3.0,)] == (0.7,)
     assert "best eval 0.7 at step 3" in axes.get_title("left").replace("\n", " ")
-    for name, figure in figures.items():
-        report.save_figure(figure, tmp_path / f"{name}.png")
+    for name, figure in drawn.items():
+        figures.save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG_START)
 
 
@@ -165,15 +165,15 @@ def test_curves_say_where_values_stop_being_finite(tmp_path):
     rows = [{"step": s, "train_loss": v} for s, v in ((1.0, 1.0), (2.0, float("inf")), (3.0, float("nan")))]
     figure = report.curves(rows)["loss"]
     assert "not finite from step 2" in figure.axes[0].get_title("left").replace("\n", " ")
-    report.save_figure(figure, tmp_path / "loss.png")
-    report.save_figure(report.curves(rows[1:])["loss"], tmp_path / "nothing.png")
+    figures.save_figure(figure, tmp_path / "loss.png")
+    figures.save_figure(report.curves(rows[1:])["loss"], tmp_path / "nothing.png")
     assert (tmp_path / "nothing.png").stat().st_size > 1000
 
 
 def test_confusion_figure_is_the_same_bytes_twice(tmp_path):
     for name in ("a.png", "b.png"):
-        report.save_figure(
-            report.confusion_matrix(np.array([[9, 1], [2, 8]]), ["cost $5 and $6", "猫"]), tmp_path / name
+        figures.save_figure(
+            figures.confusion_matrix(np.array([[9, 1], [2, 8]]), ["cost $5 and $6", "猫"]), tmp_path / name
         )
     first = (tmp_path / "a.png").read_bytes()
     assert first.startswith(PNG_START) and len(first) > 1000
@@ -184,52 +184,52 @@ def test_confusion_figure_is_the_same_bytes_twice(tmp_path):
 @pytest.mark.parametrize(("size", "with_text"), [(20, True), (21, False)])
 def test_confusion_matrix_writes_counts_for_few_classes(size, with_text):
     counts = np.eye(size, dtype=int) * 7
-    axes = report.confusion_matrix(counts).axes[0]
+    axes = figures.confusion_matrix(counts).axes[0]
     assert [text.get_text() for text in axes.texts] == (["7"] * size if with_text else [])
     assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colours must be shares of the row"
     assert axes.figure.get_suptitle() == "No mistakes"
 
 
 def test_confusion_matrix_allows_absent_classes_and_refuses_wrong_shapes():
-    shares = report.confusion_matrix([[0, 0], [1, 3]]).axes[0].images[0].get_array()
+    shares = figures.confusion_matrix([[0, 0], [1, 3]]).axes[0].images[0].get_array()
     assert np.allclose(shares, [[0, 0], [0.25, 0.75]])
     with pytest.raises(ValueError, match="square"):
-        report.confusion_matrix([[1, 2, 3], [4, 5, 6]])
+        figures.confusion_matrix([[1, 2, 3], [4, 5, 6]])
     with pytest.raises(ValueError, match="class names"):
-        report.confusion_matrix([[1, 0], [0, 1]], ["only one"])
+        figures.confusion_matrix([[1, 0], [0, 1]], ["only one"])
 
 
 def test_image_grid_scales_each_image():
     images = np.stack([np.linspace(0, 1, 12), np.linspace(-5, 5, 12)]).reshape(2, 3, 4)
-    own = [image.get_array() for image in report.image_grid(images).axes[0].images]
+    own = [image.get_array() for image in figures.image_grid(images).axes[0].images]
     assert all(array.min() == 0 and array.max() == 1 for array in own)
-    signed = report.image_grid(images[..., None], signed=True).axes[0].images
+    signed = figures.image_grid(images[..., None], signed=True).axes[0].images
     assert np.allclose(signed[0].get_array(), 0.5 + images[0] / 2), "zero must be the middle of the map"
     assert signed[0].get_cmap().name == "RdBu_r"
-    plain = report.image_grid(images, normalize=False).axes[0].images
+    plain = figures.image_grid(images, normalize=False).axes[0].images
     assert np.allclose(plain[1].get_array(), np.clip(images[1], 0, 1))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (1, 3, 4), (17, 4, 4, 1), (5, 4, 4, 3)])
 def test_image_grid_takes_every_shape(shape, tmp_path):
-    figure = report.image_grid(np.zeros(shape), [f"number {i}" for i in range(shape[0])], "Title")
+    figure = figures.image_grid(np.zeros(shape), [f"number {i}" for i in range(shape[0])], "Title")
     assert len(figure.axes[0].images) == shape[0]
-    report.save_figure(figure, tmp_path / "grid.png")
+    figures.save_figure(figure, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(PNG_START)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 2)])
 def test_image_grid_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match="images must be"):
-        report.image_grid(np.zeros(shape))
+        figures.image_grid(np.zeros(shape))
 
 
 def test_mistakes_grid_shows_the_surest_first():
     images = np.arange(4 * 4, dtype=float).reshape(4, 2, 2)
-    figure = report.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], limit=2)
+    figure = figures.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], limit=2)
     texts = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
     assert texts == ["The surest mistakes (2 of 3)", "true 2, predicted 0, 97 %", "true 0, predicted 5, 70 %"]
-    right = report.mistakes_grid(images, [1] * 4, [1] * 4, [0.9] * 4)
+    right = figures.mistakes_grid(images, [1] * 4, [1] * 4, [0.9] * 4)
     assert [text.get_text() for text in right.axes[0].texts] == ["No mistakes", "nothing to show"]
 
 

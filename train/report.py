@@ -17,33 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import (
-    COLOURS,
-    STYLE,
-    confusion_matrix,
-    image_grid,
-    label_ends,
-    mistakes_grid,
-    new_figure,
-    save_figure,
-    titled,
-    wrapped,
-    write_atomically,
-)
+from train.figures import COLOURS, STYLE, label_ends, new_figure, titled, wrapped, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "confusion_matrix",
-    "curves",
-    "html_page",
-    "image_grid",
-    "mistakes_grid",
-    "read_metrics",
-    "save_figure",
-    "write_report",
-]
 
 LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae")
 FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
@@ -207,37 +184,40 @@ def _number(key: str, value: Cell) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _escaped(value: object) -> str:
+def escaped(value: object) -> str:
+    """Text for HTML."""
     return html.escape(str(value), quote=True)
 
 
-def _figure_html(title: str, caption: str, path: str | Path) -> str:
+def figure_html(title: str, caption: str, path: str | Path) -> str:
+    """A PNG file as an inlined figure. Raises ValueError for another file."""
     content = Path(path).read_bytes()
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
         raise ValueError(f"not a PNG: {path}")
     width, height = struct.unpack(">II", content[16:24])
     data = base64.b64encode(content).decode("ascii")
-    alt = _escaped(f"{title}: {caption}" if caption else title)
-    below = f"<figcaption>{_escaped(caption)}</figcaption>" if caption else ""
+    alt = escaped(f"{title}: {caption}" if caption else title)
+    below = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
     image = f'<img alt="{alt}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
-    return f"<figure><h3>{_escaped(title)}</h3>{image}{below}</figure>"
+    return f"<figure><h3>{escaped(title)}</h3>{image}{below}</figure>"
 
 
-def _table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table; columns of numbers alone stand to the right."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"table {title!r}: a row of {len(row)} cells under a header of {len(header)}")
     numeric = [bool(rows) and not any(isinstance(row[at], str) for row in rows) for at in range(len(header))]
     kind = [' class="n"' if right else "" for right in numeric]
-    head = "".join(f'<th scope="col"{k}>{_escaped(name)}</th>' for k, name in zip(kind, header, strict=True))
+    head = "".join(f'<th scope="col"{k}>{escaped(name)}</th>' for k, name in zip(kind, header, strict=True))
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{k}>{_escaped(_number(n, c))}</td>" for k, n, c in zip(kind, header, row, strict=True))
+        + "".join(f"<td{k}>{escaped(_number(n, c))}</td>" for k, n, c in zip(kind, header, row, strict=True))
         + "</tr>"
         for row in rows
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    label = _escaped(title)
+    label = escaped(title)
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{table}</div>'
     return f"<section><h3>{label}</h3>{box}</section>"
 
@@ -261,24 +241,29 @@ def html_page(
         resume_note: how to go on from the checkpoint; "" leaves it out.
     """
     tiles = "".join(
-        f"<div><dt>{_escaped(key)}</dt><dd>{_escaped(_number(key, value))}</dd></div>" for key, value in summary.items()
+        f"<div><dt>{escaped(key)}</dt><dd>{escaped(_number(key, value))}</dd></div>" for key, value in summary.items()
     )
-    parts = [f"<h1>{_escaped(title)}</h1>"]
+    parts = [f"<h1>{escaped(title)}</h1>"]
     parts += [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
-    parts += ["<h2>Repeat this run</h2>", f'<pre tabindex="0">{_escaped(command)}</pre>']
-    parts += [f'<p class="note">{_escaped(resume_note)}</p>'] if resume_note else []
+    parts += ["<h2>Repeat this run</h2>", f'<pre tabindex="0">{escaped(command)}</pre>']
+    parts += [f'<p class="note">{escaped(resume_note)}</p>'] if resume_note else []
     if figures:
-        parts += ["<h2>Figures</h2>", '<div class="grid">', *(_figure_html(*entry) for entry in figures), "</div>"]
+        parts += ["<h2>Figures</h2>", '<div class="grid">', *(figure_html(*entry) for entry in figures), "</div>"]
     if tables:
-        parts += ["<h2>Tables</h2>", '<div class="grid">', *(_table_html(*entry) for entry in tables), "</div>"]
+        parts += ["<h2>Tables</h2>", '<div class="grid">', *(table_html(*entry) for entry in tables), "</div>"]
+    return document(title, "\n".join(parts))
+
+
+def document(title: str, body: str, *, style: str = "") -> str:
+    """A whole HTML page around `body`, which may load nothing and run nothing."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_escaped(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>\n<main>",
+        f"<title>{escaped(title)}</title>\n<style>{PAGE_STYLE}{style}</style>\n</head>\n<body>\n<main>",
     ]
-    return "\n".join([*head, *parts, "</main>\n</body>\n</html>\n"])
+    return "\n".join([*head, body, "</main>\n</body>\n</html>\n"])
 
 
 def write_report(

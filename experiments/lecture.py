@@ -1,0 +1,142 @@
+"""Every experiment of the lecture, in its order, on one page: python -m experiments.lecture --workdir=W
+
+Each runs as a command of its own in W/NAME; started again, the lecture goes on behind those that are complete. The page
+is W/lecture.html. --use=W1,W2 shows finished runs of classify, segment and generate beside the short ones.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import flags as absl_flags
+
+from experiments import flags
+
+WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the lecture; started again in it, it goes on.")
+USE = absl_flags.DEFINE_list("use", [], "Workdirs of finished runs that the page shows as well.")
+ONLY = absl_flags.DEFINE_list("only", [], "Names of the topics to run and show; default all.")
+# Lessons by name; a list is a training run's command, with its title and what it is to show.
+TOPICS: dict[str, list[str]] = {
+    "perceptron": [],
+    "activations": [],
+    "backpropagation": [],
+    "convolution": [],
+    "pooling": [],
+    "softmax": [],
+    "vanishing_gradient": [],
+    "initialization": [],
+    "dropout": [],
+    "plain_vs_residual": [],
+    "abstraction": [],
+    "systems": [],
+    "segment": ["--steps=400", "--eval_every=200"],
+    "generate": ["--steps=400", "--eval_every=100"],
+}
+RUNS = {
+    "segment": (
+        "SegNet: a class for every pixel",
+        "The encoder pools and keeps each maximum's place; the decoder puts values back at those places and convolves. "
+        "A short run on scenes of digits finds them with a mean intersection over union of {mean_iou:.1%}.",
+        ("predictions",),
+    ),
+    "generate": (
+        "Generative adversarial nets: deconvolutions draw",
+        "A generator of deconvolutions learns to be taken for real by a discriminator that learns to tell. After a "
+        "short run the distance of its samples to real digits, by a classifier's features, is {classifier_fid:.1f}, "
+        "between {floor:.2f} for other real digits and {ceiling:.1f} before training.",
+        ("samples", "samples_over_time"),
+    ),
+    "classify": (
+        "A classifier: {model} on {dataset}",
+        "It is right on {accuracy:.2%} of {examples:,} pictures.",
+        ("layer1",),
+    ),
+}
+INTRODUCTION = (
+    "Each claim of the lecture is an experiment that has just been run: its text is written from its numbers, and says "
+    "so where a claim was not seen at this scale. The command below each section repeats it alone.",
+)
+
+
+def read(path: pathlib.Path) -> dict:
+    """A JSON file's object. Raises FolderError where there is none."""
+    from train.folder import FolderError
+
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise FolderError(f"{path} holds no JSON object")
+    return found
+
+
+def lesson_section(place: pathlib.Path):
+    """The section of a finished lesson."""
+    from train.lecture_page import Section
+
+    found = read(place / "lesson.json")
+    figures = [(title, caption, place / "figures" / f"{name}.png") for name, title, caption in found["figures"]]
+    text, tables = found["text"], found["tables"]
+    return Section(found["title"], text, found["formula"], figures, tables, found["numbers"], found["command"])
+
+
+def run_section(place: pathlib.Path):
+    """The section of a finished training run."""
+    from train.folder import FolderError
+    from train.lecture_page import Section
+
+    run, summary = read(place / "run.json"), read(place / "summary.json")
+    command = {"segmentation": "segment", "generation": "generate"}.get(run["task"], "classify")
+    title, text, names = RUNS[command]
+    try:
+        title, text = title.format(**summary), text.format(**summary)
+    except (KeyError, ValueError) as error:
+        raise FolderError(f"{place / 'summary.json'} is no finished run's: {error!r}") from None
+    figures = [(name.replace("_", " "), "", place / "figures" / f"{name}.png") for name in names]
+    line = f"python -m experiments.{command} --flagfile={place / 'flags.txt'} --workdir=NEW"
+    shown = [entry for entry in figures if entry[2].exists()]
+    return Section(title, [text], "", shown, [], {k: v for k, v in summary.items() if k != "workdir"}, line)
+
+
+def run_topic(name: str, place: pathlib.Path) -> None:
+    """Runs one topic to its end. Raises ChildProcessError where it fails."""
+    from train import loop
+
+    began = time.perf_counter()
+    command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={place}", *TOPICS[name]]
+    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if status:
+        raise ChildProcessError(f"{name} failed with exit status {status}; started again, the lecture goes on there")
+    loop.say(f"{name}: {time.perf_counter() - began:.0f} s")
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; lecture takes flags alone")
+    if not WORKDIR.value:
+        raise flags.UsageError("--workdir=FOLDER is needed: the lecture is kept there")
+    for name in ONLY.value:
+        flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
+    from train import folder, lecture_page, loop
+
+    used = [run_section(pathlib.Path(place).absolute()) for place in USE.value]  # Before anything takes long.
+    home = folder.RunFolder(WORKDIR.value)
+    if (home.path / "run.json").exists() or (home.path / "lesson.json").exists():
+        raise folder.FolderError(f"{home.path} holds a run of its own; choose a new --workdir")
+    names, began = ONLY.value or list(TOPICS), time.perf_counter()
+    for name in names:
+        run_topic(name, home.path / name)
+    sections = [(run_section if name in RUNS else lesson_section)(home.path / name) for name in names]
+    page = lecture_page.page("Introduction to neural networks, executed", INTRODUCTION, [*sections, *used])
+    folder.write_atomically(home.path / "lecture.html", page)
+    loop.say(f"the page: {home.path / 'lecture.html'}")
+    seconds = round(time.perf_counter() - began, 1)
+    print(json.dumps({"topics": names, "seconds": seconds, "page": str(home.path / "lecture.html")}))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
