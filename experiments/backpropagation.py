@@ -7,18 +7,17 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags as absl_flags
 
 import data
 import models
 from data import augment
 from data.dataset import pixel_statistics
-from experiments import flags, lesson
+from experiments import lesson
 from models import plain
 from train import backpropagation, classification, figures, optimizers
 from train.equality import tree_error
 
-STEPS = absl_flags.DEFINE_integer("steps", 400, "Training steps of lenet, by the equations and by autodiff.")
+OPTIONS = {"steps": (400, "Training steps of lenet, by the equations and by autodiff.")}
 BATCH, EXAMPLES, MAPS, TIMED = 64, 32, 6, 15
 FORMULA = """<math display="block"><mtable columnalign="left">
 <mtr><mtd><msup><mi>δ</mi><mi>L</mi></msup><mo>=</mo><msub><mo>∇</mo><msup><mi>a</mi><mi>L</mi></msup></msub>
@@ -165,7 +164,7 @@ def draw_differences(errors: dict):
 
 
 def experiment(run: lesson.Lesson) -> lesson.Found:
-    flags.require(STEPS.value > 0, f"--steps={STEPS.value}: must be more than 0")
+    steps = run.options["steps"]
     splits = data.load("mnist5k").splits
     rows = np.arange(0, len(splits["train"][1]), len(splits["train"][1]) // EXAMPLES)[:EXAMPLES]
     images, labels = (part[rows] for part in splits["train"])
@@ -174,7 +173,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     runs: dict[str, list] = {}
     for name, task in ways.items():
         for seed in run.seeds:
-            make = functools.partial(trained, task, splits, seed=seed, steps=STEPS.value)
+            make = functools.partial(trained, task, splits, seed=seed, steps=steps)
             runs.setdefault(name, []).append(run.piece(f"{name}_{seed}", make))
     title = "Gradients by the equations and by automatic differentiation"
     run.figure("differences", draw_differences(errors), title=title, caption="lenet, 32 digits, first step, by layer")
@@ -191,7 +190,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         "from the one above it by the flipped kernel, and from the errors the gradients of weights and biases.",
         f"Written out without automatic differentiation they give its gradients: the largest difference is "
         f"{errors['all'][0]:.1e} in single and {errors['all'][1]:.1e} in double precision. lenet trained for "
-        f"{STEPS.value} steps either way reads {100 * accuracy['backpropagation']['mean']:.2f} % and "
+        f"{steps} steps either way reads {100 * accuracy['backpropagation']['mean']:.2f} % and "
         f"{100 * accuracy['autodiff']['mean']:.2f} % of the test digits; a step takes "
         f"{ms['backpropagation']:.1f} ms by the equations and {ms['autodiff']:.1f} ms by autodiff.",
         "Where the slides differ: the bias is subtracted, so its gradient is minus the sum of the errors, and the "
@@ -211,9 +210,5 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     return lesson.Found("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
 
 
-def main(argv) -> int:
-    return lesson.run(argv, "backpropagation", experiment)
-
-
 if __name__ == "__main__":
-    flags.run(main)
+    lesson.main("backpropagation", experiment, OPTIONS)

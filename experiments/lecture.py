@@ -14,9 +14,6 @@ from absl import flags as absl_flags
 
 from experiments import flags
 
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the lecture; started again in it, it goes on.")
-USE = absl_flags.DEFINE_list("use", [], "Workdirs of finished runs that the page shows as well.")
-ONLY = absl_flags.DEFINE_list("only", [], "Names of the topics to run and show; default all.")
 # Lessons by name; a list is a training run's command, with its title and what it is to show.
 TOPICS: dict[str, list[str]] = {
     "perceptron": [],
@@ -113,20 +110,28 @@ def run_topic(name: str, place: pathlib.Path) -> None:
     loop.say(f"{name}: {time.perf_counter() - began:.0f} s")
 
 
+def define_flags() -> None:
+    absl_flags.DEFINE_string("workdir", None, "Folder of the lecture; started again in it, it goes on.")
+    absl_flags.DEFINE_list("use", [], "Workdirs of finished runs that the page shows as well.")
+    absl_flags.DEFINE_list("only", [], "Names of the topics to run and show; default all.")
+
+
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; lecture takes flags alone")
-    if not WORKDIR.value:
+    values = absl_flags.FLAGS.flag_values_dict()
+    workdir, only = values["workdir"], values["only"]
+    if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the lecture is kept there")
-    for name in ONLY.value:
+    for name in only:
         flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
     from train import folder, lecture_page, loop
 
-    used = [run_section(pathlib.Path(place).absolute()) for place in USE.value]  # Before anything takes long.
-    home = folder.RunFolder(WORKDIR.value)
+    used = [run_section(pathlib.Path(place).absolute()) for place in values["use"]]  # Before anything takes long.
+    home = folder.RunFolder(workdir)
     if (home.path / "run.json").exists() or (home.path / "lesson.json").exists():
         raise folder.FolderError(f"{home.path} holds a run of its own; choose a new --workdir")
-    names, began = ONLY.value or list(TOPICS), time.perf_counter()
+    names, began = only or list(TOPICS), time.perf_counter()
     for name in names:
         run_topic(name, home.path / name)
     sections = [(run_section if name in RUNS else lesson_section)(home.path / name) for name in names]
@@ -139,4 +144,5 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.run(main)

@@ -5,15 +5,17 @@
     W/lesson.json       what the lecture's page shows: title, text, formula, figures, tables, numbers, command
     W/summary.json      the numbers: the last line of standard output
 
-An experiment's main is `lesson.run(argv, NAME, experiment)` with `experiment(lesson) -> Found`.
+An experiment ends with `lesson.main(NAME, experiment, OPTIONS)` with `experiment(lesson) -> Found` and OPTIONS, name ->
+(default, help), its flags beside --workdir and --seeds. They are defined there alone: a module can be imported beside
+another that has flags of the same names.
 """
 
+import contextlib
 import json
 import pathlib
 import re
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +27,12 @@ from experiments import flags
 from train import figures, folder, loop
 from train.task import Task
 
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the experiment; started again in it, it goes on.")
-SEEDS = absl_flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... that a claimed difference is measured over.")
+SEEDS = (3, "Seeds 0, 1, ... that a claimed difference is measured over.")
+DEFINE: dict[type, Any] = {
+    int: absl_flags.DEFINE_integer,
+    float: absl_flags.DEFINE_float,
+    str: absl_flags.DEFINE_string,
+}
 
 
 class Found(NamedTuple):
@@ -101,22 +107,37 @@ def train(
                 raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {done + 1}")
 
 
-def _options(module: str) -> dict[str, Any]:
-    """The flags of an experiment's module and of this one, but where it runs."""
-    by_module = absl_flags.FLAGS.flags_by_module_dict()
-    found = [*by_module.get(module, ()), *by_module.get(__name__, ())]
-    return {flag.name: flag.value for flag in found if flag.name != "workdir"}
+def main(
+    name: str, experiment: Callable[[Lesson], Found], options: Mapping[str, tuple[Any, str]] | None = None
+) -> None:
+    """The whole command: flags, folder, experiment, what it leaves behind."""
+    taken = {"seeds": SEEDS} | dict(options or {})
+    absl_flags.DEFINE_string("workdir", None, "Folder of the experiment; started again in it, it goes on.")
+    for option, (default, text) in taken.items():
+        DEFINE[type(default)](option, default, text)
+
+    def command(argv) -> int:
+        if len(argv) > 1:
+            raise flags.UsageError(f"unexpected argument {argv[1]!r}; {name} takes flags alone")
+        values = absl_flags.FLAGS.flag_values_dict()
+        return run(name, experiment, workdir=values["workdir"], options={option: values[option] for option in taken})
+
+    flags.run(command)
 
 
-def run(argv, name: str, experiment: Callable[[Lesson], Found], *, module: str = "__main__") -> int:
-    """The whole command; its exit status. `module` is where the experiment's flags were defined."""
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; {name} takes flags alone")
-    if not WORKDIR.value:
+def run(name: str, experiment: Callable[[Lesson], Found], *, workdir: str | None, options: dict[str, Any]) -> int:
+    """Runs or goes on with an experiment in its folder; the exit status."""
+    if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the experiment is kept there")
-    flags.require(1 <= SEEDS.value <= 100, f"--seeds={SEEDS.value}: accepted are 1 to 100")
-    options = _options(sys.argv[0] if module == "__main__" else module)
-    home = folder.RunFolder(WORKDIR.value)
+    for option, value in options.items():
+        flags.require(value is not None, f"--{option} needs a value")
+        flags.require(isinstance(value, str) or value > 0, f"--{option}={value}: must be more than 0")
+    flags.require(options["seeds"] <= 100, f"--seeds={options['seeds']}: accepted are 1 to 100")
+    with contextlib.closing(folder.RunFolder(workdir)) as home:
+        return _in_folder(home, name, experiment, options=options, workdir=workdir)
+
+
+def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any], workdir: str) -> int:
     there = home.read_json("options.json")
     here = {"experiment": name, **options}
     if there not in (None, here):
@@ -134,8 +155,8 @@ def run(argv, name: str, experiment: Callable[[Lesson], Found], *, module: str =
     home.write_json("options.json", here)
     lesson = Lesson(home, options)
     found = experiment(lesson)
-    line = [f"--{key}={value}" for key, value in options.items() if value is not None]
-    command = f"python -m experiments.{name} {shlex.join([*line, f'--workdir={WORKDIR.value}'])}"
+    line = [f"--{key}={value}" for key, value in options.items()]
+    command = f"python -m experiments.{name} {shlex.join([*line, f'--workdir={workdir}'])}"
     home.write_json("lesson.json", {**found._asdict(), "figures": lesson.figures, "command": command})
     numbers = {"experiment": name, **found.numbers, "workdir": str(home.path)}
     home.write_json("summary.json", numbers)

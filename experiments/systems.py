@@ -1,7 +1,7 @@
 """The lecture's large networks counted and drawn: python -m experiments.systems --workdir=W"""
 
 import models
-from experiments import flags, lesson, traffic
+from experiments import lesson, traffic
 from models import table
 from train import figures
 
@@ -201,9 +201,5 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     return lesson.Found("The large networks, counted", text, FORMULA, numbers, tables)
 
 
-def main(argv) -> int:
-    return lesson.run(argv, "systems", experiment)
-
-
 if __name__ == "__main__":
-    flags.run(main)
+    lesson.main("systems", experiment)

@@ -1,0 +1,105 @@
+"""The lecture's page, and what its experiments are built on: pieces that are kept, other flags refused."""
+
+import contextlib
+import json
+import re
+
+import pytest
+
+from experiments import lecture, lesson
+from experiments.flags import UsageError
+from train import figures, lecture_page
+from train.folder import FolderError, RunFolder
+
+EVIL = '<script>alert("x")</script>'
+
+
+def test_formula_is_checked():
+    good = '<math display="block"><msup><mi>x</mi><mn>2</mn></msup></math>'
+    assert lecture_page.checked_formula(good) == good
+    for bad in (
+        "<math><script>1</script></math>",
+        '<math><mi onclick="x">a</mi></math>',
+        '<math><mi href="http://x">a</mi></math>',
+        "<p>x</p>",
+        "<mrow><mi>x</mi></mrow>",
+        "<math><mi>x</math>",
+        "x",
+    ):
+        with pytest.raises(ValueError, match="a formula"):
+            lecture_page.checked_formula(bad)
+
+
+def test_page_is_escaped_and_whole(tmp_path):
+    figure = figures.new_figure()
+    figure.add_subplot().plot([1, 2])
+    figures.save_figure(figure, tmp_path / "x.png")
+    section = lecture_page.Section(
+        f"Title {EVIL}",
+        [f"Text {EVIL}"],
+        "<math><mi>x</mi></math>",
+        [(f"Figure {EVIL}", f"caption {EVIL}", tmp_path / "x.png")],
+        [(f"Table {EVIL}", ["a"], [[EVIL]])],
+        {"number": EVIL},
+        f"python {EVIL}",
+    )
+    page = lecture_page.page(f"Page {EVIL}", [EVIL], [section, section._replace(title="Second", formula="")])
+    assert "<script" not in page and page.count("&lt;script&gt;") > 10
+    assert page.count("<section class") == 2 and '<a href="#topic2">Second</a>' in page and 'id="topic2"' in page
+    assert page.count("<math>") == 1 and page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lesson.flags, "start_cache", lambda: None)
+    made, fails = [], [True]
+
+    def experiment(run):
+        def make(seed):
+            if seed == 1 and fails:
+                raise RuntimeError("killed")
+            made.append(seed)
+            return seed / 2
+
+        found = [run.piece(f"seed_{seed}", lambda seed=seed: make(seed)) for seed in run.seeds]
+        return lesson.Found("T", ["text"], "", {"score": lesson.mean_and_std(found)})
+
+    def start(seeds=3):
+        return lesson.run("name", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
+
+    with pytest.raises(RuntimeError, match="killed"):
+        start()
+    fails.clear()
+    assert start() == 0 and made == [0, 1, 2]
+    first = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(first)["score"] == {"mean": 0.5, "std": 0.5}
+    assert start() == 0 and made == [0, 1, 2] and capsys.readouterr().out.splitlines()[-1] == first
+    section = lecture.lesson_section(tmp_path / "w")
+    assert (
+        section.title == "T" and section.command == f"python -m experiments.name --seeds=3 --workdir={tmp_path / 'w'}"
+    )
+    with pytest.raises(FolderError, match="--seeds: 3 there, 2 here"):
+        start(2)
+    with pytest.raises(UsageError, match="--seeds=0: must be more than 0"):
+        start(0)
+    with contextlib.closing(RunFolder(str(tmp_path / "v"))) as home, pytest.raises(ValueError, match="piece"):
+        lesson.Lesson(home, {"seeds": 1}).piece("../x", int)
+
+
+def test_lecture(start, tmp_path):
+    done = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    page = (tmp_path / "w" / "lecture.html").read_text()
+    assert last["topics"] == ["systems", "activations"] and page.count("<section class") == 2
+    assert "61,100,840" in page and "143,667,240" in page and "494,184 units" in page
+    before = (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns
+    again = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")
+    assert "this experiment is complete" in again.stderr and (tmp_path / "w" / "lecture.html").read_text() == page
+    assert (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns == before
+    for flags, status, message in (
+        (["--only=sysems"], 2, "--only=sysems: accepted are perceptron,"),
+        ([f"--use={tmp_path}"], 1, f"{tmp_path / 'run.json'}"),
+    ):
+        done = start("lecture", f"--workdir={tmp_path / 'w'}", *flags)
+        assert done.returncode == status and message in done.stderr and len(done.stderr.splitlines()) == 1
