@@ -133,9 +133,6 @@ def draw_errors(digit, pictures):
         for axes in grid.ravel():
             axes.set_axis_off()
         grid[0, 0].imshow(digit, "gray_r", interpolation="nearest")
-        grid[0, 1].text(
-            0, 0.5, "the digit; below, each layer's\nerror δ, red above zero", transform=grid[0, 1].transAxes
-        )
         for row, (kind, error) in zip(grid[1:], pictures, strict=True):
             limit = np.abs(error).max()
             for axes, number in zip(row, range(min(MAPS, error.shape[-1])), strict=False):
@@ -148,6 +145,7 @@ def draw_errors(digit, pictures):
 def draw_differences(errors: dict):
     """The two precisions' differences by layer, on a log axis."""
     import matplotlib
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     names = [name for name in errors if name != "all"]
     with matplotlib.rc_context(figures.STYLE):
@@ -157,9 +155,12 @@ def draw_differences(errors: dict):
             values = [max(errors[name][place], 1e-18) for name in names]
             axes.plot(values, range(len(names)), "o", color=figures.COLOURS[colour], markersize=8)
             axes.text(values[0], -0.45, precision, ha="center", color=figures.COLOURS[colour])
-        axes.set(xscale="log", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.9))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.9))
         axes.set_xlabel("largest difference between both gradients / largest gradient")
-        axes.set_title(f"The equations are autodiff to {max(errors['all'][0], 1e-18):.0e} and {errors['all'][1]:.0e}")
+        axes.set_title(f"The equations are autodiff to\n{errors['all'][0]:.0e} and {errors['all'][1]:.0e}")
     return shown
 
 
@@ -181,7 +182,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         "errors",
         draw_errors(images[0, ..., 0], error_pictures(images, labels)),
         title="The error of each layer",
-        caption="of an untrained lenet, for one digit; in the layers' order, up to six maps of each",
+        caption="of an untrained lenet for the digit above, up to six maps of each layer in order; red is above zero",
     )
     accuracy = {name: lesson.mean_and_std([each["accuracy"] for each in found]) for name, found in runs.items()}
     ms = {name: statistics.median(each["ms"] for each in found) for name, found in runs.items()}
