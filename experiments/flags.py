@@ -197,7 +197,7 @@ def define_segment_flags() -> None:
 def define_generate_flags() -> None:
     """The flags of generate."""
     define_training_flags()
-    defaults = {"batch_size": 64, "optimizer": "adam", "learning_rate": 0.0002, "momentum": 0.5, "steps": 3500}
+    defaults = {"batch_size": 32, "optimizer": "adam", "learning_rate": 0.0002, "momentum": 0.5, "steps": 6000}
     for name, value in defaults.items():
         FLAGS.set_default(name, value)
     flags.DEFINE_enum("model", "dcgan", ["dcgan"], "Networks.")

@@ -15,7 +15,7 @@ from data.dataset import Dataset, pixel_statistics
 from experiments import build, look_generation, scorer
 from experiments.flags import UsageError, require
 from models import dcgan
-from train import gan, loop, parallel
+from train import gan, loop, parallel, scores
 from train.task import Task
 
 ITEMS = 1000  # Test pictures, and samples and training pictures of a draw, that are compared.
@@ -119,9 +119,9 @@ def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
 
     real = gaussian(tests)
     draws = [np.random.default_rng(i).permutation(len(images))[: len(tests)] for i in range(gan.DRAWS)]
-    floor = np.mean([gan.frechet_distance(gaussian(images[rows]), real) for rows in draws])
+    floor = np.mean([scores.frechet_distance(gaussian(images[rows]), real) for rows in draws])
     about = about._replace(classifier=(classifier.fingerprint,))
-    return gan.Scorer(classifier.features, images, float(floor)), about
+    return gan.Scorer(classifier.features, images, labels, float(floor)), about
 
 
 def form(config: dict, about: About, size: int) -> gan.Form:
@@ -177,13 +177,13 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
             classes=len(about.class_names),
             conditional=config["conditional"],
         )
-    scores, about = _scorer(config, about, stop=stop) if scored else (None, about)
+    judge, about = _scorer(config, about, stop=stop) if scored else (None, about)
     task = gan.create(
         model=model,
         optimizer=optimizer,
         image_shape=input_shape,
         form=made,
-        scorer=scores,
+        scorer=judge,
         ema=config["ema"],
         axis=axis,
         shown=shown,

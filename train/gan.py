@@ -15,12 +15,14 @@ import numpy as np
 import optax
 from jax import lax
 
-from models.layers import row_keys
+from models.layers import BatchNorm, row_keys
+from train import scores
 from train.classification import in_dtype, in_float32, varying
 from train.state import State, step_key
 from train.task import Task
 
 DRAWS = 5  # Of an evaluation: as many samples as test pictures each.
+NORM = 250  # Training pictures, and samples, that the discriminator's batch statistics are taken from in evaluations.
 EVAL_SEED = 0  # Of their latent vectors, the same in every run.
 
 
@@ -29,6 +31,7 @@ class Scorer(NamedTuple):
 
     features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
     train_images: Any  # uint8 [N, H, W, C]
+    train_labels: Any  # [N]
     floor: float  # The Frechet distance of training pictures to the test pictures.
 
 
@@ -41,15 +44,14 @@ class Form(NamedTuple):
 
 
 def init(key, *, model, optimizer, image_shape, ema: float) -> State:
-    """The state before the first step. The two networks have their optimizers' states apart, and the discriminator its
-    batch statistics of real and of generated pictures; with `ema` there is an average of the generator beside them."""
+    """The state before the first step. The two networks have their optimizers' states apart; with `ema` an average of
+    the generator lies beside them."""
     variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
     params, stats = variables["params"], variables["batch_stats"]
-    batch_stats = {"generator": stats["generator"], **dict.fromkeys(("real", "fake"), stats["discriminator"])}
     opt_state = {name: optimizer.init(params[name]) for name in ("discriminator", "generator")}
     if ema:
         opt_state["average"] = {"params": params["generator"], "batch_stats": stats["generator"]}
-    return State(params, batch_stats, opt_state, jnp.zeros((), jnp.int32), key)
+    return State(params, stats, opt_state, jnp.zeros((), jnp.int32), key)
 
 
 def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
@@ -66,7 +68,7 @@ def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
 def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float, axis=None, dtype=None):
     """One update of the discriminator, then one of the generator: (state, batch) -> (state, sums).
 
-    The discriminator sees the real and the generated pictures as two batches, each with its own batch statistics. The
+    The discriminator sees the real and the generated pictures as two batches, each normalised by itself. The
     generated pictures are made once; their gradient by the second loss goes back through the generator.
     """
     labels, old = batch["label"], state.params
@@ -83,31 +85,31 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     fake, pull, generator_stats = jax.vjp(generate, params["generator"], has_aux=True)
 
     def discriminator_loss(discriminator):
-        on_real, real_stats = run("discriminator", discriminator, real, labels, stats=stats["real"])
-        on_fake, fake_stats = run("discriminator", discriminator, fake, labels, stats=stats["fake"])
+        on_real, seen = run("discriminator", discriminator, real, labels, stats=stats["discriminator"])
+        on_fake, seen = run("discriminator", discriminator, fake, labels, stats=seen)
         loss = (jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)).sum()
         sums = {"correct_real": (on_real > 0).sum(), "correct_fake": (on_fake <= 0).sum(), "loss_discriminator": loss}
-        return loss / examples, (real_stats, fake_stats, sums)
+        return loss / examples, (seen, sums)
 
-    def generator_loss(fake, discriminator, fake_stats):
-        on_fake, fake_stats = run("discriminator", discriminator, fake, labels, stats=fake_stats)
+    def generator_loss(fake, discriminator, seen):
+        on_fake, seen = run("discriminator", discriminator, fake, labels, stats=seen)
         loss = jax.nn.softplus(-on_fake).sum()
-        return loss / examples, (fake_stats, loss)
+        return loss / examples, (seen, loss)
 
     def updated(network, gradients):
         gradients = lax.psum(gradients, axis) if axis else gradients
         updates, opt_state = optimizer.update(gradients, state.opt_state[network], old[network])
         return optax.apply_updates(old[network], updates), opt_state
 
-    gradients, (real_stats, fake_stats, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
+    gradients, (seen, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
     discriminator, discriminator_state = updated("discriminator", gradients)
-    back, (fake_stats, loss) = jax.grad(generator_loss, has_aux=True)(fake, varying(discriminator, axis), fake_stats)
+    back, (seen, loss) = jax.grad(generator_loss, has_aux=True)(fake, varying(discriminator, axis), seen)
     generator, generator_state = updated("generator", *pull(back))
 
     sums |= {"loss_generator": loss, "count": jnp.ones_like(z[:, 0]).sum()}
     sums["loss"] = sums["loss_discriminator"] + loss
     sums = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
-    batch_stats = {"generator": generator_stats, "real": real_stats, "fake": fake_stats}
+    batch_stats = {"generator": generator_stats, "discriminator": seen}
     if axis:
         sums, batch_stats = lax.psum(sums, axis), lax.pmean(batch_stats, axis)
     opt_state = {"discriminator": discriminator_state, "generator": generator_state}
@@ -142,26 +144,14 @@ def predict_step(state: State, batch, *, model, form: Form, dtype=None):
     return form.to_picture(made)
 
 
-def moments(features, weights) -> dict:
-    """Sums over the rows of features [B, F] that make a mean and a covariance."""
-    weighted = features * weights[:, None]
-    return {"sum": weighted.sum(0), "products": weighted.T @ features}
-
-
-def nearest(images, others, chunk: int = 1000):
-    """[B]: each image's least distance to one of `others`, both uint8 [., H, W, C], in root mean squares of a pixel."""
-    flat = images.reshape(len(images), -1).astype(jnp.float32) / 255
-    size = (flat**2).sum(1)
-    count = min(chunk, len(others))
-    starts = jnp.minimum(jnp.arange(-(-len(others) // count)) * count, len(others) - count)
-
-    def closer(best, start):
-        there = lax.dynamic_slice_in_dim(others, start, count).reshape(count, -1).astype(jnp.float32) / 255
-        squares = size[:, None] + (there**2).sum(1)[None] - 2 * flat @ there.T
-        return jnp.minimum(best, squares.min(1)), None
-
-    best, _ = lax.scan(closer, jnp.full_like(size, jnp.inf), starts)
-    return jnp.sqrt(jnp.maximum(best, 0) / flat.shape[1])
+def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Form, dtype):
+    """The discriminator's logits [B] of uint8 images, normalised by the statistics of the `fixed` images."""
+    judge = functools.partial(apply, model, "discriminator", state.params["discriminator"], dtype=dtype)
+    zero = jax.tree.map(jnp.zeros_like, state.batch_stats["discriminator"])
+    _, seen = judge(form.to_network(fixed), fixed_labels, stats=zero, train=True)
+    # Of zero the running average keeps nothing; of the batch it takes this share.
+    stats = jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), seen)
+    return judge(form.to_network(images), labels, stats=stats, train=False)[0]
 
 
 def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None):
@@ -180,7 +170,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
         log_p = jax.nn.log_softmax(logits)
         p = jnp.exp(log_p) * mask[:, None]
         classes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]) * mask[:, None]
-        return moments(features, mask) | {
+        return scores.moments(features, mask) | {
             "probabilities": p.sum(0),
             "negative_entropy": (p * log_p).sum(),
             "classes": classes.sum(0),
@@ -188,50 +178,35 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
 
     start = first(state.key)
     made = samples(state, 0)
-    discriminate = functools.partial(apply, model, "discriminator", state.params["discriminator"], dtype=dtype)
-    on_real, _ = discriminate(form.to_network(images), labels, stats=state.batch_stats["real"], train=False)
-    on_fake, _ = discriminate(form.to_network(made), labels, stats=state.batch_stats["fake"], train=False)
+    # As in training real and generated pictures are normalised apart, here by the statistics of fixed ones.
+    norm = slice(0, NORM)
+    fixed_labels = jnp.asarray(scorer.train_labels[norm])
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(EVAL_SEED)))(
+        DRAWS + jnp.arange(len(fixed_labels))
+    )
+    fixed_fake = predict_step(
+        state, {"latent": form.latents(keys), "label": fixed_labels}, model=model, form=form, dtype=dtype
+    )
+    judge = functools.partial(judged, state, fixed_labels=fixed_labels, model=model, form=form, dtype=dtype)
+    on_real = judge(images, labels, fixed=scorer.train_images[norm])
+    on_fake = judge(made, labels, fixed=fixed_fake)
     losses = {
         "loss_discriminator": (jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)) * mask,
         "loss_generator": jax.nn.softplus(-on_fake) * mask,
         "correct_real": (on_real > 0) * mask,
         "correct_fake": (on_fake <= 0) * mask,
-        "near_samples": nearest(made, scorer.train_images) * mask,
-        "near_tests": nearest(images, scorer.train_images) * mask,
+        "near_samples": scores.nearest(made, scorer.train_images) * mask,
+        "near_tests": scores.nearest(images, scorer.train_images) * mask,
     }
     sums = {name: value.sum() for name, value in losses.items()}
     sums |= {
         "loss": sums["loss_discriminator"] + sums["loss_generator"],
         "count": mask.sum(),
-        "real": moments(scorer.features(images)[0], mask),
+        "real": scores.moments(scorer.features(images)[0], mask),
         "draws": lax.map(lambda draw: score(samples(state, draw)), jnp.arange(DRAWS)),
         "start": lax.map(lambda draw: score(samples(start, draw)), jnp.arange(DRAWS)),
     }
     return lax.psum(sums, axis) if axis else sums
-
-
-def gaussian(sums, count) -> tuple[np.ndarray, np.ndarray]:
-    """(mean [F], unbiased covariance [F, F]) from `moments`."""
-    mean = np.asarray(sums["sum"], np.float64) / count
-    products = np.asarray(sums["products"], np.float64)
-    return mean, (products - count * np.outer(mean, mean)) / max(count - 1, 1)
-
-
-def frechet_distance(one, other) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (mean, covariance) (Dowson & Landau 1982; Heusel et
-    al. 2017, "GANs trained by a two time-scale update rule", eq. 6)."""
-    (m1, c1), (m2, c2) = one, other
-    values, vectors = np.linalg.eigh(c1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
-    return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross)
-
-
-def inception_score(sums, count) -> float:
-    """exp of the mean divergence of p(class | sample) from p(class) (Salimans et al. 2016, "Improved techniques for
-    training GANs", section 4), by the classifier at hand."""
-    marginal = np.maximum(np.asarray(sums["probabilities"], np.float64) / count, 1e-12)
-    return float(np.exp(sums["negative_entropy"] / count - (marginal * np.log(marginal)).sum()))
 
 
 def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
@@ -240,20 +215,20 @@ def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
     metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}
     if "draws" in sums:
-        real = gaussian(sums["real"], count)
+        real = scores.gaussian(sums["real"], count)
         shares = sums["draws"]["classes"].sum(0) / (DRAWS * count)
 
         def each(score, name):
             return np.mean([score(jax.tree.map(lambda x, i=i: x[i], sums[name])) for i in range(DRAWS)])
 
         def distance(draw):
-            return frechet_distance(gaussian(draw, count), real)
+            return scores.frechet_distance(scores.gaussian(draw, count), real)
 
         metrics |= {
             "classifier_fid": each(distance, "draws"),
             "floor": floor,
             "ceiling": each(distance, "start"),
-            "inception_score": each(lambda draw: inception_score(draw, count), "draws"),
+            "inception_score": each(lambda draw: scores.inception_score(draw, count), "draws"),
             "coverage_min": shares.min(),
             "coverage_max": shares.max(),
             "memorisation": sums["near_samples"] / max(float(sums["near_tests"]), 1e-12),
@@ -270,7 +245,7 @@ def create(
     first = functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape, ema=0.0)
     common = {"model": model, "form": form, "dtype": dtype}
     train_metrics = ("loss", "loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")
-    scores = ("classifier_fid", "floor", "ceiling", "inception_score", "coverage_min", "coverage_max")
+    distances = ("classifier_fid", "floor", "ceiling", "inception_score", "coverage_min", "coverage_max")
     predict = functools.partial(predict_step, **common)
 
     def prepare_eval(state, stopped):
@@ -286,7 +261,7 @@ def create(
         eval_step=functools.partial(eval_step, scorer=scorer, first=first, axis=axis, **common),
         finish=functools.partial(finish, floor=scorer.floor if scorer else 0.0),
         predict_step=predict,
-        metrics=(*train_metrics, *scores, "memorisation", "samples"),
+        metrics=(*train_metrics, *distances, "memorisation", "samples"),
         train_metrics=train_metrics,
         best=("classifier_fid", "min"),
     )
