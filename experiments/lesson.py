@@ -49,9 +49,13 @@ class Found(NamedTuple):
 class Lesson:
     """The folder of a started experiment; its flags as `options`, by name."""
 
-    def __init__(self, home: folder.RunFolder, options: dict[str, Any]):
-        self.home, self.options, self.seeds = home, options, range(options["seeds"])
+    def __init__(self, home: folder.RunFolder, options: dict[str, Any], name: str = ""):
+        self.home, self.options, self.seeds, self.name = home, options, range(options["seeds"]), name
         self.figures: list[tuple[str, str, str]] = []
+
+    def claim(self) -> None:
+        """Makes the folder this experiment's: not before its flags are known to be good."""
+        self.home.write_json("options.json", {"experiment": self.name, **self.options})
 
     def piece(self, name: str, make: Callable[[], Any]) -> Any:
         """`make()`, or what an earlier start got from it. It gives what JSON can hold; arrays go through tolist."""
@@ -60,6 +64,7 @@ class Lesson:
         place = self.home.path / "pieces"
         kept = self.home.read_json(f"pieces/{name}.json")
         if kept is None:
+            self.claim()
             loop.say(name)
             place.mkdir(exist_ok=True)
             self.home.write_json(f"pieces/{name}.json", {"found": make()})
@@ -152,9 +157,9 @@ def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[s
     if (home.path / "run.json").exists():
         raise folder.FolderError(f"{home.path} holds a training run; choose a new --workdir")
     flags.start_cache()
-    home.write_json("options.json", here)
-    lesson = Lesson(home, options)
+    lesson = Lesson(home, options, name)
     found = experiment(lesson)
+    lesson.claim()
     line = [f"--{key}={value}" for key, value in options.items()]
     command = f"python -m experiments.{name} {shlex.join([*line, f'--workdir={workdir}'])}"
     home.write_json("lesson.json", {**found._asdict(), "figures": lesson.figures, "command": command})

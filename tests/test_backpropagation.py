@@ -18,7 +18,6 @@ NETWORKS = [
     ("perceptron", {}),
     ("lenet", {}),
     *[("mlp", {"hidden": (20, 15), "activation": name}) for name in ACTIVATIONS],
-    ("lenet", {"activation": "rectified_tanh"}),
 ]
 
 
@@ -59,7 +58,7 @@ def in_double(state):
 
 @pytest.mark.parametrize("name, options", NETWORKS)
 @pytest.mark.parametrize("double", [False, True])
-def test_one_step_and_five(name, options, double):
+def test_one_step_and_many(name, options, double):
     with jax.enable_x64(double):
         dtype, bound = (np.float64, 1e-12) if double else (np.float32, 1e-5)
         batch = batch_of((6, 28, 28, 1), dtype)
@@ -70,19 +69,9 @@ def test_one_step_and_five(name, options, double):
         (one, sums), (other, other_sums) = ours(state, batch), theirs(state, batch)
         assert tree_error(one.opt_state, jax.device_get(other.opt_state)) < bound
         assert tree_error(sums, jax.device_get(other_sums)) < bound
-        for _ in range(4):
+        for _ in range(99 if double else 4):
             (one, _), (other, _) = ours(one, batch), theirs(other, batch)
         assert tree_error(one.params, jax.device_get(other.params)) < (1e-9 if double else 1e-5)
-
-
-def test_a_hundred_steps_in_double_precision():
-    with jax.enable_x64(True):
-        batch = batch_of((5, 28, 28, 1), np.float64)
-        autodiff, written = (jax.jit(task.train_step) for task in tasks("lenet", {}))
-        one = other = in_double(jax.jit(tasks("lenet", {})[0].init)(jax.random.key(1)))
-        for _ in range(100):
-            (one, _), (other, _) = written(one, batch), autodiff(other, batch)
-        assert tree_error(one.params, jax.device_get(other.params)) < 1e-9
 
 
 # Every kind of layer, with what the lecture's networks don't have: strides, windows that overlap, remainders.

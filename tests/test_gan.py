@@ -14,15 +14,16 @@ from train import gan, parallel, scores
 from train.equality import tree_error
 from train.state import State, step_key
 
+SIDE = 16  # A block fewer than published: the same code, compiled in half the time.
 FORM = gan.Form(lambda images: images, lambda made: made, dcgan.latents)
 
 
 @pytest.mark.parametrize(
     "window, stride, padding, more",  # more: pixels beyond the last window, torch's output_padding
-    [(4, 2, 1, 0), (5, 2, 2, 1), (4, 1, 0, 0), (3, 2, 1, 1), (3, 3, 0, 0), (2, 3, 0, 0), (7, 3, 2, 2), (1, 2, 0, 1)],
+    [(4, 2, 1, 0), (5, 2, 2, 1), (4, 1, 0, 0), (2, 3, 0, 0), (7, 3, 2, 2), (1, 2, 0, 1)],
 )
-@pytest.mark.parametrize("height, width", [(3, 4), (1, 1)])
-def test_deconvolution_against_loops(window, stride, padding, more, height, width):
+def test_deconvolution_against_loops(window, stride, padding, more):
+    height, width = (1, 1) if window == 4 and stride == 1 else (3, 4)
     random = np.random.default_rng(0)
     x = random.normal(size=(2, height, width, 3)).astype(np.float32)
     kernel = random.normal(size=(window, window, 3, 2)).astype(np.float32)
@@ -66,11 +67,11 @@ def test_counts(size, channels, authors, generator, discriminator):
 
 
 def task_of(axis=None, *, ema=0.0, conditional=False, optimizer=None, scorer=None, dtype=None):
-    model = models.create("dcgan", 3, size=32, channels=1, conditional=conditional, axis_name=axis)
+    model = models.create("dcgan", 3, size=SIDE, channels=1, conditional=conditional, axis_name=axis)
     return gan.create(
         model=model,
-        optimizer=optimizer or optax.sgd(1.0),
-        image_shape=(32, 32, 1),
+        optimizer=optimizer or optax.sgd(0.05, momentum=0.9),
+        image_shape=(SIDE, SIDE, 1),
         form=FORM,
         scorer=scorer,
         ema=ema,
@@ -79,18 +80,22 @@ def task_of(axis=None, *, ema=0.0, conditional=False, optimizer=None, scorer=Non
     )
 
 
+def gradients(after):
+    """Those of the first step, which are its momentum."""
+    return {name: after.opt_state[name][0].trace for name in ("discriminator", "generator")}
+
+
 @pytest.fixture(scope="module")
 def batch():
     random = np.random.default_rng(0)
-    images = np.tanh(random.normal(size=(8, 32, 32, 1))).astype(np.float32)
+    images = np.tanh(random.normal(size=(8, SIDE, SIDE, 1))).astype(np.float32)
     return {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_step_is_the_two_gradients(batch, conditional):
-    """With plain gradient descent at rate 1 the change of a network is its gradient."""
     task = task_of(ema=0.9, conditional=conditional)
-    model = models.create("dcgan", 3, size=32, channels=1, conditional=conditional)
+    model = models.create("dcgan", 3, size=SIDE, channels=1, conditional=conditional)
     start = jax.jit(task.init)(jax.random.key(3))
     after, sums = jax.jit(task.train_step)(start, batch)
     labels = batch["label"]
@@ -119,8 +124,8 @@ def test_step_is_the_two_gradients(batch, conditional):
     (g_loss, stats), g_grads = jax.jit(jax.value_and_grad(generator_loss, has_aux=True))(
         start.params["generator"], after.params["discriminator"]
     )
-    change = jax.tree.map(lambda a, b: a - b, start.params, after.params)
-    assert tree_error(change, jax.device_get({"discriminator": d_grads, "generator": g_grads})) < 1e-4
+    assert float(g_loss) > 0.01
+    assert tree_error(gradients(after), jax.device_get({"discriminator": d_grads, "generator": g_grads})) < 1e-5
     metrics = task.finish(jax.tree.map(float, sums))
     np.testing.assert_allclose(
         [metrics[name] for name in ("loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")],
@@ -139,8 +144,7 @@ def test_step_is_the_two_gradients(batch, conditional):
     assert gan.sampler(after) is after.opt_state["average"]
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+@pytest.mark.parametrize("devices, through", [(2, "shard_map"), (4, "pmap")])
 def test_devices(batch, devices, through):
     one = task_of()
     several = task_of(parallel.axis_of(devices))
@@ -150,10 +154,7 @@ def test_devices(batch, devices, through):
     step = parallel.parallelize(several.train_step, devices, donate=False, through=through)
     found, sums = jax.device_get(step(state, batch))
 
-    def change(after):
-        return jax.tree.map(np.subtract, after.params, state.params)
-
-    assert tree_error(change(found), change(expected)) < 1e-5
+    assert tree_error(gradients(found), gradients(expected)) < 1e-5
     assert tree_error(found.batch_stats, expected.batch_stats) < 1e-5
     assert tree_error(sums, expected_sums) < 1e-5
 
@@ -161,14 +162,14 @@ def test_devices(batch, devices, through):
 def scorer_of(images, floor=0.5):
     def features(images):
         flat = images.reshape(len(images), -1).astype(jnp.float32)
-        return flat[:, ::100], flat[:, 5:8]
+        return flat[:, ::30], flat[:, 5:8]
 
     return gan.Scorer(features, images, np.zeros(len(images), np.int32), floor)
 
 
 def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     random = np.random.default_rng(1)
-    known = random.normal(size=(20, 32, 32, 1)).astype(np.float32)
+    known = random.normal(size=(20, SIDE, SIDE, 1)).astype(np.float32)
     one = task_of(scorer=scorer_of(known))
     state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
     images, labels = batch["image"], batch["label"]

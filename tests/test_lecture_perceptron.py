@@ -1,0 +1,143 @@
+"""The lecture's single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import activations, lesson, perceptron, softmax
+from train import folder, lecture_page, losses
+
+
+def found(experiment, place, *, seeds=1, **options):
+    """What a tiny run says, of the form that the lecture's page needs."""
+    home = folder.RunFolder(str(place))
+    run = lesson.Lesson(home, {"seeds": seeds, **options})
+    first = experiment.experiment(run)
+    lecture_page.checked_formula(first.formula)
+    assert 2 <= len(first.text) <= 5 and json.loads(json.dumps(first.numbers)) == first.numbers
+    assert all(len(row) == len(header) for _, header, rows in first.tables for row in rows)
+    for name, _, _ in run.figures:
+        assert (place / "figures" / f"{name}.png").stat().st_size > 10_000
+    home.close()
+    return first
+
+
+def test_points():
+    x, y = perceptron.draw("separable", 500, seed=1, split="train")
+    height = x @ perceptron.LINE[:2] + perceptron.LINE[2]
+    assert ((height > 0) == y).all() and np.abs(height).min() > 0.99 * perceptron.GAP and 0.2 < y.mean() < 0.8
+    x, y = perceptron.draw("xor", 500, seed=1, split="train")
+    assert ((x.prod(1) < 0) == y).mean() > 0.97
+    again, _ = perceptron.draw("xor", 500, seed=1, split="train")
+    other, _ = perceptron.draw("xor", 500, seed=1, split="test")
+    assert (again == x).all() and not (other[:, None] == x[None]).all(-1).any()
+    peer = pytest.importorskip("sklearn.datasets")
+    for count in (7, 10):
+        ours, theirs = (
+            perceptron.moons(np.random.default_rng(0), count, noise=0.0),
+            peer.make_moons(count, shuffle=False),
+        )
+        np.testing.assert_allclose(ours[0], theirs[0], atol=1e-12)
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_rosenblatts_rule():
+    """By hand; and it stops on separable points after no more corrections than Novikoff's theorem allows."""
+    params = {"w": jnp.array([1.0, -1.0]), "b": jnp.array(0.5)}
+    correct = jax.jit(perceptron.correct)
+    for x, y, w, b in (
+        ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Right: as it was.
+        ((2.0, 1.0), 0.0, (-1.0, -2.0), -0.5),
+        ((0.0, 3.0), 1.0, (1.0, 2.0), 1.5),
+        ((0.0, 0.5), 1.0, (1.0, -0.5), 1.5),  # On the line the answer is 0.
+    ):
+        after = correct(params, np.array(x, np.float32), np.float32(y))
+        np.testing.assert_allclose(after["w"], w)
+        np.testing.assert_allclose(after["b"], b)
+
+    x, y = perceptron.draw("separable", 60, seed=0, split="train")
+    params, corrections = {"w": jnp.zeros(2), "b": jnp.zeros(())}, 0
+    for _ in range(100):
+        wrong = 0
+        for point, label in zip(x, y, strict=True):
+            after = correct(params, point, label)
+            wrong, params = wrong + int(after["b"] != params["b"]), after
+        corrections += wrong
+        if not wrong:
+            break
+    radius, gap = (x**2).sum(1).max() + 1, np.abs(x @ perceptron.LINE[:2] + perceptron.LINE[2]).min()
+    assert not wrong and 0 < corrections <= radius * (perceptron.LINE**2).sum() / gap**2
+    fitted = perceptron.fit(jax.random.key(0), x, y, method="perceptron", steps=100, hidden=1)
+    assert ((perceptron.score(fitted, x) > 0) == y).all()
+
+
+def test_logistic_regression_is_gradient_descent():
+    x, y = perceptron.draw("moons", 40, seed=0, split="train")
+    params = {"w": jnp.array([0.3, -0.7]), "b": jnp.array(0.2)}
+
+    def loss(params):
+        return losses.cross_entropy(perceptron.score(params, x)[:, None], y.astype(np.int32)).mean()
+
+    gradients, after = jax.jit(jax.grad(loss))(params), jax.jit(perceptron.descend)(params, x, y, rate=0.5)
+    for name in params:
+        np.testing.assert_allclose(after[name], params[name] - 0.5 * gradients[name], rtol=1e-5)
+
+
+def test_xor_needs_the_hidden_layer(tmp_path):
+    numbers = found(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
+    right = {name: value["mean"] for name, value in numbers.items()}
+    assert right["xor_mlp"] > 0.95 and max(right["xor_perceptron"], right["xor_logistic"]) < 0.8
+    assert min(right[f"separable_{method}"] for method in perceptron.METHODS) > 0.95
+    assert right["moons_mlp"] > right["moons_logistic"] > 0.7
+
+
+def test_derivatives_and_saturation(tmp_path):
+    z = np.linspace(-3, 3, 10)  # Not 0, where two have a kink.
+    for name, function in activations.ACTIVATIONS.items():
+        small = jax.jit(lambda z, f=function: (f(z + 1e-2) - f(z - 1e-2)) / 2e-2)(z)
+        np.testing.assert_allclose(activations.derivative(name, z), small, atol=2e-3)
+    for std in (1, 3):
+        tail = math.erfc(math.atanh(math.sqrt(0.9)) / std / math.sqrt(2))
+        half = math.erfc(2 * math.atanh(math.sqrt(0.9)) / std / math.sqrt(2))
+        for name, share, positive in (
+            ("tanh", tail, tail),
+            ("sigmoid", half, half),  # sigmoid(2 z) = (1 + tanh z) / 2
+            ("relu", 0.5, 0.0),
+            ("leaky_relu", 0.5, 0.0),
+            ("rectified_tanh", 0.5 + tail / 2, tail),
+        ):
+            assert activations.saturated(name, std=std) == pytest.approx(share, abs=1e-4)
+            some = activations.saturated(name, std=std, positive=True)
+            assert some == pytest.approx(positive, abs=1e-4)
+    numbers = found(activations, tmp_path).numbers
+    assert numbers["sigmoid"]["largest_derivative"] == pytest.approx(0.25, abs=1e-6)
+    assert numbers["leaky_relu"]["smallest_derivative"] == pytest.approx(0.01)
+
+
+def test_softmax_and_entropy():
+    logits = np.array([[1.0, 2.0, -1.0], [1000.0, 0.0, 999.0]])
+    np.testing.assert_allclose(softmax.softmax(logits), jax.nn.softmax(logits), rtol=1e-6)
+    np.testing.assert_allclose(softmax.softmax(logits, 4.0), jax.nn.softmax(logits / 4), rtol=1e-6, atol=1e-12)
+    assert float(softmax.entropy(np.full(10, 0.1))) == pytest.approx(math.log(10))
+    assert float(softmax.entropy(np.eye(4)[0])) == 0
+    nats = [float(softmax.entropy(softmax.softmax(logits[0], t))) for t in (1e-3, 0.25, 1.0, 4.0, 1e4)]
+    assert nats == sorted(nats) and nats[0] == 0 and nats[-1] == pytest.approx(math.log(3))
+
+
+def test_strongest_pictures():
+    logits = np.array([[0.0, 5.0], [2.0, -1.0], [3.0, 4.0], [1.0, 9.0]])
+    pictures = softmax.strongest(logits, 2)
+    np.testing.assert_array_equal(pictures, [[2, 1], [3, 0]])
+    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 1, 0])), [0.5, 0.5])
+    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 0, 0])), [1.0, 0.5])
+
+
+def test_output_units(tmp_path):
+    said = found(softmax, tmp_path, steps=15)
+    share, untrained = said.numbers["share_of_own_class"]["mean"], said.numbers["share_untrained"]["mean"]
+    assert share > 0.5 > untrained
+    assert said.numbers["entropy_T0.25"] < said.numbers["entropy_T1"] < said.numbers["entropy_T4"] < math.log(10)
