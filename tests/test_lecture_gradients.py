@@ -1,0 +1,164 @@
+"""Gradients by layer against the chain rule, initial weights against the equations, both experiments in small."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import deep_nets, initialization, lesson, vanishing_gradient
+from experiments.flags import UsageError
+from models.initializers import fans, glorot_uniform, kaiming_normal
+from train import lecture_page
+
+
+def plain(model, inputs=784):
+    """Parameters of a DeepMLP with zero biases, N(0, 2 / fan_in), and seven inputs."""
+    random, names = np.random.default_rng(0), deep_nets.layer_names(model.depth)
+    sizes = [inputs, *[model.width] * (model.depth - 1), 10]
+    params = {
+        name: {"kernel": random.normal(0, math.sqrt(2 / m), (m, n)).astype(np.float32), "bias": np.zeros(n, np.float32)}
+        for name, m, n in zip(names, sizes[:-1], sizes[1:], strict=True)
+    }
+    return params, random.normal(size=(7, inputs, 1, 1)).astype(np.float32), np.arange(7)
+
+
+@pytest.mark.parametrize("name", initialization.SHAPES)
+def test_draws_are_the_equations(name):
+    """m inputs and n outputs of a unit: a convolution's window counts for both."""
+    shape = initialization.SHAPES[name]
+    m, n = (784, 128) if name.startswith("dense") else (3 * 3 * 64, 3 * 3 * 128)
+    assert fans(shape) == (m, n)
+    key = jax.random.key(1)
+    for draw, bound in ((glorot_uniform, math.sqrt(6 / (m + n))), (initialization.standard, 1 / math.sqrt(m))):
+        w = np.asarray(draw(key, shape), np.float64)
+        assert w.shape == shape and np.abs(w).max() <= bound * (1 + 1e-6)
+        assert np.abs(w).max() > 0.999 * bound and abs(w.mean()) < 0.01 * bound
+        np.testing.assert_allclose(w.var(), bound**2 / 3, rtol=0.02)  # U(+-b) has the variance b^2 / 3.
+    for slope in (0.0, 0.25, 1.0):
+        w = np.asarray(initialization.kaiming(slope)(key, shape), np.float64)
+        said = 2 / ((1 + slope**2) * m)
+        np.testing.assert_allclose(w.var(), said, rtol=0.02)
+        assert abs(w.mean()) < 0.02 * math.sqrt(said)
+        np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Normal, not uniform.
+    np.testing.assert_array_equal(initialization.kaiming(0.0)(key, shape), kaiming_normal(key, shape))
+
+
+def test_kaiming_keeps_the_signal_of_a_leaky_rectifier():
+    """E[s^2] of a layer's sums is that of the layer before, whatever the slope (He et al. 2015, eq. 15)."""
+    for slope in (0.0, 0.25, 0.9):
+        s = np.asarray(jax.random.normal(jax.random.key(0), (200, 900)))
+        w = np.asarray(initialization.kaiming(slope)(jax.random.key(1), (900, 900)))
+        after = np.where(s > 0, s, slope * s) @ w
+        np.testing.assert_allclose((after**2).mean(), (s**2).mean(), rtol=0.05)
+
+
+def test_gradient_norms_are_the_chain_rule():
+    """A sigmoid net of three layers by hand: delta_l = (W delta_{l+1}) s (1 - s), the gradient h delta^T."""
+    model = deep_nets.DeepMLP(3, 5, "sigmoid")
+    params, images, labels = plain(model)
+    w1, w2, w3 = (np.asarray(params[name]["kernel"], np.float64) for name in ("dense1", "dense2", "logits"))
+    x = images.reshape(7, -1)
+    h1 = 1 / (1 + np.exp(-x @ w1))
+    h2 = 1 / (1 + np.exp(-h1 @ w2))
+    scores = np.exp(h2 @ w3)
+    delta3 = scores / scores.sum(1, keepdims=True) - np.eye(10)[labels]
+    delta2 = delta3 @ w3.T * h2 * (1 - h2)
+    delta1 = delta2 @ w2.T * h1 * (1 - h1)
+    said = [np.linalg.norm(h.T @ delta / 7) for h, delta in ((x, delta1), (h1, delta2), (h2, delta3))]
+    np.testing.assert_allclose(deep_nets.gradient_norms(params, images, labels, model=model), said, rtol=1e-4)
+    for ours, theirs in zip(deep_nets.hidden_activations(params, images, model=model), (h1, h2), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    found = deep_nets.hidden_gradients(params, images, labels, model=model)
+    for ours, theirs in zip(found, (delta1, delta2), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-7)
+
+
+def test_relu_layers_share_one_product():
+    """Without biases a ReLU net is homogeneous in each kernel, so <W, dL/dW> is the same for all (why the ratio of its
+    norms does not vanish even where Glorot's weights make them all small)."""
+    model = deep_nets.DeepMLP(4, 16, "relu")
+    params, images, labels = plain(model)
+    grads = deep_nets.gradients(params, images, labels, model=model)
+    products = [float((params[n]["kernel"] * grads[n]["kernel"]).sum()) for n in params]
+    assert abs(products[0]) > 1e-3
+    np.testing.assert_allclose(products, products[0], rtol=1e-3)
+
+
+def test_tasks_differ_in_their_weights_alone():
+    digits = deep_nets.digits()
+    assert abs(float(digits.prepare(digits.images).mean())) < 1e-3
+    images, labels = deep_nets.some(digits, 100)
+    assert images.shape == (100, 28, 28, 1) and np.bincount(labels).tolist() == [10] * 10
+    tasks = deep_nets.tasks(2, 8, ["relu", "tanh"], digits, optax.sgd(0.1))
+    for kind, other in (("relu", "tanh"), ("tanh", "relu")):
+        one, two = tasks[kind, "glorot"], tasks[kind, "kaiming"]
+        assert one.train_step is two.train_step is not tasks[other, "glorot"].train_step
+        assert one.init is tasks[other, "glorot"].init is not two.init
+    for name, bounded in (("glorot", True), ("kaiming", False)):
+        kernel = jax.jit(tasks["relu", name].init)(jax.random.key(5)).params["dense1"]["kernel"]
+        assert (float(jnp.abs(kernel).max()) <= math.sqrt(6 / (784 + 8))) == bounded
+    curve = deep_nets.train(tasks["relu", "kaiming"], digits, steps=5, seed=0, every=2)
+    assert [row["step"] for row in curve] == [0, 2, 4, 5] and curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_words():
+    words = {1.2e-12: "1.2·10⁻¹²", 0.034: "0.034", 3.75: "3.8", 250.0: "250", 4.2e6: "4.2·10⁶", 0.0: "0"}
+    assert {value: deep_nets.power_of_ten(value) for value in words} == words
+    assert deep_nets.tick(1e-11) == "10⁻¹¹"
+    said = {0.1: "does not learn", 0.3: "learns little", 0.9: "learns"}
+    assert {value: deep_nets.verdict(value) for value in said} == said
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lesson.flags, "start_cache", lambda: None)
+
+    def run(name, module, where="w", **options):
+        options = {key: default for key, (default, _) in module.OPTIONS.items()} | {"seeds": 1, **options}
+        assert lesson.run(name, module.experiment, workdir=str(tmp_path / where), options=options) == 0
+        numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
+        said = json.loads((tmp_path / where / "lesson.json").read_text())
+        lecture_page.checked_formula(said["formula"])
+        assert all(
+            (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in said["figures"]
+        )
+        return numbers, " ".join(said["text"]), said["tables"][0][2]
+
+    return run
+
+
+def test_vanishing_gradient(start, monkeypatch):
+    monkeypatch.setattr(vanishing_gradient, "AFTER", 0)
+    monkeypatch.delitem(vanishing_gradient.LINES, "rectified_tanh")
+    monkeypatch.setattr(vanishing_gradient, "RATES", (1.0,))
+    numbers, text, _ = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
+    assert numbers["layers"] == 3 and len(numbers["ratio"]) == 6
+    ratio = {name: value["mean"] for name, value in numbers["ratio"].items()}
+    assert numbers[vanishing_gradient.MEASURED[1]] == numbers["ratio"]  # After no step.
+    assert ratio["sigmoid_glorot"] < 0.5 < ratio["relu_kaiming"]
+    assert set(numbers["accuracy"]) == {"relu", "sigmoid"} and set(numbers["sigmoid_rates"]) == {"1"}
+    assert "the ReLU net does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    with pytest.raises(UsageError, match="--hidden_layers=51"):
+        start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)
+
+
+def test_initialization(start, monkeypatch):
+    monkeypatch.setattr(initialization, "WIDTH_TANH", 100)
+    numbers, text, table = start("initialization", initialization, steps=3, width=16, depths="4")
+    for what, order in (("activations", 1), ("gradients", -1)):
+        ratio = {name: value["mean"] for name, value in numbers["tanh"][what]["first_over_last"].items()}
+        assert order * ratio["standard"] > order * ratio["glorot"]
+        assert len(numbers["tanh"][what]["std_by_layer"]["glorot"]) == 5
+    for _, what, m, n, said, found in table:
+        assert (m, n) in ((784, 128), (9 * 64, 9 * 128))
+        np.testing.assert_allclose(float(found), float(said), rtol=0.02, err_msg=what)
+    deep = numbers["relu"]["4"]
+    assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
+    assert deep["glorot"]["steps_to_half"] is None and "at 4 here Glorot does not learn" in text
+    for depths in ("2", "", "22,x"):
+        with pytest.raises(UsageError, match=f"--depths={depths}: accepted are whole numbers"):
+            start("initialization", initialization, where=f"bad{depths}", depths=depths)
