@@ -2,7 +2,8 @@
 each class, or one that holds pictures.
 
 Of a member's name the last component alone is used, and of the folders that hold it the last, as its class, and the one
-before, where it is called like a split: so nothing is written outside the folder. Links, devices, hidden files and what
+before, where it is called like a split; pictures right inside a split stay there, with its labels in SPLIT.txt. So
+nothing is written outside the folder. Links, devices, hidden files and what
 leads out of the archive's own folder are passed over. What is there already stays: an unpacking that was broken off
 goes on.
 """
@@ -18,6 +19,7 @@ from data.dataset import DataError
 from data.folder import SUFFIXES
 
 SPLITS = ("train", "val", "validation", "test")
+LABELS = tuple(f"{split}.txt" for split in SPLITS)
 
 
 def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool = True) -> int:
@@ -31,18 +33,26 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
     with tar.opened(source) as archive, _bar() as bar:
         for member in archive:
             parent, name = os.path.split(member.name)
-            stream = archive.extractfile(member) if _wanted(member, (*SUFFIXES, ".tar")) else None
+            labels = not fixed and name in LABELS
+            stream = archive.extractfile(member) if _wanted(member, LABELS if labels else (*SUFFIXES, ".tar")) else None
             if stream is None:
                 continue
+            if labels:
+                _claim(parents, root / name, parent)
+                root.mkdir(parents=True, exist_ok=True)
+                write(stream, member.size, root / name)
+                continue
             above, folder = os.path.split(parent)
-            named = folder if name.endswith(".tar") else os.path.basename(above)
+            above = os.path.basename(above)
+            flat = not fixed and folder in SPLITS and above not in SPLITS and not name.endswith(".tar")
+            named = folder if flat or name.endswith(".tar") else above
             target = root / (split if fixed or named not in SPLITS else named)
             if name.endswith(".tar"):
                 target /= name.removesuffix(".tar")
                 _claim(parents, target, member.name)
                 count += _class(stream, target, bar, member.name)
             else:
-                target = target / folder if plain(folder) else target
+                target = target / folder if plain(folder) and not flat else target
                 _claim(parents, target, parent)
                 target.mkdir(parents=True, exist_ok=True)
                 count += write(stream, member.size, target / name)

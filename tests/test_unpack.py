@@ -93,6 +93,19 @@ def test_splits_and_classes_are_never_mixed(tmp_path):
         unpack.unpack(source, tmp_path / "e", split="train")
 
 
+def test_a_flat_split_is_no_class(tmp_path):
+    source = tmp_path / "all.tar"
+    with tarfile.open(source, "w") as archive:
+        for name in ("train/cat/0.JPEG", "train/val/1.JPEG", "val/2.JPEG", "val/3.JPEG"):  # A class may be called val.
+            add(archive, f"./{name}", jpeg(10))
+        add(archive, "./val.txt", b"2.JPEG cat\n3.JPEG val\n")
+        add(archive, "./other.txt", b"x")
+    assert unpack.unpack(source, tmp_path / "d", split="train", fixed=False) == 4
+    assert files(tmp_path / "d") == ["train/cat/0.JPEG", "train/val/1.JPEG", "val.txt", "val/2.JPEG", "val/3.JPEG"]
+    found = folder.load(str(tmp_path / "d"))
+    assert found.class_names == ("cat", "val") and found.splits["val"][1].tolist() == [0, 1]
+
+
 def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     source, target = nested(tmp_path / "train.tar"), tmp_path / "train"
     original, calls = unpack.write, []

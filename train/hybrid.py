@@ -121,9 +121,10 @@ def train_step(
 
     features_BF, features_vjp, batch_stats = jax.vjp(features, varying(shared, axis), has_aux=True)
 
-    # --- The dense layers, forward and backward, `part` rows of every device at a time.
+    # --- The dense layers, forward and backward, `part` rows of every device at a time: of the global batch every
+    # `passes`-th row, so that what a pass sees does not depend on the number of devices.
     def pass_loss(dense, features, labels, first):
-        places = (jnp.arange(devices)[:, None] * rows + first + jnp.arange(part)[None]).reshape(-1)
+        places = (jnp.arange(devices)[:, None] * rows + first + passes * jnp.arange(part)[None]).reshape(-1)
         inputs = {"params": in_dtype(dense, dtype)}, gather(features)
         with rows_of_batch(places):
             logits = columns.apply(*inputs, train=True, rngs={"dropout": dropout_key}, method="classifier")
@@ -154,14 +155,15 @@ def train_step(
             total = jax.tree.map(jnp.add, total, of_dense)
         return (dense, opt_state, total), (of_features, sums)
 
-    inputs = (
-        features_BF.reshape(passes, part, -1), batch["label"].reshape(passes, part), jnp.arange(passes) * part,
-    )  # fmt: skip
+    def by_pass(x):
+        return x.reshape(part, passes, *x.shape[1:]).swapaxes(0, 1)
+
+    inputs = by_pass(features_BF), by_pass(batch["label"]), jnp.arange(passes)
     start = dense, state.opt_state, jax.tree.map(jnp.zeros_like, dense)
     (dense_after, opt_state, of_dense), (of_features, sums) = lax.scan(one_pass, start, inputs)
 
     # --- The convolutions, backward, once; then what the devices know together.
-    (of_shared,) = features_vjp(of_features.reshape(features_BF.shape))
+    (of_shared,) = features_vjp(of_features.swapaxes(0, 1).reshape(features_BF.shape))
     sums = jax.tree.map(lambda x: x.sum(0), sums)
     if axis:
         of_shared, sums = lax.psum((of_shared, sums), axis)
