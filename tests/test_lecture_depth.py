@@ -1,0 +1,191 @@
+"""Both forms of dropout, correlations, the looped network beside the unrolled one, both experiments in small."""
+
+import json
+import xml.etree.ElementTree
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import data
+from experiments import dropout, lesson, plain_vs_residual
+from experiments.flags import UsageError
+from models.cifar_resnet import CifarResNet
+from models.layers import Dropout
+
+FAST = {"xla_backend_optimization_level": 0}  # To compile: what runs once need not run fast.
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.8])
+def test_the_forms_of_dropout_differ_by_a_factor(rate):
+    """The lecture's output is 1 - p times the inverted form's for the same mask, and at test time."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.uniform(0.5, 2.0, (64, 50)), jnp.float32)
+    inverted = jax.jit(lambda x: Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(1)}))
+    mask = inverted(jnp.ones_like(x)) > 0
+    assert abs(float(mask.mean()) - (1 - rate)) < 0.04
+    once = dropout.lecture_dropout(x, mask, rate=rate, train=True)
+    np.testing.assert_array_equal(once, np.where(mask, x, 0))
+    np.testing.assert_allclose(once, (1 - rate) * inverted(x), rtol=1e-6)
+    test = dropout.lecture_dropout(x, None, rate=rate, train=False)
+    np.testing.assert_allclose(test, (1 - rate) * Dropout(rate).apply({}, x, False), rtol=1e-6)
+
+
+def test_dropout_is_right_in_expectation():
+    """The mean over n masks is the test output, up to a deviation of x sqrt(p (1 - p) / n)."""
+    x, masks = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, 2000), jnp.float32), 2000
+    for rate in (0.2, 0.5):
+        found = dropout.mean_over_masks(x, jax.random.key(0), rate=rate, masks=masks)
+        test = dropout.lecture_dropout(x, None, rate=rate, train=False)
+        away = np.asarray((found - test) / (x * np.sqrt(rate * (1 - rate) / masks)))
+        assert abs(away.mean()) < 0.1 and 0.95 < away.std() < 1.05
+
+
+def test_mean_correlation():
+    a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, -1.0, -1.0, 1.0])  # Uncorrelated.
+    columns = np.stack([a, -3 * a + 1, b, np.full(4, 7.0)], axis=1)  # |r| of the pairs: 1, 0, 0; the last has none.
+    assert dropout.mean_correlation(columns) == pytest.approx(1 / 3)
+    assert dropout.mean_correlation(columns[:, 2:]) == 0.0
+
+
+def test_few_digits(mnist5k):
+    labels = mnist5k.splits["train"][1]
+    rows = dropout.few_digits(labels)
+    assert (np.bincount(labels[rows]) == 50).all() and (np.diff(rows) > 0).all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_loop_is_the_published_network(residual):
+    """With 16 maps and its stacked weights taken apart, NarrowNet is CifarResNet, statistics included."""
+    model, deep = plain_vs_residual.NarrowNet(10, 14, residual, 16), CifarResNet(10, 14, residual)
+    random, images = np.random.default_rng(0), jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
+    shapes = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: random.uniform(-0.2, 0.5, leaf.shape).astype(np.float32), shapes)
+
+    def apart(tree):
+        found = {name: leaf for name, leaf in tree.items() if not name.startswith("stage")}
+        for stage in (1, 2, 3):
+            after = 1
+            if stage > 1:
+                found[f"stage{stage}_block1"], after = tree[f"stage{stage}_first"], 2
+            for block in (1, 2)[after - 1 :]:
+                rest = tree[f"stage{stage}_rest"]
+                found[f"stage{stage}_block{block}"] = jax.tree.map(lambda leaf, at=block - after: leaf[at], rest)
+        return found
+
+    def outputs(model):
+        def apply(variables):
+            return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+        return jax.jit(apply, compiler_options=FAST)
+
+    logits, changed = outputs(model)(variables)
+    expected, others = outputs(deep)({kind: apart(tree) for kind, tree in variables.items()})
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    statistics = apart(changed["batch_stats"])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), statistics, others["batch_stats"])
+
+
+@pytest.mark.parametrize("net", plain_vs_residual.NETS)
+def test_layers_are_counted(net):
+    depth, residual = plain_vs_residual.NETS[net]
+    assert (depth, residual) == (int(net[-2:]), net.startswith("residual"))
+    model = plain_vs_residual.NarrowNet(10, depth, residual, 4)
+    shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 7, 7, 1))), jax.random.key(0))["params"]
+    kernels = [leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"]
+    assert sum(shape[0] if len(shape) == 5 else 1 for shape in kernels) == depth
+
+
+def test_each_block_has_a_draw_of_its_own():
+    model = plain_vs_residual.NarrowNet(10, 20, True, 4)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 7, 7, 1))), compiler_options=FAST)
+    params = init(jax.random.key(0))["params"]
+    kernels = np.asarray(params["stage3_rest"]["conv1"]["kernel"])
+    assert kernels.shape == (2, 3, 3, 16, 16) and np.abs(np.corrcoef(kernels.reshape(2, -1))[0, 1]) < 0.1
+    np.testing.assert_allclose(kernels.var((1, 2, 3, 4)), 2 / (9 * 16), rtol=0.1)  # Kaiming's, of one block's fan.
+
+
+def test_moving_average():
+    values = [[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 4.0, 4.0]]
+    np.testing.assert_allclose(plain_vs_residual.moving_average(values, 2), [[1.5, 2.5, 4.5], [0.0, 2.0, 4.0]])
+    np.testing.assert_allclose(plain_vs_residual.moving_average(values, 4), [[3.0], [2.0]])
+
+
+def test_the_choice_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_vs_residual.cifar10, "default_dir", lambda: tmp_path)
+    assert plain_vs_residual.choose("auto").name == "mnist5k"
+    with pytest.raises(data.DataError, match="cifar10 is not prepared"):
+        plain_vs_residual.choose("cifar10")
+    place = tmp_path / "nutshell_cifar10" / "1.0.0"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text("damaged")
+    monkeypatch.setattr(data, "load", lambda name: name)  # What would be read: a damaged store is not passed over.
+    assert plain_vs_residual.choose("auto") == "cifar10"
+    assert plain_vs_residual.choose("mnist5k") == "mnist5k"
+
+
+def finished(module, name, workdir, **options):
+    """(lesson.json, summary.json) of an experiment in small, with its page's parts checked."""
+    defaults = {option: default for option, (default, _) in ({"seeds": lesson.SEEDS} | module.OPTIONS).items()}
+    taken = defaults | options
+    assert lesson.run(name, module.experiment, workdir=str(workdir), options=taken) == 0
+    found, numbers = (json.loads((workdir / f"{file}.json").read_text()) for file in ("lesson", "summary"))
+    xml.etree.ElementTree.fromstring(found["formula"])
+    for figure, title, caption in found["figures"]:
+        assert (workdir / "figures" / f"{figure}.png").stat().st_size > 5000 and title and caption
+    assert all(f"--{option}={value}" in found["command"] for option, value in taken.items())
+    return found, numbers
+
+
+def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
+    monkeypatch.setattr(data, "load", lambda name: mnist5k)
+    monkeypatch.setattr(dropout, "MASKS", 100)
+    found, numbers = finished(dropout, "dropout", tmp_path, seeds=2, steps=8, hidden=36)
+    assert [name for name, *_ in found["figures"]] == ["accuracy", "features_without", "features_with"]
+    for key in ("test_accuracy", "train_accuracy", "activation_correlation", "weight_correlation"):
+        assert all(0 <= numbers[key][name]["mean"] <= 1 for name in dropout.NETS)
+    scores = numbers["test_accuracy"]
+    gain = scores["with"]["mean"] - scores["without"]["mean"]
+    assert scores["difference"]["mean"] == pytest.approx(gain) and scores["with"]["std"] > 0
+    assert 0 < numbers["mean_over_masks_error"]["mean"] < 0.15
+    pieces = {seed: json.loads((tmp_path / f"pieces/with_seed{seed}.json").read_text())["found"] for seed in (0, 1)}
+    assert np.shape(pieces[0]["features"]) == (36, 784) and pieces[0]["step"] == list(range(9))
+    assert scores["with"]["mean"] == pytest.approx(np.mean([piece["test"][-1] for piece in pieces.values()]))
+    for option, value in (("rate", 1.0), ("hidden", 35)):
+        with pytest.raises(UsageError, match=f"--{option}={value}"):
+            finished(dropout, "dropout", tmp_path / "none", **{option: value})
+    assert not (tmp_path / "none" / "options.json").exists()
+
+
+class Shallow(nn.Module):
+    """Compiles in a second; the deep networks do not."""
+
+    num_classes: int
+    depth: int
+    residual: bool
+    maps: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(self.maps)(x.reshape(x.shape[0], -1))
+        return nn.Dense(self.num_classes)(x) * (0.0 if self.depth == 56 and not self.residual else 1.0)
+
+
+def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
+    """Stand-ins, of which plain-56 learns nothing: the text and the numbers tell."""
+    monkeypatch.setattr(data, "load", lambda name: mnist5k)
+    monkeypatch.setattr(plain_vs_residual, "NarrowNet", Shallow)
+    found, numbers = finished(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)
+    errors, gaps = numbers["training_error"], numbers["56_minus_20_layers"]
+    assert (numbers["dataset"], numbers["pixels_a_side"], numbers["window_steps"]) == ("mnist5k", 7, 5)
+    assert errors["plain-56"]["mean"] > 0.8 and errors["plain-20"]["mean"] < 0.75
+    assert gaps["plain"]["mean"] == pytest.approx(errors["plain-56"]["mean"] - errors["plain-20"]["mean"])
+    assert gaps["residual"] == {"mean": 0.0, "std": 0.0}
+    assert "degradation is seen without shortcuts and not with them" in found["text"][0]
+    kept = json.loads((tmp_path / "pieces/mnist5k_plain-20_seed0.json").read_text())["found"]
+    assert len(kept) == 50 and all(round(64 * error, 9).is_integer() for error in kept)
+    for option, value in (("dataset", "mnist"), ("steps", 19), ("pool", 5)):
+        with pytest.raises(UsageError, match=f"--{option}={value}"):
+            finished(plain_vs_residual, "plain_vs_residual", tmp_path / "none", **{option: value})
