@@ -3,9 +3,8 @@ each class, or one that holds pictures.
 
 Of a member's name the last component alone is used, and of the folders that hold it the last, as its class, and the one
 before, where it is called like a split; pictures right inside a split stay there, with its labels in SPLIT.txt. So
-nothing is written outside the folder. Links, devices, hidden files and what
-leads out of the archive's own folder are passed over. What is there already stays: an unpacking that was broken off
-goes on.
+nothing is written outside the folder. Links, devices, hidden files and what leads out of the archive's own folder are
+passed over. What is there already stays: an unpacking that was broken off goes on.
 """
 
 import os

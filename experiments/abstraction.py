@@ -22,7 +22,7 @@ from experiments import lesson
 from experiments.pooling import lines
 from models.initializers import kaiming_normal
 from models.layers import Conv, Dense, avg_pool, max_pool, relu
-from train import classification, figures, losses
+from train import figures, losses
 
 OPTIONS = {"steps": (200, "Steps of the probed network."), "signal_steps": (600, "Steps of each network for signals.")}
 LAYERS = ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
@@ -39,7 +39,7 @@ FORMULA = """<math display="block"><mi>p</mi><mo>(</mo><mi>y</mi><mo>∣</mo><mi
 <mi>softmax</mi><mo>(</mo><mi>W</mi><msub><mi>f</mi><mi>layer</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
 <mi>b</mi><mo>)</mo></math>"""
 
-create = functools.partial(classification.create, train_prepare=lambda x, keys: x, eval_prepare=lambda x: x, axis=None)
+create = functools.partial(lesson.create, prepare=lambda images: images)
 
 
 def small(x_BHWC):
@@ -137,7 +137,7 @@ def plot_signals(weights, title: str):
     x, labels, places = signals(np.random.default_rng(0), 100)
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=6.4)
-        figure.suptitle(figures.wrapped(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title, 46)
         above, below = figure.subfigures(2, squeeze=False, height_ratios=(3, 2))[:, 0]
         for kind, axes in enumerate(above.subplots(3, sharex=True, sharey=True)):
             row, name = int(np.flatnonzero(labels == kind)[0]), list(SHAPES)[kind]

@@ -72,7 +72,7 @@ def curves(title: str):
     z = np.arange(-500, 501) / 100
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
-        figure.suptitle(figures.wrapped(title, 48), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title)
         panels = figure.subplots(3, 2, sharex=True, sharey=True).ravel()
         for axes, name in zip(panels, ACTIVATIONS, strict=False):
             slope = derivative(name, z)
@@ -110,7 +110,7 @@ def bars(found, title: str):
         axes.set_yticks(range(len(found)), [titled(name) for name in found])
         axes.invert_yaxis()
         axes.set(xlim=(0, 100), xlabel=f"% of inputs, derivative under {THRESHOLD:g} of its largest")
-        figure.suptitle(figures.wrapped(title, 48), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title)
     return figure
 
 

@@ -138,7 +138,7 @@ def draw_errors(digit, pictures):
             for axes, number in zip(row, range(min(MAPS, error.shape[-1])), strict=False):
                 axes.imshow(error[..., number], "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             row[0].set_title(f"{kind}, {error.shape[0]}x{error.shape[1]}", fontsize=9)
-        shown.suptitle("The error on its way back", x=0.01, ha="left", fontsize=12, weight="bold")
+        lesson.headline(shown, "The error on its way back")
     return shown
 
 

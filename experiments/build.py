@@ -74,14 +74,13 @@ def network(config: dict, classes: int, axis: str | None):
 
 def load_dataset(config: dict, *, shape: tuple[int, int, int] | None = None) -> Dataset:
     """The data set, as a binary task where --positive asks for one; picture files are resized to `shape` if given."""
-    try:
+    with checks.usage_errors():
         data.find(config["dataset"])
         size, kind = config["image_size"], config["augment"]
         require(size is None or size > 0, f"--image_size={size}: must be more than 0")
         require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
         if config["model"] == "logistic" and config["positive"] is None:
             raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
-        require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
         if config["dry_run_data"]:
             dataset = generated.load(stream.view(size, kind) if size else None)
         else:
@@ -107,17 +106,11 @@ def load_dataset(config: dict, *, shape: tuple[int, int, int] | None = None) -> 
         if config["train_batches"]:
             dataset = cifar10.train_on(dataset, config["train_batches"])
         return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
-    except data.DataError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def describe(config: dict, dataset: Dataset) -> About:
     """The constants of a data set, from its training split; the covariance from a sample, where noise needs it."""
-    if "train" not in dataset.splits:
-        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
-    images = dataset.splits["train"][0]
+    images, _ = checks.train_split(dataset)
     streamed = isinstance(images, stream.Stream)
     mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
     covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config["colour_noise"] else ()
@@ -190,7 +183,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
     model = network(config, len(about.class_names), axis)
     rate, optimizer = gradient_descent(config, steps)
-    precision = {"dtype": None if config["dtype"] == "float32" else config["dtype"]}
+    precision = {"dtype": checks.lower_precision(config)}
     train_prepare, eval_prepare, input_shape = views.prepare(config, about)
     written_out = None
     if config["gradients"] == "backpropagation":

@@ -1,14 +1,41 @@
 """Checks of a run's flags against each other, its data and its network, before anything is computed."""
 
+import contextlib
 import math
+from typing import Any
 
 import jax
 
+import data
+from data.dataset import Dataset
 from experiments import views
 from experiments.flags import UsageError, require
 from models import table
 from train import parallel
 from train.task import Task
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """Inside it a ValueError is a UsageError, but a DataError itself."""
+    try:
+        yield
+    except data.DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def train_split(dataset: Dataset) -> tuple[Any, Any]:
+    """(images, labels) that are trained on."""
+    if "train" not in dataset.splits:
+        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
+    return dataset.splits["train"]
+
+
+def lower_precision(config: dict) -> str | None:
+    """The type that a network computes in where it is not its parameters' own."""
+    return None if config["dtype"] == "float32" else config["dtype"]
 
 
 def check(config: dict, examples: int, devices: int) -> int:

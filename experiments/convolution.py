@@ -21,7 +21,7 @@ from experiments import lesson
 from experiments.pooling import lines
 from models import initializers
 from models.layers import Conv, Dense, max_pool, relu
-from train import classification, figures
+from train import figures
 
 OPTIONS = {"steps": (300, "Training steps of each network.")}
 MAPS, WINDOW, SHIFTS = 8, 5, range(6)  # The last two in pixels.
@@ -133,14 +133,12 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     dataset, normalize = data.load("mnist5k"), functools.partial(augment.normalize, mean=(0.0,), std=(255.0,))
     found: dict[str, list] = {}
     for kind in NAMES:
-        task = classification.create(
-            model=OneLayer(kind),
-            optimizer=optax.adam(LEARNING_RATES[kind]),
+        task = lesson.create(
+            OneLayer(kind),
+            optax.adam(LEARNING_RATES[kind]),
             image_shape=(28, 28, 1),
             class_names=dataset.class_names,
-            train_prepare=lambda images, keys: normalize(images),
-            eval_prepare=normalize,
-            axis=None,
+            prepare=normalize,
         )
         make = functools.partial(measure, task, dataset.splits, steps=this.options["steps"])
         found[kind] = [this.piece(f"{kind}_{seed}", functools.partial(make, seed)) for seed in this.seeds]

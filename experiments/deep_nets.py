@@ -86,14 +86,12 @@ def tasks(
     drawn = {name: functools.partial(init, draw=draw) for name, draw in inits.items()}
     found: dict[tuple[str, str], Task] = {}
     for kind in activations:
-        task = classification.create(
-            model=DeepMLP(depth, width, kind),
-            optimizer=optimizer,
+        task = lesson.create(
+            DeepMLP(depth, width, kind),
+            optimizer,
             image_shape=shape,
             class_names=digits.class_names,
-            train_prepare=lambda images, keys: digits.prepare(images),
-            eval_prepare=digits.prepare,
-            axis=None,
+            prepare=digits.prepare,
         )
         found |= {(kind, name): task._replace(init=init) for name, init in drawn.items()}
     return found

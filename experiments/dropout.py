@@ -15,7 +15,7 @@ import numpy as np
 import data
 from experiments import flags, lesson
 from models.mlp import MLP
-from train import classification, figures, optimizers
+from train import figures, optimizers
 
 OPTIONS = {
     "seeds": (5, lesson.SEEDS[1]),
@@ -75,14 +75,12 @@ def _task(hidden: int, rate: float, steps: int, class_names):
         return images.astype(jnp.float32) / 255
 
     rates = optimizers.schedule("constant", learning_rate=LEARNING_RATE, steps=steps)
-    task = classification.create(
-        model=MLP(len(class_names), (hidden,), dropout=rate),
-        optimizer=optimizers.create("sgd", rates, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
+    task = lesson.create(
+        MLP(len(class_names), (hidden,), dropout=rate),
+        optimizers.create("sgd", rates, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
         image_shape=(28, 28, 1),
         class_names=class_names,
-        train_prepare=lambda images, keys: prepare(images),
-        eval_prepare=prepare,
-        axis=None,
+        prepare=prepare,
     )
 
     def init(key):
@@ -126,7 +124,7 @@ def draw_curves(found: dict[str, list[dict]], title: str):
     """Training accuracy above test accuracy, mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=5.0)
-        figure.suptitle(figures.wrapped(title, 50), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title, 50)
         panels, ends = figure.subplots(2, 1, sharex=True), []
         for axes, split in zip(panels, ("train", "test"), strict=True):
             lines = []

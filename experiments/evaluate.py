@@ -40,7 +40,6 @@ def segmenter(run: dict):
     """The same of a run of segment, whose pictures are resized to the run's."""
     from experiments import look_segmentation, segmentation
 
-    flags.require(TTA.value is None and not SKIP.value, "--tta and --skip_corrupt are for runs of classify")
     config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
     return config, setup, segmentation.load_dataset(config, split=SPLIT.value), look_segmentation.class_table
 
@@ -49,14 +48,8 @@ def generator(run: dict):
     """The same of a run of generate."""
     from experiments import generation, look_generation, views
 
-    flags.require(TTA.value is None and not SKIP.value, "--tta and --skip_corrupt are for runs of classify")
-    made_of = run["flags"]["dataset"]
-    flags.require(
-        DATASET.value in (None, made_of),
-        f"--dataset={DATASET.value}: the run is of {made_of}, which alone it can be scored on",
-    )
     flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
-    config = views.on_data(run["flags"], dataset=None, data_dir=DATA_DIR.value)
+    config = views.on_own_data(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
     config = config | {"eval_split": SPLIT.value or config["eval_split"]}
     dataset = generation.load_dataset(config)
     return config, generation.read_again(run | {"flags": config}, scored=True), dataset, look_generation.share_table
@@ -77,6 +70,8 @@ def main(argv) -> int:
     from experiments import build
 
     kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)
+    plain = TTA.value is None and not SKIP.value
+    flags.require(plain or kind is classifier, "--tta and --skip_corrupt are for runs of classify")
     config, setup, dataset, class_table = kind(run)
     if dataset.class_names != setup.about.class_names:
         ours, theirs = (list(names) for names in (setup.about.class_names, dataset.class_names))

@@ -8,7 +8,6 @@ is what the convolution itself gives, before any batch norm, pooling or activati
 
 import collections
 import functools
-import io
 
 import flax.linen as nn
 import jax
@@ -171,9 +170,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
     state = records.restore(setup, workdir, checkpoint)
     if layer == 1:
         filters = look.weight_pictures(state, config["model"], name, setup.input_shape)
-        png = io.BytesIO()
-        Image.fromarray(figures_filters.filter_grid(filters)).save(png, "PNG")
-        figures.write_atomically(path, png.getvalue())
+        look.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
         mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
         print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
         return 0

@@ -218,11 +218,12 @@ def values() -> dict:
     return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
 
 
-def check_devices(config: dict) -> None:
-    """Before any device is started: each needs an image of the batch at least."""
+def check_start(config: dict) -> None:
+    """Before any device is started: each needs an image of the batch at least; --dry_run_data is for dry runs."""
     devices, batch_size = config["devices"], config["batch_size"]
     if devices is not None and not 1 <= devices <= max(1, batch_size):
         raise UsageError(f"--devices={devices}: accepted are 1 to the batch size, {batch_size}")
+    require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
 
 
 def flagfile(config: dict) -> str:

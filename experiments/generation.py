@@ -12,8 +12,8 @@ import data
 import models
 from data import generated, stream
 from data.dataset import Dataset, pixel_statistics
-from experiments import build, look_generation, scorer
-from experiments.flags import UsageError, require
+from experiments import build, checks, look_generation, scorer
+from experiments.flags import require
 from models import dcgan
 from train import gan, loop, parallel, scores
 from train.task import Task
@@ -84,22 +84,15 @@ def load_dataset(config: dict) -> Dataset:
     require(size in (None, *dcgan.SIZES), f"--image_size={size}: accepted are 32 and 64")
     require(0 <= config["ema"] < 1, f"--ema={config['ema']}: accepted are values in [0, 1)")
     require(config["eval_split"] != "train", "--eval_split=train: samples are compared with pictures not trained on")
-    require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
     if config["dry_run_data"]:
         return _generated(size)
-    try:
+    with checks.usage_errors():
         return _load(config["dataset"], config["data_dir"], size)
-    except data.DataError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def describe(config: dict, dataset: Dataset) -> About:
     """The constants of a data set, from its training split."""
-    if "train" not in dataset.splits:
-        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
-    images = dataset.splits["train"][0]
+    images, _ = checks.train_split(dataset)
     return About(images.shape[1:], *pixel_statistics(images), dataset.class_names)
 
 
@@ -187,12 +180,12 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
         ema=config["ema"],
         axis=axis,
         shown=shown,
-        dtype=None if config["dtype"] == "float32" else config["dtype"],
+        dtype=checks.lower_precision(config),
     )
     return Generation(about, input_shape, model, task, rate, made.latents)
 
 
-def read_again(run: dict, *, scored: bool, **changed) -> Generation:
-    """The setup of run.json, on one device, with flags `changed`."""
+def read_again(run: dict, *, scored: bool) -> Generation:
+    """The setup of run.json, on one device."""
     about = About(*(tuple(run[name]) for name in About._fields))
-    return setup(run["flags"] | changed, about, devices=1, steps=run["steps"], scored=scored)
+    return setup(run["flags"], about, devices=1, steps=run["steps"], scored=scored)

@@ -93,7 +93,7 @@ def draw_histograms(found: dict, what: str, unit: str, title: str):
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.spines.left": False}):
         figure = figures.new_figure(height=5.7)
         panels = figure.subplots(len(found["glorot"][0][what]["std"]), 2, sharex=True)
-        figure.suptitle(figures.wrapped(title, 50), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title, 50)
         figure.supxlabel(unit, fontsize=11)
         for column, (name, colour) in enumerate((("standard", "eval"), ("glorot", "train"))):
             kept = found[name][0][what]

@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 
 from data import batches
 from experiments import flags
-from train import figures, folder, loop
+from train import classification, figures, folder, loop
 from train.task import Task
 
 SEEDS = (3, "Seeds 0, 1, ... that a claimed difference is measured over.")
@@ -77,6 +77,24 @@ class Lesson:
         place.mkdir(exist_ok=True)
         figures.save_figure(figure, place / f"{name}.png")
         self.figures.append((name, title, caption))
+
+
+def headline(figure, title: str, width: int = 48) -> None:
+    """A figure's title over all its panels, in lines of `width` characters."""
+    figure.suptitle(figures.wrapped(title, width), x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+def create(model, optimizer, *, image_shape, class_names, prepare: Callable) -> Task:
+    """The classification task of a network whose input is `prepare(images)` in training and in evaluation."""
+    return classification.create(
+        model=model,
+        optimizer=optimizer,
+        image_shape=image_shape,
+        class_names=class_names,
+        train_prepare=lambda images, keys: prepare(images),
+        eval_prepare=prepare,
+        axis=None,
+    )
 
 
 def mean_and_std(values) -> dict[str, float]:

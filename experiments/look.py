@@ -1,11 +1,14 @@
 """What a finished classifier's report shows."""
 
 import functools
+import io
+import pathlib
 import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
+from PIL import Image
 
 import models
 from experiments import views
@@ -45,6 +48,13 @@ def weight_pictures(state, model: str, layer: str, image_shape):
     else:
         kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
+
+
+def write_png(path: pathlib.Path, image: Image.Image) -> None:
+    """The picture as a PNG file, whole or not at all."""
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    draw.write_atomically(path, png.getvalue())
 
 
 def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:

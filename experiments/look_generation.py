@@ -1,7 +1,6 @@
 """Pictures of samples: while a run goes on, in its report, and as files."""
 
 import functools
-import io
 import pathlib
 
 import jax
@@ -63,9 +62,8 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    png = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, "PNG")
-    draw.write_atomically(path, png.getvalue())
+    """Pixels uint8 [H, W, C] as a PNG file."""
+    look.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
 def remember(workdir: str, predict, state, *, latents, classes: int, conditional: bool) -> None:

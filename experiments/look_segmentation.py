@@ -1,6 +1,5 @@
 """What a finished segmentation's report shows, and the pictures of masks."""
 
-import io
 import itertools
 import pathlib
 
@@ -65,9 +64,7 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
         over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
         whole.putpalette(colours[:-1].ravel().tolist())
         for path, image in zip(paths, (whole, over), strict=True):
-            png = io.BytesIO()
-            image.save(png, "PNG")
-            draw.write_atomically(path, png.getvalue())
+            look.write_png(path, image)
         rows.append((file, str(paths[0]), str(paths[1])))
     import matplotlib
 

@@ -134,7 +134,7 @@ def boundaries(found, seed: int, title: str):
     answers = LinearSegmentedColormap.from_list("answers", ["#bcdcf2", "#ffffff", "#f9d5b9"])
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.titlelocation": "center"}):
         figure = figures.new_figure(height=5.9)
-        figure.suptitle(figures.wrapped(title, 48), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title)
         panels = figure.subplots(len(DATA), len(METHODS))
         for (row, column), axes in np.ndenumerate(panels):
             name, method = list(DATA)[row], list(METHODS)[column]

@@ -20,7 +20,7 @@ from experiments import flags, lesson
 from models.cifar_resnet import Block
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, avg_pool, relu
-from train import classification, figures, optimizers
+from train import figures, optimizers
 
 DATASETS = ("auto", "cifar10", "mnist5k")
 OPTIONS = {
@@ -89,14 +89,12 @@ def create_task(dataset: Dataset, net: str, *, maps: int, pool: int, steps: int)
         return avg_pool(augment.normalize(images, mean, std), pool)
 
     schedule = optimizers.schedule("cosine", learning_rate=LEARNING_RATE, steps=steps)
-    return classification.create(
-        model=NarrowNet(len(dataset.class_names), depth, residual, maps),
-        optimizer=optimizers.create("adam", schedule, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
+    return lesson.create(
+        NarrowNet(len(dataset.class_names), depth, residual, maps),
+        optimizers.create("adam", schedule, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
         image_shape=(height // pool, width // pool, channels),
         class_names=dataset.class_names,
-        train_prepare=lambda images, keys: prepare(images),
-        eval_prepare=prepare,
-        axis=None,
+        prepare=prepare,
     )
 
 
@@ -125,7 +123,7 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.4)
         axes, ends = figure.add_subplot(), []
-        figure.suptitle(figures.wrapped(title, 50), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title, 50)
         for net, values in curves.items():
             depth, residual = NETS[net]
             part, style = "train" if residual else "eval", "-" if depth == 56 else (0, (3, 1.5))

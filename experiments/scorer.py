@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 import models
-from data import augment, batches
+from data import augment
 from data.dataset import pixel_statistics
+from experiments import lesson
 from experiments.compiled import cache_folder
-from train import classification, leaves, loop, optimizers, parallel
+from train import classification, leaves, loop, optimizers
 from train.figures import write_atomically
 from train.stop import Interrupted, Stop
 
@@ -85,16 +86,12 @@ def load(
 
 
 def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
-    state = jax.jit(task.init)(jax.random.key(SEED))
-    step = parallel.parallelize(task.train_step, 1, donate=True)
-    source = batches.train_batches(images, labels, batch_size=batch, seed=SEED)
-    for done in range(steps):
+    def watch(step, state):
+        del step, state
         if stop is not None and stop.number:
             raise Interrupted(stop.number, 0)
-        state, sums = step(state, next(source))
-        if done % 10 == 0:
-            jax.block_until_ready(sums)  # No more steps in the queue than a signal can wait for.
-    return state
+
+    return lesson.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
 
 
 def _read(path: pathlib.Path, like):
@@ -122,10 +119,3 @@ def _write(path: pathlib.Path, state) -> None:
         write_atomically(path, content.getvalue())
     except OSError as error:
         loop.say(f"the classifier is not kept in {path.parent}: {error.strerror or error}")
-
-
-def accuracy(classifier: Classifier, images, labels) -> float:
-    """Share of right answers."""
-    step = jax.jit(lambda images: classifier.features(images)[1].argmax(-1))
-    found = [np.asarray(step(images[i : i + 250])) for i in range(0, len(labels), 250)]
-    return float((np.concatenate(found) == labels).mean())

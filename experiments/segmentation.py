@@ -11,7 +11,7 @@ import numpy as np
 import models
 from data import augment, camvid, digit_scenes
 from data.dataset import Dataset, pixel_statistics
-from experiments import build, views
+from experiments import build, checks, views
 from experiments.build import Setup
 from experiments.flags import UsageError, require
 from train import loop, parallel, segmentation
@@ -62,7 +62,6 @@ def load_dataset(config: dict, *, split: str | None = None) -> Dataset:
     if scenes and "train" in (split, config["eval_split"]):
         flag = "split" if split else "eval_split"
         raise UsageError(f"--{flag}=train: digit_scenes composes a step's scenes afresh; test is accepted")
-    require(not config["dry_run_data"] or config["dry_run"], "--dry_run_data is for --dry_run")
     if config["dry_run_data"] and not scenes:
         return generated(size)
     return _load(config["dataset"], config["data_dir"], size, split)
@@ -77,10 +76,8 @@ def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def describe(config: dict, dataset: Dataset) -> About:
     """The constants of a data set, from its training split."""
-    if "train" not in dataset.splits:
-        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
-    scenes = dataset.name == "digit_scenes"
-    images, labels = _composed(dataset) if scenes else dataset.splits["train"]
+    train, scenes = checks.train_split(dataset), dataset.name == "digit_scenes"
+    images, labels = _composed(dataset) if scenes else train
     kind = config["class_weights"] or ("scenes" if scenes else "published")
     require(not (scenes and kind == "published"), "--class_weights=published is for --dataset=camvid")
     classes = dataset.class_names
@@ -135,7 +132,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     rate, optimizer = build.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
     model = network(config, about, axis=axis, sync_bn=config["sync_bn"])
-    dtype, statistics = None if config["dtype"] == "float32" else config["dtype"], None
+    dtype, statistics = checks.lower_precision(config), None
     if config["exact_batch_norm"]:
         statistics = exact(config, about, devices=devices, dtype=dtype, train=train, evaluation=evaluation)
     task = segmentation.create(
@@ -179,11 +176,7 @@ def exact(config: dict, about: About, *, devices: int, dtype: str | None, train,
 
 def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, Setup]:
     """(flags of the data to score, the run's setup): those given, or where both are None the run's own."""
-    made_of = run["flags"]["dataset"]
-    require(
-        dataset in (None, made_of), f"--dataset={dataset}: the run is of {made_of}, which alone it can be scored on"
-    )
-    config = views.on_data(run["flags"], dataset=dataset, data_dir=data_dir)
+    config = views.on_own_data(run, dataset=dataset, data_dir=data_dir)
     if config["dataset"] != "digit_scenes":
         config = config | {"image_size": "x".join(map(str, run["image_shape"][:2]))}
     return config, read_again(run)

@@ -16,7 +16,7 @@ import models
 from data import augment
 from data.dataset import pixel_statistics
 from experiments import lesson
-from train import classification, figures, optimizers
+from train import figures, optimizers
 from train.task import Task
 
 OPTIONS = {"steps": (200, "Training steps of 64 digits.")}
@@ -59,14 +59,12 @@ def create(steps: int) -> Task:
     images, _ = data.load("mnist5k").splits["train"]
     mean, std = pixel_statistics(images)
     rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
-    return classification.create(
-        model=models.create("cnn", 10),
-        optimizer=optimizers.create("sgd", rate, momentum=0.9, nesterov=True, weight_decay=0.0005),
+    return lesson.create(
+        models.create("cnn", 10),
+        optimizers.create("sgd", rate, momentum=0.9, nesterov=True, weight_decay=0.0005),
         image_shape=images.shape[1:],
         class_names=[str(digit) for digit in range(10)],
-        train_prepare=lambda images, keys: augment.normalize(images, mean, std),
-        eval_prepare=lambda images: augment.normalize(images, mean, std),
-        axis=None,
+        prepare=lambda images: augment.normalize(images, mean, std),
     )
 
 
@@ -93,7 +91,7 @@ def measure(seed: int, steps: int) -> dict[str, Any]:
 
 def titled_figure(height: float, title: str):
     figure = figures.new_figure(height=height)
-    figure.suptitle(figures.wrapped(title, 48), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    lesson.headline(figure, title)
     return figure
 
 

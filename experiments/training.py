@@ -28,7 +28,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     config = flags.values()
     if not config["workdir"]:
         raise flags.UsageError("--workdir=FOLDER is needed: the run is kept there")
-    flags.check_devices(config)
+    flags.check_start(config)
     from train import checkpoint, folder, loop, parallel, processes, task
 
     devices, line = parallel.start_devices(config["devices"], group=[config[name] for name in flags.GROUP])

@@ -59,7 +59,7 @@ def draw_norms(found: dict, when: str, title: str):
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1, sharex=True, sharey=True)
-        figure.suptitle(figures.wrapped(title, 50), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        lesson.headline(figure, title, 50)
         ends: dict[str, list[tuple[float, str, str]]] = {init: [] for init in INITS}
         for axes, init in zip(panels, INITS, strict=True):
             axes.set(yscale="log", ylabel="norm of the gradient")

@@ -24,6 +24,15 @@ def read_picture(file: str, run: dict) -> np.ndarray:
     return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
+def on_own_data(run: dict, *, dataset: str | None, data_dir: str | None) -> dict:
+    """`on_data` with the run's flags. Raises UsageError for another data set than the run's own."""
+    made_of = run["flags"]["dataset"]
+    require(
+        dataset in (None, made_of), f"--dataset={dataset}: the run is of {made_of}, which alone it can be scored on"
+    )
+    return on_data(run["flags"], dataset=dataset, data_dir=data_dir)
+
+
 def on_data(config: dict, *, dataset: str | None, data_dir: str | None) -> dict:
     """The flags with another data set or folder, where these are not None; one's folder is not another's."""
     if dataset not in (None, config["dataset"]):

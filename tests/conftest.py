@@ -12,6 +12,8 @@ from absl import flags
 ROOT = pathlib.Path(__file__).parent.parent
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Half of the suite's time was LLVM polishing programs that run once; the numbers do not depend on it.
+jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS(sys.argv[:1], known_only=True)
 
 
@@ -25,6 +27,7 @@ def mnist5k():
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     names = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT)}
+    names["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     names.pop("XLA_FLAGS", None)
     return names
 

@@ -10,15 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from outcome import TIMES, result, same
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--model=cnn", "--augment=digits", "--batch_size=32", "--log_every=7", "--eval_every=20", "--dropout=0.2"]
-
-
-def result(done):
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +23,10 @@ def whole(start, tmp_path_factory):
     return workdir, result(start("classify", f"--workdir={workdir}", "--steps=60", *SMALL))
 
 
-TIMES = {"seconds", "compile_seconds", "images_per_second", "workdir"}
-
-
 def rows(workdir):
     lines = (pathlib.Path(workdir) / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
     return [{k: v for k, v in zip(names, line.split(","), strict=True) if k not in TIMES} for line in lines[1:]]
-
-
-def same(one, other):
-    return {k: v for k, v in one.items() if k not in TIMES} == {k: v for k, v in other.items() if k not in TIMES}
 
 
 def test_what_a_run_leaves_behind(whole):

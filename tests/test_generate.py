@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from outcome import result, same
 from PIL import Image
 
 from experiments import generation, look_generation, scorer
@@ -31,16 +32,6 @@ def root(tmp_path_factory):
     return place
 
 
-def result(done):
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def same(one, other):
-    names = one.keys() - {"seconds", "compile_seconds", "images_per_second", "workdir"}
-    assert {name: one[name] for name in names} == {name: other[name] for name in names}
-
-
 def test_a_run(root, start, tmp_path):
     run = [*SHORT, f"--data_dir={root}", "--conditional"]
     workdir = tmp_path / "whole"
@@ -57,7 +48,7 @@ def test_a_run(root, start, tmp_path):
     with Image.open(shown[0]) as grid:  # Two classes, two columns; cropped as the pictures are.
         assert grid.size == (2 * 30, 8 * 30)
     assert json.loads((workdir / "run.json").read_text())["classifier"]
-    same(whole, result(start("evaluate", f"--workdir={workdir}")))
+    assert same(whole, result(start("evaluate", f"--workdir={workdir}")))
 
     # Killed before its last step: the rest has the same bits, both optimizers, statistics and the average too.
     again = tmp_path / "again"
@@ -66,7 +57,7 @@ def test_a_run(root, start, tmp_path):
     (again / "summary.json").unlink()
     done = start("generate", f"--workdir={again}", *run)
     assert "going on from step 3" in done.stderr and "training the classifier" not in done.stderr
-    same(whole, result(done))
+    assert same(whole, result(done))
 
     made = [tmp_path / name for name in ("one", "two")]
     for out, seed in zip(made, (3, 4), strict=True):

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from outcome import result, same
 from PIL import Image
 
 import models
@@ -44,16 +45,6 @@ def root(tmp_path_factory):
     return place
 
 
-def result(done):
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def same(one, other):
-    names = one.keys() - {"seconds", "compile_seconds", "images_per_second", "workdir"}
-    assert {name: one[name] for name in names} == {name: other[name] for name in names}
-
-
 def test_a_run_on_camvid(root, start, tmp_path):
     run = [*CAMVID, *SHORT, f"--data_dir={root}", "--steps=12"]
     workdir = tmp_path / "whole"
@@ -78,7 +69,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     assert whole["global_accuracy"] > 0.5 and 0 <= whole["boundary_f1"] <= 1
     for name in ("flags.txt", "run.json", "metrics.csv", "report.html", "figures/predictions.png"):
         assert (workdir / name).exists()
-    same(whole, result(start("evaluate", f"--workdir={workdir}")))
+    assert same(whole, result(start("evaluate", f"--workdir={workdir}")))
     with pytest.raises(UsageError, match="--dataset=digit_scenes: the run is of camvid"):
         segmentation.for_evaluation(records.load_run(str(workdir)), dataset="digit_scenes", data_dir=None)
 
@@ -89,7 +80,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     (again / "summary.json").unlink()
     done = start("segment", f"--workdir={again}", *run)
     assert "going on from step 11" in done.stderr
-    same(whole, result(done))
+    assert same(whole, result(done))
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
     assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
 
