@@ -98,7 +98,8 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
         found[os.path.basename(name.strip())] = places[label]
     missing = [path for path in paths if os.path.basename(path) not in found]
     if missing:
-        raise DataError(f"{labels} names no class for {os.path.basename(missing[0])} and {len(missing) - 1} more")
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{labels} names no class for {os.path.basename(missing[0])}{others}")
     return [(path, found[os.path.basename(path)]) for path in paths]
 
 

@@ -70,6 +70,8 @@ def load(
 
 def how(name: str, root: pathlib.Path) -> str:
     """What to run. Not `tfds build`: tfds' command line needs Apache Beam too."""
+    if name == "tfds:pictures":
+        return f"run `python -m experiments.prepare --dataset=folder --data_dir=FOLDER --shards={root}`"
     arguments = f"{name.removeprefix('tfds:')!r}, data_dir={str(root)!r}, file_format='array_record'"
     code = f"import tensorflow_datasets as tfds; tfds.builder({arguments}).download_and_prepare()"
     return f"run `python -c \"{code}\"` (it needs TensorFlow, once: pip install -e '.[prepare]')"

@@ -49,7 +49,7 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
             if name.endswith(".tar"):
                 target /= name.removesuffix(".tar")
                 _claim(parents, target, member.name)
-                count += _class(stream, target, bar, member.name)
+                count += _class(stream, target, bar, f"{source}, in it {member.name},")
             else:
                 target = target / folder if plain(folder) and not flat else target
                 _claim(parents, target, parent)

@@ -66,8 +66,9 @@ def network(config: dict, classes: int, axis: str | None):
             from models.layers import activation
 
             activation(values["activation"])
-        devices = {"axis_name": axis, "sync_bn": config["sync_bn"]}
-        return models.create(config["model"], classes, **values, **{k: v for k, v in devices.items() if k in known})
+        settings = {"axis_name": axis, "sync_bn": config["sync_bn"]}
+        settings["author_weights"] = config.get("parameter_groups") == "author"
+        return models.create(config["model"], classes, **values, **{k: v for k, v in settings.items() if k in known})
     except ValueError as error:
         raise UsageError(str(error)) from None
 

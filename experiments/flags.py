@@ -68,7 +68,10 @@ def define_training_flags() -> None:
     flags.DEFINE_list("drops", ["0.5", "0.75"], "Schedule step: shares of the run after which the rate drops.")
     flags.DEFINE_float("drop_factor", 10.0, "Schedule step: what the rate is divided by at a drop.")
     flags.DEFINE_enum(
-        "parameter_groups", "none", ["none", "author"], "Rates and decays by leaf as the author set them."
+        "parameter_groups",
+        "none",
+        ["none", "author"],
+        "author: rates and decays by leaf as the network's author set them, and alexnet_owt's initial weights.",
     )
     flags.DEFINE_integer("warmup_steps", 0, "Steps of linear warm-up.")
     flags.DEFINE_integer("seed", 0, "Seed of initialisation, order, augmentation and dropout.")

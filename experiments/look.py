@@ -3,7 +3,6 @@
 import functools
 import io
 import pathlib
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -83,7 +82,6 @@ def write_page(folder, *, layers, figures, tables, headline, skip, summary, comm
         ],
         resume_note="The same command, started again in the same folder, goes on where the run stopped.",
     )
-    print(f"report: {folder / 'report.html'}", file=sys.stderr, flush=True)
 
 
 def write_report(folder, setup, *, test, result, summary, command: str) -> None:

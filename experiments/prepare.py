@@ -93,7 +93,8 @@ def pictures(source: pathlib.Path | None) -> int:
         print(f"{count:,} pictures in {root}", file=sys.stderr)
     if SHARDS.value:
         if store.exists(pathlib.Path(SHARDS.value), "pictures", prefix=""):
-            print(f"pictures are prepared already in {SHARDS.value}; removed, they are made anew", file=sys.stderr)
+            place = pathlib.Path(SHARDS.value, "pictures")
+            print(f"{place} is there already and stays as it is; to make it anew, remove it first", file=sys.stderr)
             return 0
         _, files, names = folder.listing(root)
         place = store.write_pictures(pathlib.Path(SHARDS.value), "pictures", files, names)

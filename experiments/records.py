@@ -57,7 +57,7 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config.get("fc_update") == "accumulate" else set())
     differing = sorted(k for k in config.keys() | old.keys() if k not in free and old.get(k) != config.get(k))
     if differing or run.get("task") != setup.task.name:
-        pairs = "; ".join(f"--{k}: {old.get(k)} there, {config.get(k)} here" for k in differing)
+        pairs = "; ".join(f"--{k}: {given(old.get(k))} there, {given(config.get(k))} here" for k in differing)
         raise folder.FolderError(
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
@@ -78,10 +78,16 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     return finished if finished and {setup.task.best[0], "fingerprint", "split", "step"} <= finished.keys() else None
 
 
+def given(value) -> str:
+    """A flag's value, as a message names it."""
+    return "(not given)" if value is None else str(value)
+
+
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
     """A folder inside the run's own that is removed when the process ends: a dry run leaves nothing behind."""
     place = tempfile.mkdtemp(prefix="dry_run_", dir=home.path)
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    atexit.register(home.remove_if_made)
+    atexit.register(shutil.rmtree, place, ignore_errors=True)  # The last that is registered runs first.
     return folder.RunFolder(place)
 
 
@@ -112,7 +118,8 @@ def initial_state(config: dict, state: State) -> State:
     for name in SENSE if encoder is None else ():
         there, here = theirs.get(name), config.get(name)
         if (there or None) != (here or None):
-            raise flags.UsageError(f"--init_from={config['init_from']} has --{name}={there}, this run --{name}={here}")
+            both = f"has --{name}={given(there)}, this run --{name}={given(here)}"
+            raise flags.UsageError(f"--init_from={config['init_from']} {both}")
     parts: tuple[str, ...] = (".params", ".batch_stats")
     if encoder is not None:
         parts = tuple(f"{part}['{layer}" for part in parts for layer in encoder)
@@ -234,11 +241,11 @@ def say_finished(summary: dict) -> int:
 class Progress:
     """A bar on a terminal, log lines elsewhere; both on standard error."""
 
-    def __init__(self, start: int, steps: int):
-        self.steps, self.bar, self.start = steps, None, start
+    def __init__(self, start: int, steps: int, *, shown: bool):
+        self.steps, self.bar, self.start, self.shown = steps, None, start, shown and processes.is_main()
 
     def __enter__(self):
-        if sys.stderr.isatty() and processes.is_main():
+        if sys.stderr.isatty() and self.shown:
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.steps, initial=self.start, unit="step", file=sys.stderr)
@@ -260,7 +267,7 @@ class Progress:
         if self.bar is not None:
             self.bar.n = step
             self.bar.set_postfix(shown)
-        elif "eval_loss" in row and processes.is_main():
+        elif "eval_loss" in row and self.shown:
             print(
                 f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()),
                 file=sys.stderr,

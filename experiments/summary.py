@@ -64,8 +64,12 @@ def main(argv) -> int:
         raise flags.UsageError(str(error)) from None
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
     bytes_of: dict[str, dict] = {}
+    asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
+    for option, given in asked.items():
+        flags.require(
+            given is None or bool(PARALLELISM.value), f"--{option}={given} needs --parallelism=data or hybrid"
+        )
     if PARALLELISM.value:
-        asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
         bytes_of = traffic.report(model, image_shape, hybrid=PARALLELISM.value == "hybrid", **asked)
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))

@@ -91,6 +91,10 @@ def report(model, image_shape, *, hybrid: bool, devices, batch_size, mesh, figur
         hosts, local = (int(number) for number in match.groups()) if match else (1, 1)
         require(devices in (None, hosts * local), f"--devices={devices} is not --mesh={mesh}")
         devices = hosts * local
+    require(figure is None or mesh is None, f"--figure={figure} is for devices of one host, without --mesh")
+    require(
+        figure is None or figure.lower().endswith(".png"), f"--figure={figure}: accepted is the name of a .png file"
+    )
     require(devices is not None and devices > 1, f"--devices={devices}: --parallelism needs 2 or more")
     hosts, local = (hosts, local) if mesh else (1, devices)
     require(

@@ -1,12 +1,16 @@
 """What classify, segment and generate do: one run, from its flags to its report."""
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import flags
-from train.stop import Stop
+from train.stop import Interrupted, Stop
+
+# What a dry run's summary has: no scores of two steps.
+DRY = ("model", "dataset", "split", "examples", "step", "parameters", "seconds", "compile_seconds")
 
 
 class Kind(NamedTuple):
@@ -77,7 +81,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     every, part, flip = config["eval_every"] or max(1, -(-steps // 10)), processes.part(), config.get("alternate_flip")
     plan = loop.Plan(steps, every, config["log_every"], config["save_every"])
     metrics = folder.MetricsFile(home.path, records.columns(setup.task), step=min(start, record.get("reported", 0)))
-    with records.Progress(start, steps) as progress:
+    with records.Progress(start, steps, shown=not config["dry_run"]) as progress, nothing_kept(config["dry_run"]):
         result = loop.train(
             state,
             task=setup.task,
@@ -99,11 +103,25 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     if not processes.is_main():
         return 0
 
-    # --- What the run leaves behind.
+    # --- What the run leaves behind; a dry run shows that it could.
     summary = records.summary(config, setup, result, split, len(test_labels), str(home.path))
     line = f"python -m experiments.{command} {shlex.join(flags.flagfile(config).split(chr(10))[:-1])}"
     report(home.path, setup, test=(test_images, test_labels), result=result, summary=summary, command=line)
     records.write_end(home, summary)
-    loop.say(f"{'dry run, its folder is removed' if config['dry_run'] else 'done'}: {records.headline(summary)}")
+    if config["dry_run"]:
+        loop.say("dry run passed: two small steps, an evaluation, a checkpoint and a report; nothing of it is kept")
+        summary = {name: summary[name] for name in DRY}
+    else:
+        loop.say(f"report: {home.path / 'report.html'}")
+        loop.say(f"done: {records.headline(summary)}")
     print(json.dumps(summary))
     return 0
+
+
+@contextlib.contextmanager
+def nothing_kept(dry: bool):
+    """Inside it an interruption of a `dry` run does not claim that the run goes on."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.number, None) if dry else stopped from None

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 
+from models.initializers import fan_in_uniform, normal, uniform
 from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
 
 # The author's rates and decays: biases learn twice as fast and do not decay.
@@ -21,6 +22,24 @@ PEER_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 1
     "logits": "classifier.6",
 }
 FLATTENED = {"fc6": 256}
+# Side, stride and padding of the five convolutions.
+WINDOWS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+# The author's initial weights: the normal distribution's standard deviation, and the bias.
+AUTHOR_WEIGHTS = {
+    **{"conv1": (0.01, 0), "conv2": (0.01, 1), "conv3": (0.03, 0), "conv4": (0.03, 1), "conv5": (0.03, 1)},
+    **{"fc6": (0.01, 1), "fc7": (0.01, 1), "logits": (0.01, -7)},
+}
+
+
+class FanInDense(nn.Module):
+    """A dense layer [B, M] -> [B, features] whose weights and biases both start from U(+-1 / sqrt(M))."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features))
+        return x @ kernel + self.param("bias", uniform(x.shape[-1] ** -0.5), (self.features,))[None]
 
 
 class AlexNetOWT(nn.Module):
@@ -28,6 +47,8 @@ class AlexNetOWT(nn.Module):
 
     Dropout of one half comes before fc6 and fc7, or with `dropout_after` behind them, as the author has it.
     `local_response_norm` adds the author's two layers: conv1 - norm - pool - ReLU, and conv2 - ReLU - norm - pool.
+    Weights and biases start from U(+-1 / sqrt(fan_in)), as for the published 43.4 % (torchvision), or with
+    `author_weights` from the author's normal distributions and constants.
 
     With `shards` K the dense layers hold one K-th of their columns, filled up to a multiple, on each device of
     `axis_name`; the logits are this device's.
@@ -39,18 +60,26 @@ class AlexNetOWT(nn.Module):
     dropout: float = 0.5
     dropout_after: bool = False
     local_response_norm: bool = False
+    author_weights: bool = False
     axis_name: str | None = None
     widths: Sequence[int] = (64, 192, 384, 256, 256)
     units: int = 4096
     shards: int = 1
 
     def setup(self):
-        self.conv1 = Conv(self.widths[0], (11, 11), strides=4, padding=((2, 2), (2, 2)))
-        self.conv2 = Conv(self.widths[1], (5, 5), padding=((2, 2), (2, 2)))
-        self.conv3, self.conv4, self.conv5 = (Conv(w, (3, 3), padding=((1, 1), (1, 1))) for w in self.widths[2:])
-        self.fc6, self.fc7, self.logits = (
-            Dense(-(-columns // self.shards)) for columns in (self.units, self.units, self.num_classes)
-        )
+        def author(name):
+            std, bias = AUTHOR_WEIGHTS[name]
+            return {"kernel_init": normal(std), "bias_init": nn.initializers.constant(bias)}
+
+        geometry = zip(WINDOWS, (3, *self.widths), self.widths, strict=False)
+        for i, ((side, stride, edge), inputs, width) in enumerate(geometry, 1):
+            start = {"kernel_init": fan_in_uniform, "bias_init": uniform((side * side * inputs) ** -0.5)}
+            start = author(f"conv{i}") if self.author_weights else start
+            layer = Conv(width, (side, side), strides=stride, padding=((edge, edge), (edge, edge)), **start)
+            setattr(self, f"conv{i}", layer)
+        for name, columns in (("fc6", self.units), ("fc7", self.units), ("logits", self.num_classes)):
+            own = -(-columns // self.shards)
+            setattr(self, name, Dense(own, **author(name)) if self.author_weights else FanInDense(own))
         self.drop = Dropout(self.dropout, self.axis_name)
 
     def features(self, x, train: bool = False):

@@ -28,10 +28,20 @@ def kaiming_normal(key, shape, dtype=jnp.float32):
     return normal(math.sqrt(2 / fans(shape)[0]))(key, shape, dtype)
 
 
+def uniform(limit: float):
+    """U(+-limit)."""
+    return lambda key, shape, dtype=jnp.float32: limit * (2 * _draw(jax.random.uniform, key, shape, dtype) - 1)
+
+
+def fan_in_uniform(key, shape, dtype=jnp.float32):
+    """U(+-1 / sqrt(fan_in)) (LeCun et al. 1998, "Efficient backprop", section 4.6, as torch has it: a third of the
+    variance that keeps a linear layer's signal, a sixth of Kaiming's)."""
+    return uniform(1 / math.sqrt(fans(shape)[0]))(key, shape, dtype)
+
+
 def glorot_uniform(key, shape, dtype=jnp.float32):
     """U(+-sqrt(6 / (fan_in + fan_out))) (Glorot & Bengio 2010, "Understanding the difficulty", eq. 16)."""
-    limit = math.sqrt(6 / sum(fans(shape)))
-    return limit * (2 * _draw(jax.random.uniform, key, shape, dtype) - 1)
+    return uniform(math.sqrt(6 / sum(fans(shape))))(key, shape, dtype)
 
 
 def dirac(key, shape, dtype=jnp.float32):

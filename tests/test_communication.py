@@ -6,6 +6,7 @@ import pytest
 
 import models
 from experiments import traffic
+from experiments.flags import UsageError
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from train import communication
@@ -71,6 +72,23 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
     assert sent("hybrid", 8) < hosts < sent("hybrid", 32)
 
 
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"figure": "x.pdf"}, "--figure=x.pdf: accepted is the name of a .png file"),
+        ({"figure": "x.png", "mesh": "2x2"}, "--figure=x.png is for devices of one host, without --mesh"),
+        ({"mesh": "2x3"}, "--devices=4 is not --mesh=2x3"),
+        ({"mesh": "4"}, "--mesh=4: accepted is HOSTSxLOCAL"),
+        ({"devices": 1}, "--devices=1: --parallelism needs 2 or more"),
+        ({"batch_size": 10}, "--batch_size=10: must be given and divide by 4 devices"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(wrong, named):
+    asked = {"devices": 4, "batch_size": 16, "mesh": None, "figure": None} | wrong
+    with pytest.raises(UsageError, match=named):
+        traffic.report(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3), hybrid=True, **asked)
+
+
 def test_summary_counts_as_a_user_starts_it(start):
     done = start("summary", "--model=cifar_resnet20", "--json")  # Of colour pictures of 32 pixels, without being told.
     assert json.loads(done.stdout)["parameters"] == 269_722, done.stderr
@@ -79,5 +97,7 @@ def test_summary_counts_as_a_user_starts_it(start):
     done = start("summary", "--model=mlp", "--parallelism=data", "--devices=2", "--batch_size=8", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    done = start("summary", "--model=mlp", "--devices=2")
+    assert done.returncode == 2 and "--devices=2 needs --parallelism=data or hybrid" in done.stderr
     counts = traffic.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
     assert found["data"] == counts and found["parameters"] == 235_146

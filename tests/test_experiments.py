@@ -151,10 +151,11 @@ def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tm
 @pytest.mark.parametrize("model", ["mlp", "logistic"])
 def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
-    assert (
-        result(start("classify", f"--workdir={tmp_path / 'w'}", f"--model={model}", "--dry_run", *extra))["step"] == 2
-    )
-    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
+    done = start("classify", f"--workdir={tmp_path / 'v/w'}", f"--model={model}", "--dry_run", *extra)
+    summary = result(done)
+    assert summary["step"] == 2 and summary["parameters"] > 0 and not summary.keys() & {"loss", "accuracy"}
+    assert "nothing of it is kept" in done.stderr and not any(word in done.stderr for word in ("loss", "report:"))
+    assert list(tmp_path.iterdir()) == []
     described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
 
@@ -162,7 +163,10 @@ def test_dry_run_and_summary(start, tmp_path, model):
 def test_a_dry_run_on_generated_pictures(start, tmp_path):
     flags = ["--model=mlp", "--hidden=4", "--dataset=folder", "--data_dir=absent", "--dry_run", "--dry_run_data"]
     flags += ["--image_size=32", "--augment=crop", "--colour_noise=0.1", "--tta=ten_view"]
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/mine").touch()
     done = result(start("classify", f"--workdir={tmp_path / 'w'}", *flags))
+    assert {path.name for path in (tmp_path / "w").iterdir()} == {"mine", ".lock"}
     assert done["examples"] == 2 and done["parameters"] == 3 * 32 * 32 * 4 + 4 + 4 * 1000 + 1000
     done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run_data")
     assert done.returncode == 2 and "--dry_run_data is for --dry_run" in done.stderr

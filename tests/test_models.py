@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import models
+from experiments import build
 from models import dcnn, initializers, kernels, layers, table
 from models.cifar_resnet import Block
 
@@ -227,3 +228,30 @@ def test_a_convolution_has_xlas_gradients(monkeypatch, shape, features, window, 
         monkeypatch.setattr(kernels, "PIECE_BYTES", piece_bytes)
         for ours, other in zip(jax.jit(lambda: gradients(layers.conv_general_dilated))(), theirs, strict=True):
             np.testing.assert_allclose(ours, other, atol=2e-6 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize("author", [False, True])
+def test_alexnet_starts_as_its_source(author):
+    model = models.create("alexnet_owt", 1000, author_weights=author)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    stds = {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+    biases = {"conv1": 0, "conv2": 1, "conv3": 0, "conv4": 1, "conv5": 1, "fc6": 1, "fc7": 1, "logits": -7}
+    assert params.keys() == biases.keys()
+    for name, layer in params.items():
+        kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+        bound = np.prod(kernel.shape[:-1]) ** -0.5
+        if author:
+            assert kernel.std() == pytest.approx(stds.get(name, 0.01), rel=0.02)
+            assert abs(kernel).max() > 3 * kernel.std()
+            assert (bias == biases[name]).all()
+        else:
+            for values, slack in ((kernel, 0.01), (bias, 0.3)):
+                assert abs(values).max() == pytest.approx(bound, rel=slack / 3) and abs(values).max() < 1.0001 * bound
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=slack)
+
+
+def test_author_groups_set_alexnets_first_weights():
+    config = dict.fromkeys(build.MODEL_FLAGS) | {"model": "alexnet_owt", "sync_bn": True}
+    for groups in ("none", "author"):
+        made = build.network(config | {"parameter_groups": groups}, 10, None)
+        assert made.author_weights == (groups == "author")

@@ -78,7 +78,7 @@ def stop_second(pair, workdir):
 def test_two_processes_train_stop_and_go_on_together(tmp_path):
     run = ["--model=mlp", "--dropout=0.2", "--augment=digits", *COMMON]
     status, whole, error = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run))
-    assert status == 0 and whole["step"] == 160 and "2 cpu devices (simulated) in 2 processes" in error
+    assert status == 0 and whole["step"] == 160 and "2 cpu devices in 2 processes" in error
     _, summary, _ = finish(launch(tmp_path, f"--workdir={tmp_path / 'alone'}", "--devices=2", *run, count=1))
     assert summary["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
     assert summary["loss"] == pytest.approx(whole["loss"], rel=1e-3)
@@ -141,3 +141,26 @@ def test_the_processes_rows_are_those_of_the_whole_batch(streamed):
         for whole, *parts in zip(make((0, 1)), make((0, 2)), make((1, 2)), strict=True):
             for name, expected in whole.items():
                 np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected)
+
+
+WAITING = """
+import sys
+from train import processes
+
+processes.WAIT = int(sys.argv[3])
+print("waits", flush=True)
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_left_alone_ends_at_a_signal_or_with_one_line(index):
+    command = [sys.executable, "-c", WAITING, f"localhost:{free_port()}", str(index)]
+    done = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.startswith("error: the processes at localhost:"), done.stderr
+    assert done.stderr.endswith("did not find each other in 2 s\n") and done.stderr.count("\n") == 1
+    with subprocess.Popen([*command, "200"], stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout and waiting.stdout.readline() == "waits\n"
+        time.sleep(1)
+        waiting.terminate()
+        assert waiting.wait(timeout=20) == -signal.SIGTERM

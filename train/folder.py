@@ -29,6 +29,7 @@ class RunFolder:
 
     def __init__(self, workdir: str):
         self.path = pathlib.Path(workdir).absolute()
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open: the lock dies with the process.
@@ -42,6 +43,15 @@ class RunFolder:
 
     def close(self) -> None:
         self._lock.close()
+
+    def remove_if_made(self) -> None:
+        """Removes the folders that were made for this run, as far as nothing else lies in them."""
+        if self._made:
+            (self.path / ".lock").unlink(missing_ok=True)
+        for path in self._made:
+            if any(path.iterdir()):
+                return
+            path.rmdir()
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name

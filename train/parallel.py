@@ -56,7 +56,7 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
     if used > len(devices) or (together > 1 and used != len(devices)):
         where = "this machine has" if together == 1 else f"{together} processes have"
         raise DeviceError(f"--devices={used}: {where} {len(devices)}")
-    simulated = " (simulated)" if cpu and used > 1 else ""
+    simulated = " (simulated)" if cpu and used > together else ""
     simulated += f" in {together} processes" if together > 1 else ""
     return used, f"{used} {devices[0].device_kind} device{'s' if used > 1 else ''}{simulated}"
 

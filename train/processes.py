@@ -6,6 +6,9 @@ Every process runs the same program. Process 0 alone writes the run's folder; th
 import json
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +18,15 @@ from jax.experimental import multihost_utils
 
 from train import leaves
 
+WAIT = 300  # Seconds for the processes to find each other.
+
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Connects to the other processes, if there are any: those that the arguments name, or those of a SLURM step, a TPU
     pod or an indexed Kubernetes job, which jax finds by itself. Call it before the first array.
 
-    Raises ValueError where the arguments are incomplete, ConnectionError where the others don't answer.
+    Raises ValueError where the arguments are incomplete. A process whose others don't answer ends with status 1, or at
+    a signal: nothing is begun, and jax would end it too, with a stack of C++.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise ValueError(f"--coordinator_address={coordinator}: accepted is HOST:PORT")
@@ -34,10 +40,23 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif not _launched():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    for number in (signal.SIGTERM, signal.SIGINT):  # A handler in Python would wait for the end of the call.
+        signal.signal(number, signal.SIG_DFL)
+    where = f"at {coordinator}" if coordinator else "that the launcher named"
+    limit = threading.Timer(WAIT, _give_up, [f"the processes {where} did not find each other in {WAIT} s"])
+    limit.daemon = True
+    limit.start()
     try:
-        jax.distributed.initialize(coordinator, count, index)
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=10 * WAIT)
     except RuntimeError as error:
         raise ConnectionError(f"the processes don't find each other: {' '.join(str(error).split())}") from None
+    finally:
+        limit.cancel()
+
+
+def _give_up(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _launched() -> bool:

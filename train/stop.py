@@ -4,11 +4,12 @@ import signal
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
+    """A signal asked the run to stop; its state is saved, or with a step of None there is nothing to keep."""
 
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.exit_status = 128 + number
+    def __init__(self, number: int, step: int | None):
+        goes_on = f"stopped at step {step}; the same command goes on from there"
+        super().__init__("stopped; nothing is kept" if step is None else goes_on)
+        self.number, self.exit_status = number, 128 + number
 
 
 class Stop:
