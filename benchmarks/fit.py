@@ -36,7 +36,7 @@ RATES = {"vgg11": 0.003, "plain34": 0.001}
 def settings(name: str) -> dict:
     """Pictures, their side, images a step, learning rate, target and most steps of a network."""
     if name == "alexnet_owt":
-        return {"count": 1000, "side": 224, "batch": 100, "rate": 0.01, "target": 0.99, "steps": 300, "every": 10}
+        return {"count": 1000, "side": 224, "batch": 25, "rate": 0.01, "target": 0.99, "steps": 1400, "every": 40}
     rate = RATES.get(name, 0.01 if name.endswith("_bn") else 0.05)
     return {"count": 16, "side": 32, "batch": 16, "rate": rate, "target": 1.0, "steps": 200, "every": 5}
 

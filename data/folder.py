@@ -85,22 +85,41 @@ def _pictures_in(folder: pathlib.Path) -> list[str]:
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The pictures of a flat split with the classes of a file whose lines are NAME CLASS: a class by its name or by its
-    place among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they don't fit."""
-    places = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
-    found = {}
-    for number, line in enumerate(labels.read_text(errors="replace").splitlines(), 1):
-        name, _, label = line.strip().rpartition(" ")
-        if not line.strip():
-            continue
-        if label not in places:
-            raise DataError(f"{labels}, line {number}: {line.strip()!r} ends with no class of the {len(names)} here")
-        found[os.path.basename(name.strip())] = places[label]
+    """The pictures of a flat split with the classes of a file whose lines are NAME CLASS: all classes by their names,
+    or all by their places among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they
+    don't fit."""
+    by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
+    lines = [line.strip() for line in labels.read_text(errors="replace").splitlines()]
+    readings = [[_entry(line, known) for line in lines] for known in (by_name, by_place)]
+    # Where names are numbers, a file that is right as names is taken so.
+    entries = next((r for r in readings if all(e or not line for e, line in zip(r, lines, strict=True))), None)
+    if entries is None:
+        wrong = min(readings, key=lambda r: sum(e is None for e in r))
+        number = next(i for i, line in enumerate(lines) if line and wrong[i] is None)
+        line = lines[number] if len(lines[number]) <= 80 else f"{lines[number][:80]} ..."
+        raise DataError(f"{labels}, line {number + 1}: {line!r} ends with no class of the {len(names)} here")
+    found: dict[str, int] = {}
+    for name, label in filter(None, entries):
+        if found.setdefault(name, label) != label:
+            raise DataError(f"{labels} gives {name} two classes, {names[found[name]]} and {names[label]}")
+    surplus = len(found.keys() - {os.path.basename(path) for path in paths})
+    if surplus:
+        print(f"warning: {labels} names {surplus:,} pictures that are not there", file=sys.stderr)
     missing = [path for path in paths if os.path.basename(path) not in found]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{labels} names no class for {os.path.basename(missing[0])}{others}")
     return [(path, found[os.path.basename(path)]) for path in paths]
+
+
+def _entry(line: str, known: dict[str, int]) -> tuple[str, int] | None:
+    """(file's name, class) of a line; both may hold spaces."""
+    words = line.split(" ")
+    for i in range(1, len(words)):
+        label = known.get(" ".join(words[i:]))
+        if label is not None:
+            return os.path.basename(" ".join(words[:i]).strip()), label
+    return None
 
 
 def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:

@@ -77,8 +77,11 @@ def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...
 
 
 def _prepared(builder) -> pathlib.Path:
-    with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download, of unknown size.
-        builder.download_and_prepare()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download, of unknown size.
+            builder.download_and_prepare()
+    except RuntimeError as error:  # array_record's, of a full disk too.
+        raise DataError(f"{builder.data_dir} can't be written: {' '.join(str(error).split())}") from None
     place = pathlib.Path(builder.data_dir)
     for left in place.parent.glob("incomplete.*"):  # Of earlier calls that were killed.
         shutil.rmtree(left, ignore_errors=True)

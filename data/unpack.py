@@ -75,11 +75,12 @@ def plain(name: str) -> bool:
 def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
     *folders, name = member.name.split("/")
     inside = ".." not in folders and not member.name.startswith("/")
-    if not (member.isfile() and name.lower().endswith(suffixes)):
+    if member.isdir() or not name.lower().endswith(suffixes):
         return False
-    if not (inside and plain(name)):
+    wanted = member.isfile() and inside and plain(name)
+    if not wanted:
         print(f"left out: {member.name!r}", file=sys.stderr)
-    return inside and plain(name)
+    return wanted
 
 
 def _claim(parents: dict[pathlib.Path, str], target: pathlib.Path, parent: str) -> None:
@@ -105,6 +106,8 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
                 _claim(parents, folder, parent)
                 count += write(inner, member.size, part / name)
                 bar.update()
+    if not count:
+        print(f"{title} holds no pictures", file=sys.stderr)
     part.rename(folder)
     return count
 
@@ -113,8 +116,11 @@ def write(stream, size: int, path: pathlib.Path) -> int:
     """Copies one picture, by way of a temporary file, unless it is there in full."""
     if not (path.is_file() and path.stat().st_size == size):
         temporary = path.with_name(f".{path.name}.part")
-        with open(temporary, "wb") as file:
-            shutil.copyfileobj(stream, file)
+        try:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(stream, file)
+        except OSError as error:  # A full disk's has no name; a damaged archive's no number.
+            raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
         if temporary.stat().st_size != size:
             raise EOFError(f"{path.name} is cut short")
         temporary.replace(path)

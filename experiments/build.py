@@ -207,6 +207,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     )
     if config["parallelism"] == "hybrid":
         checks.check_hybrid(config, model, devices)
+        checks.check_shapes(config, Setup(about, input_shape, model, task, rate))  # Before its own shapes are traced.
         task = hybrid.parallelized(
             task,
             model=model,

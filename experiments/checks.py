@@ -51,6 +51,12 @@ def check(config: dict, examples: int, devices: int) -> int:
     smoothing = config.get("label_smoothing", 0.0)
     require(0 <= smoothing < 1, f"--label_smoothing={smoothing}: accepted are values in [0, 1)")
     require(not config["nesterov"] or config["momentum"] > 0, "--nesterov needs a --momentum above 0")
+    passes, update = config.get("fc_passes", 1), config.get("fc_update", "accumulate")
+    plain = passes == 1 and update == "accumulate"
+    require(
+        plain or config["parallelism"] == "hybrid",
+        f"--fc_passes={passes} --fc_update={update} need --parallelism=hybrid",
+    )
     batch = config["batch_size"]
     require(batch <= examples, f"--batch_size={batch}: the training split has {examples} examples")
     lower = batch // devices * devices

@@ -52,6 +52,8 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 2, f"error: {error}"
     if isinstance(error, DataError | CheckpointError | FolderError | FloatingPointError):
         return 1, f"error: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and re.search("gloo", str(error), re.IGNORECASE):
+        return 1, f"error: another process of this run is gone: {str(error).splitlines()[0]}"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]
     if isinstance(error, MemoryError):
@@ -80,7 +82,10 @@ def run(main) -> None:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
+            from train.processes import leave_soon
+
             explained = _explain(error)
+            leave_soon(1 if explained is None else explained[0])
             if explained is None:
                 raise
             print(one_line(explained[1]), file=sys.stderr, flush=True)

@@ -9,7 +9,6 @@ import time
 from absl import flags as absl_flags
 
 from experiments import flags
-from train import folder, loop, parallel, task
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
@@ -68,6 +67,7 @@ def main(argv) -> int:
     flags.start_cache()
     from data import batches
     from experiments import build
+    from train import folder, loop, parallel, task
 
     kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)
     plain = TTA.value is None and not SKIP.value
@@ -99,6 +99,11 @@ def main(argv) -> int:
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
     )
     home = records.absolute(WORKDIR.value)
+    _, header, rows = class_table(sums, dataset.class_names)
+    for row in [header, *rows]:
+        print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
+    summary = records.summary(config, setup, result, split, len(labels), str(home))
+    print(json.dumps(summary), flush=True)  # Before confusion.csv, for which the folder may give no leave.
     if "confusion" in sums:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -107,10 +112,6 @@ def main(argv) -> int:
         writer.writerows([name, *map(int, row)] for name, row in named)
         folder.write_atomically(home / "confusion.csv", text.getvalue())
         print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
-    _, header, rows = class_table(sums, dataset.class_names)
-    for row in [header, *rows]:
-        print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
-    print(json.dumps(records.summary(config, setup, result, split, len(labels), str(home))))
     return 0
 
 

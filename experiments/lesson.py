@@ -157,10 +157,10 @@ def run(name: str, experiment: Callable[[Lesson], Found], *, workdir: str | None
         flags.require(isinstance(value, str) or value > 0, f"--{option}={value}: must be more than 0")
     flags.require(options["seeds"] <= 100, f"--seeds={options['seeds']}: accepted are 1 to 100")
     with contextlib.closing(folder.RunFolder(workdir)) as home:
-        return _in_folder(home, name, experiment, options=options, workdir=workdir)
+        return _in_folder(home, name, experiment, options=options)
 
 
-def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any], workdir: str) -> int:
+def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any]) -> int:
     there = home.read_json("options.json")
     here = {"experiment": name, **options}
     if there not in (None, here):
@@ -179,7 +179,7 @@ def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[s
     found = experiment(lesson)
     lesson.claim()
     line = [f"--{key}={value}" for key, value in options.items()]
-    command = f"python -m experiments.{name} {shlex.join([*line, f'--workdir={workdir}'])}"
+    command = f"python -m experiments.{name} {shlex.join(line)} --workdir=NEW"
     home.write_json("lesson.json", {**found._asdict(), "figures": lesson.figures, "command": command})
     numbers = {"experiment": name, **found.numbers, "workdir": str(home.path)}
     home.write_json("summary.json", numbers)

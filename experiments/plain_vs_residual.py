@@ -25,7 +25,7 @@ from train import figures, optimizers
 DATASETS = ("auto", "cifar10", "mnist5k")
 OPTIONS = {
     "dataset": ("auto", "cifar10, mnist5k, or auto: cifar10 where it was prepared, else mnist5k."),
-    "steps": (450, "Training steps of each network, 20 or more."),
+    "steps": (700, "Training steps of each network, 20 or more."),
     "maps": (8, "Maps of the first third of the layers, then twice and four times as many; the paper has 16."),
     "pool": (4, "Side in pixels of the squares that pictures are averaged over, 1 to 4; the paper has 1."),
 }
@@ -111,6 +111,14 @@ def training_errors(init, step, images, labels, *, steps: int, seed: int) -> lis
     return errors
 
 
+def gap(deep: np.ndarray, shallow: np.ndarray, pictures: int) -> dict[str, float]:
+    """How much larger the errors [seeds] of the deep nets are, and the standard error of that, by the seeds' deviation
+    or where it is larger by that of shares counted on so many pictures: three seeds may agree by chance."""
+    of_seeds = lesson.mean_and_std(deep - shallow)
+    counted = sum((share * (1 - share)).mean() for share in (deep, shallow)) / pictures
+    return of_seeds | {"standard_error": float(np.sqrt(max(of_seeds["std"] ** 2, counted) / len(deep)))}
+
+
 def moving_average(values, window: int) -> np.ndarray:
     """[..., N] -> [..., N - window + 1]: means of `window` neighbouring values."""
     total = np.cumsum(np.insert(np.asarray(values, np.float64), 0, 0.0, axis=-1), axis=-1)
@@ -159,7 +167,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         ]
     curves = {net: 100 * moving_average(values, window) for net, values in errors.items()}
     final = {net: values[:, -1] / 100 for net, values in curves.items()}
-    gaps = {kind: lesson.mean_and_std(final[f"{kind}-56"] - final[f"{kind}-20"]) for kind in ("plain", "residual")}
+    gaps = {kind: gap(final[f"{kind}-56"], final[f"{kind}-20"], window * BATCH_SIZE) for kind in ("plain", "residual")}
     side = images.shape[1] // pool
     numbers: dict[str, Any] = {"dataset": dataset.name, "pixels_a_side": side, "maps": maps, "steps": steps}
     numbers["window_steps"] = window
@@ -176,14 +184,14 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         f"standard deviation over {len(run.seeds)} seeds"
     )
     run.figure("training_error", draw(curves, window, title), title="Training error", caption=caption)
-    worse = {kind: gap["mean"] > gap["std"] for kind, gap in gaps.items()}
+    worse = {kind: gap["mean"] > 2 * gap["standard_error"] for kind, gap in gaps.items()}
     text = [
         "The lecture: beyond some depth a plain network gets worse even on its training data, though the deeper one "
         "could copy the shallower and pass its result on; with shortcuts around each two layers depth does not hurt. "
         f"After {steps} steps the plain networks have a training error of {said['plain-20']} with 20 layers and "
         f"{said['plain-56']} with 56, the residual ones {said['residual-20']} and {said['residual-56']}: degradation "
         f"is {'seen' if worse['plain'] else 'not seen'} without shortcuts and {'seen' if worse['residual'] else 'not'} "
-        "with them, by differences above their standard deviation over seeds.",
+        "with them, by differences of more than two standard errors.",
         f"Shrunk to run in minutes: {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and {4 * maps} "
         "maps, and Adam for these few steps; He et al. train on CIFAR-10 of 32x32 pixels with 16, 32 and 64 maps for "
         "64,000 steps of momentum. So this shows how hard a deep plain network is to train, not where it ends.",

@@ -7,7 +7,6 @@ import sys
 from absl import flags as absl_flags
 
 from experiments import flags
-from train import parallel
 
 MOST = 100_000  # Samples of one call.
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -35,6 +34,8 @@ def main(argv) -> int:
     if not 1 <= TOP.value <= len(run["class_names"]):
         raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(run['class_names'])}, the number of classes")
     flags.require(labels or TOP.value == 1, "--top is for runs of classify")
+    from train import parallel
+
     parallel.start_devices(None)
     flags.start_cache()
     import numpy as np
@@ -62,6 +63,8 @@ def write_samples(run: dict, files: list[str]) -> int:
     flags.require(count > 0, f"--samples={SAMPLES.value}: a run of generate needs a number of 1 or more")
     flags.require(count <= MOST, f"--samples={count}: accepted are up to {MOST}")
     flags.require(0 <= SEED.value < 2**32, f"--seed={SEED.value}: accepted are 0 to {2**32 - 1}")
+    from train import parallel
+
     parallel.start_devices(None)
     flags.start_cache()
     from experiments import generation, look_generation, records

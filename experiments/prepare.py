@@ -7,6 +7,7 @@ python -m experiments.prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data
 """
 
 import pathlib
+import re
 import sys
 
 from absl import flags as absl_flags
@@ -86,11 +87,12 @@ def pictures(source: pathlib.Path | None) -> int:
     flags.require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")
     flags.require(bool(source or SHARDS.value), "--dataset=folder needs --source=ARCHIVE or --shards=STORE")
     if source:
-        guessed = next((name for name in ("val", "test") if name in source.name), "train")
-        split = SPLIT.value or guessed
+        named = re.search("(?<![a-z])(val|test)(?![a-z])", source.name.lower())
+        split = SPLIT.value or (named[1] if named else "train")
         flags.require(unpack.plain(split), f"--split={split}: accepted is a plain folder name")
         count = unpack.unpack(source, pathlib.Path(root), split=split, fixed=bool(SPLIT.value))
-        print(f"{count:,} pictures in {root}", file=sys.stderr)
+        whose = "" if SPLIT.value else " (of split " + split + " where the archive's folders name none)"
+        print(f"{count:,} pictures in {root}{whose}", file=sys.stderr)
     if SHARDS.value:
         if store.exists(pathlib.Path(SHARDS.value), "pictures", prefix=""):
             place = pathlib.Path(SHARDS.value, "pictures")

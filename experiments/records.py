@@ -85,7 +85,9 @@ def given(value) -> str:
 
 def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
     """A folder inside the run's own that is removed when the process ends: a dry run leaves nothing behind."""
-    place = tempfile.mkdtemp(prefix="dry_run_", dir=home.path)
+    for left in home.path.glob(".dry_run_*"):  # Of one that was killed.
+        shutil.rmtree(left, ignore_errors=True)
+    place = tempfile.mkdtemp(prefix=".dry_run_", dir=home.path)
     atexit.register(home.remove_if_made)
     atexit.register(shutil.rmtree, place, ignore_errors=True)  # The last that is registered runs first.
     return folder.RunFolder(place)

@@ -10,9 +10,9 @@ STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # O
 DEVICES, PER_DEVICE = range(2, 41), 128
 FORMULA = """<math display="block"><msub><mi>x</mi><mi>l</mi></msub><mo>=</mo><msub><mi>H</mi><mi>l</mi></msub>
 <mo>(</mo><mo>[</mo><msub><mi>x</mi><mn>0</mn></msub><mo>,</mo><mo>…</mo><mo>,</mo><msub><mi>x</mi><mrow><mi>l</mi><mo>−</mo>
-<mn>1</mn></mrow></msub><mo>]</mo><mo>)</mo><mtext> (dense), </mtext><msub><mi>x</mi><mrow><mi>l</mi><mo>+</mo>
+<mn>1</mn></mrow></msub><mo>]</mo><mo>)</mo><mtext>&#160;(dense),&#160;&#160;</mtext><msub><mi>x</mi><mrow><mi>l</mi><mo>+</mo>
 <mn>1</mn></mrow></msub><mo>=</mo><msub><mi>x</mi><mi>l</mi></msub><mo>+</mo><mi>F</mi><mo>(</mo><msub><mi>x</mi><mi>l</mi></msub>
-<mo>)</mo><mtext> (residual)</mtext></math>"""
+<mo>)</mo><mtext>&#160;(residual)</mtext></math>"""
 
 
 def weighted(name: str, image_shape=(224, 224, 3), **options) -> list[table.Layer]:

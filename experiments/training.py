@@ -44,11 +44,21 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
     from experiments import build, checks, records
 
     load, describe, make_setup, fit, report = kind(stop)
-    dataset = processes.together(lambda: load(config))
-    about, split = describe(config, dataset), build.eval_split(dataset, config["eval_split"])
+    first = processes.broadcast_json(config)
+
+    def prepared():
+        for name in config.keys() - {*flags.GROUP, "workdir", "data_dir"}:
+            here, there = config[name], first[name]
+            flags.require(repr(here) == repr(there), f"--{name}={here} in this process, --{name}={there} in the first")
+        dataset = load(config)
+        about = describe(config, dataset)
+        steps = checks.check(config, len(dataset.splits["train"][1]), devices)
+        split = build.eval_split(dataset, config["eval_split"])
+        return dataset, split, steps, make_setup(config, about, devices=devices, steps=steps)
+
+    dataset, split, steps, setup = processes.together(prepared)
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
-    steps, batch_size = checks.check(config, len(labels), devices), config["batch_size"]
-    setup = make_setup(config, about, devices=devices, steps=steps)
+    batch_size = config["batch_size"]
     home, finished = records.start(config, setup, dataset=dataset)
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
@@ -71,7 +81,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
         home.path, keep=config["keep"], best=setup.task.best, report=loop.say, about=setup.about
     )
     restored = processes.together(lambda: checkpoints.restore(state))
-    state, record = restored or (records.initial_state(config, fit(config, state, images, about)), {})
+    state, record = restored or (records.initial_state(config, fit(config, state, images, setup.about)), {})
     state, record = processes.follow(state, record)
     start = int(state.step)
     loop.say(f"{line}; {records.describe(dataset, state)}" + (f"; going on from step {start}" if start else ""))

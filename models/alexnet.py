@@ -31,15 +31,13 @@ AUTHOR_WEIGHTS = {
 }
 
 
-class FanInDense(nn.Module):
+class FanInDense(nn.Dense):
     """A dense layer [B, M] -> [B, features] whose weights and biases both start from U(+-1 / sqrt(M))."""
 
-    features: int
-
     @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features))
-        return x @ kernel + self.param("bias", uniform(x.shape[-1] ** -0.5), (self.features,))[None]
+    def __call__(self, inputs):
+        kernel = self.param("kernel", fan_in_uniform, (inputs.shape[-1], self.features))
+        return inputs @ kernel + self.param("bias", uniform(inputs.shape[-1] ** -0.5), (self.features,))[None]
 
 
 class AlexNetOWT(nn.Module):

@@ -122,6 +122,10 @@ class ImageNetDenseNet(nn.Module):
     def __call__(self, x, train: bool = False):
         if self.depth not in DEPTHS:
             raise ValueError(f"an ImageNet DenseNet has {', '.join(map(str, DEPTHS))} layers, not {self.depth}")
+        if min(x.shape[1:3]) < 29:
+            raise ValueError(
+                f"densenet{self.depth} needs images of at least 29x29 pixels, not {x.shape[1]}x{x.shape[2]}"
+            )
         blocks, growth_rate = DEPTHS[self.depth]
         bn_relu = functools.partial(_bn_relu, train=train, bn_axis=self.axis_name if self.sync_bn else None)
         pad = ((3, 3), (3, 3))

@@ -51,9 +51,13 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, peer: Peer) -> dict[
 
     Raises ValueError that lists what is missing, surplus or of another shape.
     """
-    given = {canonical(key, peer.aliases): key for key in entries}
+    given: dict[str, str] = {}
+    for key in entries:
+        other = given.setdefault(canonical(key, peer.aliases), key)
+        if other != key:
+            raise ValueError(f"{other} and {key} are names of the same entry")
     unused = {name for name in given if not name.endswith(".num_batches_tracked")}
-    missing, misshapen = [], []
+    missing, misshapen, wrong_values = [], [], []
 
     def convert(tree, path):
         if isinstance(tree, Mapping):
@@ -69,11 +73,21 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, peer: Peer) -> dict[
         if (array.shape[0], math.prod(array.shape[1:])) != wanted if dense else array.shape != wanted:
             misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(wanted)}")
             return None
+        if np.iscomplexobj(array):
+            wrong_values.append(f"{given[name]} is complex")
+            return None
         array = _ours(array, tree.shape, peer.flattened.get(layer)) if leaf == "kernel" else array
-        return np.ascontiguousarray(array, np.float32)
+        with np.errstate(over="ignore"):
+            ours = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(ours).all():
+            wrong_values.append(f"{given[name]} is not finite")
+        elif leaf == "var" and ours.min() < 0:
+            wrong_values.append(f"{given[name]}, a variance, is negative")
+        return ours
 
     found = {part: convert(tree, (part,)) for part, tree in shapes.items()}
     wrong = {"missing": missing, "surplus": sorted(given[name] for name in unused), "of another shape": misshapen}
+    wrong["with wrong values"] = wrong_values
     if any(wrong.values()):
         raise ValueError(
             "; ".join(
@@ -90,6 +104,6 @@ def classes(entries: Mapping[str, np.ndarray], peer: Peer) -> int:
     """The number of classes that the entries were trained for. Raises ValueError where the last layer is missing."""
     wanted = f"{peer.names['logits']}.bias"
     for key, array in entries.items():
-        if canonical(key, peer.aliases) == wanted and np.ndim(array) == 1:
+        if canonical(key, peer.aliases) == wanted and np.ndim(array) == 1 and len(array):
             return len(array)
-    raise ValueError(f"missing: {wanted}, by which the classes are counted")
+    raise ValueError(f"missing: {wanted}, one number for each class")

@@ -163,13 +163,21 @@ def test_dry_run_and_summary(start, tmp_path, model):
 def test_a_dry_run_on_generated_pictures(start, tmp_path):
     flags = ["--model=mlp", "--hidden=4", "--dataset=folder", "--data_dir=absent", "--dry_run", "--dry_run_data"]
     flags += ["--image_size=32", "--augment=crop", "--colour_noise=0.1", "--tta=ten_view"]
-    (tmp_path / "w").mkdir()
+    (tmp_path / "w/.dry_run_of_a_killed_one").mkdir(parents=True)
     (tmp_path / "w/mine").touch()
     done = result(start("classify", f"--workdir={tmp_path / 'w'}", *flags))
     assert {path.name for path in (tmp_path / "w").iterdir()} == {"mine", ".lock"}
     assert done["examples"] == 2 and done["parameters"] == 3 * 32 * 32 * 4 + 4 + 4 * 1000 + 1000
     done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run_data")
     assert done.returncode == 2 and "--dry_run_data is for --dry_run" in done.stderr
+    small = ["--batch_size=4", "--parallelism=hybrid", "--devices=2", "--image_size=31"]
+    for model, least in (("alexnet_owt", 63), ("vgg11", 32)):
+        done = start("classify", f"--workdir={tmp_path / 'v'}", *flags[2:6], *small, f"--model={model}")
+        assert done.returncode == 2 and f"at least {least}x{least} pixels, not 31x31" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    for wrong in ("--fc_passes=2", "--fc_update=each_pass"):
+        done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run", wrong)
+        assert done.returncode == 2 and "need --parallelism=hybrid" in done.stderr
 
 
 def test_a_bad_grid_is_one_line(start, tmp_path):

@@ -1,6 +1,7 @@
 """The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its pictures."""
 
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -141,16 +142,37 @@ def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
         Image.new("RGB", (6, 8), (9, 9, 9)).save(flat / name)
     assert sorted(folder.load(str(pictures)).splits) == ["test", "train"]
     assert "val is left out: it holds no class folders" in capsys.readouterr().err
-    labels.write_text("a b.png cat\n\n/somewhere/else/c.png 0\nd.png bird\nnot_here.png cat\n")
-    found = folder.load(str(pictures))
-    np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
-    assert sorted(found.splits) == ["test", "train", "val"]
-    labels.write_text("a b.png cat\nc.png 2\n")
-    with pytest.raises(DataError, match=r"val\.txt, line 2: 'c\.png 2' ends with no class of the 2 here"):
+    for lines in (
+        "a b.png cat\n\n/some where/else/c.png bird\nd.png bird\nnot_here.png cat\n",
+        "a b.png 1\nc.png 0\nd.png 0",
+    ):
+        labels.write_text(lines)
+        found = folder.load(str(pictures))
+        np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
+        assert sorted(found.splits) == ["test", "train", "val"]
+        told = capsys.readouterr().err
+        assert ("val.txt names 1 pictures that are not there" in told) == ("not_here" in lines)
+    for line, wrong in (("c.png 2", "'c.png 2'"), ("c.png 0", "'c.png 0'"), ("c" * 90, f"'{'c' * 80} ...'")):
+        labels.write_text(f"a b.png cat\n{line}\n")
+        with pytest.raises(DataError, match=re.escape(f"val.txt, line 2: {wrong} ends with no class of the 2 here")):
+            folder.load(str(pictures))
+    labels.write_text("a b.png cat\nc.png cat\nd.png cat\nc.png bird\n")
+    with pytest.raises(DataError, match=r"val\.txt gives c\.png two classes, cat and bird"):
         folder.load(str(pictures))
     labels.write_text("a b.png cat\n")
     with pytest.raises(DataError, match=r"names no class for c\.png and 1 more"):
         folder.load(str(pictures))
+
+
+def test_classes_called_by_numbers_or_with_spaces(tmp_path):
+    names, paths, labels = ("1", "2", "3 4", "4"), ["a.png", "b c.png", "d.png"], tmp_path / "val.txt"
+    for lines, expected in (
+        ("a.png 0\nb c.png 1\nd.png 3", [0, 1, 3]),  # Places: there is no class called 0.
+        ("a.png 1\nb c.png 2\nd.png 2", [0, 1, 1]),  # Names, where both could be meant.
+        ("a.png 3 4\nb c.png 4\nd.png 1", [2, 3, 0]),
+    ):
+        labels.write_text(lines)
+        assert folder._labelled(paths, labels, names) == list(zip(paths, expected, strict=True))
 
 
 def test_colour_noise_follows_the_principal_components():

@@ -173,6 +173,14 @@ class Shallow(nn.Module):
         return nn.Dense(self.num_classes)(x) * (0.0 if self.depth == 56 and not self.residual else 1.0)
 
 
+def test_the_standard_error_of_a_gap():
+    deep, shallow = np.array([0.2, 0.4]), np.array([0.1, 0.1])  # Gaps of 0.1 and 0.3: 0.1 is their standard error.
+    found = plain_vs_residual.gap(deep, shallow, 1000)
+    assert found["mean"] == pytest.approx(0.2) and found["standard_error"] == pytest.approx(0.1)
+    few = plain_vs_residual.gap(np.array([0.5, 0.5]), np.array([0.5, 0.5]), 25)  # Seeds agree; 25 pictures tell little.
+    assert few["std"] == 0 and few["standard_error"] == pytest.approx((2 * 0.25 / 25 / 2) ** 0.5)
+
+
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
     """Stand-ins, of which plain-56 learns nothing: the text and the numbers tell."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
@@ -182,7 +190,7 @@ def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
     assert (numbers["dataset"], numbers["pixels_a_side"], numbers["window_steps"]) == ("mnist5k", 7, 5)
     assert errors["plain-56"]["mean"] > 0.8 and errors["plain-20"]["mean"] < 0.75
     assert gaps["plain"]["mean"] == pytest.approx(errors["plain-56"]["mean"] - errors["plain-20"]["mean"])
-    assert gaps["residual"] == {"mean": 0.0, "std": 0.0}
+    assert gaps["residual"]["mean"] == gaps["residual"]["std"] == 0.0
     assert "degradation is seen without shortcuts and not with them" in found["text"][0]
     kept = json.loads((tmp_path / "pieces/mnist5k_plain-20_seed0.json").read_text())["found"]
     assert len(kept) == 50 and all(round(64 * error, 9).is_integer() for error in kept)

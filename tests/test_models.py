@@ -230,6 +230,13 @@ def test_a_convolution_has_xlas_gradients(monkeypatch, shape, features, window, 
             np.testing.assert_allclose(ours, other, atol=2e-6 * float(jnp.abs(other).max()))
 
 
+def test_a_densenets_least_picture():
+    model = models.create("densenet121", 10)
+    table.layers(model, (29, 29, 3))
+    with pytest.raises(ValueError, match="densenet121 needs images of at least 29x29 pixels, not 28x40"):
+        table.layers(model, (28, 40, 3))
+
+
 @pytest.mark.parametrize("author", [False, True])
 def test_alexnet_starts_as_its_source(author):
     model = models.create("alexnet_owt", 1000, author_weights=author)

@@ -37,8 +37,8 @@ flags.run(classify.main)
 """
 
 
-def launch(tmp_path, *arguments, program=CLASSIFY, count=2):
-    """The processes of one run."""
+def launch(tmp_path, *arguments, program=CLASSIFY, count=2, own=("--keep=2",) * 2):
+    """The processes of one run, each with a flag of its own."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("XLA_FLAGS", None)
     command = [sys.executable, *program, *arguments]
@@ -47,7 +47,7 @@ def launch(tmp_path, *arguments, program=CLASSIFY, count=2):
     command.append(f"--coordinator_address=localhost:{free_port()}")
     return [
         subprocess.Popen(
-            [*command, "--num_processes=2", f"--process_id={i}"],
+            [*command, "--num_processes=2", f"--process_id={i}", own[i]],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for i in range(2)
@@ -91,6 +91,15 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
     kept = [[row.split(",")[:5] for row in lines] for lines in rows]
     assert kept[0] == kept[1] and len(rows[0]) == 9
+
+    for own, statuses, told in (
+        (["--seed=1", "--seed=2"], [1, 2], "--seed=2 in this process, --seed=1 in the first"),
+        (["--keep=2", "--momentum=nan"], [1, 2], "--momentum=nan in this process, --momentum=0.9 in the first"),
+    ):
+        pair = launch(tmp_path, f"--workdir={tmp_path / 'unlike'}", *run, own=own)
+        errors = [process.communicate(timeout=100)[1] for process in pair]
+        assert [process.returncode for process in pair] == statuses and told in errors[1], errors
+        assert "another process of this run has stopped" in errors[0]
 
     pair = launch(tmp_path, f"--workdir={parts}", *run, "--seed=1")
     errors = [process.communicate(timeout=100)[1] for process in pair]

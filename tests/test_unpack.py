@@ -76,7 +76,8 @@ def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
             add(archive, name, jpeg(1))
     unpack.unpack(tmp_path / "flat.tar", tmp_path, split="f")
     assert files(tmp_path / "f") == ["5.jpg"]
-    assert "left out: '../cat/1.jpg'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out: '../cat/1.jpg'" in told and "left out: 'link.JPEG'" in told
 
 
 def test_splits_and_classes_are_never_mixed(tmp_path):
@@ -156,6 +157,15 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "name, split", [("latest_pictures.tar", "train"), ("ILSVRC2012_img_val.tar", "val"), ("festival-TEST.tar", "test")]
+)
+def test_the_split_by_an_archives_name(tmp_path, start, name, split):
+    done = start("prepare", "--dataset=folder", f"--source={nested(tmp_path / name)}", f"--data_dir={tmp_path / 'd'}")
+    assert done.returncode == 0 and [path.name for path in (tmp_path / "d").iterdir()] == [split], done.stderr
+    assert f"6 pictures in {tmp_path / 'd'} (of split {split} where" in done.stderr
+
+
 def test_shards_are_read_like_the_folder(tmp_path, start):
     unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))
@@ -174,5 +184,7 @@ def test_shards_are_read_like_the_folder(tmp_path, start):
     assert files(tmp_path / "d" / "val") == NESTED
     refused = start("prepare", *arguments, "--split=a/b", f"--source={tmp_path / 't.tar'}")
     assert refused.returncode == 2 and "--split=a/b" in refused.stderr
+    full = start("prepare", *arguments[:2], f"--shards={tmp_path / 'full'}", limit=4)
+    assert full.returncode == 1 and "can't be written" in full.stderr and "Traceback" not in full.stderr, full.stderr
     assert rows(ours) == rows(theirs) and isinstance(ours.splits["train"][0], np.ndarray)
     assert pathlib.Path(tmp_path / "s" / "pictures" / "1.0.0").is_dir()

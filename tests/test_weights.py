@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -202,10 +203,34 @@ def test_what_does_not_fit_is_listed():
         models.from_peer("resnet18", given)
     for part in ("missing: conv1.weight", "surplus: extra.weight", "fc.weight is [1000, 100], needed is [1000, 512]"):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="missing: fc.bias, by which"):
+    with pytest.raises(ValueError, match="missing: fc.bias, one number for each class"):
         models.from_peer("resnet18", {})
     with pytest.raises(ValueError, match="lenet has no known peer"):
         models.from_peer("lenet", {})
+
+
+@pytest.mark.parametrize(
+    "key, change, told",
+    [
+        ("conv1.weight", lambda x: x * np.nan, "conv1.weight is not finite"),
+        ("fc.weight", lambda x: x.astype(np.float64) * 1e300, "fc.weight is not finite"),
+        ("bn1.running_var", lambda x: -x, "bn1.running_var, a variance, is negative"),
+        ("fc.weight", lambda x: x + 1j, "fc.weight is complex"),
+        ("fc.bias", lambda x: x[:0], "missing: fc.bias, one number for each class"),
+    ],
+)
+def test_wrong_values_are_named(key, change, told):
+    given = entries("resnet18")
+    given[key] = change(given[key])
+    with pytest.raises(ValueError, match=re.escape(told)):
+        models.from_peer("resnet18", given)
+
+
+def test_two_names_of_one_entry():
+    given = entries("resnet18")
+    given["module.fc.bias"] = given["fc.bias"]
+    with pytest.raises(ValueError, match=r"fc\.bias and module\.fc\.bias are names of the same entry"):
+        models.from_peer("resnet18", given)
 
 
 def test_other_names_of_the_same_layers():

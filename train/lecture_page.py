@@ -23,7 +23,7 @@ nav ol { columns: 2 16rem; padding-left: 1.5rem; }
 section.topic { border-top: 1px solid var(--line); margin-top: 2.5rem; }
 section.topic > h2 { font-size: 1.3rem; }
 p { max-width: 46rem; }
-math { font-size: 1.15rem; margin: 1rem 0; overflow-x: auto; }
+.formula { overflow-x: auto; overflow-y: hidden; margin: 1rem 0; font-size: 1.15rem; }
 details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--soft); }
 a { color: inherit; }
@@ -59,7 +59,8 @@ def checked_formula(text: str) -> str:
 def _section(number: int, section: Section) -> str:
     parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
     parts += [f"<p>{report.escaped(paragraph)}</p>" for paragraph in section.text]
-    parts += [checked_formula(section.formula)] if section.formula else []
+    formula = section.formula and checked_formula(section.formula)
+    parts += [f'<div class="formula" tabindex="0">{formula}</div>'] if formula else []
     if section.figures:
         parts += ['<div class="grid">', *(report.figure_html(*entry) for entry in section.figures), "</div>"]
     parts += [report.table_html(*entry) for entry in section.tables]

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train import processes
 from train.processes import join, part
 
 AXIS = "data"
@@ -53,9 +54,13 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
     devices, (_, together) = jax.devices(), part()
     cpu = devices[0].platform == "cpu"
     used = count or (len(devices) if not cpu or by_user or together > 1 else 1)
-    if used > len(devices) or (together > 1 and used != len(devices)):
-        where = "this machine has" if together == 1 else f"{together} processes have"
-        raise DeviceError(f"--devices={used}: {where} {len(devices)}")
+
+    def check():
+        if used > len(devices) or (together > 1 and used != len(devices)):
+            where = "this machine has" if together == 1 else f"{together} processes have"
+            raise DeviceError(f"--devices={used}: {where} {len(devices)}")
+
+    processes.together(check)
     simulated = " (simulated)" if cpu and used > together else ""
     simulated += f" in {together} processes" if together > 1 else ""
     return used, f"{used} {devices[0].device_kind} device{'s' if used > 1 else ''}{simulated}"
