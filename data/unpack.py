@@ -9,6 +9,7 @@ passed over. What is there already stays: an unpacking that was broken off goes 
 
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tarfile
@@ -59,6 +60,12 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
     if not count:
         raise DataError(f"{source} holds no pictures, as files or in archives by class")
     return count
+
+
+def split_of(name: str) -> str:
+    """The split that an archive's name tells, as a word of its own: train where it tells none."""
+    found = re.search("(?<![a-z])(val|test)(?![a-z])", name.lower())
+    return found[1] if found else "train"
 
 
 def _bar():

@@ -7,7 +7,6 @@ python -m experiments.prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data
 """
 
 import pathlib
-import re
 import sys
 
 from absl import flags as absl_flags
@@ -87,8 +86,7 @@ def pictures(source: pathlib.Path | None) -> int:
     flags.require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")
     flags.require(bool(source or SHARDS.value), "--dataset=folder needs --source=ARCHIVE or --shards=STORE")
     if source:
-        named = re.search("(?<![a-z])(val|test)(?![a-z])", source.name.lower())
-        split = SPLIT.value or (named[1] if named else "train")
+        split = SPLIT.value or unpack.split_of(source.name)
         flags.require(unpack.plain(split), f"--split={split}: accepted is a plain folder name")
         count = unpack.unpack(source, pathlib.Path(root), split=split, fixed=bool(SPLIT.value))
         whose = "" if SPLIT.value else " (of split " + split + " where the archive's folders name none)"

@@ -171,13 +171,11 @@ def test_a_dry_run_on_generated_pictures(start, tmp_path):
     done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run_data")
     assert done.returncode == 2 and "--dry_run_data is for --dry_run" in done.stderr
     small = ["--batch_size=4", "--parallelism=hybrid", "--devices=2", "--image_size=31"]
-    for model, least in (("alexnet_owt", 63), ("vgg11", 32)):
-        done = start("classify", f"--workdir={tmp_path / 'v'}", *flags[2:6], *small, f"--model={model}")
-        assert done.returncode == 2 and f"at least {least}x{least} pixels, not 31x31" in done.stderr, done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    for wrong in ("--fc_passes=2", "--fc_update=each_pass"):
-        done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run", wrong)
-        assert done.returncode == 2 and "need --parallelism=hybrid" in done.stderr
+    done = start("classify", f"--workdir={tmp_path / 'v'}", *flags[2:6], *small, "--model=vgg11")
+    assert done.returncode == 2 and "at least 32x32 pixels, not 31x31" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run", "--fc_update=each_pass")
+    assert done.returncode == 2 and "need --parallelism=hybrid" in done.stderr
 
 
 def test_a_bad_grid_is_one_line(start, tmp_path):
