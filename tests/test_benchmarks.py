@@ -116,3 +116,9 @@ def test_what_is_wrong_is_one_line(start, tmp_path):
         done = start(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
         assert done.stderr.startswith(line)
+
+
+def test_the_gans_twin_is_its_own(start):
+    done = start(f"--peer_python={sys.executable}", module="gan")  # Which has no torch.
+    line = f"error: {sys.executable} has no torch: give --peer_python=PYTHON with one that has it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
