@@ -140,7 +140,8 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
             axes.plot(steps, mean, color=figures.COLOURS[part], linestyle=style)
             axes.fill_between(steps, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, linewidth=0)
             ends.append((mean[-1], net, part))
-        axes.set(xlim=(0, steps[-1]), ylim=(0, 100), xlabel="training steps", ylabel="training error, %")
+        axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Room for labels of lines at 0.
+        axes.set(xlabel="training steps", ylabel="training error, %")
         figure.draw_without_rendering()  # Labels go where the lines end in the finished layout.
         ends.sort()
         cuts = np.flatnonzero(np.diff([value for value, *_ in ends]) > 20) + 1
