@@ -43,7 +43,7 @@ def main(argv) -> int:
     for name in MODELS.value or [""]:
         flags.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
     if twins.PEER_PYTHON.present:
-        absl_flags.FLAGS.peer = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
+        absl_flags.FLAGS["peer"].value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
     twins.check()
     twins.compare({name: twin(name) for name in MODELS.value})
     return 0

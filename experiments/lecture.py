@@ -6,6 +6,7 @@ is W/lecture.html. --use=W1,W2 shows finished runs of classify, segment and gene
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -99,16 +100,30 @@ def run_section(place: pathlib.Path):
     return Section(title, [text], "", shown, [], {k: v for k, v in summary.items() if k != "workdir"}, line)
 
 
-def run_topic(name: str, place: pathlib.Path) -> None:
-    """Runs one topic to its end. Raises ChildProcessError where it fails."""
+def run_topic(name: str, place: pathlib.Path) -> int:
+    """Runs one topic to its end; its exit status, 128 and the signal's number where one ended it."""
     from train import loop
 
-    began = time.perf_counter()
+    began, signals = time.perf_counter(), list[int]()
     command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={place}", *TOPICS[name]]
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0) as process:
+
+        def pass_on(number, frame):
+            """The lecture's own signals go to the topic, which would hold its folder and go on alone."""
+            del frame
+            signals.append(number)
+            process.send_signal(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
+        status = process.wait()
+    status = 128 + signals[0] if signals else status if status >= 0 else 128 - status
     if status:
-        raise ChildProcessError(f"{name} failed with exit status {status}; started again, the lecture goes on there")
-    loop.say(f"{name}: {time.perf_counter() - began:.0f} s")
+        loop.say(f"{name} ended with exit status {status}; started again, the lecture goes on there")
+    else:
+        loop.say(f"{name}: {time.perf_counter() - began:.0f} s")
+    return status
 
 
 def define_flags() -> None:
@@ -134,7 +149,9 @@ def main(argv) -> int:
         raise folder.FolderError(f"{home.path} holds a run of its own; choose a new --workdir")
     names, began = only or list(TOPICS), time.perf_counter()
     for name in names:
-        run_topic(name, home.path / name)
+        status = run_topic(name, home.path / name)
+        if status:
+            return status if status > 128 else 1
     sections = [(run_section if name in RUNS else lesson_section)(home.path / name) for name in names]
     page = lecture_page.page("Introduction to neural networks, executed", INTRODUCTION, [*sections, *used])
     folder.write_atomically(home.path / "lecture.html", page)

@@ -40,7 +40,8 @@ def main(argv) -> int:
     rows, failed, stopped = [], 0, 0
     for i, (point, command) in enumerate(zip(points, commands, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
             # The sweep's own signals go to the run, which saves and ends; the sweep ends with the run's status.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, frame: process.send_signal(number))  # noqa: B023

@@ -3,6 +3,10 @@
 import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -101,3 +105,18 @@ def test_lecture(start, tmp_path):
     ):
         done = start("lecture", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_lecture_leaves_nothing_running(environment, tmp_path, number):
+    command = [sys.executable, "-m", "experiments.lecture", f"--workdir={tmp_path}", "--only=softmax"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "softmax/options.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(number)
+        _, error = running.communicate(timeout=60)
+    assert running.returncode == 128 + number and "softmax ended with exit status" in error, error
+    assert "Traceback" not in error, error
+    with contextlib.closing(RunFolder(str(tmp_path / "softmax"))):  # Nobody holds it.
+        assert not (tmp_path / "softmax/summary.json").exists()
