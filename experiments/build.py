@@ -172,13 +172,11 @@ def gradient_descent(config: dict, steps: int):
 
 def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """`setup`, where the network can see the images."""
-    made = setup(config, about, devices=devices, steps=steps)
-    checks.check_shapes(config, made)
-    return made
+    return setup(config, about, devices=devices, steps=steps, checked=True)
 
 
-def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
-    """The network and its task, for a new run or for one that is read again."""
+def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool = False) -> Setup:
+    """The network and its task, for a new run or for one that is read again; `checked` against what it sees."""
     axis = parallel.axis_of(devices)
     for other, names in (("segment", models.SEGMENTERS), ("generate", models.GENERATORS)):
         require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
@@ -205,9 +203,12 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
         remat=config["remat"],
         gradients=written_out,
     )
-    if config["parallelism"] == "hybrid":
+    made, divided = Setup(about, input_shape, model, task, rate), config["parallelism"] == "hybrid"
+    if divided:
         checks.check_hybrid(config, model, devices)
-        checks.check_shapes(config, Setup(about, input_shape, model, task, rate))  # Before its own shapes are traced.
+    if checked:  # Before the hybrid step's own shapes are traced.
+        checks.check_shapes(config, made)
+    if divided:
         task = hybrid.parallelized(
             task,
             model=model,
@@ -220,7 +221,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
             update=config["fc_update"],
             **precision,
         )
-    return Setup(about, input_shape, model, task, rate)
+    return made._replace(task=task)
 
 
 def read_again(run: dict) -> Setup:

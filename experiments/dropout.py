@@ -130,10 +130,7 @@ def draw_curves(found: dict[str, list[dict]], title: str):
             lines = []
             for name, (_, part) in NETS.items():
                 steps, values = found[name][0]["step"], 100 * np.array([seed[split] for seed in found[name]])
-                mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-                axes.plot(steps, mean, color=figures.COLOURS[part])
-                axes.fill_between(steps, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, lw=0)
-                lines.append(mean)
+                lines.append(lesson.draw_spread(axes, steps, values, part))
             ends.append([(line[-1], *net) for net, line in zip(NETS.values(), lines, strict=True)])
             axes.set_ylabel(f"{'training' if split == 'train' else 'test'} accuracy, %")
             # The untrained nets would press the difference flat.

@@ -6,14 +6,11 @@ is W/lecture.html. --use=W1,W2 shows finished runs of classify, segment and gene
 
 import json
 import pathlib
-import signal
-import subprocess
-import sys
 import time
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments import child, flags
 
 # Lessons by name; a list is a training run's command, with its title and what it is to show.
 TOPICS: dict[str, list[str]] = {
@@ -104,21 +101,9 @@ def run_topic(name: str, place: pathlib.Path) -> int:
     """Runs one topic to its end; its exit status, 128 and the signal's number where one ended it."""
     from train import loop
 
-    began, signals = time.perf_counter(), list[int]()
-    command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={place}", *TOPICS[name]]
-    # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0) as process:
-
-        def pass_on(number, frame):
-            """The lecture's own signals go to the topic, which would hold its folder and go on alone."""
-            del frame
-            signals.append(number)
-            process.send_signal(number)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, pass_on)
-        status = process.wait()
-    status = 128 + signals[0] if signals else status if status >= 0 else 128 - status
+    began = time.perf_counter()
+    ended = child.run(name, f"--workdir={place}", *TOPICS[name])
+    status = 128 + ended.signalled if ended.signalled else ended.status
     if status:
         loop.say(f"{name} ended with exit status {status}; started again, the lecture goes on there")
     else:

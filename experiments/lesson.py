@@ -84,6 +84,15 @@ def headline(figure, title: str, width: int = 48) -> None:
     figure.suptitle(figures.wrapped(title, width), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
+def draw_spread(axes, x, values: np.ndarray, part: str, *, linestyle: Any = "-") -> np.ndarray:
+    """A line through the mean of `values` [seeds, T] in the colour of figures.COLOURS, with a band of one standard
+    deviation; the mean [T]."""
+    mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
+    axes.plot(x, mean, color=figures.COLOURS[part], linestyle=linestyle)
+    axes.fill_between(x, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, linewidth=0)
+    return mean
+
+
 def create(model, optimizer, *, image_shape, class_names, prepare: Callable) -> Task:
     """The classification task of a network whose input is `prepare(images)` in training and in evaluation."""
     return classification.create(

@@ -135,10 +135,8 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
         for net, values in curves.items():
             depth, residual = NETS[net]
             part, style = "train" if residual else "eval", "-" if depth == 56 else (0, (3, 1.5))
-            mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-            steps = window + np.arange(len(mean))
-            axes.plot(steps, mean, color=figures.COLOURS[part], linestyle=style)
-            axes.fill_between(steps, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, linewidth=0)
+            steps = window + np.arange(values.shape[1])
+            mean = lesson.draw_spread(axes, steps, values, part, linestyle=style)
             ends.append((mean[-1], net, part))
         axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Room for labels of lines at 0.
         axes.set(xlabel="training steps", ylabel="training error, %")

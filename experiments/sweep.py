@@ -8,13 +8,11 @@ import io
 import json
 import pathlib
 import shlex
-import signal
-import subprocess
 import sys
 
 from absl import flags as absl_flags
 
-from experiments import flags, grid
+from experiments import child, flags, grid
 from train import folder
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the sweep; each point's run is a folder in it.")
@@ -28,33 +26,27 @@ def main(argv) -> int:
     if any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in argv[1:]):
         raise flags.UsageError("--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
     points = grid.points(GRID.value or "")
-    commands = []
+    runs = []
     for point in points:
         run = pathlib.Path(WORKDIR.value, ",".join(f"{name}={value}" for name, value in point.items()))
         own = [f"--{name}={value}" for name, value in point.items()]
-        commands.append([sys.executable, "-m", "experiments.classify", *argv[1:], *own, f"--workdir={run}"])
+        runs.append([*argv[1:], *own, f"--workdir={run}"])
     if PRINT.value:
-        print("\n".join(shlex.join(command) for command in commands))
+        print("\n".join(shlex.join([sys.executable, "-m", "experiments.classify", *run]) for run in runs))
         return 0
     home = folder.RunFolder(WORKDIR.value)
     rows, failed, stopped = [], 0, 0
-    for i, (point, command) in enumerate(zip(points, commands, strict=True), 1):
+    for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
-        # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
-            # The sweep's own signals go to the run, which saves and ends; the sweep ends with the run's status.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda number, frame: process.send_signal(number))  # noqa: B023
-            output, _ = process.communicate()
-            done = subprocess.CompletedProcess(command, process.returncode, output)
-        if done.returncode in (2, 130, 143) or done.returncode < 0:  # A bad flag is mended before more is run.
-            stopped = done.returncode if done.returncode > 0 else 128 - done.returncode
+        done = child.run("classify", *arguments)
+        if done.status == 2 or done.status > 128:  # A bad flag is mended before more is run.
+            stopped = done.status
             break
-        if done.returncode:
+        if done.status:
             failed += 1
             continue
-        place = {"workdir": command[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
-        rows.append(point | json.loads(done.stdout.splitlines()[-1]) | place)
+        place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
+        rows.append(point | json.loads(done.output.splitlines()[-1]) | place)
     if rows:
         results = grid.table(rows, list(points[0]))
         text = io.StringIO()

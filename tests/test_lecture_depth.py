@@ -159,13 +159,8 @@ def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
     assert not (tmp_path / "none" / "options.json").exists()
 
 
-class Shallow(nn.Module):
+class Shallow(plain_vs_residual.NarrowNet):
     """Compiles in a second; the deep networks do not."""
-
-    num_classes: int
-    depth: int
-    residual: bool
-    maps: int
 
     @nn.compact
     def __call__(self, x, train: bool = False):

@@ -13,7 +13,6 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train import processes
-from train.processes import join, part
 
 AXIS = "data"
 
@@ -48,10 +47,10 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
     if count and not by_user:
         jax.config.update("jax_num_cpu_devices", max(1, count // (group[1] or 1)))
     try:
-        join(*group)
+        processes.join(*group)
     except ValueError as error:
         raise DeviceError(" ".join(str(error).split())) from None
-    devices, (_, together) = jax.devices(), part()
+    devices, (_, together) = jax.devices(), processes.part()
     cpu = devices[0].platform == "cpu"
     used = count or (len(devices) if not cpu or by_user or together > 1 else 1)
 

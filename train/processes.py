@@ -43,9 +43,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # A handler in Python would wait for the end of the call.
         signal.signal(number, signal.SIG_DFL)
     where = f"at {coordinator}" if coordinator else "that the launcher named"
-    limit = threading.Timer(WAIT, _give_up, [f"the processes {where} did not find each other in {WAIT} s"])
-    limit.daemon = True
-    limit.start()
+    limit = _after(WAIT, _give_up, f"the processes {where} did not find each other in {WAIT} s")
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=10 * WAIT)
     except RuntimeError as error:
@@ -58,9 +56,14 @@ def leave_soon(status: int) -> None:
     """After a failure that the other processes don't share: at its end jax would wait for them, and they for this one.
     Those that fail alike are through with it before."""
     if jax.distributed.is_initialized():
-        limit = threading.Timer(10, os._exit, [status])
-        limit.daemon = True
-        limit.start()
+        _after(10, os._exit, status)
+
+
+def _after(seconds: float, function: Callable[..., Any], *arguments: Any) -> threading.Timer:
+    limit = threading.Timer(seconds, function, arguments)
+    limit.daemon = True
+    limit.start()
+    return limit
 
 
 def _give_up(line: str) -> None:

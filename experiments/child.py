@@ -1,0 +1,30 @@
+"""A command that sweep and lecture run, and which gets their signals: it would hold its folder and go on alone."""
+
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    status: int  # The exit status, 128 and the signal's number where a signal ended the command.
+    output: str  # Its standard output.
+    signalled: int  # The first signal that was passed on, or 0.
+
+
+def run(module: str, *arguments: str) -> Ended:
+    """experiments.MODULE with its arguments, to its end. SIGTERM and SIGINT go to it from now on."""
+    command, signals = [sys.executable, "-m", f"experiments.{module}", *arguments], list[int]()
+    # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+
+        def pass_on(number, frame):
+            del frame
+            signals.append(number)
+            process.send_signal(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
+        output, _ = process.communicate()
+    status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return Ended(status, output, signals[0] if signals else 0)
