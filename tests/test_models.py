@@ -8,7 +8,7 @@ import pytest
 
 import models
 from experiments import build
-from models import dcnn, initializers, kernels, layers, table
+from models import dcnn, initializers, layers, table
 from models.cifar_resnet import Block
 
 NAMES = [
@@ -197,37 +197,6 @@ def test_a_dirac_convolution_begins_as_the_identity(filters):
     np.testing.assert_allclose(found[..., :3], x[..., :filters], rtol=1e-6)
     drawn = initializers.kaiming_normal(jax.random.key(0), (3, 3, 3, filters))
     np.testing.assert_array_equal(kernel[..., 3:], drawn[..., 3:])
-
-
-@pytest.mark.parametrize(
-    ("shape", "features", "window", "stride", "padding"),
-    [
-        ((12, 16, 16, 3), 8, 5, 1, "SAME"),
-        ((6, 9, 7, 8), 5, 3, 1, ((2, 0), (1, 1))),  # Fewer outputs than channels: the patches are the gradient's.
-        ((2, 8, 8, 8), 4, 1, 1, ((1, 2), (0, 3))),  # Padding beyond the window.
-        ((6, 33, 31, 4), 5, 3, 2, ((1, 1), (1, 1))),
-        ((34, 17, 17, 4), 3, 3, 2, "VALID"),
-        ((7, 32, 32, 3), 5, 7, 2, ((3, 3), (3, 3))),  # The last row is reached by no window.
-        ((3, 8, 8, 3), 4, 1, 2, "VALID"),
-        ((2, 16, 16, 3), 4, 11, 4, ((2, 2), (2, 2))),
-    ],
-)
-def test_a_convolution_has_xlas_gradients(monkeypatch, shape, features, window, stride, padding):
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=shape), rng.normal(size=(window, window, shape[-1], features))
-
-    def gradients(convolution):
-        def forward(x, kernel):
-            return convolution(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-        y, back = jax.vjp(forward, jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
-        return y, *back(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
-
-    theirs = jax.jit(lambda: gradients(jax.lax.conv_general_dilated))()
-    for piece_bytes in (1, 5000, 40000, kernels.PIECE_BYTES):
-        monkeypatch.setattr(kernels, "PIECE_BYTES", piece_bytes)
-        for ours, other in zip(jax.jit(lambda: gradients(layers.conv_general_dilated))(), theirs, strict=True):
-            np.testing.assert_allclose(ours, other, atol=2e-6 * float(jnp.abs(other).max()))
 
 
 def test_a_densenets_least_picture():

@@ -1,0 +1,85 @@
+"""The C kernels of convolution.c, compiled once for this machine's processor and registered with XLA.
+
+The compiler is the pip package ziglang, so no other is needed. The library is kept in the folder of jax's compilation
+cache where one is set, under a name made of all that it depends on.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+SOURCE = pathlib.Path(__file__).with_name("convolution.c")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
+NAMES = ("convolution", "kernel_gradient")
+
+
+def _processor() -> str:
+    """What tells one processor's instructions from another's."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.processor()
+
+
+def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
+    """The library, compiled into `folder`, whole or not at all. Raises OSError."""
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as place:
+        made = pathlib.Path(place, "kernels.so")
+        command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, native, "-I", jax.ffi.include_dir()]
+        caches = {"ZIG_GLOBAL_CACHE_DIR": place, "ZIG_LOCAL_CACHE_DIR": place}
+        done = subprocess.run(
+            [*command, "-o", str(made), str(SOURCE)], env=os.environ | caches, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise OSError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        return made.replace(folder / f"kernels-{key}-{_digest(made)}.so")
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _load(folder: pathlib.Path) -> ctypes.CDLL:
+    """The library from `folder`, compiled if it is not there whole. Raises OSError."""
+    parts = "\n".join((SOURCE.read_text(), *FLAGS, jax.__version__, _processor()))
+    key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+    for path in folder.glob(f"kernels-{key}-*.so"):
+        if path.stem.endswith(_digest(path)):  # Running damaged code would end the process without a word.
+            return ctypes.CDLL(str(path))
+        path.unlink()
+    return ctypes.CDLL(str(_compile(folder, key)))
+
+
+@functools.cache
+def ready() -> bool:
+    """True where the kernels can be used; a line on standard error says if they can't."""
+    kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    try:
+        if kept:
+            library = _load(pathlib.Path(kept))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                library = _load(pathlib.Path(folder))
+    except OSError as error:
+        print(f"no kernels for this processor, XLA's slower ones instead: {error}", file=sys.stderr)
+        return False
+    for name in NAMES:
+        jax.ffi.register_ffi_target(f"nutshell_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return True
+
+
+def call(name: str, like: jax.ShapeDtypeStruct, x, other, strides, padding):
+    """Kernel `name` of two float32 arrays with strides and padding (two pairs), for a result as `like` describes it."""
+    window = np.array([*strides, padding[0][0], padding[1][0]], np.int64)
+    return jax.ffi.ffi_call(f"nutshell_{name}", like, vmap_method="sequential")(x, other, window=window)

@@ -1,0 +1,150 @@
+"""The kernels of convolution.c beside XLA's convolution, and how they are compiled."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from models import kernels, native
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+FORMS = [  # (image, outputs, window, strides, padding)
+    ((12, 16, 16, 3), 8, (5, 5), (1, 1), "SAME"),
+    ((6, 9, 7, 8), 5, (3, 3), (1, 1), ((2, 0), (1, 1))),
+    ((2, 8, 8, 8), 4, (1, 1), (1, 1), ((1, 2), (0, 3))),  # Padding beyond the window.
+    ((2, 8, 9, 8), 4, (3, 3), (1, 1), ((-1, 2), (0, -2))),  # Negative: rows and columns that no tap reaches.
+    ((6, 33, 31, 4), 5, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    ((34, 17, 17, 4), 3, (3, 3), (2, 2), "VALID"),
+    ((7, 32, 32, 3), 5, (7, 7), (2, 2), ((3, 3), (3, 3))),  # The last row is reached by no window.
+    ((3, 8, 8, 3), 4, (1, 1), (2, 2), "VALID"),
+    ((2, 16, 16, 3), 4, (11, 11), (4, 4), ((2, 2), (2, 2))),
+    ((1, 1, 1, 1), 1, (1, 1), (1, 1), "VALID"),
+    ((2, 5, 30, 17), 33, (5, 2), (3, 2), ((2, 1), (0, 2))),  # One more than a block of channels and than two vectors.
+    ((3, 4, 6, 16), 65, (3, 3), (1, 1), "SAME"),
+    ((2, 3, 25, 33), 16, (3, 3), (1, 1), "SAME"),  # One more position than the largest tile.
+    ((1, 70, 90, 35), 12, (3, 3), (1, 1), "SAME"),  # An image in several strips.
+    ((3, 2, 2, 512), 260, (3, 3), (1, 1), "SAME"),  # A kernel whose gradient is taken in slices.
+    ((20, 3, 5, 6), 40, (2, 4), (1, 3), ((0, 1), (2, 1))),
+]
+
+
+def both_ways(convolution, x, kernel, strides, padding):
+    """The convolution and its two gradients."""
+    y, back = jax.vjp(lambda x, kernel: convolution(x, kernel, strides, padding, dimension_numbers=LAYOUT), x, kernel)
+    return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def drawn(shape, outputs, window, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    made = rng.normal(size=shape), rng.normal(size=(*window, shape[-1], outputs))
+    return [jnp.asarray(x, dtype) for x in made]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "window", "strides", "padding"), FORMS)
+def test_the_kernels_equal_xlas(shape, outputs, window, strides, padding):
+    x, kernel = drawn(shape, outputs, window)
+    ours = jax.jit(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, strides, padding))
+    assert str(ours.trace(x, kernel).jaxpr).count("ffi_call[") == 3
+    theirs = jax.jit(lambda *xs: both_ways(jax.lax.conv_general_dilated, *xs, strides, padding))(x, kernel)
+    for found, expected in zip(ours(x, kernel), theirs, strict=True):
+        np.testing.assert_allclose(found, expected, atol=4e-6 * float(jnp.abs(expected).max()))
+
+
+def test_other_types_are_xlas():
+    def step(*xs):
+        return both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME")
+
+    with jax.enable_x64(True):
+        for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
+            assert "ffi_call" not in str(jax.make_jaxpr(step)(*drawn((2, 5, 5, 3), 4, (3, 3), dtype)))
+
+
+def test_nothing_to_compute_is_no_fault():
+    for shape, window in (((0, 5, 5, 3), (3, 3)), ((2, 2, 2, 3), (3, 3))):
+        found = both_ways(kernels.conv_general_dilated, *drawn(shape, 4, window), (1, 1), "VALID")
+        assert found[0].size == 0 and not found[2].any()
+
+
+def test_many_kernels_at_once():
+    """Under vmap, as every image with a kernel of its own."""
+    x, _ = drawn((3, 2, 6, 6, 4), 5, (3, 3))
+    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 3, 4, 5)), jnp.float32)
+    found = jax.vmap(lambda x, k: kernels.conv_general_dilated(x, k, (1, 1), "SAME"))(x, kernel)
+    each = [kernels.conv_general_dilated(x[i], kernel[i], (1, 1), "SAME") for i in range(3)]
+    np.testing.assert_array_equal(found, np.stack(each))
+
+
+def test_under_shard_map_with_its_checks():
+    x, kernel = drawn((8, 6, 6, 4), 5, (3, 3))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+
+    def loss(x, kernel):
+        return jnp.sin(kernels.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))).sum()
+
+    def of_a_device(x, kernel):
+        kernel = jax.lax.pcast(kernel, "data", to="varying")
+        return jax.lax.psum(jax.grad(loss, 1)(x, kernel), "data")
+
+    sharded = jax.shard_map(of_a_device, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=True)
+    whole = jax.grad(loss, 1)(x, kernel)
+    np.testing.assert_allclose(jax.jit(sharded)(x, kernel), whole, atol=4e-6 * float(jnp.abs(whole).max()))
+
+
+BITS = """
+import os, sys
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import hashlib, jax, numpy as np
+from tests.test_kernels import both_ways, drawn, kernels
+for x, window in (((9, 33, 31, 20), (3, 3)), ((5, 6, 6, 130), (5, 5))):
+    found = jax.jit(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME"))(*drawn(x, 150, window))
+    print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
+"""
+
+
+def test_the_sums_order_does_not_depend_on_the_threads(environment):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor alone")
+    runs = [
+        subprocess.run([sys.executable, "-c", BITS, str(n)], env=environment, capture_output=True, text=True)
+        for n in (1, 2)
+    ]
+    assert runs[0].returncode == 0, runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 6
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_a_library_that_was_cut_short_is_made_again(tmp_path, size):
+    native._load(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    assert len(whole) > size
+    path.unlink()  # The loaded one keeps its pages.
+    path.write_bytes(whole[:size])
+    native._load(tmp_path)
+    (again,) = tmp_path.iterdir()
+    assert again.stem.endswith(native._digest(again))
+    native._load(tmp_path)
+    assert list(tmp_path.iterdir()) == [again]
+
+
+def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):
+    (tmp_path / "broken.c").write_text("#error no such processor\n")
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "broken.c")
+    native.ready.cache_clear()
+    try:
+        assert not native.ready() and not native.ready()
+        line = capsys.readouterr().err
+        assert line.startswith("no kernels for this processor, XLA's slower ones instead: ") and line.count("\n") == 1
+        assert "ffi_call" not in str(
+            jax.make_jaxpr(lambda *xs: kernels.conv_general_dilated(*xs, (1, 1), "SAME"))(
+                *drawn((2, 5, 5, 3), 4, (3, 3))
+            )
+        )
+    finally:
+        native.ready.cache_clear()
