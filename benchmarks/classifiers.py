@@ -1,7 +1,7 @@
 """Training steps beside a peer's: python -m benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON
 
-As benchmarks.twins has it. The input path is the step with the project's batches, flipped and shifted on the device,
-over the step with one fixed batch; without --peer only ours is measured.
+As benchmarks.twins has it; without --peer only ours is measured. For the networks for CIFAR the input path is the step
+with the project's batches, flipped and shifted on the device, over the step with one fixed batch.
 """
 
 import functools
@@ -13,14 +13,19 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from benchmarks import twins
+from benchmarks import segmentation, twins
 from data import augment, batches
 from experiments import flags
 from models import initializers, layers
 from train import classification
 
-MODELS = absl_flags.DEFINE_list("models", ["mlp", "vgg_like", "resnet20", "densenet40"], "Networks to measure.")
+MODELS = absl_flags.DEFINE_list(
+    "models",
+    ["mlp", "vgg_like", "resnet20", "densenet40", "alexnet", "resnet18", "segnet_basic"],
+    "Networks to measure.",
+)
 IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # As CIFAR-10, of noise.
+LARGE_SHAPE, LARGE_CLASSES = (224, 224, 3), 1000
 
 
 class VGGLike(nn.Module):
@@ -41,6 +46,11 @@ NETWORKS: dict[str, tuple[nn.Module, int]] = {  # The peer's name: (our network,
     "vgg_like": (VGGLike(), 128),
     "resnet20": (models.create("cifar_resnet20", CLASSES), 128),
     "densenet40": (models.create("densenet", CLASSES), 64),
+    "densenet100_bc": (models.create("densenet", CLASSES, depth=100, bottleneck=True, compression=0.5), 64),
+}
+LARGE = {  # The same for pictures of 224 pixels.
+    "alexnet": (models.create("alexnet_owt", LARGE_CLASSES), 64),
+    "resnet18": (models.create("resnet18", LARGE_CLASSES), 16),
 }
 
 
@@ -49,33 +59,51 @@ def prepare(images, keys):
     return augment.flip_shift(augment.normalize(images, MEAN, STD), keys) if images.dtype == np.uint8 else images
 
 
-def twin(name: str, images: np.ndarray) -> twins.Twin:
-    module, batch_size = NETWORKS[name]
-    task = classification.create(
+def make_task(module: nn.Module, image_shape, classes: int):
+    return classification.create(
         model=module,
         optimizer=twins.sgd(),
-        image_shape=IMAGE_SHAPE,
-        class_names=tuple("0123456789"),
+        image_shape=image_shape,
+        class_names=tuple(map(str, range(classes))),
         train_prepare=prepare,
-        eval_prepare=None,
+        eval_prepare=lambda images: images,
         axis=None,
     )
+
+
+def small_twin(name: str, images: np.ndarray) -> twins.Twin:
+    module, batch_size = NETWORKS[name]
+    task, batch_size = make_task(module, IMAGE_SHAPE, CLASSES), twins.BATCH.value or batch_size
     labels = np.arange(EXAMPLES, dtype=np.int32) % CLASSES
     source = functools.partial(batches.train_batches, images, labels, batch_size=batch_size, seed=0)
     raw = jax.device_put(next(source()))
     fixed = raw | {"image": augment.normalize(raw["image"], MEAN, STD)}
+    if twins.FORWARD.value:
+        return twins.Twin(task, fixed)
     return twins.Twin(task, fixed, {"input path": source, "augmentation": lambda: itertools.repeat(raw)})
+
+
+def large_twin(name: str) -> twins.Twin:
+    module, batch_size = LARGE[name]
+    batch_size = twins.BATCH.value or batch_size
+    images = np.random.default_rng(0).normal(size=(batch_size, *LARGE_SHAPE)).astype(np.float32)
+    batch = {"image": images, "label": np.arange(batch_size, dtype=np.int32) % LARGE_CLASSES}
+    return twins.Twin(make_task(module, LARGE_SHAPE, LARGE_CLASSES), jax.device_put(batch))
 
 
 def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes flags alone")
     for name in MODELS.value or [""]:
-        if name not in NETWORKS:
-            raise flags.UsageError(f"--models={name}: accepted are {', '.join(NETWORKS)}")
+        accepted = [*NETWORKS, *LARGE, "segnet_basic"]
+        flags.require(name in accepted, f"--models={name}: accepted are {', '.join(accepted)}")
     twins.check()
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
-    twins.compare({name: twin(name, images) for name in MODELS.value})
+    made = {}
+    for name in MODELS.value:
+        small = name in NETWORKS
+        made[name] = small_twin(name, images) if small else large_twin(name) if name in LARGE else segmentation.twin()
+    twins.compare(made)
     return 0
 
 

@@ -32,9 +32,9 @@ def twin(name: str) -> twins.Twin:
         ema=0.0,
         axis=None,
     )
-    random = np.random.default_rng(0)
-    images = random.uniform(-1, 1, (BATCH_SIZE, *shape)).astype(np.float32)
-    return twins.Twin(task, jax.device_put({"image": images, "label": np.zeros(BATCH_SIZE, np.int32)}))
+    random, batch_size = np.random.default_rng(0), twins.BATCH.value or BATCH_SIZE
+    images = random.uniform(-1, 1, (batch_size, *shape)).astype(np.float32)
+    return twins.Twin(task, jax.device_put({"image": images, "label": np.zeros(batch_size, np.int32)}))
 
 
 def main(argv) -> int:
@@ -44,6 +44,7 @@ def main(argv) -> int:
         flags.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
     if twins.PEER_PYTHON.present:
         absl_flags.FLAGS["peer"].value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
+    flags.require(not twins.FORWARD.value, "--forward_only: a GAN's step alone is measured")
     twins.check()
     twins.compare({name: twin(name) for name in MODELS.value})
     return 0

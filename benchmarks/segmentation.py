@@ -23,12 +23,13 @@ def twin() -> twins.Twin:
         class_names=tuple(map(str, range(CLASSES))),
         class_weights=(1.0,) * CLASSES,
         train_prepare=lambda images, labels, keys: (images, labels),
-        eval_prepare=None,
+        eval_prepare=lambda images: images,
         axis=None,
     )
+    batch_size = twins.BATCH.value or BATCH_SIZE
     random = np.random.default_rng(0)
-    images = random.normal(size=(BATCH_SIZE, *IMAGE_SHAPE)).astype(np.float32)
-    labels = random.integers(0, CLASSES, (BATCH_SIZE, *IMAGE_SHAPE[:2]), np.int32)
+    images = random.normal(size=(batch_size, *IMAGE_SHAPE)).astype(np.float32)
+    labels = random.integers(0, CLASSES, (batch_size, *IMAGE_SHAPE[:2]), np.int32)
     return twins.Twin(task, jax.device_put({"image": images, "label": labels}))
 
 

@@ -3,7 +3,8 @@
 The whole update (forward, backward, SGD with momentum, batch-norm statistics) in float32 on an idle machine's CPU,
 against the peer's twin of each network: same layers, batch size and count of parameters. Both take turns in one run,
 never at the same time. The peer first tries every setting twice (memory layout, threads, compiled or not); those
-near the fastest take turns, and the best median is its figure.
+near the fastest take turns, and the best median of those that are not compiled is its figure; the fastest compiled
+one has a column of its own. With --forward_only both compute logits in evaluation mode alone.
 """
 
 import functools
@@ -33,6 +34,10 @@ PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python th
 ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
 JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON: the ratios ours / peer by network.")
+FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Logits in evaluation mode in the place of steps.")
+BATCH = absl_flags.DEFINE_integer(
+    "batch_size", None, "Images of a batch; by default each network's own.", lower_bound=1
+)
 NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
 
 
@@ -54,14 +59,18 @@ def sgd():
 
 
 def settings(cores: int) -> list[str]:
-    """The peer's flags to try; half the cores too, where each is counted twice."""
-    forms = itertools.product(("nchw", "channels_last"), sorted({1, max(1, cores // 2), cores}), ("", " --compile"))
-    return [f"--layout={layout} --threads={threads}{compiled}" for layout, threads, compiled in forms]
+    """The peer's flags to try; half the cores too, where each is counted twice. Compiled with all cores alone: that
+    takes a minute."""
+    layouts, counts = ("nchw", "channels_last"), sorted({1, max(1, cores // 2), cores})
+    eager = [f"--layout={layout} --threads={threads}" for layout, threads in itertools.product(layouts, counts)]
+    return 2 * eager + [f"--layout={layout} --threads={cores} --compile" for layout in layouts]  # Twice: what disturbs
+    # one must not keep the best one out.
 
 
 def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
     """(parameters, median milliseconds a step) as the peer prints them. Raises PeerError."""
     command = [PEER_PYTHON.value, PEER.value, f"--model={name}", f"--batch_size={batch_size}", *options.split()]
+    command += ["--forward_only"] * FORWARD.value
     done = subprocess.run(command, capture_output=True, text=True)
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if "No module named 'torch'" in last:
@@ -79,7 +88,7 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
     """The peer's settings that may be its best. Raises PeerError where its network has another parameter count."""
     shapes = jax.eval_shape(twin.task.init, jax.random.key(0))
     ours, times = parameter_count(shapes.params), dict[str, float]()
-    for setting in 2 * settings(os.cpu_count() or 1):  # Twice: what disturbs one must not keep the best one out.
+    for setting in settings(os.cpu_count() or 1):
         try:
             parameters, ms = run_peer(name, f"{setting} --steps=3", batch_size=len(twin.batch["image"]))
         except PeerError as error:
@@ -91,23 +100,30 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
             raise PeerError(f"{name} has {ours:,} parameters here and {parameters:,} in the peer")
         times[setting] = min(ms, times.get(setting, ms))
         loop.say(f"{name}: peer {ms:.1f} ms, {setting}")
-    return [setting for setting, ms in times.items() if ms <= NEAR * min(times.values())]
+    eager, compiled = ({s: ms for s, ms in times.items() if ("--compile" in s) == form} for form in (False, True))
+    near = [setting for setting, ms in eager.items() if ms <= NEAR * min(eager.values())]
+    return near + sorted(compiled, key=lambda setting: compiled[setting])[:1]
 
 
 def timer(task: Task) -> Callable[[Iterable, int], float]:
     """(batches, steps) -> median milliseconds of the project's jitted step, from the same first state in each call."""
     first, step = jax.jit(task.init)(jax.random.key(0)), parallel.parallelize(task.train_step, 1, donate=True)
+    predict = parallel.parallelize(task.predict_step, 1, donate=False)
 
     def ms(source: Iterable, steps: int) -> float:
         state, total, marks, pending = jax.tree.map(jnp.copy, first), None, [], None  # The step's own, to donate.
         for batch in itertools.islice(source, steps + 2):  # The clock starts after two: compiled, pipeline full.
+            if FORWARD.value:
+                jax.block_until_ready(predict(state, batch))
+                marks.append(time.perf_counter())
+                continue
             state, sums = step(state, batch)
             if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
                 total = loop.add(total, pending)
                 marks.append(time.perf_counter())
             pending = sums
         jax.block_until_ready(state)
-        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(marks))
+        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(marks[-steps - 1 :]))
 
     return ms
 
@@ -135,18 +151,26 @@ def summarise(name: str, turns: dict[str, Any], *, batch_size: int) -> dict[str,
     ours = statistics.median(turns["ours"])
     others = {kind: round(statistics.median(found), 4) for kind, found in turns["others"].items()}
     row = {"model": name, "batch_size": batch_size, "ours_ms": round(ours, 4), "others": others, "turns": turns}
-    if turns["peer"]:
-        peer, best = min((statistics.median(found), setting) for setting, found in turns["peer"].items())
-        row |= {"peer_ms": round(peer, 4), "setting": best, "ratio": round(ours / peer, 4)}
+    for form, ratio in (("peer", "ratio"), ("compiled", "compiled_ratio")):
+        of_form = {s: ms for s, ms in turns["peer"].items() if ("--compile" in s) == (form == "compiled")}
+        if of_form:
+            ms, setting = min((statistics.median(found), setting) for setting, found in of_form.items())
+            row |= {f"{form}_ms": round(ms, 4), f"{form}_setting": setting, ratio: round(ours / ms, 4)}
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The lines to print, in ms a step; a ratio below 1 means that ours is faster."""
-    lines = [f"{'model':<12} {'batch':>5} {'ours ms':>9} {'peer ms':>9} {'ratio':>6}  peer's best setting"]
+    heads = ("ours ms", "peer ms", "ratio", "compiled", "ratio")
+    lines = [f"{'model':<14} {'batch':>5} " + "{:>9} {:>9} {:>6} {:>9} {:>6}".format(*heads) + "  peer's best"]
     for row in rows:
-        peer = "{peer_ms:>9.1f} {ratio:>6.2f}  {setting}" if "ratio" in row else f"{'-':>9} {'-':>6}  -"
-        lines.append(("{model:<12} {batch_size:>5} {ours_ms:>9.1f} " + peer).format(**row))
+        line = "{model:<14} {batch_size:>5} {ours_ms:>9.1f}".format(**row)
+        for form, ratio in (("peer", "ratio"), ("compiled", "compiled_ratio")):
+            line += f" {row[f'{form}_ms']:>9.1f} {row[ratio]:>6.2f}" if ratio in row else f" {'-':>9} {'-':>6}"
+        lines.append(f"{line}  {row.get('peer_setting', '-')}")
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    if ratios:
+        lines.append(f"geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.3f}")
     for row in rows:
         for kind, ratio in row["others"].items():
             lines.append(f"{kind} {row['model']}: {ratio:.3f} times the step on one fixed batch")
@@ -157,6 +181,7 @@ def check() -> None:
     """Before anything slow is made. Raises PeerError where the peer's script is not there."""
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
+    parallel.keep_memory()
     jax.config.update("jax_platforms", "cpu")
     flags.start_cache()
 
