@@ -1,4 +1,4 @@
-"""The C kernels of convolution.c, compiled once for this machine's processor and registered with XLA.
+"""The C kernels of models/cpu, compiled once for this machine's processor and registered with XLA.
 
 The compiler is the pip package ziglang, so no other is needed. The library is kept in the folder of jax's compilation
 cache where one is set, under a name made of all that it depends on.
@@ -17,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-SOURCE = pathlib.Path(__file__).with_name("convolution.c")
+SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 NAMES = ("convolution", "kernel_gradient")
 
@@ -52,7 +52,8 @@ def _digest(path: pathlib.Path) -> str:
 
 def _load(folder: pathlib.Path) -> ctypes.CDLL:
     """The library from `folder`, compiled if it is not there whole. Raises OSError."""
-    parts = "\n".join((SOURCE.read_text(), *FLAGS, jax.__version__, _processor()))
+    sources = (path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]")))
+    parts = "\n".join((*sources, *FLAGS, jax.__version__, _processor()))
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
     for path in folder.glob(f"kernels-{key}-*.so"):
         if path.stem.endswith(_digest(path)):  # Running damaged code would end the process without a word.

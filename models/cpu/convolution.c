@@ -1,0 +1,55 @@
+// Convolution of float32 images [B, H, W, C] by a kernel [h, w, C, O], and its kernel's gradient, for CPUs: XLA's calls.
+
+// clang-format off
+#include "work.h"
+#include "tiles.h"
+#include "direct.h"
+#include "winograd.h"
+
+static int describes_itself(XLA_FFI_CallFrame *frame) {
+  if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *found = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
+  found->api_version.major_version = XLA_FFI_API_MAJOR;
+  found->api_version.minor_version = XLA_FFI_API_MINOR;
+  found->traits = 0;
+  return 1;
+}
+
+INLINE const XLA_FFI_Buffer *operand(XLA_FFI_CallFrame *frame, int n) { return frame->args.args[n]; }
+
+static Work describe(XLA_FFI_CallFrame *frame, const int64_t *image, const int64_t *kernel, const int64_t *result) {
+  const int64_t *window = ((XLA_FFI_Array *)frame->attrs.attrs[0])->data;
+  return (Work){.batch = image[0], .height = image[1], .width = image[2], .channels = image[3],
+                .blocks = parts(image[3], BLOCK), .tall = kernel[0], .wide = kernel[1],
+                .rows = result[1], .columns = result[2], .outputs = result[3],
+                .down = window[0], .right = window[1], .top = window[2], .left = window[3]};
+}
+
+// Whether Winograd's products are so much fewer that its transformations pay, as measured.
+static int winograd_pays(const Work *w, i64 least_channels) {
+  if (w->down != 1 || w->right != 1 || w->tall < 3 || w->wide < 3) return 0;
+  i64 tiles = parts(w->rows, STEP) * parts(w->columns, STEP), shifts = parts(w->tall, 3) * parts(w->wide, 3);
+  i64 products = tiles * shifts * PLACES, plain = w->rows * w->columns * w->tall * w->wide;
+  return 10 * plain >= 17 * products && w->channels >= least_channels && w->outputs >= 12 &&
+         2 * w->batch * tiles >= most(w->channels, w->outputs);
+}
+
+// Operands: image, kernel. Result: convolution. Attribute: {stride down, stride right, padding above, padding left}.
+XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const XLA_FFI_Buffer *x = operand(frame, 0), *kernel = operand(frame, 1), *y = frame->rets.rets[0];
+  Work w = describe(frame, x->dims, kernel->dims, y->dims);
+  w.x = x->data, w.kernel = kernel->data, w.result = y->data;
+  (winograd_pays(&w, 32) ? convolve_by_winograd : convolve_directly)(frame, &w);
+  return NULL;
+}
+
+// Operands: image, gradient of the convolution. Result: gradient of the kernel. Attribute as above.
+XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *kernel = frame->rets.rets[0];
+  Work w = describe(frame, x->dims, kernel->dims, gradient->dims);
+  w.x = x->data, w.gradient = gradient->data, w.result = kernel->data;
+  (winograd_pays(&w, 16) ? correlate_by_winograd : correlate_directly)(frame, &w);
+  return NULL;
+}

@@ -1,0 +1,152 @@
+// The convolution as it is defined. Each task copies the rows of one image that it needs, with their padding, into a
+// strip of [row][phase][block][place][16]: no tap has a border then. The order of all sums depends on the shapes alone,
+// not on the number of threads.
+
+#define STRIP (96 * 1024)  // Floats of a strip at most, so that it stays in the second-level cache.
+
+typedef struct {
+  Work w;
+  Taps taps;
+  i64 places;                        // Of a phase.
+  i64 strip_rows, strips;            // Rows of the result that one strip serves; strips of an image.
+  float *packed;                     // [group][tap, channel][channels of group]
+  i64 pieces, slices, piece_floats;  // Of the kernel's gradient: partial sums, parts of the output channels.
+  float *totals;                     // [piece][tap, channel][groups]
+} Direct;
+
+static _Thread_local Room strip_room, gradient_room;
+
+static Direct direct(const Work *w) {
+  Direct d = {.w = *w};
+  d.places = w->columns + parts(w->wide, w->right) - 1;
+  i64 block = d.places * BLOCK, phase = w->blocks * block, row = w->right * phase;
+  d.taps = (Taps){w->tall, w->wide, w->channels, row, phase, block, w->right};
+  i64 rows = most(1, least(w->rows, (STRIP / row - w->tall) / w->down + 1));
+  d.strips = parts(w->rows, rows);
+  d.strip_rows = parts(w->rows, d.strips);
+  return d;
+}
+
+// What `count` rows of the result need, from row `first` on.
+static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count) {
+  const Work *w = &d->w;
+  i64 rows = (count - 1) * w->down + w->tall, pixels = image * w->height * w->width;
+  float *strip = keep(&strip_room, ((d->strip_rows - 1) * w->down + w->tall) * d->taps.row);
+  for (i64 r = 0; r < rows; r++) {
+    i64 from = first * w->down + r - w->top;
+    float *line = strip + r * d->taps.row;
+    if (from < 0 || from >= w->height) {
+      memset(line, 0, 4 * d->taps.row);
+      continue;
+    }
+    const float *pixel = w->x + (pixels + from * w->width) * w->channels;
+    for (i64 phase = 0; phase < w->right; phase++)
+      for (i64 place = 0; place < d->places; place++) {
+        i64 column = place * w->right + phase - w->left, left = w->channels;
+        float *to = line + phase * d->taps.phase + place * BLOCK;
+        if (column < 0 || column >= w->width) {
+          for (i64 b = 0; b < w->blocks; b++) memset(to + b * d->taps.block, 0, 4 * BLOCK);
+          continue;
+        }
+        const float *at = pixel + column * w->channels;
+        for (; left >= BLOCK; left -= BLOCK, at += BLOCK, to += d->taps.block) memcpy(to, at, 4 * BLOCK);
+        for (i64 c = 0; c < left; c++) to[c] = at[c];
+      }
+  }
+  return strip;
+}
+
+// ---- The convolution ----
+
+static void pack_group(const void *data, i64 g) {
+  const Direct *d = data;
+  const Work *w = &d->w;
+  i64 lines = w->tall * w->wide * w->channels, valid = least(w->group, w->outputs - g * w->group);
+  float *to = d->packed + g * w->group * lines;
+  for (i64 n = 0; n < lines; n++, to += w->group) {
+    memcpy(to, w->kernel + n * w->outputs + g * w->group, 4 * valid);
+    memset(to + valid, 0, 4 * (w->group - valid));
+  }
+}
+
+static void convolve_strip(const void *data, i64 task) {
+  const Direct *d = data;
+  const Work *w = &d->w;
+  i64 image = task / d->strips, first = task % d->strips * d->strip_rows, count = least(d->strip_rows, w->rows - first);
+  const float *strip = fill_strip(d, image, first, count);
+  for (i64 g = 0; g < w->groups; g++) {
+    const float *kernel = d->packed + g * w->group * w->tall * w->wide * w->channels;
+    for (i64 r = 0; r < count; r++) {
+      float *to = w->result + (image * w->rows + first + r) * w->columns * w->outputs + g * w->group;
+      multiply_row(w->group / LANES, w->columns, &d->taps, strip + r * w->down * d->taps.row, kernel, to, w->outputs,
+                   least(w->group, w->outputs - g * w->group));
+    }
+  }
+}
+
+static void convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
+  set_groups(w, w->outputs <= LANES ? 1 : w->outputs <= 2 * LANES || w->columns > 6 ? 2 : 4);
+  Direct d = direct(w);
+  d.packed = allocate(w->groups * w->group * w->tall * w->wide * w->channels);
+  run_tasks(frame, pack_group, &d, w->groups);
+  run_tasks(frame, convolve_strip, &d, w->batch * d.strips);
+  free(d.packed);
+}
+
+// ---- The kernel's gradient ----
+
+// A piece is some images, a slice some of the groups of output channels.
+static void correlate_piece(const void *data, i64 task) {
+  const Direct *d = data;
+  const Work *w = &d->w;
+  i64 piece = task / d->slices, slice = task % d->slices, width = w->groups * w->group;
+  i64 skipped = slice * w->groups / d->slices, groups = (slice + 1) * w->groups / d->slices - skipped;
+  float *total = d->totals + piece * d->piece_floats + skipped * w->group;
+  for (i64 n = 0; n < w->tall * w->wide * w->channels; n++) memset(total + n * width, 0, 4 * groups * w->group);
+  int ragged = w->outputs % w->group != 0;
+  float *filled = ragged ? keep(&gradient_room, d->strip_rows * w->columns * width) : NULL;
+  for (i64 image = piece * w->batch / d->pieces; image < (piece + 1) * w->batch / d->pieces; image++)
+    for (i64 first = 0; first < w->rows; first += d->strip_rows) {
+      i64 count = least(d->strip_rows, w->rows - first);
+      const float *strip = fill_strip(d, image, first, count);
+      const float *gradient = w->gradient + (image * w->rows + first) * w->columns * w->outputs;
+      for (i64 n = 0; ragged && n < count * w->columns; n++) {
+        memcpy(filled + n * width, gradient + n * w->outputs, 4 * w->outputs);
+        memset(filled + n * width + w->outputs, 0, 4 * (width - w->outputs));
+      }
+      const float *from = (ragged ? filled : gradient) + skipped * w->group;
+      for (i64 i = 0; i < w->tall; i++)
+        for (i64 j = 0; j < w->wide; j++)
+          for (i64 b = 0; b < w->blocks; b++)
+            correlate_block(w->group / LANES, least(BLOCK, w->channels - b * BLOCK), groups, count, w->columns,
+                            strip + tap(&d->taps, i, j) + b * d->taps.block, w->down * d->taps.row, from,
+                            ragged ? width : w->outputs,
+                            total + ((i * w->wide + j) * w->channels + b * BLOCK) * width, width);
+    }
+}
+
+static void add_pieces(const void *data, i64 tap) {
+  const Direct *d = data;
+  const Work *w = &d->w;
+  i64 width = w->groups * w->group;
+  for (i64 n = tap * w->channels; n < (tap + 1) * w->channels; n++) {
+    float *to = w->result + n * w->outputs;
+    memcpy(to, d->totals + n * width, 4 * w->outputs);
+    for (i64 p = 1; p < d->pieces; p++) {
+      const float *from = d->totals + p * d->piece_floats + n * width;
+      for (i64 o = 0; o < w->outputs; o++) to[o] += from[o];
+    }
+  }
+}
+
+static void correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
+  set_groups(w, w->outputs <= LANES ? 1 : w->channels <= 6 && w->outputs > 2 * LANES ? 4 : 2);
+  Direct d = direct(w);
+  d.piece_floats = w->tall * w->wide * w->channels * w->groups * w->group;
+  d.pieces = most(1, least(least(w->batch, 8), (4 << 20) / d.piece_floats));
+  d.slices = least(w->groups, parts(8, d.pieces));
+  d.totals = allocate(d.pieces * d.piece_floats);
+  run_tasks(frame, correlate_piece, &d, d.pieces * d.slices);
+  run_tasks(frame, add_pieces, &d, w->tall * w->wide);
+  free(d.totals);
+}

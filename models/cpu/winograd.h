@@ -1,0 +1,266 @@
+// Winograd's minimal filtering for 3x3 kernels with stride 1, F(4x4, 3x3): 36 products in the place of 144 for a tile of
+// 4x4 results (Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3). For each of the 36
+// places a matrix product over the channels is left. A larger kernel is several of 3x3 that read shifted images: their
+// channels stand beside each other. Errors are up to 1e-5 of the largest value.
+
+#define SIDE 6            // Of a tile of the image.
+#define STEP 4            // Of a tile of results.
+#define PLACES 36
+#define CHUNK (1 << 20)   // Floats of the transformed tiles that the kernel's gradient takes at a time.
+typedef vector square[SIDE][SIDE];
+
+// B^T d: a line of six of the image.
+INLINE void image_line(const vector *d, vector *to, const int stride) {
+  vector a = d[4 * stride] - 4 * d[2 * stride], b = d[3 * stride] - 4 * d[stride];
+  vector e = d[4 * stride] - d[2 * stride], f = 2 * (d[3 * stride] - d[stride]);
+  to[0] = 4 * (d[0] - d[2 * stride]) - d[2 * stride] + d[4 * stride];
+  to[stride] = a + b, to[2 * stride] = a - b, to[3 * stride] = e + f, to[4 * stride] = e - f;
+  to[5 * stride] = 4 * (d[stride] - d[3 * stride]) - d[3 * stride] + d[5 * stride];
+}
+
+// G g: a line of three of the kernel.
+INLINE void kernel_line(const vector *g, vector *to, const int stride, const int to_stride) {
+  vector a = (g[0] + g[2 * stride]) * (-1.0f / 6), b = g[stride] * (1.0f / 6);
+  vector e = g[0] * (1.0f / 24) + g[2 * stride] * (1.0f / 6), f = g[stride] * (1.0f / 12);
+  to[0] = g[0] * 0.25f, to[5 * to_stride] = g[2 * stride];
+  to[to_stride] = a - b, to[2 * to_stride] = a + b, to[3 * to_stride] = e + f, to[4 * to_stride] = e - f;
+}
+
+// A^T m: a line of four results of six.
+INLINE void result_line(const vector *m, vector *to, const int stride) {
+  vector a = m[stride] + m[2 * stride], b = m[stride] - m[2 * stride];
+  vector e = m[3 * stride] + m[4 * stride], f = m[3 * stride] - m[4 * stride];
+  to[0] = m[0] + a + e, to[stride] = b + 2 * f, to[2 * stride] = a + 4 * e, to[3 * stride] = b + 8 * f + m[5 * stride];
+}
+
+// A y: six of a line of four of the results' gradient.
+INLINE void gradient_line(const vector *y, vector *to, const int stride) {
+  vector a = y[0] + y[2 * stride], b = y[stride] + y[3 * stride];
+  vector e = y[0] + 4 * y[2 * stride], f = 2 * y[stride] + 8 * y[3 * stride];
+  to[0] = y[0], to[5 * stride] = y[3 * stride];
+  to[stride] = a + b, to[2 * stride] = a - b, to[3 * stride] = e + f, to[4 * stride] = e - f;
+}
+
+// G^T u: three of a line of six.
+INLINE void kernel_gradient_line(const vector *u, vector *to, const int stride) {
+  vector a = u[stride] + u[2 * stride], b = u[2 * stride] - u[stride];
+  vector e = u[3 * stride] + u[4 * stride], f = u[3 * stride] - u[4 * stride];
+  to[0] = u[0] * 0.25f - a * (1.0f / 6) + e * (1.0f / 24);
+  to[stride] = b * (1.0f / 6) + f * (1.0f / 12);
+  to[2 * stride] = (e - a) * (1.0f / 6) + u[5 * stride];
+}
+
+// `valid` floats of `lanes`, the others zero.
+INLINE vector load(const float *from, i64 valid) {
+  if (valid >= LANES) return *(const vector *)from;
+  vector found = {};
+  for (i64 n = 0; n < valid; n++) found[n] = from[n];
+  return found;
+}
+
+INLINE void store(float *to, vector x, i64 valid) {
+  if (valid >= LANES) *(vector *)to = x;
+  else for (i64 n = 0; n < valid; n++) to[n] = x[n];
+}
+
+typedef struct {
+  Work w;
+  Taps taps;                           // Of a row of transformed tiles.
+  i64 across, of_image, tiles;         // Tiles of a row of results, of an image, of all.
+  i64 shifts_across, shifts, lines;    // Kernels of 3x3; rows of a matrix product.
+  i64 shift;                           // The first of them that is taken.
+  i64 first, count;                    // Tiles of a task or chunk.
+  float *kernel;                       // Transformed: [place][group][shift, channel][channels of group]
+  float *image, *gradient, *total;     // [place][shift, block][tile][16], [place][tile][groups], [place][line][groups]
+} Winograd;
+
+static _Thread_local Room image_room, products_room;
+
+static Winograd winograd(const Work *w) {
+  Winograd k = {.w = *w, .across = parts(w->columns, STEP), .shifts_across = parts(w->wide, 3)};
+  k.of_image = k.across * parts(w->rows, STEP);
+  k.tiles = w->batch * k.of_image;
+  k.shifts = parts(w->tall, 3) * k.shifts_across;
+  k.lines = k.shifts == 1 ? w->channels : k.shifts * w->blocks * BLOCK;
+  return k;
+}
+
+typedef struct {
+  i64 image, row, column;  // Where its results begin.
+} Tile;
+
+INLINE Tile tile(const Winograd *k, i64 n) {
+  return (Tile){n / k->of_image, n % k->of_image / k->across * STEP, n % k->across * STEP};
+}
+
+// The transformed tile `n` of the image: to[place * place_floats + (shift, block) * block_floats + channel].
+static void transform_image(const Winograd *k, i64 n, float *to, i64 place_floats, i64 block_floats) {
+  const Work *w = &k->w;
+  Tile t = tile(k, n);
+  const float *image = w->x + t.image * w->height * w->width * w->channels;
+  for (i64 shift = 0; shift < k->shifts; shift++)
+    for (i64 c = 0; c < w->blocks * BLOCK; c += LANES) {
+      i64 top = t.row + (k->shift + shift) / k->shifts_across * 3 - w->top;
+      i64 left = t.column + (k->shift + shift) % k->shifts_across * 3 - w->left;
+      square d, half;
+      for (i64 i = 0; i < SIDE; i++)
+        for (i64 j = 0; j < SIDE; j++) {
+          i64 row = top + i, column = left + j;
+          int inside = row >= 0 && row < w->height && column >= 0 && column < w->width;
+          d[i][j] = inside ? load(image + (row * w->width + column) * w->channels + c, w->channels - c) : (vector){};
+        }
+#pragma clang loop unroll(full)
+      for (int j = 0; j < SIDE; j++) image_line(&d[0][j], &half[0][j], SIDE);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < SIDE; i++) image_line(half[i], d[i], 1);
+      float *at = to + (shift * w->blocks + c / BLOCK) * block_floats + c % BLOCK;
+      for (i64 p = 0; p < PLACES; p++) *(vector *)(at + p * place_floats) = d[p / SIDE][p % SIDE];
+    }
+}
+
+// ---- The convolution ----
+
+// Row `c` of the kernel of shift `shift`, tap `n` of nine; NULL beyond the kernel.
+INLINE float *kernel_row(const Winograd *k, float *kernel, i64 shift, i64 n, i64 c) {
+  i64 i = (k->shift + shift) / k->shifts_across * 3 + n / 3, j = (k->shift + shift) % k->shifts_across * 3 + n % 3;
+  int inside = i < k->w.tall && j < k->w.wide && c < k->w.channels;
+  return inside ? kernel + ((i * k->w.wide + j) * k->w.channels + c) * k->w.outputs : NULL;
+}
+
+static void transform_kernel(const void *data, i64 g) {
+  const Winograd *k = data;
+  const Work *w = &k->w;
+  i64 of_shift = k->lines / k->shifts;
+  for (i64 line = 0; line < k->lines; line++)
+    for (i64 o = 0; o < w->group; o += LANES) {
+      vector taps[3][3], half[SIDE][3];
+      square u;
+      i64 first = g * w->group + o;
+      for (i64 n = 0; n < 9; n++) {
+        const float *row = kernel_row(k, (float *)w->kernel, line / of_shift, n, line % of_shift);
+        taps[n / 3][n % 3] = row ? load(row + first, w->outputs - first) : (vector){};
+      }
+#pragma clang loop unroll(full)
+      for (int j = 0; j < 3; j++) kernel_line(&taps[0][j], &half[0][j], 3, 3);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < SIDE; i++) kernel_line(half[i], u[i], 1, 1);
+      for (i64 p = 0; p < PLACES; p++)
+        *(vector *)(k->kernel + ((p * w->groups + g) * k->lines + line) * w->group + o) = u[p / SIDE][p % SIDE];
+    }
+}
+
+static void convolve_tiles(const void *data, i64 task) {
+  const Winograd *k = data;
+  const Work *w = &k->w;
+  i64 first = task * k->count, count = least(k->count, k->tiles - first), place_floats = k->shifts * w->blocks * k->taps.block;
+  float *image = keep(&image_room, PLACES * place_floats), *products = keep(&products_room, PLACES * k->count * w->group);
+  for (i64 t = 0; t < count; t++) transform_image(k, first + t, image + t * BLOCK, place_floats, k->taps.block);
+  for (i64 g = 0; g < w->groups; g++) {
+    for (i64 p = 0; p < PLACES; p++)
+      multiply_row(w->group / LANES, count, &k->taps, image + p * place_floats,
+                   k->kernel + (p * w->groups + g) * k->lines * w->group, products + p * count * w->group, w->group,
+                   w->group);
+    for (i64 t = 0; t < count; t++) {
+      Tile at = tile(k, first + t);
+      i64 rows = least(STEP, w->rows - at.row), columns = least(STEP, w->columns - at.column);
+      float *to = w->result + ((at.image * w->rows + at.row) * w->columns + at.column) * w->outputs + g * w->group;
+      for (i64 o = 0; o < w->group; o += LANES) {
+        square m, half;
+        for (i64 p = 0; p < PLACES; p++) m[p / SIDE][p % SIDE] = *(vector *)(products + (p * count + t) * w->group + o);
+#pragma clang loop unroll(full)
+        for (int j = 0; j < SIDE; j++) result_line(&m[0][j], &half[0][j], SIDE);
+#pragma clang loop unroll(full)
+        for (int i = 0; i < STEP; i++) result_line(half[i], m[i], 1);
+        for (i64 i = 0; i < rows; i++)
+          for (i64 j = 0; j < columns; j++)
+            store(to + (i * w->columns + j) * w->outputs + o, m[i][j], w->outputs - g * w->group - o);
+      }
+    }
+  }
+}
+
+static void convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
+  set_groups(w, w->outputs <= LANES ? 1 : 2);
+  Winograd k = winograd(w);
+  // As many tiles to a task as leave them in the second-level cache, two of the inner loop's at most, and not too few.
+  k.count = least(parts(k.tiles, 8), most(12, least(24, 3072 / k.lines)));
+  k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
+  k.kernel = allocate(PLACES * w->groups * w->group * k.lines);
+  run_tasks(frame, transform_kernel, &k, w->groups);
+  run_tasks(frame, convolve_tiles, &k, parts(k.tiles, k.count));
+  free(k.kernel);
+}
+
+// ---- The kernel's gradient: for each place the products of the transformed image and gradient, over the tiles ----
+
+static void transform_tile(const void *data, i64 t) {
+  const Winograd *k = data;
+  const Work *w = &k->w;
+  i64 block = k->count * BLOCK, width = w->groups * w->group;
+  transform_image(k, k->first + t, k->image + t * BLOCK, w->blocks * block, block);
+  Tile at = tile(k, k->first + t);
+  const float *from = w->gradient + ((at.image * w->rows + at.row) * w->columns + at.column) * w->outputs;
+  for (i64 o = 0; o < width; o += LANES) {
+    vector y[STEP][STEP], half[SIDE][STEP];
+    square m;
+    for (i64 i = 0; i < STEP; i++)
+      for (i64 j = 0; j < STEP; j++) {
+        int inside = at.row + i < w->rows && at.column + j < w->columns;
+        y[i][j] = inside ? load(from + (i * w->columns + j) * w->outputs + o, w->outputs - o) : (vector){};
+      }
+#pragma clang loop unroll(full)
+    for (int j = 0; j < STEP; j++) gradient_line(&y[0][j], &half[0][j], STEP);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < SIDE; i++) gradient_line(half[i], m[i], 1);
+    for (i64 p = 0; p < PLACES; p++) *(vector *)(k->gradient + (p * k->count + t) * width + o) = m[p / SIDE][p % SIDE];
+  }
+}
+
+static void correlate_place(const void *data, i64 task) {
+  const Winograd *k = data;
+  const Work *w = &k->w;
+  i64 place = task / w->blocks, line = task % w->blocks * BLOCK, width = w->groups * w->group;
+  correlate_block(w->group / LANES, least(BLOCK, k->lines - line), w->groups, 1, k->count,
+                  k->image + task * k->count * BLOCK, 0, k->gradient + place * k->count * width, width,
+                  k->total + (place * k->lines + line) * width, width);
+}
+
+static void finish_line(const void *data, i64 line) {
+  const Winograd *k = data;
+  const Work *w = &k->w;
+  for (i64 o = 0; o < w->outputs; o += LANES) {
+    square u;
+    vector half[3][SIDE], d[3][3];
+    for (i64 p = 0; p < PLACES; p++)
+      u[p / SIDE][p % SIDE] = *(vector *)(k->total + (p * k->lines + line) * w->groups * w->group + o);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < SIDE; j++) kernel_gradient_line(&u[0][j], &half[0][j], SIDE);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 3; i++) kernel_gradient_line(half[i], d[i], 1);
+    for (i64 n = 0; n < 9; n++) {
+      float *row = kernel_row(k, w->result, 0, n, line);
+      if (row) store(row + o, d[n / 3][n % 3], w->outputs - o);
+    }
+  }
+}
+
+static void correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
+  set_groups(w, w->outputs <= LANES ? 1 : 2);
+  Winograd k = winograd(w);
+  i64 width = w->groups * w->group, lines = w->blocks * BLOCK, of_total = PLACES * lines * width, shifts = k.shifts;
+  i64 chunk = parts(k.tiles, parts(k.tiles, most(48, CHUNK / (PLACES * (lines + width)))));
+  k.total = allocate(of_total + PLACES * chunk * (lines + width));
+  k.image = k.total + of_total;
+  k.gradient = k.image + PLACES * chunk * lines;
+  k.shifts = 1, k.lines = w->channels;  // One after the other: all would leave the caches.
+  for (; k.shift < shifts; k.shift++) {
+    memset(k.total, 0, 4 * of_total);
+    for (k.first = 0; k.first < k.tiles; k.first += chunk) {
+      k.count = least(chunk, k.tiles - k.first);
+      run_tasks(frame, transform_tile, &k, k.count);
+      run_tasks(frame, correlate_place, &k, PLACES * w->blocks);
+    }
+    run_tasks(frame, finish_line, &k, w->channels);
+  }
+  free(k.total);
+}

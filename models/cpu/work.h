@@ -1,0 +1,112 @@
+// What the kernels share: vectors, the description of one convolution, tasks on XLA's threads, memory.
+
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE 24  // Vector registers that hold results; the others hold operands.
+#elif defined(__AVX2__)
+#define LANES 8
+#define TILE 12
+#else
+#define LANES 4
+#define TILE 24
+#endif
+#define BLOCK 16  // Channels of a block of a strip or of transformed tiles.
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int64_t i64;
+
+INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
+INLINE i64 parts(i64 a, i64 b) { return (a + b - 1) / b; }
+INLINE vector spread(float x) { return x - (vector){}; }
+
+typedef struct {
+  i64 batch, height, width, channels;  // Of the image.
+  i64 rows, columns, outputs;          // Of the result (of its gradient).
+  i64 tall, wide;                      // The kernel.
+  i64 down, right, top, left;          // Strides; padding above and to the left.
+  i64 blocks;                          // Of channels.
+  i64 group, groups;                   // Output channels of a tile in registers, and how many such groups.
+  const float *x, *kernel, *gradient;
+  float *result;
+} Work;
+
+INLINE void set_groups(Work *w, i64 vectors) {
+  w->group = vectors * LANES;
+  w->groups = parts(w->outputs, w->group);
+}
+
+// ---- Tasks on XLA's threads ----
+
+typedef struct {
+  void (*run)(const void *, i64 task);
+  const void *work;
+  i64 tasks;
+  i64 next, done, users;
+} Job;
+
+static void take_part(void *data) {
+  Job *job = data;
+  for (i64 task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_ACQ_REL)) < job->tasks;) {
+    job->run(job->work, task);
+    __atomic_fetch_add(&job->done, 1, __ATOMIC_ACQ_REL);
+  }
+  if (__atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL) == 0) free(job);
+}
+
+// Runs the tasks on the calling thread and on those of XLA's pool that come in time; a late one finds nothing to do.
+static void run_tasks(XLA_FFI_CallFrame *frame, void (*run)(const void *, i64), const void *work,
+                      i64 tasks) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
+  if (error) {
+    XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+    frame->api->XLA_FFI_Error_Destroy(&destroy);
+    threads = 1;
+  }
+  Job *job = malloc(sizeof *job);
+  i64 helpers = most(0, least(threads, tasks) - 1);
+  *job = (Job){run, work, tasks, 0, 0, 2 + helpers};  // One use is this function's own.
+  for (i64 i = 0; i < helpers; i++) {
+    XLA_FFI_ThreadPool_Schedule_Args schedule = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, take_part, job};
+    error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule);
+    if (error) {
+      XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+      frame->api->XLA_FFI_Error_Destroy(&destroy);
+      __atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL);
+    }
+  }
+  take_part(job);
+  while (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) < tasks) {
+    sched_yield();  // On an idle processor it returns at once.
+  }
+  if (__atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL) == 0) free(job);
+}
+
+// ---- Memory ----
+
+// `floats` floats that begin with a cache line. Freed with free.
+static float *allocate(i64 floats) { return aligned_alloc(64, parts(4 * floats, 64) * 64); }
+
+typedef struct {
+  float *floats;
+  i64 size;
+} Room;
+
+// A thread's own memory of at least `floats` floats, kept from task to task: new pages would cost more than the copy.
+static float *keep(Room *room, i64 floats) {
+  if (room->size < floats) {
+    free(room->floats);
+    *room = (Room){allocate(floats), floats};
+  }
+  return room->floats;
+}
