@@ -7,6 +7,7 @@ from collections.abc import Callable
 from data import cifar10, folder, from_tfds, mnist5k, stream
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
+from data.dataset import SizesDiffer as SizesDiffer
 
 
 def _mnist5k(data_dir: str | None, **_) -> Dataset:

@@ -9,6 +9,10 @@ class DataError(ValueError):
     """A data set is missing or damaged; the message says which file and what to do."""
 
 
+class SizesDiffer(DataError):
+    """Small pictures of several sizes, and nothing says to which they are to be cut."""
+
+
 class Dataset(NamedTuple):
     """`splits` holds for each name the images, uint8 [N, H, W, C], and labels, int32 [N]. The images are an array, or a
     data.stream.Stream, which stands for one and decodes what it is indexed with."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import cache
-from data.dataset import DataError
+from data.dataset import DataError, SizesDiffer
 from data.decode import Crop, whole
 from data.stream import Stream, View
 
@@ -57,7 +57,7 @@ def load(
         found[split] = arrays
     sizes = {split: images.shape[1:3] for split, (images, _) in found.items()}
     if len(set(sizes.values())) > 1:
-        raise DataError(f"the pictures' sizes differ between splits: {sizes}; {ADVICE}")
+        raise SizesDiffer(f"the pictures' sizes differ between splits: {sizes}; {ADVICE}")
     return found
 
 
@@ -125,7 +125,7 @@ def in_memory(pictures: Pictures, skip_corrupt: bool) -> tuple[np.ndarray, np.nd
             continue
         if images and image.shape != images[0].shape:
             size, expected = (f"{shape[0]}x{shape[1]}" for shape in (image.shape, images[0].shape))
-            raise DataError(f"{pictures.where(example)} is {size}, expected {expected} like the others; {ADVICE}")
+            raise SizesDiffer(f"{pictures.where(example)} is {size}, expected {expected} like the others; {ADVICE}")
         images.append(image)
         good[example] = True
     _say_left_out(pictures, good.sum())

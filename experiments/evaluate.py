@@ -49,9 +49,18 @@ def generator(run: dict):
 
     flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
     config = views.on_own_data(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    config = config | {"eval_split": SPLIT.value or config["eval_split"]}
     dataset = generation.load_dataset(config)
+    check_data(run["class_names"], dataset)  # Before the classifier is trained.
+    config = config | {"eval_split": SPLIT.value or config["eval_split"]}
     return config, generation.read_again(run | {"flags": config}, scored=True), dataset, look_generation.share_table
+
+
+def check_data(class_names, dataset) -> None:
+    """Raises UsageError where the split asked for is not there, or the classes are others."""
+    if SPLIT.value and SPLIT.value not in dataset.splits:
+        raise flags.UsageError(f"--split={SPLIT.value}: {dataset.name} has {', '.join(dataset.splits)}")
+    ours, theirs = list(class_names), list(dataset.class_names)
+    flags.require(ours == theirs, f"classes differ: {ours} in the run, {theirs} here")
 
 
 def main(argv) -> int:
@@ -73,12 +82,8 @@ def main(argv) -> int:
     plain = TTA.value is None and not SKIP.value
     flags.require(plain or kind is classifier, "--tta and --skip_corrupt are for runs of classify")
     config, setup, dataset, class_table = kind(run)
-    if dataset.class_names != setup.about.class_names:
-        ours, theirs = (list(names) for names in (setup.about.class_names, dataset.class_names))
-        raise flags.UsageError(f"classes differ: {ours} in the run, {theirs} here")
+    check_data(setup.about.class_names, dataset)
     split = SPLIT.value or build.eval_split(dataset, config["eval_split"] if run["task"] == "generation" else None)
-    if split not in dataset.splits:
-        raise flags.UsageError(f"--split={split}: {config['dataset']} has {', '.join(dataset.splits)}")
     images, labels = dataset.splits[split]
     if images.shape[1:] != setup.about.image_shape:
         shapes = f"{list(setup.about.image_shape)} in the run, {list(images.shape[1:])} here"

@@ -24,7 +24,7 @@ LATER: dict[str, Any] = dict.fromkeys(
 )
 LATER |= {"early_share": 0.5, "parallelism": "data", "fc_passes": 1, "fc_update": "accumulate", "drop_factor": 10.0}
 LATER |= {"colour_noise": 0.0, "dtype": "float32", "accumulate": 1, "remat": False, "dry_run_data": False}
-LATER |= {"alternate_flip": False, "eval_split": None, "gradients": "autodiff"}
+LATER |= {"alternate_flip": False, "eval_split": None, "gradients": "autodiff", "skip_corrupt": False}
 
 
 def define_model_flags() -> None:
@@ -133,9 +133,7 @@ def define_run_flags() -> None:
     )
     flags.DEFINE_float("colour_noise", 0.0, "Spread of the training pictures' colour shifts; Krizhevsky has 0.1.")
     flags.DEFINE_enum("tta", "none", TTA, "Views of each test picture whose probabilities are averaged.")
-    flags.DEFINE_bool(
-        "skip_corrupt", False, "folder, tfds: leave out pictures that can't be decoded instead of stopping."
-    )
+    define_skip_corrupt()
     flags.DEFINE_enum(
         "parallelism",
         "data",
@@ -160,6 +158,12 @@ def define_run_flags() -> None:
     flags.DEFINE_bool("remat", False, "Save memory: keep products and convolutions alone for the backward pass.")
     flags.DEFINE_string("positive", None, "Binary task: the class that is label 1.")
     flags.DEFINE_string("negative", None, "Binary task: the class that is label 0; default all others.")
+
+
+def define_skip_corrupt() -> None:
+    flags.DEFINE_bool(
+        "skip_corrupt", False, "folder, tfds: leave out pictures that can't be decoded instead of stopping."
+    )
 
 
 def define_segment_flags() -> None:
@@ -209,6 +213,7 @@ def define_generate_flags() -> None:
     flags.DEFINE_integer(
         "image_size", None, "Side in pixels of the networks' pictures, 32 or 64; default 32 for pictures of up to 32."
     )
+    define_skip_corrupt()
     flags.DEFINE_bool("authors", False, "The authors' networks: 5x5 windows, 128 maps, even latent vectors.")
     flags.DEFINE_bool("conditional", False, "Networks that are told each picture's class.")
     flags.DEFINE_float(
@@ -218,7 +223,10 @@ def define_generate_flags() -> None:
 
 def values() -> dict:
     """name -> value of this file's flags: the only place where FLAGS is read."""
-    return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
+    found = {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
+    if FLAGS["epochs"].present and not FLAGS["steps"].present:
+        found["steps"] = None  # A command's own default number of steps is not what was asked for.
+    return found
 
 
 def check_start(config: dict) -> None:

@@ -52,6 +52,8 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
     splits = {}
     for split, (images, labels) in dataset.splits.items():
         rows = np.arange(len(labels)) if split == "train" else stream.sample(len(labels), ITEMS)
+        if len(rows) < 2:  # A single picture has no covariance.
+            raise data.DataError(f"{dataset.name}: {len(rows)} picture in the split {split}; scores need 2 or more")
         size = len(rows) * math.prod(images.shape[1:])
         if size > BYTES:
             raise data.DataError(f"{dataset.name}: {len(rows)} pictures of {split} take {size >> 30} GiB, more than 4")
@@ -63,10 +65,17 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
 
 
 @functools.cache
-def _load(name: str, data_dir: str | None, asked: int | None) -> Dataset:
-    dataset = data.load(name, data_dir)
-    if isinstance(dataset.splits["train"][0], stream.Stream):  # The whole middle squares, at once in the right size.
-        dataset = data.load(name, data_dir, image_size=round((asked or 64) * stream.SHARE), augment="crop")
+def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool) -> Dataset:
+    load = functools.partial(data.load, name, data_dir, skip_corrupt=skip_corrupt)
+    try:
+        dataset = load()
+        whole = not isinstance(checks.train_split(dataset)[0], stream.Stream)
+    except data.SizesDiffer:
+        if asked is None:
+            raise
+        whole = False
+    if not whole:  # The whole middle squares, at once in the right size.
+        dataset = load(image_size=round((asked or 64) * stream.SHARE), augment="crop")
     return _kept(dataset, asked)
 
 
@@ -87,7 +96,7 @@ def load_dataset(config: dict) -> Dataset:
     if config["dry_run_data"]:
         return _generated(size)
     with checks.usage_errors():
-        return _load(config["dataset"], config["data_dir"], size)
+        return _load(config["dataset"], config["data_dir"], size, config["skip_corrupt"])
 
 
 def describe(config: dict, dataset: Dataset) -> About:
@@ -149,7 +158,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
     which the classifier may have to be trained. Raises Interrupted where `stop` says so meanwhile."""
     axis = parallel.axis_of(devices)
     rate, optimizer = build.gradient_descent(config, steps)
-    size = next(size for size in dcgan.SIZES if about.image_shape[0] <= size)
+    size = next((size for size in dcgan.SIZES if about.image_shape[0] <= size), dcgan.SIZES[-1])
     input_shape = (size, size, about.image_shape[2])
     model = models.create(
         config["model"],
@@ -187,5 +196,5 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
 
 def read_again(run: dict, *, scored: bool) -> Generation:
     """The setup of run.json, on one device."""
-    about = About(*(tuple(run[name]) for name in About._fields))
+    about = About(*(tuple(run.get(name, ())) for name in About._fields))
     return setup(run["flags"], about, devices=1, steps=run["steps"], scored=scored)

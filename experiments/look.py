@@ -12,7 +12,7 @@ from PIL import Image
 import models
 from experiments import views
 from models import table
-from train import classification, parallel, report
+from train import classification, folder, parallel, report
 from train import figures as draw
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
@@ -53,7 +53,7 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     """The picture as a PNG file, whole or not at all."""
     png = io.BytesIO()
     image.save(png, "PNG")
-    draw.write_atomically(path, png.getvalue())
+    folder.write_atomically(path, png.getvalue())
 
 
 def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:

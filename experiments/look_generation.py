@@ -76,6 +76,18 @@ def remember(workdir: str, predict, state, *, latents, classes: int, conditional
         write_png(place / f"step_{int(state.step):07d}.png", tiled(images, columns))
 
 
+def _is_grid(path: pathlib.Path, width: int) -> bool:
+    """Whether the file is a whole grid of this run's samples: what else lies there is passed over."""
+    if not path.stem.removeprefix("step_").isdecimal():
+        return False
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.width == width
+    except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's for a damaged PNG.
+        return False
+
+
 def strip(paths: list[pathlib.Path], height: int):
     """The first row of each grid of samples, over time."""
     import matplotlib
@@ -119,7 +131,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     predict = setup.task.predict_step
     images = samples(predict, result.state, batch) / 255.0
     lines = samples(predict, result.state, between(batch, 4, 8)) / 255.0
-    paths = sorted((folder / "samples").glob("step_*.png"))
+    paths = [path for path in sorted((folder / "samples").glob("step_*.png")) if _is_grid(path, columns * height)]
     figures = [
         (
             "samples",
@@ -158,8 +170,10 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
 
 
 def write_samples(place: pathlib.Path, images: np.ndarray, *, columns: int) -> list[str]:
-    """A PNG file of each sample and grid.png of all; the samples' names."""
+    """A PNG file of each sample and grid.png of all; the samples' names. Those of an earlier call are removed."""
     place.mkdir(parents=True, exist_ok=True)
+    for old in place.glob("sample_[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
     names = [str(place / f"sample_{i:05d}.png") for i in range(len(images))]
     for name, image in zip(names, images, strict=True):
         write_png(pathlib.Path(name), image)

@@ -20,7 +20,7 @@ WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Chec
 def main(argv) -> int:
     files = argv[1:]
     if not WORKDIR.value:
-        raise flags.UsageError("--workdir=FOLDER is needed: the run whose network labels the files")
+        raise flags.UsageError("--workdir=FOLDER is needed: the run whose network is used")
     from experiments import records
 
     run = records.load_run(WORKDIR.value)
@@ -59,9 +59,12 @@ def main(argv) -> int:
 def write_samples(run: dict, files: list[str]) -> int:
     """PNG files of samples and a grid; their names as CSV on standard output."""
     flags.require(not files, f"unexpected argument {next(iter(files), '')!r}: a run of generate makes pictures")
-    count = SAMPLES.value or 0
-    flags.require(count > 0, f"--samples={SAMPLES.value}: a run of generate needs a number of 1 or more")
-    flags.require(count <= MOST, f"--samples={count}: accepted are up to {MOST}")
+    flags.require(TOP.value == 1, "--top is for runs of classify")
+    count = SAMPLES.value
+    if count is None:
+        raise flags.UsageError("--samples=N is needed: how many pictures a run of generate is to make")
+    flags.require(count > 0, f"--samples={count}: accepted are 1 to {MOST}")
+    flags.require(count <= MOST, f"--samples={count}: accepted are 1 to {MOST}")
     flags.require(0 <= SEED.value < 2**32, f"--seed={SEED.value}: accepted are 0 to {2**32 - 1}")
     from train import parallel
 

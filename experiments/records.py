@@ -23,20 +23,14 @@ from train.state import State, parameter_count
 SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder", "authors", "conditional")
 
 
-def start(config: dict, setup, *, dataset) -> tuple[folder.RunFolder, dict | None]:
-    """(the run's folder, the summary if the run is complete). Raises FolderError on every process where it is another's
-    or in use."""
-
-    def opened():
-        home = run_folder(config["workdir"])
-        return home, open_run(home, config, setup, dataset=dataset)
-
-    home, finished = processes.together(opened)
-    return home, processes.broadcast_json(finished)
+def start(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | None:
+    """The summary if the run is complete. Raises FolderError on every process where the folder is another's."""
+    finished = processes.together(lambda: open_run(home, config, setup, dataset=dataset))
+    return processes.broadcast_json(finished)
 
 
 def run_folder(workdir: str) -> folder.RunFolder:
-    """The run's folder; of several processes the first alone has it, the others write to one that is removed."""
+    """The run's folder, locked; of several processes the first has it, the others write to one that is removed."""
     if processes.is_main():
         return folder.RunFolder(workdir)
     place = tempfile.mkdtemp(prefix="nutshell_process_")
@@ -49,6 +43,10 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     belongs to a run with other flags or on other data."""
     run = home.read_json("run.json")
     if run is None:
+        if checkpoint.Checkpoints(home.path).steps():
+            raise folder.FolderError(
+                f"{home.path} holds checkpoints, but no run.json that says of which run; choose a new --workdir"
+            )
         return None
     old = run.get("flags")
     if not isinstance(old, dict):
@@ -99,7 +97,9 @@ def load_run(workdir: str, *, flag: str = "workdir") -> dict:
     try:
         run = json.loads(path.read_text())
         needed = ("flags", "class_names", "image_shape", "mean", "std")
-        if not all(run[name] for name in needed) or not {"task", "steps"} <= run.keys():
+        names, shape = run["class_names"], run["image_shape"]
+        sound = all(isinstance(name, str) for name in names) and len(shape) == 3 and all(int(n) > 0 for n in shape)
+        if not sound or not all(run[name] for name in needed) or not {"task", "steps"} <= run.keys():
             return _no_run(workdir, flag)
         return {**run, "flags": flags.LATER | run["flags"]}
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,9 +1,8 @@
 """The classifier that generated pictures are scored with: the project's cnn, trained once on a data set and kept."""
 
+import contextlib
 import hashlib
-import io
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,12 +10,11 @@ import jax
 import numpy as np
 
 import models
-from data import augment
+from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments import lesson
 from experiments.compiled import cache_folder
 from train import classification, leaves, loop, optimizers
-from train.figures import write_atomically
 from train.stop import Interrupted, Stop
 
 BATCH, SEED = 64, 0
@@ -96,26 +94,19 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
 
 def _read(path: pathlib.Path, like):
     """The state kept in the file; None where there is none, or another's or a damaged one."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
-    shapes = {name: shape for name, shape in leaves.shapes(like).items() if name.startswith((".params", ".batch"))}
-    if {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in found.items()} != shapes:
+    shapes = _kept(leaves.shapes(like))
+    found = cache.read(path, path.stem, *shapes)
+    if found is None or {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in found.items()} != shapes:
         return None
     return leaves.from_host(found, like)
 
 
 def _write(path: pathlib.Path, state) -> None:
     """Keeps it; a cache that can't be written is said and done without."""
-    kept: dict[str, Any] = {
-        name: leaf for name, leaf in leaves.to_host(state).items() if name.startswith((".params", ".batch"))
-    }
-    content = io.BytesIO()
-    np.savez(content, **kept)
-    try:
+    with contextlib.suppress(OSError):  # Where this fails, so does what follows.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        loop.say(f"the classifier is not kept in {path.parent}: {error.strerror or error}")
+    cache.write(path, path.stem, what="the classifier is trained", **_kept(leaves.to_host(state)))
+
+
+def _kept(tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in tree.items() if name.startswith((".params", ".batch"))}

@@ -45,6 +45,7 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
 
     load, describe, make_setup, fit, report = kind(stop)
     first = processes.broadcast_json(config)
+    home = processes.together(lambda: records.run_folder(config["workdir"]))
 
     def prepared():
         for name in config.keys() - {*flags.GROUP, "workdir", "data_dir"}:
@@ -56,10 +57,14 @@ def run(argv, command: str, kind: Callable[[Stop], Kind]) -> int:
         split = build.eval_split(dataset, config["eval_split"])
         return dataset, split, steps, make_setup(config, about, devices=devices, steps=steps)
 
-    dataset, split, steps, setup = processes.together(prepared)
+    try:
+        dataset, split, steps, setup = processes.together(prepared)
+    except BaseException:
+        home.remove_if_made()
+        raise
     (images, labels), (test_images, test_labels) = dataset.splits["train"], dataset.splits[split]
     batch_size = config["batch_size"]
-    home, finished = records.start(config, setup, dataset=dataset)
+    finished = records.start(home, config, setup, dataset=dataset)
     if config["dry_run"]:
         home, finished = records.dry_folder(home), None
     if finished:

@@ -46,6 +46,32 @@ def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
     assert int(state.step) == 5 and store.steps() == [1, 5, 9]
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """By the run that it belongs to, which has saved a newer one meanwhile."""
+    saved(tmp_path, 1, 2)
+    reader, lines = checkpoint.Checkpoints(tmp_path, owner=False), []
+    reader.report, read = lines.append, reader._read
+
+    def overtaken(step, like, parts):
+        if step == 2:
+            saved(tmp_path, 3, keep=1)
+        return read(step, like, parts)
+
+    monkeypatch.setattr(reader, "_read", overtaken)
+    state, _ = reader.restore(state_of(0))
+    assert int(state.step) == 3 and reader.steps() == [1, 3] and not lines
+
+
+def test_a_reader_passes_over_what_is_damaged(tmp_path):
+    saved(tmp_path, 1, 2)
+    for step in "12":
+        (tmp_path / "checkpoints" / step / "about" / "metadata").write_text("{")
+    lines = []
+    assert checkpoint.Checkpoints(tmp_path, owner=False, report=lines.append).restore(state_of(0)) is None
+    assert [line[:23] for line in lines] == ["checkpoint 2 is damaged", "checkpoint 1 is damaged"]
+    assert all(line.endswith("it is passed over") for line in lines)
+
+
 @pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "description"])
 def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, kind):
     store, lines = saved(tmp_path, 1, 2)

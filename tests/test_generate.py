@@ -11,6 +11,7 @@ import pytest
 from outcome import result, same
 from PIL import Image
 
+from data import DataError
 from experiments import generation, look_generation, scorer
 from experiments.flags import UsageError
 from train.stop import Interrupted
@@ -55,9 +56,14 @@ def test_a_run(root, start, tmp_path):
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "4")
     (again / "summary.json").unlink()
+    (again / "samples" / "step_0000002.png").write_text("damaged")  # Costs the strip over time a row, no more.
+    (again / "samples" / "step_note.png").write_text("another's")
     done = start("generate", f"--workdir={again}", *run)
     assert "going on from step 3" in done.stderr and "training the classifier" not in done.stderr
     assert same(whole, result(done))
+    (again / "run.json").unlink()  # Whose are the checkpoints now?
+    done = start("generate", f"--workdir={again}", *run, "--seed=1")
+    assert (done.returncode, done.stdout) == (1, "") and "holds checkpoints, but no run.json" in done.stderr
 
     made = [tmp_path / name for name in ("one", "two")]
     for out, seed in zip(made, (3, 4), strict=True):
@@ -72,9 +78,14 @@ def test_a_run(root, start, tmp_path):
         np.testing.assert_array_equal(pictures[0][i], np.asarray(Image.open(made[1] / f"sample_{i:05d}.png")))
     with Image.open(made[0] / "grid.png") as grid:
         assert grid.size == (60, 90)
+    names = ["grid.png", "sample_00000.png", "sample_00001.png"]
+    assert sorted(path.name for path in made[1].iterdir()) == names  # None of the call before.
 
     for command, flags, message in (
-        ("predict", ["--samples=0"], "--samples=0: a run of generate needs a number"),
+        ("predict", ["--samples=0"], "--samples=0: accepted are 1 to 100000"),
+        ("predict", [], "--samples=N is needed: how many pictures"),
+        ("predict", ["--samples=1", "--top=2"], "--top is for runs of classify"),
+        ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
         ("predict", ["--samples=1", "x.png"], "unexpected argument 'x.png'"),
         ("evaluate", ["--split=train"], "--split=train: samples are compared with pictures not trained on"),
     ):
@@ -90,7 +101,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         done = start("generate", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
-    config = {"image_size": None, "ema": 0.5, "eval_split": None, "dry_run_data": False, "dry_run": False}
+    config = {"image_size": None, "ema": 0.5, "eval_split": None, "dry_run_data": False, "skip_corrupt": False}
     config |= {"dataset": "mnist5k", "data_dir": None}
     for changed, message in (
         ({"ema": 1.0}, "--ema=1.0: accepted are values in"),
@@ -99,6 +110,56 @@ def test_bad_input_is_one_line(root, start, tmp_path):
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             generation.load_dataset(config | changed)
+
+
+def write_pictures(place, **counts):
+    """Splits of so many pictures of each of two classes."""
+    for split, count in counts.items():
+        for name in "ab":
+            (place / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20, 20), (10 * i, 0, 0)).save(place / split / name / f"{i}.png")
+    return place
+
+
+def loaded(place, **changed):
+    config = {"image_size": None, "ema": 0.5, "eval_split": None, "dry_run_data": False, "dataset": "folder"}
+    generation._load.cache_clear()
+    return generation.load_dataset(config | {"data_dir": str(place), "skip_corrupt": False} | changed)
+
+
+def test_pictures_of_several_sizes(tmp_path):
+    place = write_pictures(tmp_path / "some", train=2, test=2)
+    assert loaded(place).splits["train"][0].shape == (4, 32, 32, 3)
+    Image.new("RGB", (40, 20), (0, 200, 0)).save(place / "train" / "a" / "wide.png")
+    with pytest.raises(DataError, match="wide.png is 20x40, expected 20x20 like the others; --image_size=N crops"):
+        loaded(place)
+    images, labels = loaded(place, image_size=32).splits["train"]
+    assert images.shape == (5, 32, 32, 3) and list(labels) == [0, 0, 0, 1, 1]
+    assert (images[2] == (0, 200, 0)).all() and (images[1] == (10, 0, 0)).all()
+
+
+def test_damaged_pictures_can_be_left_out(tmp_path):
+    place = write_pictures(tmp_path / "some", train=3, test=2)
+    (place / "train" / "b" / "0.png").write_text("no picture")
+    with pytest.raises(DataError, match="--skip_corrupt leaves such pictures out"):
+        loaded(place)
+    assert len(loaded(place, skip_corrupt=True).splits["train"][1]) == 5
+
+
+def test_too_few_pictures(tmp_path):
+    with pytest.raises(UsageError, match="folder has no split train, only test"):
+        loaded(write_pictures(tmp_path / "untrained", test=2))
+    place = write_pictures(tmp_path / "few", train=2, test=1)
+    (place / "test" / "b" / "0.png").unlink()
+    with pytest.raises(DataError, match="1 picture in the split test; scores need 2 or more"):
+        loaded(place)
+
+
+def test_epochs_in_the_place_of_the_default_steps(root, start, tmp_path):
+    few = ["--dataset=folder", f"--data_dir={root}", "--batch_size=8", "--epochs=1e9"]
+    done = start("generate", f"--workdir={tmp_path / 'w'}", *few)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and " steps: must be fewer than" in done.stderr
 
 
 def test_sizes_of_pictures():
@@ -149,6 +210,11 @@ def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
     for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # A damaged file is made again.
         path.write_bytes(path.read_bytes()[:-1000])
     assert scorer.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) == 3
+    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # One bit, by which an entry seems encrypted.
+        content = bytearray(path.read_bytes())
+        content[content.rfind(b"PK\x01\x02") + 8] ^= 1
+        path.write_bytes(content)
+    assert scorer.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) in (4, 5)
 
     class Stopped:
         number = 15

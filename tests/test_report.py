@@ -117,10 +117,10 @@ def test_write_report_is_atomic(tmp_path, page_parts, monkeypatch):
     assert [entry.name for entry in target.parent.iterdir()] == ["report.html"]
 
     def broken(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("pathlib.Path.replace", broken)
+    with pytest.raises(OSError, match=f"No space left on device: '{target}'"):
         report.write_report(target, **{**page_parts, "title": "new"})
     assert [entry.name for entry in target.parent.iterdir()] == ["report.html"]
     assert "<title>new" not in target.read_text(encoding="utf-8"), "the old report must survive"
@@ -159,6 +159,12 @@ def test_curves_pair_train_and_eval(tmp_path):
     for name, figure in drawn.items():
         figures.save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG_START)
+
+
+def test_what_is_best_at_its_first_step_has_no_ring():
+    rows = [{"step": float(s), "eval_coverage_max": v} for s, v in ((1, 1.0), (2, 0.2))]
+    axes = report.curves(rows)["coverage_max"].axes[0]
+    assert "best" not in axes.get_title("left") and len(axes.lines) == 1
 
 
 def test_curves_say_where_values_stop_being_finite(tmp_path):

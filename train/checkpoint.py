@@ -103,17 +103,23 @@ class Checkpoints:
         Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
         aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`.
         """
-        first = [self.best_step()] if best else []
-        for found in [step for step in [*first, *self.steps()[::-1]] if step is not None]:
+        tried: set[int | None] = {None}
+        while True:
+            # Listed anew each time: the run that they belong to may be saving and deleting.
+            first = [self.best_step()] if best and tried == {None} else []
+            found = next((step for step in [*first, *self.steps()[::-1]] if step not in tried), None)
+            if found is None:
+                return None
+            tried.add(found)
             try:
                 arrays, record = self._read(found, like, parts)
             except (CheckpointError, PermissionError):
                 raise
             except Exception as error:  # Whatever a damaged file makes json, zarr or tensorstore say.
-                self._set_aside(found, error)
+                if found in self.steps():
+                    self._set_aside(found, error)
                 continue
             return leaves.from_host(arrays, like), record
-        return None
 
     def _about(self, step: int) -> dict:
         about = json.loads((self.folder / str(step) / "about" / "metadata").read_text())
@@ -141,7 +147,7 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         line, target = f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]})", self.damaged / str(step)
         if not self.owner:
-            return self.report(f"{line}; an older one is used")
+            return self.report(f"{line}; it is passed over")
         while target.exists():
             target = target.with_name(f"{target.name}-again")
         self.damaged.mkdir(exist_ok=True)

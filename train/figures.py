@@ -8,7 +8,6 @@ shrunk to the width of a phone it can still be read. The background is opaque wh
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from train.folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,21 +46,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file by way of a neighbouring temporary one: readers see the old file or the new, never a half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Save a figure as PNG, atomically and without time or version inside: equal figures give equal bytes."""
     import matplotlib
@@ -68,7 +54,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in scripts the font lacks
         figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def new_figure(width: float = WIDTH, height: float = 3.4) -> Figure:

@@ -1,6 +1,7 @@
 """A run's folder: its lock, its flags, metrics.csv, TensorBoard events and JSON files, all written so that a kill at
 any moment leaves nothing half done."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,16 +13,18 @@ class FolderError(RuntimeError):
     """The folder is in use, can't be written, or belongs to another run."""
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """`path` holds either its old text or all of the new one."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """`path`, whose folder is made if absent, holds either its old content or all of the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:  # A full disk's has no name.
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # A read-only file system refuses even what would do nothing.
+            temporary.unlink()
 
 
 class RunFolder:

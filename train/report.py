@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import COLOURS, STYLE, label_ends, new_figure, titled, wrapped, write_atomically
+from train.figures import COLOURS, STYLE, label_ends, new_figure, titled, wrapped
+from train.folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Of a GAN: its best value lies in the middle, or belongs to untrained networks.
+NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_fake")
 LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae")
 FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
 Cell = str | int | float | None
@@ -123,6 +126,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
     everything = np.array([value for points in parts.values() for value in points.values()], dtype=float)
     finite = everything[np.isfinite(everything)]
     lower = any(word in quantity for word in LOWER_IS_BETTER)
+    neither = quantity in NEITHER_IS_BETTER
     percent = any(word in quantity for word in FRACTIONS) and finite.size and 0 <= finite.min() <= finite.max() <= 1
     number = (lambda value: f"{100 * value:.2f} %") if percent else (lambda value: f"{value:.3g}")
     tick = (lambda value, _: f"{100 * value:.6g} %") if percent else (lambda value, _: f"{value:.6g}")
@@ -140,7 +144,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
         if not good.any():
             continue
         ends.append((float(values[good][-1]), f"{part if part != 'alone' else ''} {number(values[good][-1])}", part))
-        if part == main and part in ("eval", "test"):
+        if part == main and part in ("eval", "test") and not neither:
             best = int(np.nanargmin(values) if lower else np.nanargmax(values))
             ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
             axes.plot(steps[best], values[best], "o", color=COLOURS[part], **ring)
@@ -280,4 +284,4 @@ def write_report(
     page = html_page(
         title=title, summary=summary, command=command, figures=figures, tables=tables, resume_note=resume_note
     )
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(Path(path), page)
