@@ -61,7 +61,7 @@ def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.nda
         return jnp.full(leaf.shape, path[-1].key in ("kernel", "scale", "var", "whitening"), leaf.dtype)
 
     def differs(call, x):
-        return (call((x != x[:1]).astype(x.dtype)) > 0).astype(x.dtype)
+        return (call((x != x[:1]).astype(x.dtype)) > 0.5).astype(x.dtype)  # Whole numbers, but for rounding.
 
     variables, dark = jax.tree_util.tree_map_with_path(plain, variables), jnp.zeros(input_shape)
 

@@ -6,10 +6,12 @@ pooling.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from models import kernels, normalised
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, relu
 
@@ -60,6 +62,39 @@ def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression:
     return bn_relu(x, "bn").mean((1, 2))
 
 
+def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: str | None):
+    """`_dense_blocks` in training, by the kernels for CPUs, with the parameters that `module` has already."""
+
+    def weights(name: str) -> Any:
+        return module.get_variable("params", name)
+
+    def norm(name: str, mean, variance):
+        """The batch norm as (a, b); its running statistics move on."""
+        old: Any = module.get_variable("batch_stats", name)
+        moved = {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + 0.1 * variance}
+        module.put_variable("batch_stats", name, moved)
+        return normalised.affine(weights(name), mean, variance)
+
+    def layer(name: str) -> dict[str, Any]:
+        parts = (1, 2) if bottleneck else (1,)
+        norms = {f"bn{i}": weights(f"{name}_bn{i}") for i in parts}
+        return norms | {f"conv{i}": weights(f"{name}_conv{i}")["kernel"] for i in parts}
+
+    for block, layers in enumerate(blocks, 1):
+        names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
+        x, mean, variance, seconds = normalised.block(x, [layer(name) for name in names], bn_axis)
+        for i, name in enumerate(names):
+            read = len(weights(f"{name}_bn1")["scale"])
+            norm(f"{name}_bn1", mean[:read], variance[:read])
+            if bottleneck:
+                norm(f"{name}_bn2", *seconds[i])
+        if block < len(blocks):
+            kernel = weights(f"transition{block}_conv")["kernel"]
+            x = avg_pool(normalised.convolution(x, *norm(f"transition{block}_bn", mean, variance), kernel), 2)
+    a, b = norm("bn", mean, variance)
+    return relu(a.reshape(1, 1, 1, -1) * x + b.reshape(1, 1, 1, -1)).mean((1, 2))
+
+
 def _conv(x, width, size, name):
     pad = size // 2
     return Conv(width, (size, size), padding=((pad, pad), (pad, pad)), use_bias=False, name=name)(x)
@@ -96,13 +131,17 @@ class DenseNet(nn.Module):
             return Dropout(self.dropout, self.axis_name)(_conv(x, width, size, name), train)
 
         x = _conv(x, 2 * self.growth_rate if self.bottleneck else 16, 3, "conv1")
+        bn_axis = self.axis_name if self.sync_bn else None
+        if train and not self.is_initializing() and not self.dropout and kernels.on_cpu(x):
+            x = _fused_blocks(self, x, (layers,) * self.blocks, bottleneck=self.bottleneck, bn_axis=bn_axis)
+            return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
         x = _dense_blocks(
             x,
             (layers,) * self.blocks,
             growth_rate=self.growth_rate,
             bottleneck=self.bottleneck,
             compression=self.compression,
-            bn_relu=functools.partial(_bn_relu, train=train, bn_axis=self.axis_name if self.sync_bn else None),
+            bn_relu=functools.partial(_bn_relu, train=train, bn_axis=bn_axis),
             conv=conv,
         )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
@@ -131,6 +170,9 @@ class ImageNetDenseNet(nn.Module):
         pad = ((3, 3), (3, 3))
         x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
         x = max_pool(bn_relu(x, "bn1"), 3, stride=2, padding=1)
+        if train and not self.is_initializing() and kernels.on_cpu(x):
+            x = _fused_blocks(self, x, blocks, bottleneck=True, bn_axis=self.axis_name if self.sync_bn else None)
+            return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
         x = _dense_blocks(
             x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
         )

@@ -14,11 +14,12 @@ from jax import lax
 from models import native
 
 
-def _xla_conv(x, kernel, strides, padding):
+def xla_convolution(x, kernel, strides, padding):
+    """XLA's own, on every platform."""
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _on_cpu(*operands) -> bool:
+def on_cpu(*operands) -> bool:
     """True where the kernels of models.native take the operands."""
     return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and native.ready()
 
@@ -26,13 +27,13 @@ def _on_cpu(*operands) -> bool:
 def _by_platform(name: str, xla_form, x, other, strides, padding):
     """The native kernel `name` where there is one for these operands, else `xla_form`: both of (x, other)."""
     like = jax.eval_shape(xla_form, x, other)
-    if x.size and other.size and like.size and _on_cpu(x, other):
-        return native.call(name, like, x, other, strides, padding)
+    if x.size and other.size and like.size and on_cpu(x, other):
+        return native.call(name, like, x, other, window=native.window(strides, padding))
     return xla_form(x, other)
 
 
 def _forward(x, kernel, strides, padding):
-    by_xla = functools.partial(_xla_conv, strides=strides, padding=padding)
+    by_xla = functools.partial(xla_convolution, strides=strides, padding=padding)
     return _by_platform("convolution", by_xla, x, kernel, strides, padding)
 
 
@@ -43,7 +44,7 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
     """The kernel's gradient; of `kernel` the shape alone matters."""
 
     def by_xla(x, gradient):
-        return jax.vjp(lambda kernel: _xla_conv(x, kernel, strides, padding), kernel)[1](gradient)[0]
+        return jax.vjp(lambda kernel: xla_convolution(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
     return _by_platform("kernel_gradient", by_xla, x, gradient, strides, padding)
 
@@ -92,8 +93,13 @@ def _spread(x_BhwC, kernel, strides, padding, size):
         pads = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
         edges = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in pads)
         return _forward(x_BhwC, kernel[::-1, ::-1], strides, edges)
-    spread = _spread_together if _on_cpu(x_BhwC, kernel) else _xla_spread
+    spread = _spread_together if on_cpu(x_BhwC, kernel) else _xla_spread
     return spread(x_BhwC, kernel, strides, padding, size)
+
+
+def spread(gradient_BHWO, kernel, *, padding, size):
+    """The gradient of the input, [B, *size, C], of a convolution with stride 1."""
+    return _spread(gradient_BHWO, _exchanged(kernel), (1, 1), padding, size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -19,7 +19,7 @@ import numpy as np
 
 SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
-NAMES = ("convolution", "kernel_gradient")
+NAMES = ("convolution", "kernel_gradient", "normalised_gradient")
 
 
 def _processor() -> str:
@@ -80,7 +80,13 @@ def ready() -> bool:
     return True
 
 
-def call(name: str, like: jax.ShapeDtypeStruct, x, other, strides, padding):
-    """Kernel `name` of two float32 arrays with strides and padding (two pairs), for a result as `like` describes it."""
-    window = np.array([*strides, padding[0][0], padding[1][0]], np.int64)
-    return jax.ffi.ffi_call(f"nutshell_{name}", like, vmap_method="sequential")(x, other, window=window)
+def call(name: str, like, *operands, aliases=None, **attributes):
+    """Kernel `name` of float32 arrays, for results as `like` describes them; `aliases` are operands whose memory a
+    result may take."""
+    made = jax.ffi.ffi_call(f"nutshell_{name}", like, vmap_method="sequential", input_output_aliases=aliases)
+    return made(*operands, **attributes)
+
+
+def window(strides, padding) -> np.ndarray:
+    """The attribute of a convolution with `padding`, two pairs; their second numbers follow from the sizes."""
+    return np.array([*strides, padding[0][0], padding[1][0]], np.int64)

@@ -39,18 +39,17 @@ static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count)
       memset(line, 0, 4 * d->taps.row);
       continue;
     }
-    const float *pixel = w->x + (pixels + from * w->width) * w->channels;
+    const float *row = w->x + (pixels + from * w->width) * w->pixel;
     for (i64 phase = 0; phase < w->right; phase++)
       for (i64 place = 0; place < d->places; place++) {
-        i64 column = place * w->right + phase - w->left, left = w->channels;
+        i64 column = place * w->right + phase - w->left;
         float *to = line + phase * d->taps.phase + place * BLOCK;
         if (column < 0 || column >= w->width) {
           for (i64 b = 0; b < w->blocks; b++) memset(to + b * d->taps.block, 0, 4 * BLOCK);
           continue;
         }
-        const float *at = pixel + column * w->channels;
-        for (; left >= BLOCK; left -= BLOCK, at += BLOCK, to += d->taps.block) memcpy(to, at, 4 * BLOCK);
-        for (i64 c = 0; c < left; c++) to[c] = at[c];
+        for (i64 c = 0; c < w->channels; c += LANES)
+          *(vector *)(to + c / BLOCK * d->taps.block + c % BLOCK) = input(w, row + column * w->pixel, c);
       }
   }
   return strip;

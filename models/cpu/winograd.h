@@ -50,19 +50,6 @@ INLINE void kernel_gradient_line(const vector *u, vector *to, const int stride) 
   to[2 * stride] = (e - a) * (1.0f / 6) + u[5 * stride];
 }
 
-// `valid` floats of `lanes`, the others zero.
-INLINE vector load(const float *from, i64 valid) {
-  if (valid >= LANES) return *(const vector *)from;
-  vector found = {};
-  for (i64 n = 0; n < valid; n++) found[n] = from[n];
-  return found;
-}
-
-INLINE void store(float *to, vector x, i64 valid) {
-  if (valid >= LANES) *(vector *)to = x;
-  else for (i64 n = 0; n < valid; n++) to[n] = x[n];
-}
-
 typedef struct {
   Work w;
   Taps taps;                           // Of a row of transformed tiles.
@@ -97,7 +84,7 @@ INLINE Tile tile(const Winograd *k, i64 n) {
 static void transform_image(const Winograd *k, i64 n, float *to, i64 place_floats, i64 block_floats) {
   const Work *w = &k->w;
   Tile t = tile(k, n);
-  const float *image = w->x + t.image * w->height * w->width * w->channels;
+  const float *image = w->x + t.image * w->height * w->width * w->pixel;
   for (i64 shift = 0; shift < k->shifts; shift++)
     for (i64 c = 0; c < w->blocks * BLOCK; c += LANES) {
       i64 top = t.row + (k->shift + shift) / k->shifts_across * 3 - w->top;
@@ -107,7 +94,7 @@ static void transform_image(const Winograd *k, i64 n, float *to, i64 place_float
         for (i64 j = 0; j < SIDE; j++) {
           i64 row = top + i, column = left + j;
           int inside = row >= 0 && row < w->height && column >= 0 && column < w->width;
-          d[i][j] = inside ? load(image + (row * w->width + column) * w->channels + c, w->channels - c) : (vector){};
+          d[i][j] = inside ? input(w, image + (row * w->width + column) * w->pixel, c) : (vector){};
         }
 #pragma clang loop unroll(full)
       for (int j = 0; j < SIDE; j++) image_line(&d[0][j], &half[0][j], SIDE);

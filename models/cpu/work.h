@@ -30,18 +30,40 @@ INLINE vector spread(float x) { return x - (vector){}; }
 
 typedef struct {
   i64 batch, height, width, channels;  // Of the image.
+  i64 pixel;                           // Floats from one pixel of the image to the next: channels or more.
   i64 rows, columns, outputs;          // Of the result (of its gradient).
   i64 tall, wide;                      // The kernel.
   i64 down, right, top, left;          // Strides; padding above and to the left.
   i64 blocks;                          // Of channels.
   i64 group, groups;                   // Output channels of a tile in registers, and how many such groups.
   const float *x, *kernel, *gradient;
+  const float *scale, *shift;          // By channel: max(0, scale x + shift) is convolved; NULL: x itself.
   float *result;
 } Work;
 
 INLINE void set_groups(Work *w, i64 vectors) {
   w->group = vectors * LANES;
   w->groups = parts(w->outputs, w->group);
+}
+
+// `valid` floats from `from`, then zeros.
+INLINE vector load(const float *from, i64 valid) {
+  if (valid >= LANES) return *(const vector *)from;
+  vector found = {};
+  for (i64 n = 0; n < valid; n++) found[n] = from[n];
+  return found;
+}
+
+INLINE void store(float *to, vector x, i64 valid) {
+  if (valid >= LANES) *(vector *)to = x;
+  else for (i64 n = 0; n < valid; n++) to[n] = x[n];
+}
+
+// What is convolved: a pixel's channels from `c` on.
+INLINE vector input(const Work *w, const float *pixel, i64 c) {
+  i64 valid = w->channels - c;
+  vector x = load(pixel + c, valid);
+  return w->scale ? __builtin_elementwise_max(x * load(w->scale + c, valid) + load(w->shift + c, valid), (vector){}) : x;
 }
 
 // ---- Tasks on XLA's threads ----

@@ -1,0 +1,45 @@
+// The gradient of max(0, scale x + shift) by x, scale and shift in one pass over the memory.
+
+#define SHARES 32  // Of the pixels; each has sums of its own, so that their order does not depend on the threads.
+
+typedef int32_t bits __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+  i64 pixels, width, channels;
+  float *total;
+  const float *gradient, *x, *scale, *shift;
+  float *sums;  // [share][of scale, of shift][channels, filled up]
+} Normalised;
+
+static void add_share(const void *data, i64 share) {
+  const Normalised *n = data;
+  i64 filled = parts(n->channels, LANES) * LANES;
+  float *of_scale = n->sums + share * 2 * filled, *of_shift = of_scale + filled;
+  memset(of_scale, 0, 8 * filled);
+  for (i64 p = share * n->pixels / SHARES; p < (share + 1) * n->pixels / SHARES; p++) {
+    const float *x = n->x + p * n->width, *gradient = n->gradient + p * n->channels;
+    float *total = n->total + p * n->width;
+    for (i64 c = 0; c < n->channels; c += LANES) {
+      i64 valid = n->channels - c;
+      vector value = load(x + c, valid), scale = load(n->scale + c, valid), g = load(gradient + c, valid);
+      vector passed = (vector)((bits)g & (bits)(value * scale + load(n->shift + c, valid) > 0));
+      *(vector *)(of_scale + c) += passed * value;
+      *(vector *)(of_shift + c) += passed;
+      store(total + c, load(total + c, valid) + passed * scale, valid);
+    }
+  }
+}
+
+static void add_normalised(XLA_FFI_CallFrame *frame, Normalised *n, float *d_scale, float *d_shift) {
+  i64 filled = parts(n->channels, LANES) * LANES;
+  n->sums = allocate(SHARES * 2 * filled);
+  run_tasks(frame, add_share, n, SHARES);
+  memcpy(d_scale, n->sums, 4 * n->channels);
+  memcpy(d_shift, n->sums + filled, 4 * n->channels);
+  for (i64 share = 1; share < SHARES; share++)
+    for (i64 c = 0; c < n->channels; c++) {
+      d_scale[c] += n->sums[share * 2 * filled + c];
+      d_shift[c] += n->sums[(share * 2 + 1) * filled + c];
+    }
+  free(n->sums);
+}

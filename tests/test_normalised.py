@@ -1,0 +1,116 @@
+"""Dense blocks by the kernels for CPUs beside the plain network."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import kernels, normalised
+from train import classification, optimizers, parallel
+from train.equality import tree_error
+
+FORMS = [{"depth": 13}, {"depth": 16, "bottleneck": True, "compression": 0.5}, {"depth": 7, "blocks": 1}]
+
+
+def task_of(axis=None, **options):
+    return classification.create(
+        model=models.create("densenet", 10, growth_rate=12, axis_name=axis, **options),
+        optimizer=optimizers.create("sgd", lambda step: 1.0, momentum=0.0, nesterov=False, weight_decay=0.0),
+        image_shape=(9, 12, 3),
+        class_names=tuple("0123456789"),
+        train_prepare=lambda images, keys: images,
+        eval_prepare=lambda images: images,
+        axis=axis,
+    )
+
+
+def batch_of(count, seed=0):
+    random = np.random.default_rng(seed)
+    images = random.normal(size=(count, 9, 12, 3)).astype(np.float32)
+    return {"image": images, "label": np.arange(count, dtype=np.int32) % 10}
+
+
+def stepped(task, devices=1, seed=0):
+    """The state after one step of rate 1, which holds the gradients, and statistics that have moved."""
+    state = jax.jit(task.init)(jax.random.key(0))
+    # Scales and biases of their own: from ones and zeros many gradients would agree by chance.
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(state.params)))
+    keys = jax.tree.unflatten(jax.tree.structure(state.params), keys)
+    state = state._replace(
+        params=jax.tree.map(lambda x, k: x + 0.1 * jax.random.normal(k, x.shape), state.params, keys)
+    )
+    return parallel.parallelize(task.train_step, devices, donate=False)(state, batch_of(16, seed))
+
+
+def least_error(found, expected):
+    """(of the parameters, of the statistics): the smallest over three batches. In one or the other of them an input of
+    a ReLU that is zero but for rounding has another sign, which no rounding error bounds; a mistake is in all."""
+    pairs = [(found(seed)[0], expected(seed)[0]) for seed in range(3)]
+    errors = [(tree_error(a.params, b.params), tree_error(a.batch_stats, b.batch_stats)) for a, b in pairs]
+    return np.min(errors, axis=0)
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_a_step_equals_the_plain_networks(monkeypatch, options):
+    kept = [stepped(task_of(**options), seed=seed) for seed in range(3)]
+    monkeypatch.setattr(kernels, "on_cpu", lambda *operands: False)
+    errors = least_error(kept.__getitem__, lambda seed: stepped(task_of(**options), seed=seed))
+    assert errors[0] < 1e-5 and errors[1] < 1e-6
+
+
+@pytest.mark.parametrize("options", FORMS[:2])
+def test_four_devices_equal_one(options):
+    axis = parallel.axis_of(4)
+    task = task_of(axis, **options)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=4, divided=None)
+    one = task_of(**options)
+    errors = least_error(lambda seed: stepped(task, 4, seed), lambda seed: stepped(one, seed=seed))
+    assert errors[0] < 1e-5 and errors[1] < 1e-6
+
+
+def test_the_blocks_are_used_where_they_may_be():
+    def calls(train=True, dtype=jnp.float32, **options):
+        model = models.create("densenet", 10, depth=7, blocks=1, **options)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+        variables, images = jax.tree.map(lambda x: x.astype(dtype), (variables, jnp.zeros((2, 8, 8, 3))))
+        apply = functools.partial(
+            model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+        return str(jax.make_jaxpr(apply)(variables, images)).count("nutshell_")
+
+    assert calls() == 6  # Each convolution: of the input, and of five layers.
+    assert "dynamic_update_slice" not in str(calls(train=False))
+    assert calls(dtype=jnp.bfloat16) == 0 and calls(dropout=0.2) == 6
+
+
+def test_memory_grows_linearly_with_depth():
+    """Bytes of a step beyond its arguments: two buffers of all maps, and what one layer takes."""
+
+    def taken(layers):
+        task = task_of(depth=layers + 2, blocks=1)
+        state, batch = jax.eval_shape(task.init, jax.random.key(0)), jax.eval_shape(lambda: batch_of(64))
+        return jax.jit(task.train_step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    few, more, most = (taken(layers) for layers in (5, 10, 20))
+    assert most - more < 2.5 * (more - few)  # Quadratic growth is by a factor of four.
+
+
+def test_the_convolution_has_autodiffs_gradients():
+    random = np.random.default_rng(0)
+    operands = [
+        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 7, 6, 33), (33,), (33,), (3, 3, 33, 20))
+    ]
+
+    def plain(x, a, b, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(jax.nn.relu(a * x + b), kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+    with jax.numpy_rank_promotion("allow"):
+        (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (normalised.convolution, plain))
+        gradient = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
+        for ours, theirs in zip((found, *pull(gradient)), (expected, *pull_plain(gradient)), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
