@@ -93,7 +93,8 @@ def _forward(x, layers: list[dict], axis: str | None):
     maps = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, growth * len(layers))))
     (mean, variance), pulls, seconds = statistics(x, axis), [], []
     for i, layer in enumerate(layers):
-        y = _convolve(maps, *affine(layer["bn1"], mean, variance), layer["conv1"])
+        a, b = affine(layer["bn1"], mean, variance)
+        y = _convolve(maps, a, b, layer["conv1"])
         if "conv2" in layer:
             rest = {name: layer[name] for name in ("bn2", "conv2")}
             (y, found), pull = jax.vjp(functools.partial(_second, axis=axis), y, rest)
