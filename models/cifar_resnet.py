@@ -5,11 +5,19 @@
 dense layer. Shortcuts are option A: every second pixel, the new channels zero, half before and half after the old.
 """
 
-import flax.linen as nn
-import jax.numpy as jnp
+from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from models import kernels
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, relu
+
+# Blocks of a stage from which on a CPU runs them in a loop: it costs copies, and saves the compilation of each.
+MANY = 12
 
 
 class Block(nn.Module):
@@ -37,6 +45,21 @@ class Block(nn.Module):
         return relu(x)
 
 
+def _repeat(module: nn.Module, x, block: Block, names: list[str]):
+    """x through equal blocks, one after the other in one loop, which is compiled once for all of them. Their weights
+    are stacked inside the step alone; `module` has them by name."""
+    every: list[Any] = [{kind: module.get_variable(kind, name) for kind in ("params", "batch_stats")} for name in names]
+
+    def one(x, variables):
+        x, changed = block.apply(variables, x, True, mutable=["batch_stats"])
+        return x, changed["batch_stats"]
+
+    x, moved = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
+    for i, name in enumerate(names):
+        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], moved))
+    return x
+
+
 class CifarResNet(nn.Module):
     """[B, H, W, C] -> logits [B, num_classes]; `depth` = 6n + 2. Raises ValueError for another depth."""
 
@@ -55,7 +78,11 @@ class CifarResNet(nn.Module):
         x = Conv(16, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
         for stage, width in enumerate((16, 32, 64), 1):
-            for block in range(1, blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
-                x = Block(width, stride, self.residual, bn_axis, name=f"stage{stage}_block{block}")(x, train)
+            names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
+            x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
+            if train and blocks >= MANY and not self.is_initializing() and kernels.on_cpu(x):
+                x = _repeat(self, x, Block(width, 1, self.residual, bn_axis, parent=None), names[1:])
+                continue
+            for name in names[1:]:
+                x = Block(width, 1, self.residual, bn_axis, name=name)(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))

@@ -1,4 +1,4 @@
-"""Dense blocks by the kernels for CPUs beside the plain network."""
+"""Forms of networks for CPUs beside the plain ones: dense blocks by the kernels, equal blocks in a loop."""
 
 import functools
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import models
-from models import kernels, normalised
+from models import cifar_resnet, kernels, normalised
 from train import classification, optimizers, parallel
 from train.equality import tree_error
 
 FORMS = [{"depth": 13}, {"depth": 16, "bottleneck": True, "compression": 0.5}, {"depth": 7, "blocks": 1}]
 
 
-def task_of(axis=None, **options):
+def task_of(axis=None, name="densenet", **options):
     return classification.create(
-        model=models.create("densenet", 10, growth_rate=12, axis_name=axis, **options),
+        model=models.create(name, 10, axis_name=axis, **options),
         optimizer=optimizers.create("sgd", lambda step: 1.0, momentum=0.0, nesterov=False, weight_decay=0.0),
         image_shape=(9, 12, 3),
         class_names=tuple("0123456789"),
@@ -114,3 +114,21 @@ def test_the_convolution_has_autodiffs_gradients():
         gradient = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         for ours, theirs in zip((found, *pull(gradient)), (expected, *pull_plain(gradient)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_equal_blocks_in_a_loop_are_the_same_network(monkeypatch, devices):
+    axis = parallel.axis_of(devices)
+    plain = stepped(task_of(axis, "cifar_resnet20"), devices)[0]
+    monkeypatch.setattr(cifar_resnet, "MANY", 3)
+    task = task_of(axis, "cifar_resnet20")
+    if devices > 1:
+        state = jax.eval_shape(task.init, jax.random.key(0))
+        parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=devices, divided=None)
+    lowered = jax.jit(task_of(name="cifar_resnet20").train_step).trace(
+        jax.eval_shape(task.init, jax.random.key(0)), batch_of(16)
+    )
+    assert str(lowered.jaxpr).count("scan[") == 6  # Three stages, forward and backward.
+    looped = stepped(task, devices)[0]
+    assert tree_error(looped.params, plain.params) < 1e-6
+    assert tree_error(looped.batch_stats, plain.batch_stats) < 1e-6
