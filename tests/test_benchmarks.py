@@ -157,3 +157,16 @@ def test_the_gans_twin_is_its_own(start):
     done = start(f"--peer_python={sys.executable}", module="gan")  # Which has no torch.
     line = f"error: {sys.executable} has no torch: give --peer_python=PYTHON with one that has it\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_the_accelerators_table(start):
+    options = ["--models=alexnet_owt", "--batch_size=2", "--steps=1", "--dtype=float32", "--peak_tflops=0.5"]
+    done = start(*options, module="accelerator")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert row["images_per_second"] == pytest.approx(2e3 / row["step_ms"], rel=0.01)
+    # 714.19 M multiply-adds (tests/test_counts.py), three passes of two operations each.
+    assert row["tflops"] == pytest.approx(6 * 714.19e-6 * row["images_per_second"], abs=0.006)
+    assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5, abs=0.02)
+    done = start("--models=alexnet", module="accelerator")
+    assert done.returncode == 2 and "--models=alexnet: unknown model" in done.stderr and done.stderr.count("\n") == 1

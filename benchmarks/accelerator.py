@@ -1,0 +1,84 @@
+"""ImageNet steps on an accelerator: python -m benchmarks.accelerator [--peak_tflops=P] [--batch_size=256]
+
+Images a second of the whole training step of ResNet-50 and AlexNet on all devices of this machine, batches of noise of
+224 pixels that lie on the device, and the share of the peak that P, the vendor's figure for one device and the type in
+10^12 operations a second, gives: a step counts as three forward passes of two operations for each multiply-add.
+"""
+
+import itertools
+import json
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags as absl_flags
+
+import models
+from experiments import flags
+from models import table
+from train import classification, optimizers, parallel
+
+MODELS = absl_flags.DEFINE_list("models", ["resnet50", "alexnet_owt"], "Networks to measure.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Images of a batch on one device.", lower_bound=1)
+DTYPE = absl_flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "What the networks compute in.")
+STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps of a turn; the median of three turns counts.", lower_bound=1)
+PEAK = absl_flags.DEFINE_float("peak_tflops", None, "The vendor's peak of one device in TFLOP/s.", lower_bound=1e-6)
+SHAPE, CLASSES = (224, 224, 3), 1000
+
+
+def measure(name: str, devices: int) -> dict:
+    """The table's row."""
+    axis, rows = parallel.axis_of(devices), BATCH_SIZE.value * devices
+    model = models.create(name, CLASSES, axis_name=axis)
+    task = classification.create(
+        model=model,
+        optimizer=optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0),
+        image_shape=SHAPE,
+        class_names=tuple(map(str, range(CLASSES))),
+        train_prepare=lambda images, keys: images,
+        eval_prepare=lambda images: images,
+        axis=axis,
+        dtype=None if DTYPE.value == "float32" else DTYPE.value,
+    )
+    key = jax.random.key(0)
+    batch = {"image": jax.random.normal(key, (rows, *SHAPE), jnp.float32), "label": jnp.arange(rows) % CLASSES}
+    step = parallel.parallelize(task.train_step, devices, donate=True)
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(step(jax.jit(task.init)(key), batch))
+    compile_seconds, turns = time.perf_counter() - began, []
+    for _ in range(3):
+        began = time.perf_counter()
+        for _ in itertools.repeat(None, STEPS.value):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        turns.append((time.perf_counter() - began) / STEPS.value)
+    seconds = statistics.median(turns)
+    multiply_adds = sum(layer.multiply_adds for layer in table.layers(model, SHAPE))
+    row = {"model": name, "batch_size": rows, "dtype": DTYPE.value, "images_per_second": round(rows / seconds, 1)}
+    row |= {"step_ms": round(1e3 * seconds, 2), "compile_seconds": round(compile_seconds, 1)}
+    tflops = 6e-12 * multiply_adds * rows / seconds
+    row |= {"tflops": round(tflops, 2)}
+    return row | ({"share_of_peak": round(tflops / devices / PEAK.value, 4)} if PEAK.value else {})
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; accelerator takes flags alone")
+    for name in MODELS.value or [""]:
+        try:
+            models.create(name, CLASSES)
+        except ValueError as error:
+            raise flags.UsageError(f"--models={name}: {error}") from None
+    devices, line = parallel.start_devices(None)
+    flags.start_cache()
+    print(line)
+    rows = [measure(name, devices) for name in MODELS.value]
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    print(json.dumps({"devices": line, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
