@@ -141,7 +141,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         f"Of inputs from N(0, {narrow}²) that is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
         f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; of inputs from N(0, {wide}²) it is "
         f"{percent('tanh', f'saturated_std{wide}')} and {percent('sigmoid', f'saturated_std{wide}')}. The sigmoid's "
-        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}, so each layer also shrinks the gradient.",
+        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each layer of them shrinks the gradient "
+        "unless its weights make up for that.",
         f"A ReLU's share is {percent('relu', f'saturated_std{wide}')}, whatever the scale: its negative inputs. Of the "
         f"positive ones none is saturated for {kept}, but {percent('rectified_tanh', f'saturated_positive_std{wide}')} "
         f"for the rectified tanh. The leaky ReLU's derivative is at least {leak:.2g}.",

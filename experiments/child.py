@@ -13,7 +13,7 @@ class Ended(NamedTuple):
 
 
 def run(module: str, *arguments: str) -> Ended:
-    """experiments.MODULE with its arguments, to its end. SIGTERM and SIGINT go to it from now on."""
+    """experiments.MODULE with its arguments, to its end. SIGTERM and SIGINT go to it meanwhile."""
     command, signals = [sys.executable, "-m", f"experiments.{module}", *arguments], list[int]()
     # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
@@ -23,8 +23,11 @@ def run(module: str, *arguments: str) -> Ended:
             signals.append(number)
             process.send_signal(number)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, pass_on)
-        output, _ = process.communicate()
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            output, _ = process.communicate()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     status = process.returncode if process.returncode >= 0 else 128 - process.returncode
     return Ended(status, output, signals[0] if signals else 0)

@@ -153,7 +153,7 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     still, moved = at["accuracy_shift_0"], at["accuracy_shift_3"]
     best, other = moved["convolution"], max((moved[kind] for kind in ("dense", "local")), key=lambda x: x["mean"])
     holds = best["mean"] - other["mean"] > best["std"] + other["std"]
-    title = f"{counts['dense'] / counts['convolution']:,.0f} times fewer parameters, "
+    title = f"The layer has {factors['dense']:,.0f} times fewer parameters than a dense one, "
     title += "and shifted digits are recognised better" if holds else "but shifted digits are recognised no better"
     series = {
         f"{name}\n{counts[kind]:,} parameters": ([by_kind[kind] for by_kind in at.values()], COLOURS[kind], "-")

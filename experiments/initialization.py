@@ -6,7 +6,9 @@ The draws against their equations; activations and gradients of a tanh net by la
 """
 
 import functools
+import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from train import figures
 OPTIONS = {
     "steps": (800, "Training steps of each ReLU net."),
     "width": (128, "Units of a ReLU net's hidden layers."),
-    "depths": ("22,30", "Layers of the ReLU nets, each number at least 3."),
+    "depths": ("22,30", "Layers of the ReLU nets, each number from 3 to 100."),
 }
 SHAPES = {"dense, 784 to 128": (784, 128), "convolution 3x3, 64 to 128": (3, 3, 64, 128)}
 SLOPES = (0.0, 0.25)  # He's PReLU starts with the second.
@@ -112,6 +114,15 @@ def draw_histograms(found: dict, what: str, unit: str, title: str):
     return figure
 
 
+def half_way(curve: list[dict]) -> float | None:
+    """The step at which a curve, straight from one evaluation to the next, first has half of the digits right."""
+    for before, after in itertools.pairwise(curve):
+        if after["accuracy"] >= 0.5:
+            rise = max(after["accuracy"] - before["accuracy"], 1e-9)
+            return before["step"] + max(0.0, (0.5 - before["accuracy"]) / rise) * (after["step"] - before["step"])
+    return None
+
+
 def half_right(net: dict) -> str:
     """How soon a net has half of the digits right; where not all seeds have them, what it does instead."""
     half = net["steps_to_half"]
@@ -151,8 +162,8 @@ def told(numbers: dict, checked: list[list], steps: int) -> lesson.Found:
 
 def experiment(run: lesson.Lesson) -> lesson.Found:
     steps, depths = run.options["steps"], run.options["depths"].split(",")
-    known = all(depth.isdecimal() and int(depth) >= 3 for depth in depths)
-    flags.require(known, f"--depths={','.join(depths)}: accepted are whole numbers of at least 3, with commas")
+    known = all(re.fullmatch("[0-9]{1,3}", depth) and 3 <= int(depth) <= 100 for depth in depths)
+    flags.require(known, f"--depths={','.join(depths)}: accepted are whole numbers from 3 to 100, with commas")
     digits, checked = deep_nets.digits(), run.piece("draws", draws)
     # --- A tanh net at the start: five hidden layers, as Glorot has.
     inits, fresh = {"standard": standard, "glorot": glorot_uniform}, {}
@@ -181,7 +192,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
             pieces = [run.piece(f"relu{depth}_{name}_seed{s}", functools.partial(work, seed=s)) for s in run.seeds]
             curves[name] = [piece["curve"] for piece in pieces]
             last = [curve[-1] for curve in curves[name]]
-            half = [next((row["step"] for row in c if row["accuracy"] >= 0.5), None) for c in curves[name]]
+            half = [half_way(curve) for curve in curves[name]]
             nets[name] = {
                 "accuracy": lesson.mean_and_std([row["accuracy"] for row in last]),
                 "loss": lesson.mean_and_std([row["loss"] for row in last]),

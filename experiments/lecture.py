@@ -4,8 +4,10 @@ Each runs as a command of its own in W/NAME; started again, the lecture goes on 
 is W/lecture.html. --use=W1,W2 shows finished runs of classify, segment and generate beside the short ones.
 """
 
+import contextlib
 import json
 import pathlib
+import shlex
 import time
 
 from absl import flags as absl_flags
@@ -29,30 +31,34 @@ TOPICS: dict[str, list[str]] = {
     "segment": ["--steps=800", "--eval_every=200"],
     "generate": ["--steps=1500", "--eval_every=250"],
 }
-RUNS = {
+# (title, text, figures as (file, heading, caption)) by command.
+RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
     "segment": (
         "SegNet: a class for every pixel ({step:,} steps)",
         "The encoder pools and keeps each maximum's place; the decoder puts values back at those places and convolves. "
         "After {step:,} steps on {dataset} the mean intersection over union of its classes with the true ones is "
         "{mean_iou:.1%}.",
-        ("predictions",),
+        (("predictions", "Predictions", "test pictures, their classes and the network's"),),
     ),
     "generate": (
         "Generative adversarial nets: deconvolutions draw ({step:,} steps)",
         "A generator of deconvolutions learns to be taken for real by a discriminator that learns to tell. After "
         "{step:,} steps on {dataset} the distance of its samples to real pictures, by a classifier's features, is "
         "{classifier_fid:.1f}, between {floor:.2f} for other real pictures and {ceiling:.1f} before training.",
-        ("samples", "samples_over_time"),
+        (
+            ("samples", "Samples", "not picked: the first latent vectors of a fixed seed"),
+            ("samples_over_time", "Samples over time", "the same latent vectors after so many steps"),
+        ),
     ),
     "classify": (
         "A classifier: {model} on {dataset}",
         "It is right on {accuracy:.2%} of {examples:,} pictures.",
-        ("layer1",),
+        (("layer1", "Layer-1 filters", "each on its own scale from black to white"),),
     ),
 }
 INTRODUCTION = (
-    "Each claim of the lecture is an experiment that has just been run: its text is written from its numbers, and says "
-    "so where a claim was not seen at this scale. The command below each section repeats it alone.",
+    "Each claim of the lecture is an experiment that was run for this page: its text is written from its numbers, and "
+    "says so where a claim was not seen at this scale. The command below each section repeats it alone.",
 )
 
 
@@ -62,8 +68,10 @@ def read(path: pathlib.Path) -> dict:
 
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path}: {error}") from None
+    except OSError as error:
+        raise FolderError(f"{path.parent} holds no finished run or experiment: {path.name}: {error.strerror}") from None
+    except ValueError as error:
+        raise FolderError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise FolderError(f"{path} holds no JSON object")
     return found
@@ -71,30 +79,45 @@ def read(path: pathlib.Path) -> dict:
 
 def lesson_section(place: pathlib.Path):
     """The section of a finished lesson."""
+    from train import lecture_page
     from train.lecture_page import Section
 
     found = read(place / "lesson.json")
-    figures = [(title, caption, place / "figures" / f"{name}.png") for name, title, caption in found["figures"]]
-    text, tables = found["text"], found["tables"]
-    return Section(found["title"], text, found["formula"], figures, tables, found["numbers"], found["command"])
+    with sound(place / "lesson.json"):
+        figures = [(title, caption, place / "figures" / f"{name}.png") for name, title, caption in found["figures"]]
+        made = Section(figures=figures, **{name: found[name] for name in Section._fields if name != "figures"})
+        lecture_page.page("", (), [made])
+        return made
 
 
 def run_section(place: pathlib.Path):
     """The section of a finished training run."""
-    from train.folder import FolderError
+    from train import lecture_page
     from train.lecture_page import Section
 
     run, summary = read(place / "run.json"), read(place / "summary.json")
-    command = {"segmentation": "segment", "generation": "generate"}.get(run["task"], "classify")
-    title, text, names = RUNS[command]
-    try:
+    with sound(place / "summary.json"):
+        command = {"segmentation": "segment", "generation": "generate"}.get(run["task"], "classify")
+        title, text, figures = RUNS[command]
         title, text = title.format(**summary), text.format(**summary)
-    except (KeyError, ValueError) as error:
-        raise FolderError(f"{place / 'summary.json'} is no finished run's: {error!r}") from None
-    figures = [(name.replace("_", " "), "", place / "figures" / f"{name}.png") for name in names]
-    line = f"python -m experiments.{command} --flagfile={place / 'flags.txt'} --workdir=NEW"
-    shown = [entry for entry in figures if entry[2].exists()]
-    return Section(title, [text], "", shown, [], {k: v for k, v in summary.items() if k != "workdir"}, line)
+        line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={place / 'flags.txt'}"])
+        shown = [(heading, caption, place / "figures" / f"{name}.png") for name, heading, caption in figures]
+        shown = [entry for entry in shown if entry[2].exists()]
+        numbers = {name: value for name, value in summary.items() if name != "workdir"}
+        made = Section(title, [text], "", shown, [], numbers, f"{line} --workdir=NEW")
+        lecture_page.page("", (), [made])
+        return made
+
+
+@contextlib.contextmanager
+def sound(path: pathlib.Path):
+    """Inside it, what a damaged or a foreign file makes go wrong is one line."""
+    from train.folder import FolderError
+
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise FolderError(f"{path}, or a figure beside it, is damaged or of no finished run: {error!r}") from None
 
 
 def run_topic(name: str, place: pathlib.Path) -> int:
@@ -114,7 +137,7 @@ def run_topic(name: str, place: pathlib.Path) -> int:
 def define_flags() -> None:
     absl_flags.DEFINE_string("workdir", None, "Folder of the lecture; started again in it, it goes on.")
     absl_flags.DEFINE_list("use", [], "Workdirs of finished runs that the page shows as well.")
-    absl_flags.DEFINE_list("only", [], "Names of the topics to run and show; default all.")
+    absl_flags.DEFINE_list("only", [], f"Topics to run and show; default all: {', '.join(TOPICS)}.")
 
 
 def main(argv) -> int:
@@ -124,6 +147,7 @@ def main(argv) -> int:
     workdir, only = values["workdir"], values["only"]
     if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the lecture is kept there")
+    flags.require(all(values["use"]), f"--use={','.join(values['use'])}: accepted are workdirs, with commas")
     for name in only:
         flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
     from train import folder, lecture_page, loop

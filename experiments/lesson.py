@@ -11,6 +11,7 @@ another that has flags of the same names.
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import re
@@ -27,12 +28,16 @@ from experiments import flags
 from train import classification, figures, folder, loop
 from train.task import Task
 
-SEEDS = (3, "Seeds 0, 1, ... that a claimed difference is measured over.")
+SEEDS = (3, "How many seeds, from 0 on, a claimed difference is measured over.")
 DEFINE: dict[type, Any] = {
     int: absl_flags.DEFINE_integer,
     float: absl_flags.DEFINE_float,
     str: absl_flags.DEFINE_string,
 }
+
+
+def _digest(found) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 class Found(NamedTuple):
@@ -67,9 +72,12 @@ class Lesson:
             self.claim()
             loop.say(name)
             place.mkdir(exist_ok=True)
-            self.home.write_json(f"pieces/{name}.json", {"found": make()})
-            kept = self.home.read_json(f"pieces/{name}.json")
-        return (kept or {})["found"]
+            found = json.loads(json.dumps(make()))
+            self.home.write_json(f"pieces/{name}.json", {"found": found, "sha256": _digest(found)})
+            return found
+        if "found" not in kept or kept.get("sha256") != _digest(kept["found"]):
+            raise folder.FolderError(f"{place / name}.json is damaged: without it, it is computed again")
+        return kept["found"]
 
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:
         """Keeps a matplotlib figure as figures/NAME.png."""
@@ -164,9 +172,28 @@ def run(name: str, experiment: Callable[[Lesson], Found], *, workdir: str | None
     for option, value in options.items():
         flags.require(value is not None, f"--{option} needs a value")
         flags.require(isinstance(value, str) or value > 0, f"--{option}={value}: must be more than 0")
+        small = not isinstance(value, int) or value < 2**31
+        flags.require(small, f"--{option}={value}: accepted are 1 to {2**31 - 1}")
     flags.require(options["seeds"] <= 100, f"--seeds={options['seeds']}: accepted are 1 to 100")
     with contextlib.closing(folder.RunFolder(workdir)) as home:
-        return _in_folder(home, name, experiment, options=options)
+        try:
+            return _in_folder(home, name, experiment, options=options)
+        except flags.UsageError:
+            home.remove_if_made()
+            raise
+
+
+def _shown(home: folder.RunFolder) -> bool:
+    """Whether what the lecture's page needs is there; if not, it is drawn again from the pieces."""
+    try:
+        names = [name for name, _, _ in json.loads((home.path / "lesson.json").read_text())["figures"]]
+        return all(is_png(home.path / "figures" / f"{name}.png") for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_png(path: pathlib.Path) -> bool:
+    return path.is_file() and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any]) -> int:
@@ -177,7 +204,7 @@ def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[s
         pairs = "; ".join(f"--{key}: {there.get(key)} there, {here.get(key)} here" for key in differing)
         raise folder.FolderError(f"{home.path} belongs to another experiment ({pairs}); choose a new --workdir")
     summary = home.read_json("summary.json")
-    if there is not None and summary is not None:
+    if there is not None and summary is not None and _shown(home):
         loop.say(f"this experiment is complete; another needs another --workdir: {home.path}")
         print(json.dumps(summary))
         return 0
@@ -186,6 +213,8 @@ def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[s
     flags.start_cache()
     lesson = Lesson(home, options, name)
     found = experiment(lesson)
+    if options["seeds"] == 1:
+        found = found._replace(text=[*found.text, "This is one seed alone: it says nothing about chance."])
     lesson.claim()
     line = [f"--{key}={value}" for key, value in options.items()]
     command = f"python -m experiments.{name} {shlex.join(line)} --workdir=NEW"

@@ -19,6 +19,7 @@ from experiments import flags
 from train import checkpoint, folder, leaves, processes
 from train.state import State, parameter_count
 
+FOREIGN = ("options.json", "lecture.html", "sweep.csv")  # Of experiments, the lecture and sweeps.
 # Flags that give weights of one shape another sense.
 SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder", "authors", "conditional")
 
@@ -43,13 +44,12 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
     belongs to a run with other flags or on other data."""
     run = home.read_json("run.json")
     if run is None:
-        if checkpoint.Checkpoints(home.path).steps():
-            raise folder.FolderError(
-                f"{home.path} holds checkpoints, but no run.json that says of which run; choose a new --workdir"
-            )
+        found = [f"{name} of another command" for name in FOREIGN if (home.path / name).exists()]
+        found += ["checkpoints, but no run.json that says whose"][: len(checkpoint.Checkpoints(home.path).steps())]
+        if found:
+            raise folder.FolderError(f"{home.path} holds {found[0]}; choose a new --workdir")
         return None
-    old = run.get("flags")
-    if not isinstance(old, dict):
+    if not isinstance(old := run.get("flags"), dict):
         raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
     old = {name: value for name, value in flags.LATER.items() if name in config} | old
     free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config.get("fc_update") == "accumulate" else set())

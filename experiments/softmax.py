@@ -147,7 +147,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     low, *_, high = TEMPERATURES
     title = f"Entropy: {nats[low]:.2f} nats at T = {low:g}, {nats[high]:.2f} at T = {high:g}"
     figure = temperature_bars(images[found[0]["unsure"], :, :, 0], logits, title)
-    caption = f"softmax of the same ten logits: the test digit, a {labels[found[0]['unsure']]}, that the first seed's "
+    caption = f"softmax of the same ten logits: the test digit, {labels[found[0]['unsure']]}, that the first seed's "
     caption += f"network is the least certain of; the largest entropy is ln 10 = {np.log(10):.2f} nats"
     run.figure("temperature", figure, title="Temperature", caption=caption)
     title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % are its digit"

@@ -155,7 +155,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         f"derivative of at most 1/4 stands {depth - 1} times in the product, {ten(ratio['tanh_glorot'])} with tanh "
         f"(both after Glorot) and {ten(ratio['relu_kaiming'])} with ReLU after Kaiming; after Glorot it is below "
         f"{VANISHED:g} with {' and '.join(gone) or 'none of the four'}"
-        + ("." if "tanh" in gone else ", and not with tanh: Glorot's weights keep its sums where its slope is near 1."),
+        + ("." if "tanh" in gone else ", and not with tanh at this depth."),
         f"A ratio near 1 is not all: for ReLU it is {ten(ratio['relu_glorot'])} after Glorot, but there layer 1's "
         f"gradient has {ten(dim)} of its size after Kaiming.",
         f"Trained for {steps} steps of plain SGD the ReLU net {says['relu']} ({percent['relu']} of the training digits "

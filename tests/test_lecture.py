@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import lecture, lesson
+from experiments import child, lecture, lesson
 from experiments.flags import UsageError
 from train import figures, lecture_page
 from train.folder import FolderError, RunFolder
@@ -80,8 +81,20 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
     assert start() == 0 and made == [0, 1, 2] and capsys.readouterr().out.splitlines()[-1] == first
     section = lecture.lesson_section(tmp_path / "w")
     assert section.title == "T" and section.command == "python -m experiments.name --seeds=3 --workdir=NEW"
+    (tmp_path / "w" / "lesson.json").unlink()  # Made again from the pieces.
+    assert start() == 0 and made == [0, 1, 2] and lecture.lesson_section(tmp_path / "w").title == "T"
     with pytest.raises(FolderError, match="--seeds: 3 there, 2 here"):
         start(2)
+    piece = tmp_path / "w" / "pieces" / "seed_1.json"
+    for text in ("{}", '{"found": 3}', piece.read_text().replace("0.5", "0.6")):
+        (tmp_path / "w" / "summary.json").unlink(missing_ok=True)
+        piece.write_text(text)
+        with pytest.raises(FolderError, match="seed_1.json is damaged: without it, it is computed again"):
+            start()
+    piece.unlink()
+    assert start() == 0 and made == [0, 1, 2, 1]
+    with pytest.raises(UsageError, match="--seeds=3000000000: accepted are 1 to 2147483647"):
+        start(3_000_000_000)
     with pytest.raises(UsageError, match="--seeds=0: must be more than 0"):
         start(0)
     with contextlib.closing(RunFolder(str(tmp_path / "v"))) as home, pytest.raises(ValueError, match="piece"):
@@ -101,10 +114,51 @@ def test_lecture(start, tmp_path):
     assert (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns == before
     for flags, status, message in (
         (["--only=sysems"], 2, "--only=sysems: accepted are perceptron,"),
-        ([f"--use={tmp_path}"], 1, f"{tmp_path / 'run.json'}"),
+        ([f"--use={tmp_path}"], 1, f"{tmp_path} holds no finished run or experiment: run.json: No such file"),
+        ([f"--use={tmp_path},,x"], 2, f"--use={tmp_path},,x: accepted are workdirs, with commas"),
     ):
         done = start("lecture", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr and len(done.stderr.splitlines()) == 1
+    done = start("classify", f"--workdir={tmp_path / 'w' / 'activations'}", "--model=mlp", "--steps=1")
+    assert done.returncode == 1 and "activations holds options.json of another command; choose a new" in done.stderr
+    assert not (tmp_path / "w" / "activations" / "run.json").exists()
+
+
+def test_sections_of_what_is_damaged_or_foreign(tmp_path):
+    place = tmp_path / "a b"
+    (place / "figures").mkdir(parents=True)
+    summary = {"model": "mlp", "dataset": "mnist5k", "accuracy": 0.5, "examples": 10, "workdir": "x"}
+
+    def kept(**changed):
+        (place / "run.json").write_text(json.dumps({"task": "classification"} | changed.get("run", {})))
+        (place / "summary.json").write_text(json.dumps(summary | changed.get("summary", {})))
+        found = {"title": "T", "text": ["x"], "formula": "", "tables": [], "numbers": {}, "command": "c", "figures": []}
+        (place / "lesson.json").write_text(json.dumps(found | changed.get("lesson", {})))
+
+    kept()
+    section = lecture.run_section(place)
+    assert shlex.split(section.command)[-2:] == [f"--flagfile={place / 'flags.txt'}", "--workdir=NEW"]
+    assert "workdir" not in section.numbers and lecture.lesson_section(place).title == "T"
+    for make, changed in (
+        (lecture.run_section, {"run": {"task": ["a"]}}),
+        (lecture.run_section, {"summary": {"accuracy": [1]}}),
+        (lecture.lesson_section, {"lesson": {"text": 5}}),
+        (lecture.lesson_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
+    ):
+        kept(**changed)
+        with pytest.raises(FolderError, match="is damaged or of no finished run"):
+            make(place)
+    kept()
+    (place / "figures" / "layer1.png").write_text("no picture")
+    with pytest.raises(FolderError, match="or a figure beside it, is damaged"):
+        lecture.run_section(place)
+
+
+def test_signals_are_a_childs_only_while_it_runs(monkeypatch, environment):
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert child.run("summary", "--model=nosuch").status == 2
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

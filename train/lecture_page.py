@@ -56,14 +56,19 @@ def checked_formula(text: str) -> str:
     return text
 
 
+def _together(html: str) -> str:
+    """With a number, its spread and its unit on one line."""
+    return html.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+
+
 def _section(number: int, section: Section) -> str:
     parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
-    parts += [f"<p>{report.escaped(paragraph)}</p>" for paragraph in section.text]
+    parts += [f"<p>{_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
     formula = section.formula and checked_formula(section.formula)
     parts += [f'<div class="formula" tabindex="0">{formula}</div>'] if formula else []
     if section.figures:
         parts += ['<div class="grid">', *(report.figure_html(*entry) for entry in section.figures), "</div>"]
-    parts += [report.table_html(*entry) for entry in section.tables]
+    parts += [_together(report.table_html(*entry)) for entry in section.tables]
     numbers = json.dumps(section.numbers, indent=1, ensure_ascii=False)
     parts += [f'<details><summary>Numbers of this run</summary><pre tabindex="0">{report.escaped(numbers)}</pre>']
     parts += [
