@@ -35,9 +35,7 @@ ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians 
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
 JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON: the ratios ours / peer by network.")
 FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Logits in evaluation mode in the place of steps.")
-BATCH = absl_flags.DEFINE_integer(
-    "batch_size", None, "Images of a batch; by default each network's own.", lower_bound=1
-)
+BATCH = absl_flags.DEFINE_integer("batch", None, "Images of a batch; by default each network's own.", lower_bound=1)
 NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
 
 

@@ -224,7 +224,7 @@ def define_generate_flags() -> None:
 def values() -> dict:
     """name -> value of this file's flags: the only place where FLAGS is read."""
     found = {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[__name__]}
-    if FLAGS["epochs"].present and not FLAGS["steps"].present:
+    if "epochs" in found and FLAGS["epochs"].present and not FLAGS["steps"].present:
         found["steps"] = None  # A command's own default number of steps is not what was asked for.
     return found
 

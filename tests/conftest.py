@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Half of the suite's time was LLVM polishing programs that run once; the numbers do not depend on it.
 jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS(sys.argv[:1], known_only=True)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As in a shell's background, where no child could be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,7 @@ def test_ours_and_the_peer_take_turns(start, fake, tmp_path):
 
 
 def test_the_compiled_peer_has_a_column_of_its_own(start, fake):
-    done = start(
-        f"--peer={fake(5_256_202, 'nchw')}", "--rounds=1", "--seconds=0.01", "--forward_only", "--batch_size=3"
-    )
+    done = start(f"--peer={fake(5_256_202, 'nchw')}", "--rounds=1", "--seconds=0.01", "--forward_only", "--batch=3")
     assert done.returncode == 0, done.stderr
     row = json.loads(next(line for line in done.stderr.splitlines() if line.startswith("{")))
     assert (row["batch_size"], row["peer_ms"], row["compiled_ms"], row["others"]) == (3, 100.0, 50.0, {})
