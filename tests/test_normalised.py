@@ -107,6 +107,7 @@ def test_the_convolution_has_autodiffs_gradients():
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(jax.nn.relu(a * x + b), kernel, (1, 1), "SAME", dimension_numbers=layout)
 
+    assert kernels.on_cpu(*operands)
     with jax.numpy_rank_promotion("allow"):
         (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (normalised.convolution, plain))
         gradient = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
