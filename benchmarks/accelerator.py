@@ -5,7 +5,6 @@ Images a second of the whole training step of ResNet-50 and AlexNet on all devic
 10^12 operations a second, gives: a step counts as three forward passes of two operations for each multiply-add.
 """
 
-import itertools
 import json
 import statistics
 import time
@@ -49,7 +48,7 @@ def measure(name: str, devices: int) -> dict:
     compile_seconds, turns = time.perf_counter() - began, []
     for _ in range(3):
         began = time.perf_counter()
-        for _ in itertools.repeat(None, STEPS.value):
+        for _ in range(STEPS.value):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
         turns.append((time.perf_counter() - began) / STEPS.value)

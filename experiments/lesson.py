@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 
 from data import batches
 from experiments import flags
-from train import classification, figures, folder, loop
+from train import classification, figures, folder, loop, report
 from train.task import Task
 
 SEEDS = (3, "How many seeds, from 0 on, a claimed difference is measured over.")
@@ -193,7 +193,7 @@ def _shown(home: folder.RunFolder) -> bool:
 
 
 def is_png(path: pathlib.Path) -> bool:
-    return path.is_file() and path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return path.is_file() and path.read_bytes()[:8] == report.PNG_START
 
 
 def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any]) -> int:

@@ -71,8 +71,7 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
     def norm(name: str, mean, variance):
         """The batch norm as (a, b); its running statistics move on."""
         old: Any = module.get_variable("batch_stats", name)
-        moved = {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + 0.1 * variance}
-        module.put_variable("batch_stats", name, moved)
+        module.put_variable("batch_stats", name, normalised.moved(old, mean, variance))
         return normalised.affine(weights(name), mean, variance)
 
     def layer(name: str) -> dict[str, Any]:
@@ -134,16 +133,16 @@ class DenseNet(nn.Module):
         bn_axis = self.axis_name if self.sync_bn else None
         if train and not self.is_initializing() and not self.dropout and kernels.on_cpu(x):
             x = _fused_blocks(self, x, (layers,) * self.blocks, bottleneck=self.bottleneck, bn_axis=bn_axis)
-            return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
-        x = _dense_blocks(
-            x,
-            (layers,) * self.blocks,
-            growth_rate=self.growth_rate,
-            bottleneck=self.bottleneck,
-            compression=self.compression,
-            bn_relu=functools.partial(_bn_relu, train=train, bn_axis=bn_axis),
-            conv=conv,
-        )
+        else:
+            x = _dense_blocks(
+                x,
+                (layers,) * self.blocks,
+                growth_rate=self.growth_rate,
+                bottleneck=self.bottleneck,
+                compression=self.compression,
+                bn_relu=functools.partial(_bn_relu, train=train, bn_axis=bn_axis),
+                conv=conv,
+            )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
 
 
@@ -166,14 +165,15 @@ class ImageNetDenseNet(nn.Module):
                 f"densenet{self.depth} needs images of at least 29x29 pixels, not {x.shape[1]}x{x.shape[2]}"
             )
         blocks, growth_rate = DEPTHS[self.depth]
-        bn_relu = functools.partial(_bn_relu, train=train, bn_axis=self.axis_name if self.sync_bn else None)
+        bn_axis = self.axis_name if self.sync_bn else None
+        bn_relu = functools.partial(_bn_relu, train=train, bn_axis=bn_axis)
         pad = ((3, 3), (3, 3))
         x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
         x = max_pool(bn_relu(x, "bn1"), 3, stride=2, padding=1)
         if train and not self.is_initializing() and kernels.on_cpu(x):
-            x = _fused_blocks(self, x, blocks, bottleneck=True, bn_axis=self.axis_name if self.sync_bn else None)
-            return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
-        x = _dense_blocks(
-            x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
-        )
+            x = _fused_blocks(self, x, blocks, bottleneck=True, bn_axis=bn_axis)
+        else:
+            x = _dense_blocks(
+                x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
+            )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)

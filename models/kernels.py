@@ -26,9 +26,10 @@ def on_cpu(*operands) -> bool:
 
 def _by_platform(name: str, xla_form, x, other, strides, padding):
     """The native kernel `name` where there is one for these operands, else `xla_form`: both of (x, other)."""
-    like = jax.eval_shape(xla_form, x, other)
-    if x.size and other.size and like.size and on_cpu(x, other):
-        return native.call(name, like, x, other, window=native.window(strides, padding))
+    if on_cpu(x, other):
+        like = jax.eval_shape(xla_form, x, other)
+        if x.size and other.size and like.size:
+            return native.call(name, like, x, other, window=native.window(strides, padding))
     return xla_form(x, other)
 
 
@@ -53,6 +54,9 @@ def _conv_backward(strides, padding, saved, gradient):
     x, kernel = saved
     x_gradient = _spread(gradient, _exchanged(kernel), strides, padding, x.shape[1:3])
     return x_gradient, _kernel_gradient(x, gradient, kernel, strides, padding)
+
+
+_conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
 
 
 def _exchanged(kernel):
@@ -126,9 +130,6 @@ def _deconvolution_backward(strides, padding, size, saved, gradient):
 
 
 deconvolution.defvjp(lambda x, kernel, *static: (_spread(x, kernel, *static), (x, kernel)), _deconvolution_backward)
-
-
-_conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
 
 
 def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: int = 1, **rest):

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models import kernels, native
-
-EPSILON = 1e-5
+from models.layers import BatchNorm
 
 
 def statistics(x_BHWC, axis: str | None):
@@ -26,8 +25,14 @@ def statistics(x_BHWC, axis: str | None):
 
 def affine(norm: dict, mean, variance):
     """(a, b) for which batch norm is a x + b."""
-    a = norm["scale"] * lax.rsqrt(variance + EPSILON)
+    a = norm["scale"] * lax.rsqrt(variance + BatchNorm.keywords["epsilon"])
     return a, norm["bias"] - mean * a
+
+
+def moved(old: dict, mean, variance) -> dict:
+    """Batch norm's running statistics after one batch."""
+    keep = BatchNorm.keywords["momentum"]
+    return {name: keep * old[name] + (1 - keep) * new for name, new in (("mean", mean), ("var", variance))}
 
 
 def _edges(kernel):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Of a GAN: its best value lies in the middle, or belongs to untrained networks.
 NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_fake")
 LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae")
+PNG_START = b"\x89PNG\r\n\x1a\n"
 FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
 Cell = str | int | float | None
 FigureEntry = tuple[str, str, str | Path]  # title, caption, path of the PNG
@@ -196,7 +197,7 @@ def escaped(value: object) -> str:
 def figure_html(title: str, caption: str, path: str | Path) -> str:
     """A PNG file as an inlined figure. Raises ValueError for another file."""
     content = Path(path).read_bytes()
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
+    if content[:8] != PNG_START or len(content) < 24:
         raise ValueError(f"not a PNG: {path}")
     width, height = struct.unpack(">II", content[16:24])
     data = base64.b64encode(content).decode("ascii")
