@@ -11,6 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from models.initializers import fan_in_uniform, normal, uniform
+from models.kernels import dot_general
 from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
 
 # The author's rates and decays: biases learn twice as fast and do not decay.
@@ -37,7 +38,8 @@ class FanInDense(nn.Dense):
     @nn.compact
     def __call__(self, inputs):
         kernel = self.param("kernel", fan_in_uniform, (inputs.shape[-1], self.features))
-        return inputs @ kernel + self.param("bias", uniform(inputs.shape[-1] ** -0.5), (self.features,))[None]
+        product = dot_general(inputs, kernel, (((1,), (0,)), ((), ())))
+        return product + self.param("bias", uniform(inputs.shape[-1] ** -0.5), (self.features,))[None]
 
 
 class AlexNetOWT(nn.Module):

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.initializers import glorot_uniform, kaiming_normal
-from models.kernels import conv_general_dilated, deconvolution
+from models.kernels import conv_general_dilated, deconvolution, dot_general
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
-Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform)
+Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)
 
 # Decay 0.9 of the running statistics (torch's momentum 0.1) and epsilon 1e-5, the defaults of both peers.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)

@@ -19,7 +19,14 @@ import numpy as np
 
 SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
-NAMES = ("convolution", "kernel_gradient", "normalised_gradient")
+NAMES = (
+    "convolution",
+    "kernel_gradient",
+    "normalised_gradient",
+    "product",
+    "product_gradient",
+    "product_kernel_gradient",
+)
 
 
 def _processor() -> str:

@@ -67,6 +67,63 @@ def test_the_kernels_equal_xlas(shape, outputs, window, strides, padding):
         np.testing.assert_allclose(found, expected, atol=error * float(jnp.abs(expected).max()))
 
 
+def dense(product, x, w):
+    """The product and its two gradients."""
+    y, back = jax.vjp(lambda x, w: product(x, w, (((1,), (0,)), ((), ()))), x, w)
+    return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def drawn_dense(rows, inputs, outputs):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, inputs), (inputs, outputs))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        (16, 64, 64),
+        (17, 65, 66),
+        (70, 97, 129),  # One more than six tiles, six blocks and two panels.
+        (128, 130, 1000),
+        (33, 1030, 65),  # A panel in three pieces.
+        (4096, 64, 72),
+    ],
+)
+def test_products_equal_xlas(rows, inputs, outputs):
+    x, w = drawn_dense(rows, inputs, outputs)
+    ours = jax.jit(functools.partial(dense, kernels.dot_general))
+    assert str(ours.trace(x, w).jaxpr).count("ffi_call[") == 3
+    for found, expected in zip(ours(x, w), jax.jit(functools.partial(dense, jax.lax.dot_general))(x, w), strict=True):
+        np.testing.assert_allclose(found, expected, atol=4e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 64), (16, 64, 63)])
+def test_small_and_long_products_are_xlas(rows, inputs, outputs):
+    found = jax.make_jaxpr(functools.partial(dense, kernels.dot_general))(*drawn_dense(rows, inputs, outputs))
+    assert "ffi_call" not in str(found)
+
+
+def test_a_training_step_copies_no_weights_and_takes_no_gradient_of_the_images():
+    images, first = drawn_dense(16, 80, 64)
+    second = first[:64]
+
+    def step(weights, images):
+        def loss(weights):
+            h = images
+            for w in weights:
+                h = jnp.tanh(kernels.dot_general(h, w, (((1,), (0,)), ((), ()))))
+            return h.sum()
+
+        return jax.tree.map(lambda w, g: w - g, weights, jax.grad(loss)(weights))
+
+    compiled = jax.jit(step, donate_argnums=0).lower((first, second), images).compile().as_text()
+    calls = [
+        compiled.count(f'"nutshell_{name}"') for name in ("product", "product_gradient", "product_kernel_gradient")
+    ]
+    assert calls == [2, 1, 2]
+    assert not [line for line in compiled.splitlines() if " copy(" in line and ",64]" in line.split(" copy(")[0]]
+
+
 def test_other_types_are_xlas():
     def step(*xs):
         return both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME")
@@ -89,6 +146,11 @@ def test_many_kernels_at_once():
     found = jax.vmap(lambda x, k: kernels.conv_general_dilated(x, k, (1, 1), "SAME"))(x, kernel)
     each = [kernels.conv_general_dilated(x[i], kernel[i], (1, 1), "SAME") for i in range(3)]
     np.testing.assert_array_equal(found, np.stack(each))
+    rows, w = drawn_dense(32, 64, 64)
+    back = jax.vjp(lambda x, w: kernels.dot_general(x, w, (((1,), (0,)), ((), ()))), rows, w)[1]
+    gradients = jnp.stack([rows, w[:32]])
+    for found, expected in zip(jax.vmap(back)(gradients), zip(*map(back, gradients), strict=True), strict=True):
+        np.testing.assert_array_equal(found, np.stack(expected))
 
 
 def test_under_shard_map_with_its_checks():
@@ -98,23 +160,30 @@ def test_under_shard_map_with_its_checks():
     def loss(x, kernel):
         return jnp.sin(kernels.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))).sum()
 
-    def of_a_device(x, kernel):
-        kernel = jax.lax.pcast(kernel, "data", to="varying")
-        return jax.lax.psum(jax.grad(loss, 1)(x, kernel), "data")
+    def loss_of_dense(x, w):
+        return jnp.sin(kernels.dot_general(x, w, (((1,), (0,)), ((), ()))) / 8).sum()
 
-    sharded = jax.shard_map(of_a_device, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=True)
-    whole = jax.grad(loss, 1)(x, kernel)
-    np.testing.assert_allclose(jax.jit(sharded)(x, kernel), whole, atol=4e-6 * float(jnp.abs(whole).max()))
+    for function, operands in ((loss, (x, kernel)), (loss_of_dense, drawn_dense(64, 64, 70))):
+
+        def of_a_device(x, kernel, function=function):
+            kernel = jax.lax.pcast(kernel, "data", to="varying")
+            return jax.lax.psum(jax.grad(function, 1)(x, kernel), "data")
+
+        sharded = jax.shard_map(of_a_device, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=True)
+        whole = jax.grad(function, 1)(*operands)
+        np.testing.assert_allclose(jax.jit(sharded)(*operands), whole, atol=4e-6 * float(jnp.abs(whole).max()))
 
 
 BITS = """
 import os, sys
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 import hashlib, jax, numpy as np
-from tests.test_kernels import both_ways, drawn, kernels
+from tests.test_kernels import both_ways, dense, drawn, drawn_dense, kernels
 for x, window in (((9, 33, 31, 20), (3, 3)), ((5, 6, 6, 130), (5, 5)), ((5, 6, 6, 130), (2, 2))):
     found = jax.jit(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME"))(*drawn(x, 150, window))
     print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
+found = jax.jit(lambda *xs: dense(kernels.dot_general, *xs))(*drawn_dense(70, 700, 300))
+print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
 """
 
 
@@ -126,7 +195,7 @@ def test_the_sums_order_does_not_depend_on_the_threads(environment):
         for n in (1, 2)
     ]
     assert runs[0].returncode == 0, runs[0].stderr
-    assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 9
+    assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 12
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])

@@ -6,6 +6,7 @@
 #include "direct.h"
 #include "winograd.h"
 #include "normalised.h"
+#include "product.h"
 
 static int describes_itself(XLA_FFI_CallFrame *frame) {
   if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
@@ -72,5 +73,32 @@ XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {
                   .gradient = operand(frame, 1)->data, .scale = operand(frame, 3)->data,
                   .shift = operand(frame, 4)->data};
   add_normalised(frame, &n, d_scale->data, d_shift->data);
+  return NULL;
+}
+
+// Operands x [B, I], w [I, O]; result: x w.
+XLA_FFI_Error *product(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const XLA_FFI_Buffer *x = operand(frame, 0), *w = operand(frame, 1), *y = frame->rets.rets[0];
+  Product p = {x->dims[0], x->dims[1], w->dims[1], .x = x->data, .w = w->data, .result = y->data};
+  multiply_dense(frame, &p);
+  return NULL;
+}
+
+// Operands w [I, O], gradient [B, O]; result: x's gradient.
+XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const XLA_FFI_Buffer *w = operand(frame, 0), *gradient = operand(frame, 1), *x = frame->rets.rets[0];
+  Product p = {x->dims[0], x->dims[1], w->dims[1], .w = w->data, .gradient = gradient->data, .result = x->data};
+  spread_dense(frame, &p);
+  return NULL;
+}
+
+// Operands x [B, I], gradient [B, O]; result: w's gradient.
+XLA_FFI_Error *product_kernel_gradient(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *w = frame->rets.rets[0];
+  Product p = {x->dims[0], x->dims[1], w->dims[1], .x = x->data, .gradient = gradient->data, .result = w->data};
+  correlate_dense(frame, &p);
   return NULL;
 }

@@ -87,8 +87,7 @@ static void convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : w->outputs <= 2 * LANES || w->columns > 6 ? 2 : 4);
   Direct d = direct(w);
   d.packed = allocate(w->groups * w->group * w->tall * w->wide * w->channels);
-  run_tasks(frame, pack_group, &d, w->groups);
-  run_tasks(frame, convolve_strip, &d, w->batch * d.strips);
+  run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips);
   free(d.packed);
 }
 
@@ -145,7 +144,6 @@ static void correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
   d.pieces = most(1, least(least(w->batch, 8), (4 << 20) / d.piece_floats));
   d.slices = least(w->groups, parts(8, d.pieces));
   d.totals = allocate(d.pieces * d.piece_floats);
-  run_tasks(frame, correlate_piece, &d, d.pieces * d.slices);
-  run_tasks(frame, add_pieces, &d, w->tall * w->wide);
+  run_both(frame, &d, correlate_piece, d.pieces * d.slices, add_pieces, w->tall * w->wide);
   free(d.totals);
 }

@@ -12,11 +12,16 @@ INLINE i64 tap(const Taps *taps, i64 i, i64 j) {
   return i * taps->row + j % taps->right * taps->phase + j / taps->right * BLOCK;
 }
 
-// `places` neighbouring positions by `vectors` vectors of output channels, of which `valid` are stored. The kernel is
-// [tap, channel][vectors].
+// `places` neighbouring positions by `vectors` vectors of output channels, of which `valid` are stored, or added to what
+// is there with `more`. The kernel is [tap, channel][vectors].
 INLINE void multiply(const int places, const int vectors, const Taps *taps, const float *image, const float *kernel,
-                     float *to, i64 width, i64 valid) {
+                     float *to, i64 width, i64 valid, i64 more) {
   vector sum[TILE] = {};
+  if (more) {
+#pragma clang loop unroll(full)
+    for (int p = 0; p < places; p++)
+      for (int v = 0; v < vectors; v++) sum[p * vectors + v] = load(to + p * width + v * LANES, valid - v * LANES);
+  }
   for (i64 i = 0; i < taps->tall; i++)
     for (i64 j = 0; j < taps->wide; j++) {
       const float *x = image + tap(taps, i, j);
@@ -73,11 +78,11 @@ INLINE void correlate(const int channels, const int vectors, i64 rows, i64 colum
 #define SIXTEEN(CASE, V) TWELVE(CASE, V) CASE(13, V) CASE(14, V) CASE(15, V) CASE(16, V)
 #define ALL(CASE, V) SIXTEEN(CASE, V) CASE(17, V) CASE(18, V) CASE(19, V) CASE(20, V) CASE(21, V) CASE(22, V) \
   CASE(23, V) CASE(24, V)
-#define MULTIPLY(N, V) case N: multiply(N, V, taps, image, kernel, to, width, valid); break;
+#define MULTIPLY(N, V) case N: multiply(N, V, taps, image, kernel, to, width, valid, more); break;
 #define CORRELATE(N, V) case N: correlate(N, V, rows, columns, image, image_row, gradient, width, total, total_width); break;
 #define FUNCTIONS(V, PLACES, CHANNELS) \
   static void multiply_##V(i64 places, const Taps *taps, const float *image, const float *kernel, float *to, i64 width, \
-                           i64 valid) { \
+                           i64 valid, i64 more) { \
     switch (places) { PLACES(MULTIPLY, V) } \
   } \
   static void correlate_##V(i64 channels, i64 rows, i64 columns, const float *image, i64 image_row, \
@@ -102,9 +107,9 @@ static void multiply_row(i64 vectors, i64 places, const Taps *taps, const float 
     i64 first = t * places / tiles, count = (t + 1) * places / tiles - first;
     const float *x = image + first * BLOCK;
     float *y = to + first * width;
-    if (vectors == 1) multiply_1(count, taps, x, kernel, y, width, valid);
-    else if (vectors == 2) multiply_2(count, taps, x, kernel, y, width, valid);
-    else multiply_4(count, taps, x, kernel, y, width, valid);
+    if (vectors == 1) multiply_1(count, taps, x, kernel, y, width, valid, 0);
+    else if (vectors == 2) multiply_2(count, taps, x, kernel, y, width, valid, 0);
+    else multiply_4(count, taps, x, kernel, y, width, valid, 0);
   }
 }
 

@@ -173,8 +173,7 @@ static void convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   k.count = least(parts(k.tiles, 8), most(12, least(24, 3072 / k.lines)));
   k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
   k.kernel = allocate(PLACES * w->groups * w->group * k.lines);
-  run_tasks(frame, transform_kernel, &k, w->groups);
-  run_tasks(frame, convolve_tiles, &k, parts(k.tiles, k.count));
+  run_both(frame, &k, transform_kernel, w->groups, convolve_tiles, parts(k.tiles, k.count));
   free(k.kernel);
 }
 
@@ -244,8 +243,7 @@ static void correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
     memset(k.total, 0, 4 * of_total);
     for (k.first = 0; k.first < k.tiles; k.first += chunk) {
       k.count = least(chunk, k.tiles - k.first);
-      run_tasks(frame, transform_tile, &k, k.count);
-      run_tasks(frame, correlate_place, &k, PLACES * w->blocks);
+      run_both(frame, &k, transform_tile, k.count, correlate_place, PLACES * w->blocks);
     }
     run_tasks(frame, finish_line, &k, w->channels);
   }

@@ -68,25 +68,32 @@ INLINE vector input(const Work *w, const float *pixel, i64 c) {
 
 // ---- Tasks on XLA's threads ----
 
+typedef void Task(const void *work, i64 task);
+
 typedef struct {
-  void (*run)(const void *, i64 task);
   const void *work;
-  i64 tasks;
+  Task *first, *second;    // The second's tasks begin when all of the first's are done.
+  i64 firsts, tasks;       // How many of the first, and of both.
   i64 next, done, users;
 } Job;
+
+static void wait_for(Job *job, i64 tasks) {
+  while (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) < tasks) sched_yield();  // On an idle processor it returns at once.
+}
 
 static void take_part(void *data) {
   Job *job = data;
   for (i64 task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_ACQ_REL)) < job->tasks;) {
-    job->run(job->work, task);
+    if (task < job->firsts) job->first(job->work, task);
+    else wait_for(job, job->firsts), job->second(job->work, task - job->firsts);
     __atomic_fetch_add(&job->done, 1, __ATOMIC_ACQ_REL);
   }
   if (__atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL) == 0) free(job);
 }
 
-// Runs the tasks on the calling thread and on those of XLA's pool that come in time; a late one finds nothing to do.
-static void run_tasks(XLA_FFI_CallFrame *frame, void (*run)(const void *, i64), const void *work,
-                      i64 tasks) {
+// Runs `firsts` tasks, and then `seconds`, on the calling thread and on those of XLA's pool that come in time; a late one
+// finds nothing to do.
+static void run_both(XLA_FFI_CallFrame *frame, const void *work, Task *first, i64 firsts, Task *second, i64 seconds) {
   int64_t threads = 1;
   XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
   XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
@@ -96,8 +103,8 @@ static void run_tasks(XLA_FFI_CallFrame *frame, void (*run)(const void *, i64), 
     threads = 1;
   }
   Job *job = malloc(sizeof *job);
-  i64 helpers = most(0, least(threads, tasks) - 1);
-  *job = (Job){run, work, tasks, 0, 0, 2 + helpers};  // One use is this function's own.
+  i64 helpers = most(0, least(threads, most(firsts, seconds)) - 1);
+  *job = (Job){work, first, second, firsts, firsts + seconds, 0, 0, 2 + helpers};  // One use is this function's own.
   for (i64 i = 0; i < helpers; i++) {
     XLA_FFI_ThreadPool_Schedule_Args schedule = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, take_part, job};
     error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule);
@@ -108,10 +115,12 @@ static void run_tasks(XLA_FFI_CallFrame *frame, void (*run)(const void *, i64), 
     }
   }
   take_part(job);
-  while (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) < tasks) {
-    sched_yield();  // On an idle processor it returns at once.
-  }
+  wait_for(job, firsts + seconds);
   if (__atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL) == 0) free(job);
+}
+
+static void run_tasks(XLA_FFI_CallFrame *frame, Task *run, const void *work, i64 tasks) {
+  run_both(frame, work, run, tasks, NULL, 0);
 }
 
 // ---- Memory ----
