@@ -116,6 +116,9 @@ def timer(task: Task) -> Callable[[Iterable, int], float]:
                 marks.append(time.perf_counter())
                 continue
             state, sums = step(state, batch)
+            if not marks and pending is None:
+                jax.block_until_ready(state)
+                parallel.release_memory()  # What compilation took, as train.loop does.
             if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
                 total = loop.add(total, pending)
                 marks.append(time.perf_counter())

@@ -1,0 +1,33 @@
+"""The memory of a process that trains on CPUs."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+MEMORY = """
+import os
+import numpy as np
+from train import parallel
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+parallel.keep_memory()
+sizes = [resident()]
+for release in (lambda: None, parallel.release_memory):
+    np.ones(25 << 20).sum()  # 200 MB, freed at once.
+    release()
+    sizes.append(resident())
+print(*sizes)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
+def test_freed_memory_stays_for_the_next_step_and_goes_back_when_released(environment):
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, kept, released = map(int, done.stdout.split())
+    assert kept - before > 150 and released - before < 50
