@@ -68,11 +68,11 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
     def weights(name: str) -> Any:
         return module.get_variable("params", name)
 
-    def norm(name: str, mean, variance):
-        """The batch norm as (a, b); its running statistics move on."""
+    def norm(name: str, found_2C):
+        """The batch norm as a and b [2, C]; its running statistics move on."""
         old: Any = module.get_variable("batch_stats", name)
-        module.put_variable("batch_stats", name, normalised.moved(old, mean, variance))
-        return normalised.affine(weights(name), mean, variance)
+        module.put_variable("batch_stats", name, normalised.moved(old, found_2C))
+        return normalised.affine(weights(name), found_2C)
 
     def layer(name: str) -> dict[str, Any]:
         parts = (1, 2) if bottleneck else (1,)
@@ -81,17 +81,17 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
 
     for block, layers in enumerate(blocks, 1):
         names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
-        x, mean, variance, seconds = normalised.block(x, [layer(name) for name in names], bn_axis)
+        x, found, seconds = normalised.block(x, [layer(name) for name in names], bn_axis)
         for i, name in enumerate(names):
             read = len(weights(f"{name}_bn1")["scale"])
-            norm(f"{name}_bn1", mean[:read], variance[:read])
+            norm(f"{name}_bn1", found[:, :read])
             if bottleneck:
-                norm(f"{name}_bn2", *seconds[i])
+                norm(f"{name}_bn2", seconds[i])
         if block < len(blocks):
             kernel = weights(f"transition{block}_conv")["kernel"]
-            x = avg_pool(normalised.convolution(x, *norm(f"transition{block}_bn", mean, variance), kernel), 2)
-    a, b = norm("bn", mean, variance)
-    return relu(a.reshape(1, 1, 1, -1) * x + b.reshape(1, 1, 1, -1)).mean((1, 2))
+            x = avg_pool(normalised.convolution(x, norm(f"transition{block}_bn", found), kernel), 2)
+    a, b = norm("bn", found).reshape(2, 1, 1, 1, -1)
+    return relu(a * x + b).mean((1, 2))
 
 
 def _conv(x, width, size, name):

@@ -16,71 +16,79 @@ from models.layers import BatchNorm
 
 
 def statistics(x_BHWC, axis: str | None):
-    """(mean, variance) [C] over the batch on all devices, as flax's batch norm takes them."""
+    """Mean and variance [2, C] over the batch on all devices, as flax's batch norm takes them."""
     mean, square = x_BHWC.mean((0, 1, 2)), (x_BHWC * x_BHWC).mean((0, 1, 2))
     if axis:
         mean, square = lax.pmean((mean, square), axis)
-    return mean, jnp.maximum(square - mean * mean, 0.0)
+    return jnp.stack([mean, jnp.maximum(square - mean * mean, 0.0)])
 
 
-def affine(norm: dict, mean, variance):
-    """(a, b) for which batch norm is a x + b."""
-    a = norm["scale"] * lax.rsqrt(variance + BatchNorm.keywords["epsilon"])
-    return a, norm["bias"] - mean * a
+def _through_statistics(gradient_2C, x_BHWC, mean, axis: str | None):
+    """The gradient of x from that of its statistics."""
+    if axis:
+        gradient_2C = lax.pmean(gradient_2C, axis)
+    of_mean, of_variance = gradient_2C.reshape(2, 1, 1, 1, -1) / x_BHWC[..., 0].size
+    return of_mean + 2 * of_variance * (x_BHWC - mean.reshape(1, 1, 1, -1))
 
 
-def moved(old: dict, mean, variance) -> dict:
+def affine(norm: dict, found_2C):
+    """a and b [2, C] for which batch norm is a x + b."""
+    a = norm["scale"] * lax.rsqrt(found_2C[1] + BatchNorm.keywords["epsilon"])
+    return jnp.stack([a, norm["bias"] - found_2C[0] * a])
+
+
+def moved(old: dict, found_2C) -> dict:
     """Batch norm's running statistics after one batch."""
     keep = BatchNorm.keywords["momentum"]
-    return {name: keep * old[name] + (1 - keep) * new for name, new in (("mean", mean), ("var", variance))}
+    return {name: keep * old[name] + (1 - keep) * new for name, new in zip(("mean", "var"), found_2C, strict=True)}
 
 
 def _edges(kernel):
     return tuple((side // 2, side // 2) for side in kernel.shape[:2])
 
 
-def _plain(x_BHWC, a, b, kernel):
+def _plain(x_BHWC, ab_2C, kernel):
     """What the kernels compute: of x's first channels, as many as a, b and the kernel have."""
-    a, b = a.reshape(1, 1, 1, -1), b.reshape(1, 1, 1, -1)
+    a, b = ab_2C.reshape(2, 1, 1, 1, -1)
     normalised = jax.nn.relu(a * x_BHWC[..., : a.shape[-1]] + b)
     return kernels.xla_convolution(normalised, kernel, (1, 1), _edges(kernel))
 
 
-def _plain_gradients(total_BHWC, x_BHWC, a, b, kernel, gradient_BHWO):
-    """`total` with the gradient of x added, and the gradients of a, b and the kernel."""
-    of_x, *others = jax.vjp(_plain, x_BHWC, a, b, kernel)[1](gradient_BHWO)
+def _plain_gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
+    """`total` with the gradient of x added, and the gradients of a and b, and the kernel."""
+    of_x, *others = jax.vjp(_plain, x_BHWC, ab_2C, kernel)[1](gradient_BHWO)
     return total_BHWC + of_x, *others
 
 
-def _convolve(x_BHWC, a, b, kernel):
-    like = jax.eval_shape(_plain, x_BHWC, a, b, kernel)
-    return native.call("convolution", like, x_BHWC, kernel, a, b, window=native.window((1, 1), _edges(kernel)))
+def _convolve(x_BHWC, ab_2C, kernel):
+    like = jax.eval_shape(_plain, x_BHWC, ab_2C, kernel)
+    return native.call("convolution", like, x_BHWC, kernel, ab_2C, window=native.window((1, 1), _edges(kernel)))
 
 
-def _gradients(total_BHWC, x_BHWC, a, b, kernel, gradient_BHWO):
+def _gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
     """As `_plain_gradients`; the memory of `total` is used again."""
-    *like, like_kernel = jax.eval_shape(_plain_gradients, total_BHWC, x_BHWC, a, b, kernel, gradient_BHWO)
+    *like, like_kernel = jax.eval_shape(_plain_gradients, total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO)
     window = native.window((1, 1), _edges(kernel))
-    of_kernel = native.call("kernel_gradient", like_kernel, x_BHWC, gradient_BHWO, a, b, window=window)
+    of_kernel = native.call("kernel_gradient", like_kernel, x_BHWC, gradient_BHWO, ab_2C, window=window)
     of_normalised = kernels.spread(gradient_BHWO, kernel, padding=_edges(kernel), size=x_BHWC.shape[1:3])
-    operands = (total_BHWC, of_normalised, x_BHWC, a, b)
-    total, of_a, of_b = native.call("normalised_gradient", tuple(like), *operands, aliases={0: 0})
-    return total, of_a, of_b, of_kernel
+    operands = (total_BHWC, of_normalised, x_BHWC, ab_2C)
+    total, of_ab = native.call("normalised_gradient", tuple(like), *operands, aliases={0: 0})
+    return total, of_ab, of_kernel
 
 
 @jax.custom_vjp
-def convolution(x_BHWC, a, b, kernel):
+def convolution(x_BHWC, ab_2C, kernel):
     """The convolution of relu(a x + b), stride 1, an odd window, padded with zeros to the same size."""
-    return _convolve(x_BHWC, a, b, kernel)
+    return _convolve(x_BHWC, ab_2C, kernel)
 
 
 def _convolution_backward(saved, gradient):
-    x, a, b, kernel = saved
-    return _gradients(jnp.zeros_like(x), x, a, b, kernel, gradient)
+    x, ab, kernel = saved
+    return _gradients(jnp.zeros_like(x), x, ab, kernel, gradient)
 
 
-def _convolution_forward(x, a, b, kernel):
-    return _convolve(x, a, b, kernel), (x, a, b, kernel)
+def _convolution_forward(x, ab, kernel):
+    return _convolve(x, ab, kernel), (x, ab, kernel)
 
 
 convolution.defvjp(_convolution_forward, _convolution_backward)
@@ -89,57 +97,55 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 def _second(h, layer: dict, axis: str | None):
     """(the layer's maps, their batch norm's statistics) from those of a bottleneck."""
     found = statistics(h, axis)
-    return convolution(h, *affine(layer["bn2"], *found), layer["conv2"]), found
+    return convolution(h, affine(layer["bn2"], found), layer["conv2"]), found
 
 
 def _forward(x, layers: list[dict], axis: str | None):
     first = x.shape[-1]
     growth = layers[0]["conv2" if "conv2" in layers[0] else "conv1"].shape[-1]
     maps = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, growth * len(layers))))
-    (mean, variance), pulls, seconds = statistics(x, axis), [], []
+    found, pulls, seconds = statistics(x, axis), [], []
     for i, layer in enumerate(layers):
-        a, b = affine(layer["bn1"], mean, variance)
-        y = _convolve(maps, a, b, layer["conv1"])
+        y = _convolve(maps, affine(layer["bn1"], found), layer["conv1"])
         if "conv2" in layer:
             rest = {name: layer[name] for name in ("bn2", "conv2")}
-            (y, found), pull = jax.vjp(functools.partial(_second, axis=axis), y, rest)
+            (y, second), pull = jax.vjp(functools.partial(_second, axis=axis), y, rest)
             pulls.append(pull)
-            seconds.append(found)
+            seconds.append(second)
         maps = lax.dynamic_update_slice(maps, y, (0, 0, 0, first + i * growth))
-        more = statistics(y, axis)
-        mean, variance = jnp.concatenate([mean, more[0]]), jnp.concatenate([variance, more[1]])
-    return (maps, mean, variance, seconds), (maps, mean, variance, layers, pulls)
+        found = jnp.concatenate([found, statistics(y, axis)], axis=1)
+    return (maps, found, seconds), (maps, found, layers, pulls)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def block(x_BHWC, layers: list[dict], axis: str | None):
-    """(all maps, their means, their variances, those of each bottleneck's maps) of a dense block. A layer is its
-    parameters: bn1 and conv1, of a bottleneck bn2 and conv2 too."""
+    """(all maps, their statistics, those of each bottleneck's maps) of a dense block. A layer is its parameters: bn1
+    and conv1, of a bottleneck bn2 and conv2 too."""
     return _forward(x_BHWC, layers, axis)[0]
 
 
 def _backward(axis, saved, gradients):
-    maps, mean, variance, layers, pulls = saved
-    total, of_mean, of_variance, of_seconds = gradients
-    end, found = maps.shape[-1], []
+    maps, found, layers, pulls = saved
+    total, of_found, of_seconds = gradients
+    end, of_layers = maps.shape[-1], []
 
     def own(begin):
         """The gradient of the maps between `begin` and `end`, after all that read them."""
-        _, pull = jax.vjp(functools.partial(statistics, axis=axis), maps[..., begin:end])
-        return total[..., begin:end] + pull((of_mean[begin:end], of_variance[begin:end]))[0]
+        through = _through_statistics(of_found[:, begin:end], maps[..., begin:end], found[0, begin:end], axis)
+        return total[..., begin:end] + through
 
     for i, layer in reversed(list(enumerate(layers))):
         begin = end - layer["conv2" if pulls else "conv1"].shape[-1]
         gradient, rest = own(begin), {}
         if pulls:
             gradient, rest = pulls[i]((gradient, of_seconds[i]))
-        (a, b), pull = jax.vjp(affine, layer["bn1"], mean[:begin], variance[:begin])
-        total, of_a, of_b, of_kernel = _gradients(total, maps, a, b, layer["conv1"], gradient)
-        of_norm, more_mean, more_variance = pull((of_a, of_b))
-        of_mean, of_variance = of_mean.at[:begin].add(more_mean), of_variance.at[:begin].add(more_variance)
-        found.append({"bn1": of_norm, "conv1": of_kernel} | rest)
+        ab, pull = jax.vjp(affine, layer["bn1"], found[:, :begin])
+        total, of_ab, of_kernel = _gradients(total, maps, ab, layer["conv1"], gradient)
+        of_norm, more = pull(of_ab)
+        of_found = of_found.at[:, :begin].add(more)
+        of_layers.append({"bn1": of_norm, "conv1": of_kernel} | rest)
         end = begin
-    return own(0), found[::-1]
+    return own(0), of_layers[::-1]
 
 
 block.defvjp(_forward, _backward)

@@ -100,10 +100,11 @@ def test_memory_grows_linearly_with_depth():
 def test_the_convolution_has_autodiffs_gradients():
     random = np.random.default_rng(0)
     operands = [
-        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 7, 6, 33), (33,), (33,), (3, 3, 33, 20))
+        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 7, 6, 33), (2, 33), (3, 3, 33, 20))
     ]
 
-    def plain(x, a, b, kernel):
+    def plain(x, ab, kernel):
+        a, b = ab
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(jax.nn.relu(a * x + b), kernel, (1, 1), "SAME", dimension_numbers=layout)
 

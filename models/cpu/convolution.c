@@ -19,12 +19,12 @@ static int describes_itself(XLA_FFI_CallFrame *frame) {
 
 INLINE const XLA_FFI_Buffer *operand(XLA_FFI_CallFrame *frame, int n) { return frame->args.args[n]; }
 
-// Operands from the second on: scale and shift, or none.
+// The third operand: scale and shift [2][C], or none.
 static Work describe(XLA_FFI_CallFrame *frame, const int64_t *image, const int64_t *kernel, const int64_t *result) {
   const int64_t *window = ((XLA_FFI_Array *)frame->attrs.attrs[0])->data;
-  int normalised = frame->args.size == 4;
+  const float *scale = frame->args.size == 3 ? operand(frame, 2)->data : NULL;
   return (Work){.batch = image[0], .height = image[1], .width = image[2], .channels = kernel[2], .pixel = image[3],
-                .scale = normalised ? operand(frame, 2)->data : NULL, .shift = normalised ? operand(frame, 3)->data : NULL,
+                .scale = scale, .shift = scale ? scale + kernel[2] : NULL,
                 .blocks = parts(kernel[2], BLOCK), .tall = kernel[0], .wide = kernel[1],
                 .rows = result[1], .columns = result[2], .outputs = result[3],
                 .down = window[0], .right = window[1], .top = window[2], .left = window[3]};
@@ -39,7 +39,7 @@ static int winograd_pays(const Work *w, i64 least_channels) {
          2 * w->batch * tiles >= most(w->channels, w->outputs);
 }
 
-// Operands: image, kernel, and scale and shift or neither; the first channels of the image, as many as the kernel has,
+// Operands: image, kernel, and scale and shift together or neither; the first channels of the image, as many as the kernel has,
 // are convolved. Result: convolution. Attribute: {stride down, stride right, padding above, padding left}.
 XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
@@ -50,7 +50,7 @@ XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// Operands: image, gradient of the convolution, and scale and shift or neither. Result: gradient of the kernel. Attribute
+// Operands: image, gradient of the convolution, and scale and shift together or neither. Result: gradient of the kernel. Attribute
 // as above.
 XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
@@ -61,18 +61,18 @@ XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// Operands: total [B, H, W, width], gradient [B, H, W, C] of max(0, scale x + shift), x like total, scale, shift [C].
-// Results: total, in place, with x's gradient added to its first C channels; the gradients of scale and shift.
+// Operands: total [B, H, W, width], gradient [B, H, W, C] of max(0, scale x + shift), x like total, scale and shift
+// [2, C]. Results: total, in place, with x's gradient added to its first C channels; the gradient of scale and shift.
 XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 2), *total = frame->rets.rets[0], *d_scale = frame->rets.rets[1];
-  const XLA_FFI_Buffer *d_shift = frame->rets.rets[2], *before = operand(frame, 0);
-  i64 pixels = x->dims[0] * x->dims[1] * x->dims[2], width = x->dims[3];
+  const XLA_FFI_Buffer *x = operand(frame, 2), *total = frame->rets.rets[0], *d_both = frame->rets.rets[1];
+  const XLA_FFI_Buffer *before = operand(frame, 0);
+  const float *scale = operand(frame, 3)->data;
+  i64 pixels = x->dims[0] * x->dims[1] * x->dims[2], width = x->dims[3], channels = d_both->dims[1];
   if (total->data != before->data) memcpy(total->data, before->data, 4 * pixels * width);
-  Normalised n = {.pixels = pixels, .width = width, .channels = d_scale->dims[0], .total = total->data, .x = x->data,
-                  .gradient = operand(frame, 1)->data, .scale = operand(frame, 3)->data,
-                  .shift = operand(frame, 4)->data};
-  add_normalised(frame, &n, d_scale->data, d_shift->data);
+  Normalised n = {.pixels = pixels, .width = width, .channels = channels, .total = total->data, .x = x->data,
+                  .gradient = operand(frame, 1)->data, .scale = scale, .shift = scale + channels};
+  add_normalised(frame, &n, d_both->data, (float *)d_both->data + channels);
   return NULL;
 }
 
