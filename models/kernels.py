@@ -174,7 +174,9 @@ _dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)
 
 
 def dot_general(x, kernel, dimensions, **rest):
-    """lax.dot_general; a dense layer's product of a batch of 16 and more by this file."""
-    if dimensions == (((1,), (0,)), ((), ())) and _wide(x, kernel):
+    """lax.dot_general; a dense layer's product of a batch of 16 and more by this file, unless `rest` asks for precision
+    or a type."""
+    plain = all(value is None for value in rest.values()) and dimensions == (((1,), (0,)), ((), ()))
+    if plain and _wide(x, kernel):
         return _dense(x, kernel)
     return lax.dot_general(x, kernel, dimensions, **rest)

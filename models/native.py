@@ -10,9 +10,11 @@ import hashlib
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import numpy as np
@@ -40,13 +42,20 @@ def _processor() -> str:
 
 def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
     """The library, compiled into `folder`, whole or not at all. Raises OSError."""
+    for left in folder.glob(".kernels*"):  # Of a process that was killed an hour ago or more.
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as place:
         made = pathlib.Path(place, "kernels.so")
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, native, "-I", jax.ffi.include_dir()]
         caches = {"ZIG_GLOBAL_CACHE_DIR": place, "ZIG_LOCAL_CACHE_DIR": place}
         done = subprocess.run(
-            [*command, "-o", str(made), str(SOURCE)], env=os.environ | caches, capture_output=True, text=True
+            [*command, "-o", str(made), str(SOURCE)],
+            env=os.environ | caches,
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
         if done.returncode:
             raise OSError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])

@@ -99,6 +99,8 @@ def test_products_equal_xlas(rows, inputs, outputs):
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 64), (16, 64, 63)])
 def test_small_and_long_products_are_xlas(rows, inputs, outputs):
+    wide = jax.make_jaxpr(lambda x, w: kernels.dot_general(x, w, (((1,), (0,)), ((), ())), precision="highest"))
+    assert "ffi_call" not in str(wide(*drawn_dense(64, 64, 64)))
     found = jax.make_jaxpr(functools.partial(dense, kernels.dot_general))(*drawn_dense(rows, inputs, outputs))
     assert "ffi_call" not in str(found)
 
@@ -196,6 +198,15 @@ def test_the_sums_order_does_not_depend_on_the_threads(environment):
     ]
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 12
+
+
+def test_what_a_killed_compilation_left_is_removed(tmp_path):
+    old, fresh = tmp_path / ".kernelsold", tmp_path / ".kernelsnew"
+    for path in (old, fresh):
+        (path / "cache").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    native._load(tmp_path)
+    assert not old.exists() and fresh.exists()
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])
