@@ -4,6 +4,7 @@ The compiler is the pip package ziglang, so no other is needed. The library is k
 cache where one is set, under a name made of all that it depends on.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -43,8 +44,9 @@ def _processor() -> str:
 def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
     """The library, compiled into `folder`, whole or not at all. Raises OSError."""
     for left in folder.glob(".kernels*"):  # Of a process that was killed an hour ago or more.
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # Another process has finished with it.
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as place:
         made = pathlib.Path(place, "kernels.so")

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from models import kernels, native
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+MATRICES = (((1,), (0,)), ((), ()))  # The dimensions of a product of two.
 FORMS = [  # (image, outputs, window, strides, padding)
     ((12, 16, 16, 3), 8, (5, 5), (1, 1), "SAME"),
     ((6, 9, 7, 8), 5, (3, 3), (1, 1), ((2, 0), (1, 1))),
@@ -69,7 +70,7 @@ def test_the_kernels_equal_xlas(shape, outputs, window, strides, padding):
 
 def dense(product, x, w):
     """The product and its two gradients."""
-    y, back = jax.vjp(lambda x, w: product(x, w, (((1,), (0,)), ((), ()))), x, w)
+    y, back = jax.vjp(lambda x, w: product(x, w, MATRICES), x, w)
     return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
 
@@ -99,9 +100,13 @@ def test_products_equal_xlas(rows, inputs, outputs):
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 64), (16, 64, 63)])
 def test_small_and_long_products_are_xlas(rows, inputs, outputs):
-    wide = jax.make_jaxpr(lambda x, w: kernels.dot_general(x, w, (((1,), (0,)), ((), ())), precision="highest"))
-    assert "ffi_call" not in str(wide(*drawn_dense(64, 64, 64)))
     found = jax.make_jaxpr(functools.partial(dense, kernels.dot_general))(*drawn_dense(rows, inputs, outputs))
+    assert "ffi_call" not in str(found)
+
+
+@pytest.mark.parametrize("asked", [{"precision": "highest"}, {"preferred_element_type": jnp.bfloat16}])
+def test_a_product_of_another_precision_is_xlas(asked):
+    found = jax.make_jaxpr(lambda x, w: kernels.dot_general(x, w, MATRICES, **asked))(*drawn_dense(64, 64, 64))
     assert "ffi_call" not in str(found)
 
 
@@ -113,7 +118,7 @@ def test_a_training_step_copies_no_weights_and_takes_no_gradient_of_the_images()
         def loss(weights):
             h = images
             for w in weights:
-                h = jnp.tanh(kernels.dot_general(h, w, (((1,), (0,)), ((), ()))))
+                h = jnp.tanh(kernels.dot_general(h, w, MATRICES))
             return h.sum()
 
         return jax.tree.map(lambda w, g: w - g, weights, jax.grad(loss)(weights))
@@ -149,7 +154,7 @@ def test_many_kernels_at_once():
     each = [kernels.conv_general_dilated(x[i], kernel[i], (1, 1), "SAME") for i in range(3)]
     np.testing.assert_array_equal(found, np.stack(each))
     rows, w = drawn_dense(32, 64, 64)
-    back = jax.vjp(lambda x, w: kernels.dot_general(x, w, (((1,), (0,)), ((), ()))), rows, w)[1]
+    back = jax.vjp(lambda x, w: kernels.dot_general(x, w, MATRICES), rows, w)[1]
     gradients = jnp.stack([rows, w[:32]])
     for found, expected in zip(jax.vmap(back)(gradients), zip(*map(back, gradients), strict=True), strict=True):
         np.testing.assert_array_equal(found, np.stack(expected))
@@ -163,7 +168,7 @@ def test_under_shard_map_with_its_checks():
         return jnp.sin(kernels.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))).sum()
 
     def loss_of_dense(x, w):
-        return jnp.sin(kernels.dot_general(x, w, (((1,), (0,)), ((), ()))) / 8).sum()
+        return jnp.sin(kernels.dot_general(x, w, MATRICES) / 8).sum()
 
     for function, operands in ((loss, (x, kernel)), (loss_of_dense, drawn_dense(64, 64, 70))):
 

@@ -15,6 +15,9 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
+# As where only CPUs can be used.
+parallel.importlib.metadata.entry_points = lambda **options: ()
+parallel.importlib.util.find_spec = lambda name: None
 parallel.keep_memory()
 sizes = [resident()]
 for release in (lambda: None, parallel.release_memory):

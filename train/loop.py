@@ -197,7 +197,7 @@ def train(
         collect()
         pending = step, fresh
         if compiling:
-            jax.block_until_ready((state, fresh))  # The clock of images/s starts after the compilation.
+            jax.block_until_ready(fresh)  # The clock of images/s starts after the compilation.
             parallel.release_memory()
             mark, images = time.perf_counter(), 0
         else:

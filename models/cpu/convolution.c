@@ -39,8 +39,8 @@ static int winograd_pays(const Work *w, i64 least_channels) {
          2 * w->batch * tiles >= most(w->channels, w->outputs);
 }
 
-// Operands: image, kernel, and scale and shift together or neither; the first channels of the image, as many as the kernel has,
-// are convolved. Result: convolution. Attribute: {stride down, stride right, padding above, padding left}.
+// Operands: image, kernel, and scale and shift together or neither; the first channels of the image, as many as the
+// kernel has, are convolved. Result: convolution. Attribute: {stride down, stride right, padding above, padding left}.
 XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
   const XLA_FFI_Buffer *x = operand(frame, 0), *kernel = operand(frame, 1), *y = frame->rets.rets[0];
@@ -50,8 +50,8 @@ XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// Operands: image, gradient of the convolution, and scale and shift together or neither. Result: gradient of the kernel. Attribute
-// as above.
+// Operands: image, gradient of the convolution, and scale and shift together or neither. Result: gradient of the kernel.
+// Attribute as above.
 XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
   const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *kernel = frame->rets.rets[0];
@@ -76,29 +76,20 @@ XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// Operands x [B, I], w [I, O]; result: x w.
-XLA_FFI_Error *product(XLA_FFI_CallFrame *frame) {
+#define RESULT -1
+INLINE const XLA_FFI_Buffer *part(XLA_FFI_CallFrame *frame, int n) {
+  return n == RESULT ? frame->rets.rets[0] : operand(frame, n);
+}
+
+// One of the products of x [B, I], w [I, O] and y [B, O], or y's gradient: which operands they are, and which the result.
+static XLA_FFI_Error *dense(XLA_FFI_CallFrame *frame, void (*run)(XLA_FFI_CallFrame *, Product *), int x, int w, int y) {
   if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 0), *w = operand(frame, 1), *y = frame->rets.rets[0];
-  Product p = {x->dims[0], x->dims[1], w->dims[1], .x = x->data, .w = w->data, .result = y->data};
-  multiply_dense(frame, &p);
+  const XLA_FFI_Buffer *x_BI = part(frame, x), *w_IO = part(frame, w), *y_BO = part(frame, y);
+  Product p = {x_BI->dims[0], x_BI->dims[1], w_IO->dims[1], .x = x_BI->data, .w = w_IO->data, .y = y_BO->data};
+  run(frame, &p);
   return NULL;
 }
 
-// Operands w [I, O], gradient [B, O]; result: x's gradient.
-XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) {
-  if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *w = operand(frame, 0), *gradient = operand(frame, 1), *x = frame->rets.rets[0];
-  Product p = {x->dims[0], x->dims[1], w->dims[1], .w = w->data, .gradient = gradient->data, .result = x->data};
-  spread_dense(frame, &p);
-  return NULL;
-}
-
-// Operands x [B, I], gradient [B, O]; result: w's gradient.
-XLA_FFI_Error *product_kernel_gradient(XLA_FFI_CallFrame *frame) {
-  if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *w = frame->rets.rets[0];
-  Product p = {x->dims[0], x->dims[1], w->dims[1], .x = x->data, .gradient = gradient->data, .result = w->data};
-  correlate_dense(frame, &p);
-  return NULL;
-}
+XLA_FFI_Error *product(XLA_FFI_CallFrame *frame) { return dense(frame, multiply_dense, 0, 1, RESULT); }
+XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) { return dense(frame, spread_dense, RESULT, 0, 1); }
+XLA_FFI_Error *product_kernel_gradient(XLA_FFI_CallFrame *frame) { return dense(frame, correlate_dense, 0, RESULT, 1); }
