@@ -145,13 +145,15 @@ def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: in
     return _conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
 
 
-def _wide(x, w) -> bool:
+def _heavy(x, w) -> bool:
     """True where the native products of [B, I] and [I, O] are the faster ones, as measured."""
-    return x.ndim == w.ndim == 2 and 16 <= x.shape[0] <= 4096 and min(w.shape) >= 64 and on_cpu(x, w)
+    return x.ndim == w.ndim == 2 and 16 <= x.shape[0] <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and on_cpu(x, w)
 
 
 @jax.custom_vjp
 def _dense(x_BI, w_IO):
+    if w_IO.shape[1] < 64:  # Less than a panel of columns: the gradients alone are faster.
+        return x_BI @ w_IO
     return native.call("product", jax.eval_shape(jnp.matmul, x_BI, w_IO), x_BI, w_IO)
 
 
@@ -177,6 +179,6 @@ def dot_general(x, kernel, dimensions, **rest):
     """lax.dot_general; a dense layer's product of a batch of 16 and more by this file, unless `rest` asks for precision
     or a type."""
     plain = all(value is None for value in rest.values()) and dimensions == (((1,), (0,)), ((), ()))
-    if plain and _wide(x, kernel):
+    if plain and _heavy(x, kernel):
         return _dense(x, kernel)
     return lax.dot_general(x, kernel, dimensions, **rest)

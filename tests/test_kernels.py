@@ -88,17 +88,19 @@ def drawn_dense(rows, inputs, outputs):
         (128, 130, 1000),
         (33, 1030, 65),  # A panel in three pieces.
         (4096, 64, 72),
+        (19, 9, 600),
+        (130, 500, 10),
     ],
 )
 def test_products_equal_xlas(rows, inputs, outputs):
     x, w = drawn_dense(rows, inputs, outputs)
     ours = jax.jit(functools.partial(dense, kernels.dot_general))
-    assert str(ours.trace(x, w).jaxpr).count("ffi_call[") == 3
+    assert str(ours.trace(x, w).jaxpr).count("ffi_call[") == (3 if outputs >= 64 else 2)
     for found, expected in zip(ours(x, w), jax.jit(functools.partial(dense, jax.lax.dot_general))(x, w), strict=True):
         np.testing.assert_allclose(found, expected, atol=4e-6 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 64), (16, 64, 63)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 65), (16, 700, 7)])
 def test_small_and_long_products_are_xlas(rows, inputs, outputs):
     found = jax.make_jaxpr(functools.partial(dense, kernels.dot_general))(*drawn_dense(rows, inputs, outputs))
     assert "ffi_call" not in str(found)
