@@ -68,11 +68,10 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
     def weights(name: str) -> Any:
         return module.get_variable("params", name)
 
-    def norm(name: str, found_2C):
-        """The batch norm as a and b [2, C]; its running statistics move on."""
+    def move(name: str, found_2C):
+        """The running statistics of a batch norm move on."""
         old: Any = module.get_variable("batch_stats", name)
         module.put_variable("batch_stats", name, normalised.moved(old, found_2C))
-        return normalised.affine(weights(name), found_2C)
 
     def layer(name: str) -> dict[str, Any]:
         parts = (1, 2) if bottleneck else (1,)
@@ -84,13 +83,16 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
         x, found, seconds = normalised.block(x, [layer(name) for name in names], bn_axis)
         for i, name in enumerate(names):
             read = len(weights(f"{name}_bn1")["scale"])
-            norm(f"{name}_bn1", found[:, :read])
+            move(f"{name}_bn1", found[:, :read])
             if bottleneck:
-                norm(f"{name}_bn2", seconds[i])
+                move(f"{name}_bn2", seconds[i])
+        last = "bn" if block == len(blocks) else f"transition{block}_bn"
+        move(last, found)
+        ab = normalised.affine(weights(last), found)
         if block < len(blocks):
             kernel = weights(f"transition{block}_conv")["kernel"]
-            x = avg_pool(normalised.convolution(x, norm(f"transition{block}_bn", found), kernel), 2)
-    a, b = norm("bn", found).reshape(2, 1, 1, 1, -1)
+            x = avg_pool(normalised.convolution(x, ab, kernel), 2)
+    a, b = ab.reshape(2, 1, 1, 1, -1)
     return relu(a * x + b).mean((1, 2))
 
 

@@ -25,18 +25,14 @@ def on_cpu(*operands) -> bool:
     return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and native.ready()
 
 
-def _by_platform(name: str, xla_form, x, other, strides, padding):
-    """The native kernel `name` where there is one for these operands, else `xla_form`: both of (x, other)."""
-    if on_cpu(x, other):
-        like = jax.eval_shape(xla_form, x, other)
-        if x.size and other.size and like.size:
-            return native.call(name, like, x, other, window=native.window(strides, padding))
-    return xla_form(x, other)
-
-
 def _forward(x, kernel, strides, padding):
-    by_xla = functools.partial(xla_convolution, strides=strides, padding=padding)
-    return _by_platform("convolution", by_xla, x, kernel, strides, padding)
+    if on_cpu(x, kernel):  # Their results' shapes are computed here: to trace XLA's form for them takes longer.
+        sides = zip(x.shape[1:3], kernel.shape, strides, padding, strict=False)
+        rows, columns = ((n + low + high - window) // stride + 1 for n, window, stride, (low, high) in sides)
+        if min(x.size, kernel.size, rows, columns) > 0 and x.shape[3] == kernel.shape[2]:
+            shape = (len(x), rows, columns, kernel.shape[3])
+            return native.call("convolution", shape, x, kernel, window=native.window(strides, padding))
+    return xla_convolution(x, kernel, strides, padding)
 
 
 _conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
@@ -44,11 +40,9 @@ _conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 def _kernel_gradient(x, gradient, kernel, strides, padding):
     """The kernel's gradient; of `kernel` the shape alone matters."""
-
-    def by_xla(x, gradient):
-        return jax.vjp(lambda kernel: xla_convolution(x, kernel, strides, padding), kernel)[1](gradient)[0]
-
-    return _by_platform("kernel_gradient", by_xla, x, gradient, strides, padding)
+    if on_cpu(x, gradient) and min(x.size, gradient.size, kernel.size):
+        return native.call("kernel_gradient", kernel.shape, x, gradient, window=native.window(strides, padding))
+    return jax.vjp(lambda kernel: xla_convolution(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
 
 def _conv_backward(strides, padding, saved, gradient):
@@ -147,14 +141,15 @@ def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: in
 
 def _heavy(x, w) -> bool:
     """True where the native products of [B, I] and [I, O] are the faster ones, as measured."""
-    return x.ndim == w.ndim == 2 and 16 <= x.shape[0] <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and on_cpu(x, w)
+    fits = x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]
+    return fits and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and on_cpu(x, w)
 
 
 @jax.custom_vjp
 def _dense(x_BI, w_IO):
     if w_IO.shape[1] < 64:  # Less than a panel of columns: the gradients alone are faster.
         return x_BI @ w_IO
-    return native.call("product", jax.eval_shape(jnp.matmul, x_BI, w_IO), x_BI, w_IO)
+    return native.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
 
 
 def _dense_forward(x, w):
@@ -165,11 +160,10 @@ def _dense_backward(saved, gradient_BO):
     x, w, of_input = saved
     if not isinstance(gradient_BO, jax.Array):  # A symbolic zero.
         gradient_BO = jnp.zeros(gradient_BO.shape, gradient_BO.dtype)
-    x_gradient = native.call("product_gradient", jax.eval_shape(lambda: gradient_BO @ w.T), w, gradient_BO)
+    x_gradient = native.call("product_gradient", x.shape, w, gradient_BO)
     # An operand that is not read: w's gradient comes after the last use of w, whose memory the update can take then.
     after = () if of_input is None else (x_gradient,)
-    like = jax.eval_shape(lambda: x.T @ gradient_BO)
-    return x_gradient, native.call("product_kernel_gradient", like, x, gradient_BO, *after)
+    return x_gradient, native.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
 
 
 _dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)

@@ -19,6 +19,8 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
@@ -98,9 +100,17 @@ def ready() -> bool:
     return True
 
 
-def call(name: str, like, *operands, aliases=None, **attributes):
-    """Kernel `name` of float32 arrays, for results as `like` describes them; `aliases` are operands whose memory a
-    result may take."""
+def call(name: str, shape, *operands, aliases=None, **attributes):
+    """Kernel `name` of float32 arrays, for a result of `shape`, or of each of a list; `aliases` are operands whose
+    memory a result may take."""
+    first = jax.typeof(operands[0])
+    mesh = first.sharding.mesh  # Under shard_map the results vary over devices as the operands do.
+    sharding = None if mesh.empty else NamedSharding(mesh, P())
+
+    def result(shape):
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding, manual_axis_type=first.manual_axis_type)
+
+    like = [result(one) for one in shape] if isinstance(shape, list) else result(shape)
     made = jax.ffi.ffi_call(f"nutshell_{name}", like, vmap_method="sequential", input_output_aliases=aliases)
     return made(*operands, **attributes)
 

@@ -37,6 +37,14 @@ def affine(norm: dict, found_2C):
     return jnp.stack([a, norm["bias"] - found_2C[0] * a])
 
 
+def _through_affine(gradient_2C, found_2C, ab_2C):
+    """The gradients of batch norm's parameters and of the statistics, from that of a and b."""
+    inverse, of_b = lax.rsqrt(found_2C[1] + BatchNorm.keywords["epsilon"]), gradient_2C[1]
+    of_a = gradient_2C[0] - of_b * found_2C[0]
+    of_variance = -0.5 * of_a * ab_2C[0] * inverse * inverse
+    return {"scale": of_a * inverse, "bias": of_b}, jnp.stack([-of_b * ab_2C[0], of_variance])
+
+
 def moved(old: dict, found_2C) -> dict:
     """Batch norm's running statistics after one batch."""
     keep = BatchNorm.keywords["momentum"]
@@ -47,32 +55,19 @@ def _edges(kernel):
     return tuple((side // 2, side // 2) for side in kernel.shape[:2])
 
 
-def _plain(x_BHWC, ab_2C, kernel):
-    """What the kernels compute: of x's first channels, as many as a, b and the kernel have."""
-    a, b = ab_2C.reshape(2, 1, 1, 1, -1)
-    normalised = jax.nn.relu(a * x_BHWC[..., : a.shape[-1]] + b)
-    return kernels.xla_convolution(normalised, kernel, (1, 1), _edges(kernel))
-
-
-def _plain_gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
-    """`total` with the gradient of x added, and the gradients of a and b, and the kernel."""
-    of_x, *others = jax.vjp(_plain, x_BHWC, ab_2C, kernel)[1](gradient_BHWO)
-    return total_BHWC + of_x, *others
-
-
 def _convolve(x_BHWC, ab_2C, kernel):
-    like = jax.eval_shape(_plain, x_BHWC, ab_2C, kernel)
-    return native.call("convolution", like, x_BHWC, kernel, ab_2C, window=native.window((1, 1), _edges(kernel)))
+    """The convolution of relu(a x + b), for the first channels of x, as many as a, b and the kernel have."""
+    shape = (*x_BHWC.shape[:3], kernel.shape[3])
+    return native.call("convolution", shape, x_BHWC, kernel, ab_2C, window=native.window((1, 1), _edges(kernel)))
 
 
 def _gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
-    """As `_plain_gradients`; the memory of `total` is used again."""
-    *like, like_kernel = jax.eval_shape(_plain_gradients, total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO)
+    """`total` with the gradient of x added, in the same memory, and the gradients of a and b, and the kernel."""
     window = native.window((1, 1), _edges(kernel))
-    of_kernel = native.call("kernel_gradient", like_kernel, x_BHWC, gradient_BHWO, ab_2C, window=window)
+    of_kernel = native.call("kernel_gradient", kernel.shape, x_BHWC, gradient_BHWO, ab_2C, window=window)
     of_normalised = kernels.spread(gradient_BHWO, kernel, padding=_edges(kernel), size=x_BHWC.shape[1:3])
-    operands = (total_BHWC, of_normalised, x_BHWC, ab_2C)
-    total, of_ab = native.call("normalised_gradient", tuple(like), *operands, aliases={0: 0})
+    operands, shapes = (total_BHWC, of_normalised, x_BHWC, ab_2C), [total_BHWC.shape, ab_2C.shape]
+    total, of_ab = native.call("normalised_gradient", shapes, *operands, aliases={0: 0})
     return total, of_ab, of_kernel
 
 
@@ -139,9 +134,10 @@ def _backward(axis, saved, gradients):
         gradient, rest = own(begin), {}
         if pulls:
             gradient, rest = pulls[i]((gradient, of_seconds[i]))
-        ab, pull = jax.vjp(affine, layer["bn1"], found[:, :begin])
+        read = found[:, :begin]
+        ab = affine(layer["bn1"], read)
         total, of_ab, of_kernel = _gradients(total, maps, ab, layer["conv1"], gradient)
-        of_norm, more = pull(of_ab)
+        of_norm, more = _through_affine(of_ab, read, ab)
         of_found = of_found.at[:, :begin].add(more)
         of_layers.append({"bn1": of_norm, "conv1": of_kernel} | rest)
         end = begin

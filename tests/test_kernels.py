@@ -133,6 +133,16 @@ def test_a_training_step_copies_no_weights_and_takes_no_gradient_of_the_images()
     assert not [line for line in compiled.splitlines() if " copy(" in line and ",64]" in line.split(" copy(")[0]]
 
 
+def test_operands_that_do_not_fit_are_refused():
+    """The kernels would read beyond their end."""
+    x, kernel = drawn((2, 5, 5, 4), 6, (3, 3))
+    with pytest.raises(ValueError, match="feature"):
+        kernels.conv_general_dilated(x[..., :3], kernel, (1, 1), "SAME")
+    rows, w = drawn_dense(16, 64, 64)
+    with pytest.raises(TypeError, match="contracting"):
+        kernels.dot_general(rows[:, :63], w, MATRICES)
+
+
 def test_other_types_are_xlas():
     def step(*xs):
         return both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME")
