@@ -93,7 +93,7 @@ def ready() -> bool:
             with tempfile.TemporaryDirectory() as folder:
                 library = _load(pathlib.Path(folder))
     except OSError as error:
-        print(f"no kernels for this processor, XLA's slower ones instead: {error}", file=sys.stderr)
+        print(f"no kernels of ours, XLA's slower ones instead: {error}", file=sys.stderr)
         return False
     for name in NAMES:
         jax.ffi.register_ffi_target(f"nutshell_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

@@ -35,6 +35,18 @@ def environment(tmp_path_factory):
     return names
 
 
+@pytest.fixture(scope="session", autouse=True)
+def library(environment):
+    """The C kernels are compiled once, for this process and for those that tests start; XLA's programs always."""
+    from experiments import compiled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
+        compiled.start_cache()
+    jax.config.update("jax_enable_compilation_cache", False)
+    return jax.config.jax_compilation_cache_dir
+
+
 @pytest.fixture(scope="session")
 def start(environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("somewhere")

@@ -1,7 +1,6 @@
 """The comparison with a peer, whose script is a fake that prints what the real one would."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import pytest
 
 from benchmarks import twins
 
-ROOT = pathlib.Path(__file__).parent.parent
 FAKE = """
 import json, sys
 given = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
@@ -41,11 +39,10 @@ def fake(tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(environment, tmp_path):
     def run(*arguments, module="classifiers"):
         only = ["--models=mlp"] * (module == "classifiers")
         command = [sys.executable, "-m", f"benchmarks.{module}", *only, *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
     return run

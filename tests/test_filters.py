@@ -181,9 +181,9 @@ def command(*arguments):
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys):
+def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys, environment):
     monkeypatch.setattr(flags, "start_cache", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
     older, newer = make_run(tmp_path, "cnn")
     for which, state in (("best", older), ("latest", newer)):
         assert filters.main([""], workdir=str(tmp_path), layer=1, checkpoint=which) == 0

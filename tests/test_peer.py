@@ -1,7 +1,6 @@
 """A peer's entries as our variables, and the command that makes a workdir of them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -112,7 +111,7 @@ def test_error_measure():
     assert parity.relative_error(own, json.loads(json.dumps(golden))) == pytest.approx(0.25)
 
 
-def test_the_command_makes_a_workdir_like_any_other(tmp_path):
+def test_the_command_makes_a_workdir_like_any_other(tmp_path, environment):
     given = entries("resnet18")
     given["fc.weight"], given["fc.bias"] = given["fc.weight"][:3], given["fc.bias"][:3]
     save_file(given, tmp_path / "w.safetensors")
@@ -123,7 +122,6 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path):
             for i in range(2):
                 picture = Image.fromarray(random.integers(0, 256, (80, 70, 3), dtype=np.uint8))
                 picture.save(tmp_path / "d" / split / name / f"{i}.png")
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def start(name, *arguments):
         command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={tmp_path / 'w'}", *arguments]

@@ -1,7 +1,6 @@
 """Two real processes that train together."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -37,10 +36,8 @@ flags.run(classify.main)
 """
 
 
-def launch(tmp_path, *arguments, program=CLASSIFY, count=2, own=("--keep=2",) * 2):
+def launch(environment, *arguments, program=CLASSIFY, count=2, own=("--keep=2",) * 2):
     """The processes of one run, each with a flag of its own."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment.pop("XLA_FLAGS", None)
     command = [sys.executable, *program, *arguments]
     if count == 1:
         return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)]
@@ -75,17 +72,17 @@ def stop_second(pair, workdir):
     assert status == 143 and "stopped at step" in error
 
 
-def test_two_processes_train_stop_and_go_on_together(tmp_path):
+def test_two_processes_train_stop_and_go_on_together(tmp_path, environment):
     run = ["--model=mlp", "--dropout=0.2", "--augment=digits", *COMMON]
-    status, whole, error = finish(launch(tmp_path, f"--workdir={tmp_path / 'whole'}", *run))
+    status, whole, error = finish(launch(environment, f"--workdir={tmp_path / 'whole'}", *run))
     assert status == 0 and whole["step"] == 160 and "2 cpu devices in 2 processes" in error
-    _, summary, _ = finish(launch(tmp_path, f"--workdir={tmp_path / 'alone'}", "--devices=2", *run, count=1))
+    _, summary, _ = finish(launch(environment, f"--workdir={tmp_path / 'alone'}", "--devices=2", *run, count=1))
     assert summary["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
     assert summary["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
     parts = tmp_path / "parts"
-    stop_second(launch(tmp_path, f"--workdir={parts}", *run), parts)
-    status, resumed, error = finish(launch(tmp_path, f"--workdir={parts}", *run))
+    stop_second(launch(environment, f"--workdir={parts}", *run), parts)
+    status, resumed, error = finish(launch(environment, f"--workdir={parts}", *run))
     assert status == 0 and "going on from step" in error
     assert resumed["fingerprint"] == whole["fingerprint"]
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
@@ -96,28 +93,28 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
         (["--seed=1", "--seed=2"], [1, 2], "--seed=2 in this process, --seed=1 in the first"),
         (["--keep=2", "--momentum=nan"], [1, 2], "--momentum=nan in this process, --momentum=0.9 in the first"),
     ):
-        pair = launch(tmp_path, f"--workdir={tmp_path / 'unlike'}", *run, own=own)
+        pair = launch(environment, f"--workdir={tmp_path / 'unlike'}", *run, own=own)
         errors = [process.communicate(timeout=100)[1] for process in pair]
         assert [process.returncode for process in pair] == statuses and told in errors[1], errors
         assert "another process of this run has stopped" in errors[0]
 
-    pair = launch(tmp_path, f"--workdir={parts}", *run, "--seed=1")
+    pair = launch(environment, f"--workdir={parts}", *run, "--seed=1")
     errors = [process.communicate(timeout=100)[1] for process in pair]
     assert [process.returncode for process in pair] == [1, 1], errors
     assert "--seed: 0 there, 1 here" in errors[0] and "another process of this run has stopped" in errors[1]
 
 
-def test_two_processes_divide_the_dense_layers(tmp_path):
+def test_two_processes_divide_the_dense_layers(tmp_path, environment):
     run = ["--model=alexnet_owt", "--augment=digits", "--learning_rate=0.01", *COMMON]
     run += ["--steps=100", "--save_every=10", "--fc_passes=2", "--parallelism=hybrid"]
     program, parts, data = ["-c", HYBRID], tmp_path / "parts", tmp_path / "data"
-    stop_second(launch(tmp_path, f"--workdir={parts}", *run, program=program), parts)
+    stop_second(launch(environment, f"--workdir={parts}", *run, program=program), parts)
     shutil.copytree(parts, data)
-    status, resumed, error = finish(launch(tmp_path, f"--workdir={parts}", *run, program=program))
+    status, resumed, error = finish(launch(environment, f"--workdir={parts}", *run, program=program))
     assert status == 0 and "going on from step" in error and resumed["step"] == 100
     # The same checkpoint on one device, in data parallelism.
     alone = [*run, "--parallelism=data", "--fc_passes=1"]
-    status, there, error = finish(launch(tmp_path, f"--workdir={data}", *alone, program=program, count=1))
+    status, there, error = finish(launch(environment, f"--workdir={data}", *alone, program=program, count=1))
     assert status == 0 and "going on from step" in error
     assert there["loss"] == pytest.approx(resumed["loss"], rel=0.01)
 

@@ -1,8 +1,6 @@
 """Pictures that are decoded when a batch asks for them: views, order, evaluation, corrupt files, a killed run."""
 
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -19,7 +17,6 @@ from data.dataset import DataError, binary_task
 from experiments import build, views
 from experiments.flags import LATER, UsageError
 
-ROOT = pathlib.Path(__file__).parent.parent
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
 
 
@@ -250,9 +247,7 @@ def test_flags_that_do_not_fit_the_data(pictures):
         build.eval_split(found._replace(splits={"train": 0}))
 
 
-def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS", None)
+def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path, environment):
     options = ["--model=mlp", "--dataset=folder", f"--data_dir={pictures}", "--image_size=32", "--batch_size=4"]
     options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]
     options += ["--save_every=1", "--eval_every=4", "--log_every=1"]
