@@ -82,8 +82,7 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
         names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
         x, found, seconds = normalised.block(x, [layer(name) for name in names], bn_axis)
         for i, name in enumerate(names):
-            read = len(weights(f"{name}_bn1")["scale"])
-            move(f"{name}_bn1", found[:, :read])
+            move(f"{name}_bn1", found)
             if bottleneck:
                 move(f"{name}_bn2", seconds[i])
         last = "bn" if block == len(blocks) else f"transition{block}_bn"

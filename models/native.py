@@ -25,8 +25,11 @@ from jax.sharding import PartitionSpec as P
 SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 NAMES = (
+    "affine",
+    "affine_gradient",
     "convolution",
     "kernel_gradient",
+    "moved",
     "normalised_gradient",
     "product",
     "product_gradient",
@@ -62,7 +65,8 @@ def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
             errors="replace",
         )
         if done.returncode:
-            raise OSError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise OSError(next((line for line in lines if " error: " in line), lines[-1]))
         return made.replace(folder / f"kernels-{key}-{_digest(made)}.so")
 
 
@@ -103,8 +107,8 @@ def ready() -> bool:
 def call(name: str, shape, *operands, aliases=None, **attributes):
     """Kernel `name` of float32 arrays, for a result of `shape`, or of each of a list; `aliases` are operands whose
     memory a result may take."""
-    first = jax.typeof(operands[0])
-    mesh = first.sharding.mesh  # Under shard_map the results vary over devices as the operands do.
+    first = max(map(jax.typeof, operands), key=lambda kind: len(kind.manual_axis_type.varying))
+    mesh = first.sharding.mesh  # Under shard_map the results vary over devices as some operand does.
     sharding = None if mesh.empty else NamedSharding(mesh, P())
 
     def result(shape):

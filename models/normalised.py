@@ -9,10 +9,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models import kernels, native
 from models.layers import BatchNorm
+
+EPSILON = np.float32(BatchNorm.keywords["epsilon"])
 
 
 def statistics(x_BHWC, axis: str | None):
@@ -33,22 +36,28 @@ def _through_statistics(gradient_2C, x_BHWC, mean, axis: str | None):
 
 def affine(norm: dict, found_2C):
     """a and b [2, C] for which batch norm is a x + b."""
-    a = norm["scale"] * lax.rsqrt(found_2C[1] + BatchNorm.keywords["epsilon"])
+    a = norm["scale"] * lax.rsqrt(found_2C[1] + EPSILON)
     return jnp.stack([a, norm["bias"] - found_2C[0] * a])
 
 
-def _through_affine(gradient_2C, found_2C, ab_2C):
-    """The gradients of batch norm's parameters and of the statistics, from that of a and b."""
-    inverse, of_b = lax.rsqrt(found_2C[1] + BatchNorm.keywords["epsilon"]), gradient_2C[1]
-    of_a = gradient_2C[0] - of_b * found_2C[0]
-    of_variance = -0.5 * of_a * ab_2C[0] * inverse * inverse
-    return {"scale": of_a * inverse, "bias": of_b}, jnp.stack([-of_b * ab_2C[0], of_variance])
+def _affine(norm: dict, found_2C):
+    """`affine` for the first of the statistics, as many as batch norm has channels."""
+    operands = (norm["scale"], norm["bias"], found_2C)
+    return native.call("affine", (2, len(norm["scale"])), *operands, epsilon=EPSILON)
+
+
+def _through_affine(total_2C, gradient_2C, norm: dict, found_2C):
+    """`total` with the gradient of the statistics added, in the same memory, and that of batch norm's parameters."""
+    shapes, operands = [total_2C.shape, gradient_2C.shape], (total_2C, gradient_2C, norm["scale"], found_2C)
+    total, of_norm = native.call("affine_gradient", shapes, *operands, aliases={0: 0}, epsilon=EPSILON)
+    return total, {"scale": of_norm[0], "bias": of_norm[1]}
 
 
 def moved(old: dict, found_2C) -> dict:
-    """Batch norm's running statistics after one batch."""
-    keep = BatchNorm.keywords["momentum"]
-    return {name: keep * old[name] + (1 - keep) * new for name, new in zip(("mean", "var"), found_2C, strict=True)}
+    """Batch norm's running statistics after a batch with these statistics, or more of which they are the first."""
+    shapes, operands = [old["mean"].shape] * 2, (old["mean"], old["var"], lax.stop_gradient(found_2C))
+    mean, variance = native.call("moved", shapes, *operands, keep=np.float32(BatchNorm.keywords["momentum"]))
+    return {"mean": mean, "var": variance}
 
 
 def _edges(kernel):
@@ -101,7 +110,7 @@ def _forward(x, layers: list[dict], axis: str | None):
     maps = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, growth * len(layers))))
     found, pulls, seconds = statistics(x, axis), [], []
     for i, layer in enumerate(layers):
-        y = _convolve(maps, affine(layer["bn1"], found), layer["conv1"])
+        y = _convolve(maps, _affine(layer["bn1"], found), layer["conv1"])
         if "conv2" in layer:
             rest = {name: layer[name] for name in ("bn2", "conv2")}
             (y, second), pull = jax.vjp(functools.partial(_second, axis=axis), y, rest)
@@ -134,11 +143,9 @@ def _backward(axis, saved, gradients):
         gradient, rest = own(begin), {}
         if pulls:
             gradient, rest = pulls[i]((gradient, of_seconds[i]))
-        read = found[:, :begin]
-        ab = affine(layer["bn1"], read)
+        ab = _affine(layer["bn1"], found)
         total, of_ab, of_kernel = _gradients(total, maps, ab, layer["conv1"], gradient)
-        of_norm, more = _through_affine(of_ab, read, ab)
-        of_found = of_found.at[:, :begin].add(more)
+        of_found, of_norm = _through_affine(of_found, of_ab, layer["bn1"], found)
         of_layers.append({"bn1": of_norm, "conv1": of_kernel} | rest)
         end = begin
     return own(0), of_layers[::-1]

@@ -241,14 +241,13 @@ def test_a_library_that_was_cut_short_is_made_again(small):
     native._load(small)
     (path,) = small.iterdir()
     whole = path.read_bytes()
-    for size in (0, 1000, len(whole) - 1):
-        path.unlink()  # The loaded one keeps its pages.
-        path.write_bytes(whole[:size])
-        assert native._load(small).answer() == 42
-        (path,) = small.iterdir()
-        assert path.stem.endswith(native._digest(path)) and path.stat().st_size > size
+    path.unlink()  # The loaded one keeps its pages.
+    path.write_bytes(whole[:-1])
+    assert native._load(small).answer() == 42
+    (again,) = small.iterdir()
+    assert again.stem.endswith(native._digest(again)) and again.stat().st_size == len(whole)
     native._load(small)
-    assert list(small.iterdir()) == [path]
+    assert list(small.iterdir()) == [again]
 
 
 def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):

@@ -70,18 +70,19 @@ def test_four_devices_equal_one(options):
 
 
 def test_the_blocks_are_used_where_they_may_be():
-    def calls(train=True, dtype=jnp.float32, **options):
+    def calls(name, train=True, dtype=jnp.float32, **options):
         model = models.create("densenet", 10, depth=7, blocks=1, **options)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
         variables, images = jax.tree.map(lambda x: x.astype(dtype), (variables, jnp.zeros((2, 8, 8, 3))))
         apply = functools.partial(
             model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
         )
-        return str(jax.make_jaxpr(apply)(variables, images)).count("nutshell_")
+        return str(jax.make_jaxpr(apply)(variables, images)).count(f"nutshell_{name}")
 
-    assert calls() == 6  # Each convolution: of the input, and of five layers.
-    assert "dynamic_update_slice" not in str(calls(train=False))
-    assert calls(dtype=jnp.bfloat16) == 0 and calls(dropout=0.2) == 6
+    assert calls("convolution") == 6 and calls("affine") == 5  # Of the input, and of five layers.
+    for options in ({"train": False}, {"dropout": 0.2}):
+        assert calls("convolution", **options) == 6 and calls("affine", **options) == 0
+    assert calls("", dtype=jnp.bfloat16) == 0
 
 
 def test_memory_grows_linearly_with_depth():

@@ -61,6 +61,55 @@ XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
+INLINE float *result(XLA_FFI_CallFrame *frame, int n) { return ((XLA_FFI_Buffer *)frame->rets.rets[n])->data; }
+INLINE float number(XLA_FFI_CallFrame *frame) { return *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value; }
+
+// Operands: batch norm's scale and bias [C], mean and variance [2, W], of which the first C are meant. Result: a and b
+// [2, C], for which batch norm is a x + b. Attribute: epsilon.
+XLA_FFI_Error *affine(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const float *scale = operand(frame, 0)->data, *bias = operand(frame, 1)->data, *mean = operand(frame, 2)->data;
+  i64 channels = operand(frame, 0)->dims[0], width = operand(frame, 2)->dims[1];
+  float *a = result(frame, 0), *b = a + channels;
+  for (i64 c = 0; c < channels; c++) {
+    a[c] = scale[c] / sqrtf(mean[width + c] + number(frame));
+    b[c] = bias[c] - mean[c] * a[c];
+  }
+  return NULL;
+}
+
+// Operands: total [2, W], gradient of a and b [2, C], scale [C], mean and variance [2, W]. Results: total, in place, with
+// the gradient of mean and variance added to the first C; the gradient of scale and bias [2, C]. Attribute: epsilon.
+XLA_FFI_Error *affine_gradient(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  const float *of_a = operand(frame, 1)->data, *scale = operand(frame, 2)->data, *mean = operand(frame, 3)->data;
+  i64 channels = operand(frame, 2)->dims[0], width = operand(frame, 3)->dims[1];
+  float *total = result(frame, 0), *of_norm = result(frame, 1);
+  const float *before = operand(frame, 0)->data, *of_b = of_a + channels;
+  if (total != before) memcpy(total, before, 8 * width);
+  for (i64 c = 0; c < channels; c++) {
+    float inverse = 1 / sqrtf(mean[width + c] + number(frame)), whole = of_a[c] - of_b[c] * mean[c];
+    of_norm[c] = whole * inverse;
+    of_norm[channels + c] = of_b[c];
+    total[c] -= of_b[c] * scale[c] * inverse;
+    total[width + c] -= 0.5f * whole * scale[c] * inverse * inverse * inverse;
+  }
+  return NULL;
+}
+
+// Operands: batch norm's running mean and variance [C], a batch's [2, W], of which the first C are meant. Results: both
+// after that batch. Attribute: the share that they keep.
+XLA_FFI_Error *moved(XLA_FFI_CallFrame *frame) {
+  if (describes_itself(frame)) return NULL;
+  i64 channels = operand(frame, 0)->dims[0], width = operand(frame, 2)->dims[1];
+  for (int n = 0; n < 2; n++) {
+    const float *old = operand(frame, n)->data, *found = (float *)operand(frame, 2)->data + n * width;
+    float *to = result(frame, n);
+    for (i64 c = 0; c < channels; c++) to[c] = number(frame) * old[c] + (1 - number(frame)) * found[c];
+  }
+  return NULL;
+}
+
 // Operands: total [B, H, W, width], gradient [B, H, W, C] of max(0, scale x + shift), x like total, scale and shift
 // [2, C]. Results: total, in place, with x's gradient added to its first C channels; the gradient of scale and shift.
 XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {

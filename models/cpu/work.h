@@ -1,5 +1,6 @@
 // What the kernels share: vectors, the description of one convolution, tasks on XLA's threads, memory.
 
+#include <math.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
