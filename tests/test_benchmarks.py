@@ -142,6 +142,7 @@ def test_what_is_wrong_is_one_line(start, tmp_path):
             ["--models=vgg"],
         ),
         (2, "error: flag --rounds=0: ", ["--rounds=0"]),
+        (2, "error: --seconds=nan: accepted are 0.001 to 3600", ["--seconds=nan"]),
     ):
         done = start(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
