@@ -18,6 +18,14 @@ static int describes_itself(XLA_FFI_CallFrame *frame) {
 }
 
 INLINE const XLA_FFI_Buffer *operand(XLA_FFI_CallFrame *frame, int n) { return frame->args.args[n]; }
+INLINE const XLA_FFI_Buffer *result(XLA_FFI_CallFrame *frame, int n) { return frame->rets.rets[n]; }
+
+// The first result, `floats` floats, which goes on from the first operand: XLA need not have given them one memory.
+static float *going_on(XLA_FFI_CallFrame *frame, i64 floats) {
+  float *to = result(frame, 0)->data;
+  if (to != operand(frame, 0)->data) memcpy(to, operand(frame, 0)->data, 4 * floats);
+  return to;
+}
 
 // The third operand: scale and shift [2][C], or none.
 static Work describe(XLA_FFI_CallFrame *frame, const int64_t *image, const int64_t *kernel, const int64_t *result) {
@@ -43,7 +51,7 @@ static int winograd_pays(const Work *w, i64 least_channels) {
 // kernel has, are convolved. Result: convolution. Attribute: {stride down, stride right, padding above, padding left}.
 XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 0), *kernel = operand(frame, 1), *y = frame->rets.rets[0];
+  const XLA_FFI_Buffer *x = operand(frame, 0), *kernel = operand(frame, 1), *y = result(frame, 0);
   Work w = describe(frame, x->dims, kernel->dims, y->dims);
   w.x = x->data, w.kernel = kernel->data, w.result = y->data;
   (winograd_pays(&w, 32) ? convolve_by_winograd : convolve_directly)(frame, &w);
@@ -54,14 +62,13 @@ XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
 // Attribute as above.
 XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *kernel = frame->rets.rets[0];
+  const XLA_FFI_Buffer *x = operand(frame, 0), *gradient = operand(frame, 1), *kernel = result(frame, 0);
   Work w = describe(frame, x->dims, kernel->dims, gradient->dims);
   w.x = x->data, w.gradient = gradient->data, w.result = kernel->data;
   (winograd_pays(&w, 16) ? correlate_by_winograd : correlate_directly)(frame, &w);
   return NULL;
 }
 
-INLINE float *result(XLA_FFI_CallFrame *frame, int n) { return ((XLA_FFI_Buffer *)frame->rets.rets[n])->data; }
 INLINE float number(XLA_FFI_CallFrame *frame) { return *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value; }
 
 // Operands: batch norm's scale and bias [C], mean and variance [2, W], of which the first C are meant. Result: a and b
@@ -70,7 +77,7 @@ XLA_FFI_Error *affine(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
   const float *scale = operand(frame, 0)->data, *bias = operand(frame, 1)->data, *mean = operand(frame, 2)->data;
   i64 channels = operand(frame, 0)->dims[0], width = operand(frame, 2)->dims[1];
-  float *a = result(frame, 0), *b = a + channels;
+  float *a = result(frame, 0)->data, *b = a + channels;
   for (i64 c = 0; c < channels; c++) {
     a[c] = scale[c] / sqrtf(mean[width + c] + number(frame));
     b[c] = bias[c] - mean[c] * a[c];
@@ -84,9 +91,8 @@ XLA_FFI_Error *affine_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
   const float *of_a = operand(frame, 1)->data, *scale = operand(frame, 2)->data, *mean = operand(frame, 3)->data;
   i64 channels = operand(frame, 2)->dims[0], width = operand(frame, 3)->dims[1];
-  float *total = result(frame, 0), *of_norm = result(frame, 1);
-  const float *before = operand(frame, 0)->data, *of_b = of_a + channels;
-  if (total != before) memcpy(total, before, 8 * width);
+  const float *of_b = of_a + channels;
+  float *total = going_on(frame, 2 * width), *of_norm = result(frame, 1)->data;
   for (i64 c = 0; c < channels; c++) {
     float inverse = 1 / sqrtf(mean[width + c] + number(frame)), whole = of_a[c] - of_b[c] * mean[c];
     of_norm[c] = whole * inverse;
@@ -104,7 +110,7 @@ XLA_FFI_Error *moved(XLA_FFI_CallFrame *frame) {
   i64 channels = operand(frame, 0)->dims[0], width = operand(frame, 2)->dims[1];
   for (int n = 0; n < 2; n++) {
     const float *old = operand(frame, n)->data, *found = (float *)operand(frame, 2)->data + n * width;
-    float *to = result(frame, n);
+    float *to = result(frame, n)->data;
     for (i64 c = 0; c < channels; c++) to[c] = number(frame) * old[c] + (1 - number(frame)) * found[c];
   }
   return NULL;
@@ -114,12 +120,10 @@ XLA_FFI_Error *moved(XLA_FFI_CallFrame *frame) {
 // [2, C]. Results: total, in place, with x's gradient added to its first C channels; the gradient of scale and shift.
 XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
-  const XLA_FFI_Buffer *x = operand(frame, 2), *total = frame->rets.rets[0], *d_both = frame->rets.rets[1];
-  const XLA_FFI_Buffer *before = operand(frame, 0);
+  const XLA_FFI_Buffer *x = operand(frame, 2), *d_both = result(frame, 1);
   const float *scale = operand(frame, 3)->data;
   i64 pixels = x->dims[0] * x->dims[1] * x->dims[2], width = x->dims[3], channels = d_both->dims[1];
-  if (total->data != before->data) memcpy(total->data, before->data, 4 * pixels * width);
-  Normalised n = {.pixels = pixels, .width = width, .channels = channels, .total = total->data, .x = x->data,
+  Normalised n = {.pixels = pixels, .width = width, .channels = channels, .total = going_on(frame, pixels * width), .x = x->data,
                   .gradient = operand(frame, 1)->data, .scale = scale, .shift = scale + channels};
   add_normalised(frame, &n, d_both->data, (float *)d_both->data + channels);
   return NULL;
@@ -127,7 +131,7 @@ XLA_FFI_Error *normalised_gradient(XLA_FFI_CallFrame *frame) {
 
 #define RESULT -1
 INLINE const XLA_FFI_Buffer *part(XLA_FFI_CallFrame *frame, int n) {
-  return n == RESULT ? frame->rets.rets[0] : operand(frame, n);
+  return n == RESULT ? result(frame, 0) : operand(frame, n);
 }
 
 // One of the products of x [B, I], w [I, O] and y [B, O], or y's gradient: which operands they are, and which the result.
