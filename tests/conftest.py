@@ -1,22 +1,22 @@
-"""Eight simulated CPU devices, and rank promotion raises."""
+"""Eight simulated CPU devices, rank promotion raises, and the fixtures that start commands."""
 
+import fcntl
+import itertools
 import os
-import pathlib
 import signal
-import subprocess
 import sys
 
+import commands
 import jax
 import pytest
 from absl import flags
 
-ROOT = pathlib.Path(__file__).parent.parent
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Half of the suite's time was LLVM polishing programs that run once; the numbers do not depend on it.
+# LLVM's optimisation took half of the suite's time, for programs that run once; the results do not depend on it.
 jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS(sys.argv[:1], known_only=True)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As in a shell's background, where no child could be stopped.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # In a shell's background, where no child could be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,34 +28,56 @@ def mnist5k():
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    names = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT)}
+def shared_folder(tmp_path_factory):
+    """A folder that all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def environment(shared_folder):
+    """The environment variables of commands; their cache folder is new, and shared by the suite."""
+    names = os.environ | {"XDG_CACHE_HOME": str(shared_folder / "cache"), "PYTHONPATH": str(commands.ROOT)}
     names["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     names.pop("XLA_FLAGS", None)
     return names
 
 
 @pytest.fixture(scope="session", autouse=True)
-def library(environment):
-    """The C kernels are compiled once, for this process and for those that tests start; XLA's programs always."""
+def library(environment, shared_folder):
+    """Compiles the C kernels once, for all processes of the suite; returns their folder."""
     from experiments import compiled
+    from models import native
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, open(shared_folder / "lock", "w") as lock:
         patch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
         compiled.start_cache()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        native.ready()
     jax.config.update("jax_enable_compilation_cache", False)
     return jax.config.jax_compilation_cache_dir
 
 
 @pytest.fixture(scope="session")
-def start(environment, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("somewhere")
+def launch(environment, tmp_path_factory):
+    """launch(NAME, *arguments) starts experiments.NAME as a user does, in a folder of its own, and returns the running
+    Command; `file_limit` bounds the bytes of a file that it writes."""
+    folder, outputs = tmp_path_factory.mktemp("somewhere"), tmp_path_factory.mktemp("outputs")
+    numbers = itertools.count()
+    commands.start_server(environment)
 
-    def run(name, *arguments, limit=None):
-        """experiments.NAME as a user starts it; `limit` in KiB on the files that it writes."""
-        command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
-        if limit:
-            command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    def run(name, *arguments, package="experiments", folder=folder, file_limit=None, environment=environment):
+        output = outputs / str(next(numbers))
+        output.mkdir()
+        module = f"{package}.{name}"
+        return commands.Command(
+            module, *arguments, folder=folder, environment=environment, output=output, file_limit=file_limit
+        )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start(launch):
+    """start(NAME, *arguments) runs experiments.NAME to its end: its exit status, standard output and standard error."""
+    return lambda *arguments, **options: launch(*arguments, **options).wait()

@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tm
 
 def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, tmp_path):
     arguments = [f"--workdir={tmp_path / 'w'}", "--model=mlp", "--steps=40", "--eval_every=10"]
-    done = start("classify", *arguments, limit=200)  # Files of at most 200 kB; the parameters need more.
+    done = start("classify", *arguments, file_limit=200 << 10)  # Files of at most 200 kB; the parameters need more.
     assert done.returncode == 1 and f"{tmp_path / 'w' / 'checkpoints'}: File too large" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert result(start("classify", *arguments))["step"] == 40

@@ -180,7 +180,7 @@ def test_shards_are_read_like_the_folder(tmp_path, start):
     assert files(tmp_path / "d" / "val") == NESTED
     refused = start("prepare", *arguments, "--split=a/b", f"--source={tmp_path / 't.tar'}")
     assert refused.returncode == 2 and "--split=a/b" in refused.stderr
-    full = start("prepare", *arguments[:2], f"--shards={tmp_path / 'full'}", limit=4)
+    full = start("prepare", *arguments[:2], f"--shards={tmp_path / 'full'}", file_limit=4 << 10)
     assert full.returncode == 1 and "can't be written" in full.stderr and "Traceback" not in full.stderr, full.stderr
     assert rows(ours) == rows(theirs) and isinstance(ours.splits["train"][0], np.ndarray)
     assert pathlib.Path(tmp_path / "s" / "pictures" / "1.0.0").is_dir()

@@ -1,0 +1,98 @@
+"""Runs commands of experiments/ as a user starts them, each forked from one process that has imported their libraries.
+
+A fresh interpreter pays two seconds of CPU time for imports; a fork of the preloaded one, which has started no jax
+backend, pays nothing for them. tests/test_documented_commands.py starts every command without this, too.
+"""
+
+import atexit
+import multiprocessing
+import os
+import pathlib
+import resource
+import runpy
+import sys
+import time
+from multiprocessing import forkserver
+from typing import NamedTuple
+
+import pytest
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["preloaded"])
+ROOT = pathlib.Path(__file__).parent.parent
+LIMIT = 600  # Seconds after which a command is taken for hung: a loaded machine is many times slower than an idle one.
+
+
+class Done(NamedTuple):
+    """What a command left, with subprocess.CompletedProcess's names."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _run(module, arguments, folder, environment, outputs, file_limit):
+    """In the forked process: becomes `python -m MODULE ARGUMENTS`."""
+    assert "preloaded" in sys.modules, "the server could not import tests/preloaded.py"
+    for number, path in enumerate(outputs, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing's processes leave them out.
+
+
+class Command:
+    """A running `python -m MODULE ARGUMENTS`; the methods are those of subprocess.Popen."""
+
+    def __init__(self, module, *arguments, folder, environment, output, file_limit=None):
+        self.outputs = [output / name for name in ("stdout", "stderr")]
+        given = (module, [*map(str, arguments)], folder, dict(environment), self.outputs, file_limit)
+        self.process = CONTEXT.Process(target=_run, args=given)
+        self.process.start()
+
+    def poll(self):
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def kill(self):
+        self.process.kill()
+        self.process.join()
+
+    def wait(self) -> Done:
+        """Waits for the end."""
+        self.process.join(LIMIT)
+        assert self.process.exitcode is not None, f"no end after {LIMIT} s: {self.stderr()}"
+        return Done(self.process.exitcode, *(path.read_text() for path in self.outputs))
+
+    def stderr(self) -> str:
+        return self.outputs[1].read_text()
+
+    def wait_until(self, condition) -> None:
+        """Waits until `condition()`, which must come true before the command ends."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert self.poll() is None, f"exit status {self.poll()} too early: {self.stderr()}"
+            assert time.monotonic() < deadline, self.stderr()
+            time.sleep(0.01)
+
+
+def start_server(environment) -> None:
+    """Starts the process that commands are forked from, unless it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environment.keys():
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
+        forkserver.ensure_running()
