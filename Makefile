@@ -20,13 +20,14 @@ for name in python3.13 python3.12 python3.11 python3; do \
 done
 endef
 
-.PHONY: help install demo test stale
+.PHONY: help install demo test test-all stale
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install  create .venv with everything that the demo and the tests need (needs Python 3.11 to 3.13)'
 	@echo 'make demo     install, then train the demo in $(DEMO_WORKDIR) (another folder: make demo DEMO_WORKDIR=...)'
-	@echo 'make test     install, then lint, check the format and the types, and run the tests'
+	@echo 'make test     install, then lint, check the format and the types, and run the tests (under five minutes)'
+	@echo 'make test-all make test, then the slow tests too: every documented command, short trainings (25 minutes)'
 
 install: $(STAMP)
 
@@ -59,4 +60,7 @@ test: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
+	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal --durations=10 -m 'not slow'
+
+test-all: test
+	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal --durations=10 -m slow

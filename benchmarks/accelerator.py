@@ -52,13 +52,18 @@ def measure(name: str, devices: int) -> dict:
             state, _ = step(state, batch)
         jax.block_until_ready(state)
         turns.append((time.perf_counter() - began) / STEPS.value)
-    seconds = statistics.median(turns)
+    row = {"model": name, "batch_size": rows, "dtype": DTYPE.value, "compile_seconds": round(compile_seconds, 1)}
+    peak = PEAK.value * devices if PEAK.value else None
+    return row | rates(model, batch_size=rows, seconds=statistics.median(turns), peak_tflops=peak)
+
+
+def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
+    """The figures that follow from the seconds of a step; `peak_tflops` of all devices together."""
     multiply_adds = sum(layer.multiply_adds for layer in table.layers(model, SHAPE))
-    row = {"model": name, "batch_size": rows, "dtype": DTYPE.value, "images_per_second": round(rows / seconds, 1)}
-    row |= {"step_ms": round(1e3 * seconds, 2), "compile_seconds": round(compile_seconds, 1)}
-    tflops = 6e-12 * multiply_adds * rows / seconds
-    row |= {"tflops": round(tflops, 2)}
-    return row | ({"share_of_peak": round(tflops / devices / PEAK.value, 4)} if PEAK.value else {})
+    tflops = 6e-12 * multiply_adds * batch_size / seconds
+    found = {"images_per_second": round(batch_size / seconds, 1), "step_ms": round(1e3 * seconds, 2)}
+    share = {"share_of_peak": round(tflops / peak_tflops, 4)} if peak_tflops else {}
+    return found | {"tflops": round(tflops, 2)} | share
 
 
 def main(argv) -> int:

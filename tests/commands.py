@@ -5,6 +5,9 @@ backend, pays nothing for them. tests/test_documented_commands.py starts every c
 """
 
 import atexit
+import functools
+import importlib
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -31,8 +34,32 @@ class Done(NamedTuple):
     stderr: str
 
 
-def _run(module, arguments, folder, environment, outputs, file_limit):
-    """In the forked process: becomes `python -m MODULE ARGUMENTS`."""
+class SignalAt(NamedTuple):
+    """A signal that a command sends to itself when `name` has been called `calls` times: at a defined place of a run,
+    however loaded the machine is."""
+
+    number: int
+    name: str  # As "train.folder:MetricsFile.append".
+    calls: int
+
+
+def _arm(at):
+    module, _, attribute = at.name.partition(":")
+    *outer, last = attribute.split(".")
+    owner = functools.reduce(getattr, outer, importlib.import_module(module))
+    function, calls = getattr(owner, last), itertools.count(1)
+
+    def counted(*arguments, **options):
+        result = function(*arguments, **options)
+        if next(calls) == at.calls:
+            os.kill(os.getpid(), at.number)
+        return result
+
+    setattr(owner, last, counted)
+
+
+def _run(module, arguments, folder, environment, outputs, file_limit, signal_at):
+    """In the forked process: becomes `python -m MODULE ARGUMENTS`, or `python -c MODULE` for a program's lines."""
     assert "preloaded" in sys.modules, "the server could not import tests/preloaded.py"
     for number, path in enumerate(outputs, start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -43,9 +70,14 @@ def _run(module, arguments, folder, environment, outputs, file_limit):
     os.chdir(folder)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if signal_at:
+        _arm(signal_at)
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if "\n" in module:
+            exec(compile(module, "<program>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # multiprocessing's processes leave them out.
 
@@ -53,9 +85,11 @@ def _run(module, arguments, folder, environment, outputs, file_limit):
 class Command:
     """A running `python -m MODULE ARGUMENTS`; the methods are those of subprocess.Popen."""
 
-    def __init__(self, module, *arguments, folder, environment, output, file_limit=None):
+    def __init__(self, module, *arguments, folder, environment, output, file_limit=None, signal_at=None):
         self.outputs = [output / name for name in ("stdout", "stderr")]
-        given = (module, [*map(str, arguments)], folder, dict(environment), self.outputs, file_limit)
+        for path in self.outputs:
+            path.touch()
+        given = (module, [*map(str, arguments)], folder, dict(environment), self.outputs, file_limit, signal_at)
         self.process = CONTEXT.Process(target=_run, args=given)
         self.process.start()
 
@@ -72,8 +106,13 @@ class Command:
     def wait(self) -> Done:
         """Waits for the end."""
         self.process.join(LIMIT)
-        assert self.process.exitcode is not None, f"no end after {LIMIT} s: {self.stderr()}"
-        return Done(self.process.exitcode, *(path.read_text() for path in self.outputs))
+        if self.process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"no end after {LIMIT} s: {self.stderr()}")
+        return Done(self.process.exitcode, self.stdout(), self.stderr())
+
+    def stdout(self) -> str:
+        return self.outputs[0].read_text()
 
     def stderr(self) -> str:
         return self.outputs[1].read_text()
@@ -83,7 +122,9 @@ class Command:
         deadline = time.monotonic() + LIMIT
         while not condition():
             assert self.poll() is None, f"exit status {self.poll()} too early: {self.stderr()}"
-            assert time.monotonic() < deadline, self.stderr()
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(self.stderr())
             time.sleep(0.01)
 
 

@@ -61,18 +61,17 @@ def library(environment, shared_folder):
 @pytest.fixture(scope="session")
 def launch(environment, tmp_path_factory):
     """launch(NAME, *arguments) starts experiments.NAME as a user does, in a folder of its own, and returns the running
-    Command; `file_limit` bounds the bytes of a file that it writes."""
+    Command. NAME may also be the lines of a program. `file_limit` bounds the bytes of a file that it writes,
+    `signal_at` is a commands.SignalAt."""
     folder, outputs = tmp_path_factory.mktemp("somewhere"), tmp_path_factory.mktemp("outputs")
     numbers = itertools.count()
     commands.start_server(environment)
 
-    def run(name, *arguments, package="experiments", folder=folder, file_limit=None, environment=environment):
+    def run(name, *arguments, package="experiments", folder=folder, environment=environment, **options):
         output = outputs / str(next(numbers))
         output.mkdir()
-        module = f"{package}.{name}"
-        return commands.Command(
-            module, *arguments, folder=folder, environment=environment, output=output, file_limit=file_limit
-        )
+        module = name if "\n" in name else f"{package}.{name}"
+        return commands.Command(module, *arguments, folder=folder, environment=environment, output=output, **options)
 
     return run
 

@@ -4,16 +4,13 @@ import json
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from commands import SignalAt
 from outcome import TIMES, result, same
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--model=cnn", "--augment=digits", "--batch_size=32", "--log_every=7", "--eval_every=20", "--dropout=0.2"]
 
 
@@ -68,55 +65,38 @@ def test_evaluate_scores_the_same(whole, start):
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 
 
-@pytest.mark.parametrize("kills", [(2.5, 3.0), (3.5, 4.5)])
-def test_a_killed_run_ends_bit_identical(whole, environment, start, tmp_path, kills):
-    workdir = tmp_path / "killed"
-    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
-    for seconds in kills:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.classify", *arguments],
-            env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
+def after_row(count, number=signal.SIGKILL):
+    """A signal after so many rows of metrics.csv."""
+    return SignalAt(number, "train.folder:MetricsFile.append", count)
+
+
+@pytest.mark.parametrize("kills", [(2,), (5, 3)])
+def test_a_killed_run_ends_bit_identical(whole, launch, start, tmp_path, kills):
+    """Kills the run before its first checkpoint, or twice, each time while a checkpoint is being written."""
+    arguments = [f"--workdir={tmp_path / 'killed'}", "--steps=60", *SMALL]
+    for count in kills:
+        done = start("classify", *arguments, signal_at=after_row(count))
+        assert done.returncode == -signal.SIGKILL, done.stderr
     assert same(result(start("classify", *arguments)), whole[1])
-    assert rows(workdir) == rows(whole[0])
+    assert rows(tmp_path / "killed") == rows(whole[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, environment, start, tmp_path, number):
-    workdir = tmp_path / "stopped"
-    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.classify", *arguments],
-        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (workdir / "metrics.csv").exists() or len((workdir / "metrics.csv").read_text().splitlines()) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, error = process.communicate()
-    assert process.returncode == 128 + number and "the same command goes on" in error.splitlines()[-1]
-    assert not (workdir / "summary.json").exists()
-    assert same(result(start("classify", *arguments)), whole[1])
-    assert rows(workdir) == rows(whole[0])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, number):
+    arguments = [f"--workdir={tmp_path / 'stopped'}", "--steps=60", *SMALL]
+    done = start("classify", *arguments, signal_at=after_row(2, number))
+    assert done.returncode == 128 + number and "the same command goes on" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    done = start("classify", *arguments)
+    assert "going on from step 14" in done.stderr and same(result(done), whole[1])
+    assert rows(tmp_path / "stopped") == rows(whole[0])
 
 
-def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, environment, tmp_path):
+def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, tmp_path):
     workdir = tmp_path / "moved"
     arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.classify", *arguments],
-        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (workdir / "checkpoints" / "20").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    # The row of step 42: the checkpoint of step 20 was complete before that of step 40 was begun.
+    assert start("classify", *arguments, signal_at=after_row(8)).returncode == -signal.SIGKILL
     done = start("classify", *arguments, "--devices=2")
     summary = result(done)
     assert "2 cpu devices (simulated)" in done.stderr and "going on from step" in done.stderr

@@ -1,9 +1,5 @@
 """The filters' grid, receptive fields, guided gradients, the patches that excite a unit, and the command."""
 
-import pathlib
-import subprocess
-import sys
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,8 +14,6 @@ from experiments import build, filters, flags, records
 from models import layers
 from train import checkpoint, figures_filters, folder
 from train.state import State
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_the_grid_has_lines_of_one_pixel_and_each_filter_its_own_range():
@@ -176,12 +170,7 @@ def make_run(path, model):
     return states
 
 
-def command(*arguments):
-    line = [sys.executable, "-m", "experiments.filters", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys, environment):
+def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys, environment, start):
     monkeypatch.setattr(flags, "start_cache", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
     older, newer = make_run(tmp_path, "cnn")
@@ -194,12 +183,12 @@ def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsy
     for layer in (0, 4):
         with pytest.raises(flags.UsageError, match=f"--layer={layer}: accepted are 1 to 3: 1 conv1, 2 conv2, 3 conv3$"):
             filters.main([""], workdir=str(tmp_path), layer=layer, checkpoint="latest")
-    done = command(f"--workdir={tmp_path}", "--layer=2")
+    done = start("filters", f"--workdir={tmp_path}", "--layer=2")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 and "9 patches of 10x10 pixels" in done.stdout
     with Image.open(tmp_path / "filters_layer2.png") as picture:
         assert picture.width >= figures_filters.WIDTH
-    done = command(f"--workdir={tmp_path}", "--layer=4")
+    done = start("filters", f"--workdir={tmp_path}", "--layer=4")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
 
 

@@ -2,8 +2,6 @@
 
 import functools
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -206,14 +204,11 @@ print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
 """
 
 
-def test_the_sums_order_does_not_depend_on_the_threads(environment, library):
+def test_the_sums_order_does_not_depend_on_the_threads(environment, library, start):
     kept = {"JAX_COMPILATION_CACHE_DIR": library, "JAX_ENABLE_COMPILATION_CACHE": "0"}
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor alone")
-    runs = [
-        subprocess.run([sys.executable, "-c", BITS, str(n)], env=environment | kept, capture_output=True, text=True)
-        for n in (1, 2)
-    ]
+    runs = [start(BITS, n, environment=environment | kept) for n in (1, 2)]
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 12
 

@@ -5,9 +5,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -162,15 +159,12 @@ def test_signals_are_a_childs_only_while_it_runs(monkeypatch, environment):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_lecture_leaves_nothing_running(environment, tmp_path, number):
-    command = [sys.executable, "-m", "experiments.lecture", f"--workdir={tmp_path}", "--only=softmax"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "softmax/options.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(number)
-        _, error = running.communicate(timeout=60)
-    assert running.returncode == 128 + number and "softmax ended with exit status" in error, error
-    assert "Traceback" not in error, error
-    with contextlib.closing(RunFolder(str(tmp_path / "softmax"))):  # Nobody holds it.
-        assert not (tmp_path / "softmax/summary.json").exists()
+def test_a_stopped_lecture_leaves_nothing_running(launch, tmp_path, number):
+    running = launch("lecture", f"--workdir={tmp_path}", "--only=plain_vs_residual")
+    running.wait_until((tmp_path / "plain_vs_residual/options.json").exists)
+    running.send_signal(number)
+    done = running.wait()
+    assert done.returncode == 128 + number and "plain_vs_residual ended with exit status" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    with contextlib.closing(RunFolder(str(tmp_path / "plain_vs_residual"))):  # Nobody holds it.
+        assert not (tmp_path / "plain_vs_residual/summary.json").exists()

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -111,7 +109,7 @@ def test_error_measure():
     assert parity.relative_error(own, json.loads(json.dumps(golden))) == pytest.approx(0.25)
 
 
-def test_the_command_makes_a_workdir_like_any_other(tmp_path, environment):
+def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
     given = entries("resnet18")
     given["fc.weight"], given["fc.bias"] = given["fc.weight"][:3], given["fc.bias"][:3]
     save_file(given, tmp_path / "w.safetensors")
@@ -123,27 +121,26 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path, environment):
                 picture = Image.fromarray(random.integers(0, 256, (80, 70, 3), dtype=np.uint8))
                 picture.save(tmp_path / "d" / split / name / f"{i}.png")
 
-    def start(name, *arguments):
-        command = [sys.executable, "-m", f"experiments.{name}", f"--workdir={tmp_path / 'w'}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    def run(name, *arguments):
+        done = start(name, f"--workdir={tmp_path / 'w'}", *arguments)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     source = ["--model=resnet18", f"--weights={tmp_path / 'w.safetensors'}", "--image_size=32"]
-    refused = start("import_weights", *source, "--nov1_5")
+    refused = run("import_weights", *source, "--nov1_5")
     assert refused.returncode == 2 and "--nov1_5" in refused.stderr
-    done = start("import_weights", *source, f"--data_dir={tmp_path / 'd'}")
+    done = run("import_weights", *source, f"--data_dir={tmp_path / 'd'}")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["classes"] == 3
-    again = start("import_weights", *source)
+    again = run("import_weights", *source)
     assert again.returncode == 1 and "holds a run already" in again.stderr
     # Imported without a folder the classes have no names: those of the folder that it is scored on count.
     elsewhere = f"--workdir={tmp_path / 'unnamed'}"
-    assert start("import_weights", *source, elsewhere).returncode == 0
-    views = start("evaluate", elsewhere, f"--data_dir={tmp_path / 'd'}", "--split=val", "--tta=ten_view")
+    assert run("import_weights", *source, elsewhere).returncode == 0
+    views = run("evaluate", elsewhere, f"--data_dir={tmp_path / 'd'}", "--split=val", "--tta=ten_view")
     assert views.returncode == 0 and json.loads(views.stdout.splitlines()[-1])["examples"] == 6, views.stderr
     assert "true \\ predicted,a,b,c" in (tmp_path / "unnamed" / "confusion.csv").read_text()
-    labelled = start("predict", str(tmp_path / "d" / "val" / "a" / "0.png"), "--top=3")
+    labelled = run("predict", str(tmp_path / "d" / "val" / "a" / "0.png"), "--top=3")
     assert labelled.returncode == 0 and len(labelled.stdout.splitlines()) == 4, labelled.stderr
     model, variables = models.from_peer("resnet18", given, image_size=32)
     view = stream.View(32)

@@ -4,8 +4,6 @@ import csv
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -179,9 +177,9 @@ print(config["model"], parameter_count(state.params), float(setup.learning_rate(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe(path):
+def test_recipe(path, start):
     """In a process of its own: segment's flags and classify's have the same names."""
-    done = subprocess.run([sys.executable, "-c", TRACE, path], capture_output=True, text=True, timeout=120)
+    done = start(TRACE, path)
     assert done.returncode == 0, done.stderr
     model, parameters, *rates = done.stdout.split()
     known = {"segnet_basic": (1_416_587, 0.1, 0.1), "segnet": (29_449_355, 0.001, 0.001)}

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
+import signal
 
 import jax
 import numpy as np
 import pytest
+from commands import SignalAt
 from PIL import Image
 
 import data
@@ -247,30 +246,21 @@ def test_flags_that_do_not_fit_the_data(pictures):
         build.eval_split(found._replace(splits={"train": 0}))
 
 
-def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path, environment):
+def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path, start):
     options = ["--model=mlp", "--dataset=folder", f"--data_dir={pictures}", "--image_size=32", "--batch_size=4"]
     options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]
     options += ["--save_every=1", "--eval_every=4", "--log_every=1"]
 
-    def command(name, *arguments):
-        return [sys.executable, "-m", f"experiments.{name}", *arguments]
-
     def run(*arguments):
-        done = subprocess.run(command(*arguments), env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = start(*arguments)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
     whole, _ = run("classify", f"--workdir={tmp_path / 'whole'}", *options)
     assert whole["examples"] == 6 and whole["step"] == 8
     workdir = tmp_path / "killed"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
-    process = subprocess.Popen(command("classify", f"--workdir={workdir}", *options), **quiet)
-    deadline = time.monotonic() + 60
-    while not list((workdir / "checkpoints").glob("[1-4]")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    third_row = SignalAt(signal.SIGKILL, "train.folder:MetricsFile.append", 3)
+    assert start("classify", f"--workdir={workdir}", *options, signal_at=third_row).returncode == -signal.SIGKILL
     again, error = run("classify", f"--workdir={workdir}", *options)
     assert "going on from step" in error
     assert {k: whole[k] for k in ("fingerprint", "loss", "accuracy")} == {
