@@ -11,13 +11,15 @@ from commands import SignalAt
 from outcome import TIMES, result, same
 from PIL import Image
 
-SMALL = ["--model=cnn", "--augment=digits", "--batch_size=32", "--log_every=7", "--eval_every=20", "--dropout=0.2"]
+SMALL = ["--model=mlp", "--hidden=16", "--augment=digits", "--batch_size=32", "--dropout=0.2", "--steps=24"]
+SMALL += ["--log_every=5", "--eval_every=8"]
+CNN = ["--model=cnn", *SMALL[2:]]
 
 
 @pytest.fixture(scope="session")
 def whole(start, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, result(start("classify", f"--workdir={workdir}", "--steps=60", *SMALL))
+    return workdir, result(start("classify", f"--workdir={workdir}", *SMALL))
 
 
 def rows(workdir):
@@ -32,12 +34,12 @@ def test_what_a_run_leaves_behind(whole):
     names = ["model", "dataset", "split", "loss", "accuracy", "accuracy_top5", "examples", "step", "seed", "parameters"]
     names += ["seconds", "compile_seconds", "images_per_second", "fingerprint", "workdir"]
     assert list(summary) == names
-    assert (summary["examples"], summary["step"], summary["parameters"]) == (1000, 60, 94058)
-    assert [row["step"] for row in rows(workdir)] == ["7", "14", "20", "21", "28", "35", "40", "42", "49", "56", "60"]
+    assert (summary["examples"], summary["step"], summary["parameters"]) == (1000, 24, 784 * 16 + 16 + 16 * 10 + 10)
+    assert [row["step"] for row in rows(workdir)] == ["5", "8", "10", "15", "16", "20", "24"]
     run = json.loads((workdir / "run.json").read_text())
-    assert run["splits"] == {"train": 4000, "test": 1000} and run["end"] and run["multiply_adds"] == 6_083_712
+    assert run["splits"] == {"train": 4000, "test": 1000} and run["end"] and run["multiply_adds"] == 784 * 16 + 16 * 10
     assert {p.name for p in (workdir / "figures").iterdir()} >= {"loss.png", "confusion_matrix.png", "layer1.png"}
-    assert "--model=cnn" in (workdir / "flags.txt").read_text() and "<img" in (workdir / "report.html").read_text()
+    assert "--model=mlp" in (workdir / "flags.txt").read_text() and "<img" in (workdir / "report.html").read_text()
     assert list(workdir.glob("events.*"))
 
 
@@ -70,10 +72,10 @@ def after_row(count, number=signal.SIGKILL):
     return SignalAt(number, "train.folder:MetricsFile.append", count)
 
 
-@pytest.mark.parametrize("kills", [(2,), (5, 3)])
-def test_a_killed_run_ends_bit_identical(whole, launch, start, tmp_path, kills):
-    """Kills the run before its first checkpoint, or twice, each time while a checkpoint is being written."""
-    arguments = [f"--workdir={tmp_path / 'killed'}", "--steps=60", *SMALL]
+@pytest.mark.parametrize("kills", [(1,), (3, 2)])
+def test_a_killed_run_ends_bit_identical(whole, start, tmp_path, kills):
+    """Kills the run before its first checkpoint, or twice, each time while a checkpoint may still be written."""
+    arguments = [f"--workdir={tmp_path / 'killed'}", *SMALL]
     for count in kills:
         done = start("classify", *arguments, signal_at=after_row(count))
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -81,37 +83,40 @@ def test_a_killed_run_ends_bit_identical(whole, launch, start, tmp_path, kills):
     assert rows(tmp_path / "killed") == rows(whole[0])
 
 
+@pytest.mark.slow
+def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
+    whole, killed = (["classify", f"--workdir={tmp_path / name}", *CNN] for name in ("whole", "killed"))
+    summary = result(start(*whole))
+    assert start(*killed, signal_at=after_row(4)).returncode == -signal.SIGKILL
+    assert same(result(start(*killed)), summary)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, number):
-    arguments = [f"--workdir={tmp_path / 'stopped'}", "--steps=60", *SMALL]
-    done = start("classify", *arguments, signal_at=after_row(2, number))
+    arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL]
+    done = start("classify", *arguments, signal_at=after_row(3, number))
     assert done.returncode == 128 + number and "the same command goes on" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "stopped" / "summary.json").exists()
     done = start("classify", *arguments)
-    assert "going on from step 14" in done.stderr and same(result(done), whole[1])
+    assert "going on from step 10" in done.stderr and same(result(done), whole[1])
     assert rows(tmp_path / "stopped") == rows(whole[0])
 
 
 def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, tmp_path):
     workdir = tmp_path / "moved"
-    arguments = [f"--workdir={workdir}", "--steps=60", *SMALL]
-    # The row of step 42: the checkpoint of step 20 was complete before that of step 40 was begun.
-    assert start("classify", *arguments, signal_at=after_row(8)).returncode == -signal.SIGKILL
+    arguments = [f"--workdir={workdir}", *SMALL]
+    # The row of step 20: the checkpoint of step 8 was complete before that of step 16 was begun.
+    assert start("classify", *arguments, signal_at=after_row(6)).returncode == -signal.SIGKILL
     done = start("classify", *arguments, "--devices=2")
     summary = result(done)
     assert "2 cpu devices (simulated)" in done.stderr and "going on from step" in done.stderr
     assert abs(summary["accuracy"] - whole[1]["accuracy"]) < 0.1
-    other = [
-        f"--workdir={tmp_path / 'o'}",
-        "--model=cnn",
-        "--steps=1",
-        "--learning_rate=1e-9",
-        f"--init_from={workdir}",
-    ]
-    assert result(start("classify", *other))["loss"] == pytest.approx(summary["loss"], rel=0.3)
-    other[1] = "--model=mlp"
-    done = start("classify", *other, f"--workdir={tmp_path / 'p'}")
-    assert done.returncode == 2 and "has --model=cnn, this run --model=mlp" in done.stderr
+    other = [f"--workdir={tmp_path / 'o'}", "--steps=1", "--learning_rate=1e-9", f"--init_from={workdir}"]
+    found = result(start("classify", *other, "--model=mlp", "--hidden=16"))
+    assert found["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+    done = start("classify", *other, "--model=cnn", f"--workdir={tmp_path / 'p'}")
+    assert done.returncode == 2 and "has --model=mlp, this run --model=cnn" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -219,26 +224,26 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
     (tmp_path / "file").write_text("")
     done = start("classify", f"--workdir={tmp_path / 'file' / 'w'}")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
-    done = start("classify", f"--workdir={whole[0]}", *SMALL, "--steps=61")
-    assert done.returncode == 1 and "--steps: 60 there, 61 here" in done.stderr
+    done = start("classify", f"--workdir={whole[0]}", *SMALL, "--steps=25")
+    assert done.returncode == 1 and "--steps: 24 there, 25 here" in done.stderr
     for name, text in (("run.json", "[]"), ("run.json", '{"flags": []}'), ("summary.json", "{")):
         broken = tmp_path / f"broken {name} {len(text)}"
         shutil.copytree(whole[0], broken)
         (broken / name).write_text(text)
-        done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+        done = start("classify", f"--workdir={broken}", *SMALL)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and f"{name} is damaged" in done.stderr
     (broken / "summary.json").write_text(json.dumps(whole[1] | {"loss": "low"}))
-    done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+    done = start("classify", f"--workdir={broken}", *SMALL)
     assert done.returncode == 1 and "summary.json of this run is damaged" in done.stderr
     (broken / "summary.json").unlink()
     with open(broken / "metrics.csv", "ab") as file:
         file.write(b'20,xx,yy,1,2,3,4,5,6\n\xff\xfe\n"' + b"x" * 200_000)
-    assert same(result(start("classify", f"--workdir={broken}", *SMALL, "--steps=60")), whole[1])
+    assert same(result(start("classify", f"--workdir={broken}", *SMALL)), whole[1])
     assert rows(broken) == rows(whole[0])
     shutil.rmtree(broken / "checkpoints")
     (broken / "checkpoints").write_text("")
     (broken / "summary.json").unlink()
-    done = start("classify", f"--workdir={broken}", *SMALL, "--steps=60")
+    done = start("classify", f"--workdir={broken}", *SMALL)
     assert done.returncode == 1 and "is in the way" in done.stderr
     done = start("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 1 and "holds no run" in done.stderr
