@@ -18,10 +18,12 @@ import time
 from multiprocessing import forkserver
 from typing import NamedTuple
 
+import jax
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded"])
+OPTIMISATION = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 600  # Seconds after which a command is taken for hung: a loaded machine is many times slower than an idle one.
 
@@ -68,6 +70,7 @@ def _run(module, arguments, folder, environment, outputs, file_limit, signal_at)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    jax.config.update("jax_disable_most_optimizations", OPTIMISATION in environment)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if signal_at:
@@ -89,6 +92,8 @@ class Command:
         self.outputs = [output / name for name in ("stdout", "stderr")]
         for path in self.outputs:
             path.touch()
+        read = {name: value for name, value in environment.items() if name.startswith("JAX_") and name != OPTIMISATION}
+        assert read.items() <= os.environ.items(), "jax reads its variables where it is imported, in the server"
         given = (module, [*map(str, arguments)], folder, dict(environment), self.outputs, file_limit, signal_at)
         self.process = CONTEXT.Process(target=_run, args=given)
         self.process.start()

@@ -39,6 +39,7 @@ def environment(shared_folder):
     """The environment variables of commands; their cache folder is new, and shared by the suite."""
     names = os.environ | {"XDG_CACHE_HOME": str(shared_folder / "cache"), "PYTHONPATH": str(commands.ROOT)}
     names["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    names["ZIG_GLOBAL_CACHE_DIR"] = str(shared_folder / "zig")  # The compiler's own libraries, compiled once.
     names.pop("XLA_FLAGS", None)
     return names
 
@@ -49,6 +50,7 @@ def library(environment, shared_folder):
     from experiments import compiled
     from models import native
 
+    os.environ["ZIG_GLOBAL_CACHE_DIR"] = environment["ZIG_GLOBAL_CACHE_DIR"]
     with pytest.MonkeyPatch.context() as patch, open(shared_folder / "lock", "w") as lock:
         patch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
         compiled.start_cache()
