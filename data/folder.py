@@ -89,14 +89,16 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
     or all by their places among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they
     don't fit."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
-    lines = [line.strip() for line in labels.read_text(errors="replace").splitlines()]
-    readings = [[_entry(line, known) for line in lines] for known in (by_name, by_place)]
+    lines = [line if line.strip() else "" for line in labels.read_text(errors="replace").splitlines()]
+    # Spaces at a line's end may belong to the class's name.
+    readings = [[_entry(line, known) or _entry(line.strip(), known) for line in lines] for known in (by_name, by_place)]
     # Where names are numbers, a file that is right as names is taken so.
     entries = next((r for r in readings if all(e or not line for e, line in zip(r, lines, strict=True))), None)
     if entries is None:
         wrong = min(readings, key=lambda r: sum(e is None for e in r))
         number = next(i for i, line in enumerate(lines) if line and wrong[i] is None)
-        line = lines[number] if len(lines[number]) <= 80 else f"{lines[number][:80]} ..."
+        line = lines[number].strip()
+        line = line if len(line) <= 80 else f"{line[:80]} ..."
         raise DataError(f"{labels}, line {number + 1}: {line!r} ends with no class of the {len(names)} here")
     found: dict[str, int] = {}
     for name, label in filter(None, entries):

@@ -7,12 +7,15 @@ nothing is written outside the folder. Links, devices, hidden files and what lea
 passed over. What is there already stays: an unpacking that was broken off goes on.
 """
 
+import contextlib
+import errno
 import os
 import pathlib
 import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 
 from data import tar
 from data.dataset import DataError
@@ -26,11 +29,11 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
     """Unpacks the pictures of the archive below root/`split`, or unless `fixed` below the split that its own folders
     name; their number, those from earlier calls included.
 
-    Raises DataError for a file that is no archive, a damaged one, one without pictures or with two folders that would
-    become one, OSError for a full disk.
+    Raises DataError for a file that is no archive, a damaged one, one without pictures, with two folders that would
+    become one or with names that can't be files here, OSError for a full disk.
     """
     count, parents = 0, dict[pathlib.Path, str]()
-    with tar.opened(source) as archive, _bar() as bar:
+    with tar.opened(source) as archive, _bar() as bar, _names_fit(source):
         for member in archive:
             parent, name = os.path.split(member.name)
             labels = not fixed and name in LABELS
@@ -44,11 +47,12 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
                 continue
             above, folder = os.path.split(parent)
             above = os.path.basename(above)
-            flat = not fixed and folder in SPLITS and above not in SPLITS and not name.endswith(".tar")
-            named = folder if flat or name.endswith(".tar") else above
+            nested = name.lower().endswith(".tar")
+            flat = not fixed and folder in SPLITS and above not in SPLITS and not nested
+            named = folder if flat or nested else above
             target = root / (split if fixed or named not in SPLITS else named)
-            if name.endswith(".tar"):
-                target /= name.removesuffix(".tar")
+            if nested:
+                target /= name[: -len(".tar")]
                 _claim(parents, target, member.name)
                 count += _class(stream, target, bar, f"{source}, in it {member.name},")
             else:
@@ -66,6 +70,17 @@ def split_of(name: str) -> str:
     """The split that an archive's name tells, as a word of its own: train where it tells none."""
     found = re.search("(?<![a-z])(val|test)(?![a-z])", name.lower())
     return found[1] if found else "train"
+
+
+@contextlib.contextmanager
+def _names_fit(source: pathlib.Path) -> Iterator[None]:
+    """Raises DataError, with the path, for a name that is too long for a file, or both a file's and a folder's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            raise
+        raise DataError(f"{source} can't be unpacked: {error.filename}: {error.strerror}") from None
 
 
 def _bar():

@@ -165,11 +165,12 @@ def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
 
 
 def test_classes_called_by_numbers_or_with_spaces(tmp_path):
-    names, paths, labels = ("1", "2", "3 4", "4"), ["a.png", "b c.png", "d.png"], tmp_path / "val.txt"
+    names, paths, labels = ("1", "2", "3 4", "4", "5 "), ["a.png", "b c.png", "d.png"], tmp_path / "val.txt"
     for lines, expected in (
         ("a.png 0\nb c.png 1\nd.png 3", [0, 1, 3]),  # Places: there is no class called 0.
         ("a.png 1\nb c.png 2\nd.png 2", [0, 1, 1]),  # Names, where both could be meant.
         ("a.png 3 4\nb c.png 4\nd.png 1", [2, 3, 0]),
+        ("a.png 4 \nb c.png 5 \nd.png  1  ", [3, 4, 0]),  # Spaces at the end belong to a name that has them.
     ):
         labels.write_text(lines)
         assert folder._labelled(paths, labels, names) == list(zip(paths, expected, strict=True))

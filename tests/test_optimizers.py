@@ -18,6 +18,11 @@ def test_schedules(name, expected):
     np.testing.assert_allclose([rate(0), rate(50), rate(100)], expected, atol=1e-6)
 
 
+def test_two_drops_at_one_step_divide_twice():
+    rate = optimizers.schedule("step", learning_rate=1.0, steps=10, drops=(0.9, 0.5, 0.52))
+    np.testing.assert_allclose([rate(4), rate(5), rate(8), rate(9)], [1, 0.01, 0.01, 0.001], rtol=1e-5)
+
+
 def test_warm_up_and_coupled_weight_decay():
     rate = optimizers.schedule("step", learning_rate=1.0, steps=100, warmup_steps=10)
     np.testing.assert_allclose([rate(0), rate(5), rate(49), rate(50), rate(75)], [0, 0.5, 1, 0.1, 0.01], atol=1e-6)

@@ -157,6 +157,26 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_names_that_can_not_be_files_here(tmp_path):
+    for i, names in enumerate((["a.jpg", "a.jpg/1.jpg"], ["a.jpg/1.jpg", "a.jpg"], ["c/" + "a" * 300 + ".jpg"])):
+        with tarfile.open(tmp_path / f"{i}.tar", "w") as archive:
+            for name in names:
+                add(archive, name, jpeg(1))
+        with pytest.raises(
+            DataError, match=rf"{i}\.tar can't be unpacked: .*a\.jpg.*: (File exists|Is a dir|File name too)"
+        ):
+            unpack.unpack(tmp_path / f"{i}.tar", tmp_path, split=f"s{i}")
+
+
+def test_an_archive_of_a_class_in_capitals(tmp_path):
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        add(archive, "1.JPEG", jpeg(1))
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        add(archive, "N01.TAR", inner.getvalue())
+    assert unpack.unpack(tmp_path / "train.tar", tmp_path, split="t") == 1 and files(tmp_path / "t") == ["N01/1.JPEG"]
+
+
 def test_the_split_by_an_archives_name():
     names = {"latest_pictures.tar": "train", "ILSVRC2012_img_val.tar": "val", "festival-TEST.tar": "test"}
     assert {name: unpack.split_of(name) for name in names} == names

@@ -1,6 +1,7 @@
 """optax optimizers and learning-rate schedules, both from plain values."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
@@ -27,9 +28,9 @@ def schedule(
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
-        main = optax.piecewise_constant_schedule(
-            learning_rate, {round(steps * drop): 1 / drop_factor for drop in drops}
-        )
+        at = Counter(round(steps * drop) for drop in drops)  # Two drops of a short run may come at one step.
+        scales = {step: (1 / drop_factor) ** count for step, count in at.items()}
+        main = optax.piecewise_constant_schedule(learning_rate, scales)
     elif name == "cosine":
         main = optax.cosine_decay_schedule(learning_rate, max(1, steps - warmup_steps))
     elif name == "one_cycle":
