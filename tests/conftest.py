@@ -56,7 +56,7 @@ def library(environment, shared_folder):
         compiled.start_cache()
         fcntl.flock(lock, fcntl.LOCK_EX)
         native.ready()
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", True)
     return jax.config.jax_compilation_cache_dir
 
 
