@@ -125,6 +125,7 @@ def main(argv) -> None:
         ):  # fmt: skip
             pass
         warm = [first_step(cache, config) for _ in range(3)]
+    flags.start_cache()
     looped, bare, saves = loop_over_step(config)
     ratios = [a / b for a, b in zip(looped, bare, strict=True)]
     found = {

@@ -34,6 +34,7 @@ def main(argv) -> int:
     from models import dcgan, table
 
     config = flags.values()
+    flags.start_cache()  # The kernels that tracing needs are kept there.
     if config["model"] in models.SEGMENTERS:
         default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
     elif config["model"] in models.GENERATORS:
@@ -74,7 +75,13 @@ def main(argv) -> int:
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
     if PARALLELISM.value:
         bytes_of = traffic.report(
-            model, image_shape, hybrid=hybrid, hosts=hosts, local=local, batch_size=BATCH_SIZE.value, figure=FIGURE.value
+            model,
+            image_shape,
+            hybrid=hybrid,
+            hosts=hosts,
+            local=local,
+            batch_size=BATCH_SIZE.value,
+            figure=FIGURE.value,
         )
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))

@@ -82,7 +82,7 @@ def counted(model, image_shape, *, devices: int, batch_size: int, divided: bool)
 
 
 def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> tuple[int, int]:
-    """(hosts, devices of each), with as many CPU devices started as the program is compiled for. Call it before anything
+    """(hosts, devices of each), with as many CPU devices started as the program is counted for. Call it before anything
     is traced: tracing starts a single one. Raises UsageError for numbers that don't fit."""
     hosts = 1
     if mesh is not None:
