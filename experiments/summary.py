@@ -58,8 +58,7 @@ def main(argv) -> int:
         flags.require(
             given is None or bool(PARALLELISM.value), f"--{option}={given} needs --parallelism=data or hybrid"
         )
-    bytes_of: dict[str, dict] = {}
-    hosts, local, hybrid = 1, 1, PARALLELISM.value == "hybrid"
+    plan = None
     try:
         if config["model"] in models.GENERATORS:
             square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
@@ -68,21 +67,12 @@ def main(argv) -> int:
         else:
             model = build.network(config, classes, None)
         if PARALLELISM.value:
-            hosts, local = traffic.start(model, hybrid=hybrid, **asked)
+            plan = traffic.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
         layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
-    if PARALLELISM.value:
-        bytes_of = traffic.report(
-            model,
-            image_shape,
-            hybrid=hybrid,
-            hosts=hosts,
-            local=local,
-            batch_size=BATCH_SIZE.value,
-            figure=FIGURE.value,
-        )
+    bytes_of = traffic.report(model, image_shape, plan) if plan else {}
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0

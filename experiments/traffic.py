@@ -1,6 +1,7 @@
 """What a device sends and holds in a training step, by data and by hybrid parallelism, for `summary`."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +82,19 @@ def counted(model, image_shape, *, devices: int, batch_size: int, divided: bool)
     return round(communication.compiled_bytes(text, devices))
 
 
-def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> tuple[int, int]:
-    """(hosts, devices of each), with as many CPU devices started as the program is counted for. Call it before anything
-    is traced: tracing starts a single one. Raises UsageError for numbers that don't fit."""
+class Plan(NamedTuple):
+    """What is to be counted."""
+
+    hybrid: bool
+    hosts: int
+    local: int  # Devices of each host.
+    batch_size: int
+    figure: str | None
+
+
+def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
+    """Starts as many CPU devices as the program is counted for. Call it before anything is traced: tracing starts one
+    alone. Raises UsageError for numbers that don't fit."""
     hosts = 1
     if mesh is not None:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
@@ -109,11 +120,12 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> tuple[in
     if hosts == 1 and devices <= COMPILED:
         jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
         parallel.start_devices(devices)
-    return hosts, devices // hosts
+    return Plan(hybrid, hosts, devices // hosts, batch_size, figure)
 
 
-def report(model, image_shape, *, hybrid: bool, hosts: int, local: int, batch_size: int, figure) -> dict:
-    """{"data": ..., "hybrid": ...} with the bytes of each, for what `start` has accepted."""
+def report(model, image_shape, plan: Plan) -> dict:
+    """{"data": ..., "hybrid": ...} with the bytes of each, after `start`."""
+    hybrid, hosts, local, batch_size, figure = plan
     devices = hosts * local
     counts = Counts(model, image_shape)
     found = {"data": counts.data(devices)}

@@ -1,5 +1,5 @@
-"""Imports what commands of experiments/ import, for the process that tests fork them from. No flags are defined here and
-no jax backend is started."""
+"""Imports what commands of experiments/ import, for the process that tests fork them from. No flags are defined here
+and no jax backend is started."""
 
 import grain  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
