@@ -143,13 +143,13 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"ARCHIVE": "cifar10_archive", "FOLDER": "new"}, cold=True
     ),
     "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER": Run(
-        where={"ILSVRC2012_img_train.tar": "picture_archive", "FOLDER": "new"}
+        where={"ILSVRC2012_img_train.tar": "picture_archive", "FOLDER": "new"}, slow=False
     ),
     "prepare --dataset=folder --data_dir=FOLDER --shards=STORE": Run(
         where={"FOLDER": "pictures", "STORE": "new"}, slow=False
     ),
     "prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data_dir=FOLDER": Run(
-        where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}
+        where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}, slow=False
     ),
     "segment --workdir=W --steps=1000": Run(TINY),
     "softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
@@ -169,7 +169,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]": Run(
         "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
     ),
-    "benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]": Run("--model=mlp --steps=2"),
+    "benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]": Run("--model=mlp --steps=10"),
     "benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]": Run(
         "--model=resnet18", {"FILE.json": "golden"}
     ),

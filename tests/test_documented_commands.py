@@ -183,9 +183,10 @@ def check(done, run):
 def test_every_documented_command_has_its_run():
     found = documented.documented()
     new = [f"{command}  ({file})" for command, file in found.items() if command not in COMMANDS]
-    assert not new, "add to COMMANDS in tests/documented_runs.py how these are run, or why not:\n" + "\n".join(new)
     old = sorted(COMMANDS.keys() - found.keys())
-    assert not old, "no document has these any more; remove them from tests/documented_runs.py:\n" + "\n".join(old)
+    say = ["Add to COMMANDS in tests/documented_runs.py how these are run, or why they can't be:", *new] if new else []
+    say += ["Remove these from tests/documented_runs.py, as no document has them any more:", *old] if old else []
+    assert not say, "\n".join(say)
 
 
 def test_every_command_of_experiments_is_started_cold():
