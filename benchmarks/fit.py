@@ -92,6 +92,7 @@ def main(argv) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; fit takes flags alone")
     for name in MODELS.value:
         flags.require(name in models.REGISTRY, f"--models={name}: there is no such network")
+    flags.start_cache()
     dataset = folder.load(DATA_DIR.value)
     images, labels = dataset.splits["train"]
     flags.require(

@@ -9,13 +9,13 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from absl import app
 from absl import flags as absl_flags
 
 from experiments import flags
@@ -25,6 +25,7 @@ absl_flags.FLAGS.set_default("steps", 300)
 absl_flags.FLAGS.set_default("batch_size", 64)
 absl_flags.FLAGS.set_default("augment", "digits")
 ROUNDS = 5
+LOG_EVERY = 10
 
 
 def mark(marks: dict[int, float], step: int, row: dict) -> None:
@@ -69,7 +70,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
                 setup.task.init(jax.random.key(0)),
                 task=task,
                 record={},
-                plan=loop.Plan(config["steps"] + 20, 0, 10, 0),
+                plan=loop.Plan(config["steps"] + 2 * LOG_EVERY, 0, LOG_EVERY, 0),
                 devices=1,
                 train_batches=lambda start: batches.train_batches(
                     images, labels, batch_size=config["batch_size"], seed=0, start=start
@@ -83,7 +84,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
                 progress=functools.partial(mark, marks),
             )
             metrics.close()
-            looped.append((marks[config["steps"] + 10] - marks[10]) / config["steps"])
+            looped.append((marks[config["steps"] + LOG_EVERY] - marks[LOG_EVERY]) / config["steps"])
             begin = time.perf_counter()
             store.save(10**6, state, record={})
             saves.append(time.perf_counter() - begin)
@@ -107,15 +108,19 @@ def first_step(cache: str, config: dict) -> float:
         ) as process:
             path = pathlib.Path(place, "run", "metrics.csv")
             while not path.exists() or path.read_text().count("\n") < 2:
+                flags.require(process.poll() is None, f"it ended before its first step: {shlex.join(command)}")
                 time.sleep(0.005)
             seconds = time.perf_counter() - begin
             process.kill()
     return seconds
 
 
-def main(argv) -> None:
-    del argv
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise flags.UsageError(f"unexpected argument {argv[1]!r}; loop takes flags alone")
     config = flags.values()
+    rows = config["steps"] is not None and config["steps"] > 0 and config["steps"] % LOG_EVERY == 0
+    flags.require(rows, f"--steps={config['steps']}: accepted are multiples of {LOG_EVERY}")
     with tempfile.TemporaryDirectory() as cache:
         cold = first_step(cache, config)
         with subprocess.Popen(  # Fills the cache with all programs: a killed run may have kept none.
@@ -125,6 +130,7 @@ def main(argv) -> None:
         ):  # fmt: skip
             pass
         warm = [first_step(cache, config) for _ in range(3)]
+    flags.start_cache()
     looped, bare, saves = loop_over_step(config)
     ratios = [a / b for a, b in zip(looped, bare, strict=True)]
     found = {
@@ -140,7 +146,8 @@ def main(argv) -> None:
     for name, value in found.items():
         print(f"{name:<20} {value}")
     print(json.dumps(found))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.run(main)

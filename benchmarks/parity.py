@@ -95,6 +95,7 @@ def main(argv) -> int:
     if name not in models.PEERS:
         raise flags.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
     golden = read_golden(path) if path else None
+    flags.start_cache()
     own = logits(name, str(salt))
     result: dict[str, Any] = {"model": name, "salt": salt, "logits": own.tolist()}
     if golden:

@@ -34,6 +34,7 @@ def main(argv) -> int:
 
     size = config["image_size"]
     flags.require(size is not None and size > 0, f"--image_size={size}: must be more than 0")
+    flags.start_cache()
     entries = weights.read(WEIGHTS.value)
     try:
         model, variables = models.from_peer(config["model"], entries, image_size=size)

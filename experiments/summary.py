@@ -34,6 +34,7 @@ def main(argv) -> int:
     from models import dcgan, table
 
     config = flags.values()
+    flags.start_cache()  # The kernels that tracing needs are kept there.
     if config["model"] in models.SEGMENTERS:
         default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
     elif config["model"] in models.GENERATORS:
@@ -52,6 +53,12 @@ def main(argv) -> int:
     if size is None:
         raise flags.UsageError(f"--image_size={IMAGE_SIZE.value}: accepted are SIDE, as 224, and HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
+    asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
+    for option, given in asked.items():
+        flags.require(
+            given is None or bool(PARALLELISM.value), f"--{option}={given} needs --parallelism=data or hybrid"
+        )
+    plan = None
     try:
         if config["model"] in models.GENERATORS:
             square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
@@ -59,18 +66,13 @@ def main(argv) -> int:
             model = models.create(config["model"], classes, size=image_shape[0], channels=channels)
         else:
             model = build.network(config, classes, None)
+        if PARALLELISM.value:
+            plan = traffic.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
         layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
-    bytes_of: dict[str, dict] = {}
-    asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
-    for option, given in asked.items():
-        flags.require(
-            given is None or bool(PARALLELISM.value), f"--{option}={given} needs --parallelism=data or hybrid"
-        )
-    if PARALLELISM.value:
-        bytes_of = traffic.report(model, image_shape, hybrid=PARALLELISM.value == "hybrid", **asked)
+    bytes_of = traffic.report(model, image_shape, plan) if plan else {}
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0

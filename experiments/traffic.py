@@ -1,6 +1,7 @@
 """What a device sends and holds in a training step, by data and by hybrid parallelism, for `summary`."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +82,20 @@ def counted(model, image_shape, *, devices: int, batch_size: int, divided: bool)
     return round(communication.compiled_bytes(text, devices))
 
 
-def report(model, image_shape, *, hybrid: bool, devices, batch_size, mesh, figure) -> dict:
-    """{"data": ..., "hybrid": ...} with the bytes of each. Raises UsageError for numbers that don't fit."""
+class Plan(NamedTuple):
+    """What is to be counted."""
+
+    hybrid: bool
+    hosts: int
+    local: int  # Devices of each host.
+    batch_size: int
+    figure: str | None
+
+
+def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
+    """Starts as many CPU devices as the program is counted for. Call it before anything is traced: tracing starts one
+    alone. Raises UsageError for numbers that don't fit."""
+    hosts = 1
     if mesh is not None:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
         require(
@@ -96,7 +109,6 @@ def report(model, image_shape, *, hybrid: bool, devices, batch_size, mesh, figur
         figure is None or figure.lower().endswith(".png"), f"--figure={figure}: accepted is the name of a .png file"
     )
     require(devices is not None and devices > 1, f"--devices={devices}: --parallelism needs 2 or more")
-    hosts, local = (hosts, local) if mesh else (1, devices)
     require(
         batch_size is not None and batch_size > 0 and batch_size % devices == 0,
         f"--batch_size={batch_size}: must be given and divide by {devices} devices",
@@ -105,13 +117,21 @@ def report(model, image_shape, *, hybrid: bool, devices, batch_size, mesh, figur
         not hybrid or hasattr(model, "SHARDED"),
         "--parallelism=hybrid is for alexnet_owt and vggN: they have dense layers",
     )
+    if hosts == 1 and devices <= COMPILED:
+        jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
+        parallel.start_devices(devices)
+    return Plan(hybrid, hosts, devices // hosts, batch_size, figure)
+
+
+def report(model, image_shape, plan: Plan) -> dict:
+    """{"data": ..., "hybrid": ...} with the bytes of each, after `start`."""
+    hybrid, hosts, local, batch_size, figure = plan
+    devices = hosts * local
     counts = Counts(model, image_shape)
     found = {"data": counts.data(devices)}
     if hybrid:
         found["hybrid"] = counts.hybrid(local, batch_size, hosts)
     if hosts == 1 and devices <= COMPILED:
-        jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
-        parallel.start_devices(devices)
         for kind, numbers in found.items():
             numbers["communication_bytes_per_device"] = counted(
                 model, image_shape, devices=devices, batch_size=batch_size, divided=kind == "hybrid"

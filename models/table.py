@@ -22,7 +22,7 @@ class Layer(NamedTuple):
 
 
 def variables(model: nn.Module, image_shape):
-    """The shapes of the network's variables for images [H, W, C]. No device is started."""
+    """The shapes of the network's variables for images [H, W, C]. To trace it starts jax's devices."""
 
     def init(images):
         return model.init(jax.random.key(0), images, train=False)

@@ -86,7 +86,7 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
 def test_numbers_that_do_not_fit_are_refused(wrong, named):
     asked = {"devices": 4, "batch_size": 16, "mesh": None, "figure": None} | wrong
     with pytest.raises(UsageError, match=named):
-        traffic.report(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3), hybrid=True, **asked)
+        traffic.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
 
 
 def test_summary_counts_as_a_user_starts_it(start):

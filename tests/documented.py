@@ -1,0 +1,87 @@
+"""Finds the commands that the documents name: one line each, in one form.
+
+`python -m experiments.NAME FLAGS` becomes `NAME FLAGS`, `python -m benchmarks.NAME FLAGS` becomes `benchmarks.NAME
+FLAGS`, `.venv/bin/` is left out.
+"""
+
+import ast
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parent.parent
+MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
+# Modules that are commands, by package.
+COMMANDS = {
+    package: [path.stem for path in sorted((ROOT / package).glob("*.py")) if MAIN.search(path.read_text())]
+    for package in ("experiments", "benchmarks")
+}
+NAME = "|".join(COMMANDS["experiments"])
+STARTS = re.compile(rf"(python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
+# In running text a command goes on to the first word that is no flag and stands for no file.
+FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
+IN_TEXT = re.compile(
+    rf"(?:(?:python -m |PYTHON )(?:experiments|benchmarks)[./][\w.]+|\b(?:{NAME})(?= --))"
+    rf"(?: {FLAG}| picture\.png| \.\.\.)*"
+)
+
+
+def one_form(text: str) -> str:
+    text = " ".join(text.split()).removeprefix(".venv/bin/")
+    return text.removeprefix("python -m experiments.").replace("python -m benchmarks.", "benchmarks.")
+
+
+def is_command(text: str) -> bool:
+    return bool(STARTS.match(text))
+
+
+def spans(text: str) -> list[str]:
+    """The code in backquotes."""
+    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", text)]
+
+
+def in_markdown(text: str) -> list[str]:
+    """Code in backquotes and in indented lines. In a table's first cell a name alone, after a command, has that one's
+    flags; in a table of FLAGS each row completes the last command above it."""
+    found, above, text = [], "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n", text):
+        lines = paragraph.splitlines()
+        if lines and lines[0].startswith("    "):
+            found += [one_form(re.split(r"\s{2,}#", line.strip())[0]) for line in lines if is_command(line.strip())]
+            continue
+        if not lines or not lines[0].startswith("|"):
+            commands = [one_form(code) for code in spans(paragraph) if is_command(code)]
+            found, above = found + commands, (commands or [above])[-1]
+            continue
+        for line in lines:
+            first, *rest = re.split(r"(?<!\\)\|", line.strip("|"))
+            codes = spans(first)
+            if lines[0].startswith("| FLAGS "):
+                found += [above.replace("FLAGS", code) for code in codes[:1]]
+            elif codes and is_command(codes[0]):
+                flags = codes[0].partition(" ")[2]
+                found += [one_form(code if is_command(code) else f"{code} {flags}") for code in codes]
+            found += [one_form(code) for code in spans("|".join(rest)) if is_command(code)]
+    return found
+
+
+def in_text(text: str) -> list[str]:
+    """Commands in running text: a module's docstring or a recipe's comment."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
+    return [one_form(found).rstrip(".,;:") for paragraph in paragraphs for found in IN_TEXT.findall(paragraph)]
+
+
+def documented() -> dict[str, str]:
+    """command -> the first file that has it."""
+    found: dict[str, str] = {}
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]
+    sources = [(path, in_markdown(path.read_text())) for path in [*pages, *sorted((ROOT / "docs").rglob("*.md"))]]
+    for path in sorted((ROOT / "experiments/recipes").glob("*.flags")):
+        comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        sources.append((path, in_text("\n".join(comments))))
+    for package, names in COMMANDS.items():
+        for path in (ROOT / package / f"{name}.py" for name in names):
+            sources.append((path, in_text(ast.get_docstring(ast.parse(path.read_text())) or "")))
+    for path, commands in sources:
+        for command in commands:
+            found.setdefault(command, str(path.relative_to(ROOT)))
+    return found

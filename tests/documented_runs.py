@@ -1,0 +1,177 @@
+"""How each documented command is run by tests/test_documented_commands.py.
+
+The keys are the commands as tests/documented.py finds them. `more` is appended to a command, mostly to make it short.
+`where` replaces words of it: by a place that the fixture `places` makes, or by the text given here. W is a new folder
+where `where` does not say otherwise.
+"""
+
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    more: str = ""
+    where: dict[str, str] = {}
+    slow: bool = True  # False: in `make test` as well.
+    cold: bool = False  # In a fresh process with empty caches; each command of experiments/ has one such run.
+    fails: str = ""  # What standard error says where the command can be run to this failure alone.
+
+
+class Omitted(NamedTuple):
+    reason: str
+
+
+TINY = "--steps=2 --batch_size=8"
+ONE_SEED = {"seed=0..2": "seed=0"}
+NO_TORCH = "has no torch"
+PEER = {"PEER": "peer", "torch_step.py": "peer", "PYTHON": "python"}
+CAMVID = "--image_size=32x48 --steps=2 --batch_size=2"
+
+COMMANDS: dict[str, Run | Omitted] = {
+    # README.md
+    "make demo": Run("--dry-run", slow=False),
+    "make install": Run("--dry-run", slow=False),
+    "make test": Run("--dry-run", slow=False),
+    "make demo DEMO_WORKDIR=runs/other": Run("--dry-run", slow=False),
+    "NAME --help": Run(where={"NAME": "summary"}, slow=False),
+    "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),
+    "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "pictures"}),
+    "segment --workdir=W": Run(TINY, cold=True),
+    "segment --flagfile=experiments/recipes/segnet_basic.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
+    "generate --workdir=W": Run("--dry_run", cold=True),
+    "prepare --dataset=cifar10 [--source=ARCHIVE]": Run("--data_dir=W", {"ARCHIVE": "cifar10_archive"}),
+    "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=D": Run(
+        where={"ILSVRC2012_img_train.tar": "picture_archive", "D": "new"}, slow=False
+    ),
+    "prepare --dataset=camvid --source=S --data_dir=D": Run(where={"S": "camvid", "D": "new"}, slow=False),
+    "import_weights --model=resnet18 --weights=FILE --workdir=W [--data_dir=D]": Run(
+        where={"FILE": "resnet18_weights", "D": "pictures"}, cold=True
+    ),
+    "evaluate --workdir=W [--split=test]": Run(where={"W": "classifier"}, cold=True),
+    "predict --workdir=W picture.png ... [--top=3]": Run(
+        where={"W": "classifier", "picture.png": "picture"}, cold=True
+    ),
+    "predict --workdir=W --samples=N [--seed=S] [--out=FOLDER]": Run(
+        where={"W": "generator", "N": "3", "S": "1", "FOLDER": "new"}
+    ),
+    "filters --workdir=W [--layer=K]": Run(where={"W": "classifier", "K": "2"}, cold=True),
+    "lecture --workdir=W": Run("--only=activations", cold=True),
+    "perceptron --workdir=W": Run("--seeds=1 --steps=20 --points=20", cold=True),
+    "activations --workdir=W": Run(cold=True),
+    "backpropagation --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "convolution --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "pooling --workdir=W": Run("--seeds=1 --digits=20", cold=True),
+    "softmax --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "vanishing_gradient --workdir=W": Run("--seeds=1 --steps=2 --hidden_layers=2", cold=True),
+    "initialization --workdir=W": Run("--seeds=1 --steps=2 --width=16 --depths=4", cold=True),
+    "dropout --workdir=W": Run("--seeds=1 --steps=2 --hidden=36", cold=True),
+    "plain_vs_residual --workdir=W": Run("--seeds=1 --steps=20 --maps=1 --dataset=mnist5k", cold=True),
+    "abstraction --workdir=W": Run("--seeds=1 --steps=2 --signal_steps=2", cold=True),
+    "systems --workdir=W": Run(cold=True),
+    "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2", slow=False),
+    "summary --model=cnn --image_size=28 [--json]": Run(slow=False),
+    "summary --model=densenet --blocks=1 --depth=7 --growth_rate=4": Run(slow=False),
+    "summary --model=alexnet_owt --parallelism=hybrid --devices=8 --batch_size=1024": Run(
+        "--json --figure=W/F.png", cold=True
+    ),
+    'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp': Run(
+        "--steps=2", {"seed=0..4": "seed=0"}
+    ),
+    "segment --dataset=camvid --model=segnet --init_from=V": Run(
+        f"--workdir=W --data_dir=D {CAMVID}", {"V": "vgg16", "D": "camvid"}
+    ),
+    'sweep --workdir=W --grid="seed=0..2" -- FLAGS': Run("--steps=2", ONE_SEED | {"FLAGS": "--model=perceptron"}),
+    'sweep --workdir=W --grid="seed=0..2" -- --model=perceptron --learning_rate=0.02 COMMON': Run(
+        "--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"}
+    ),
+    'sweep --workdir=W --grid="seed=0..2" -- --model=logistic --positive=3 --negative=8 --learning_rate=0.02 COMMON': (
+        Run("--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"})
+    ),
+    'sweep --workdir=W --grid="seed=0..2" -- --model=mlp --learning_rate=0.05 --augment=digits --weight_decay=0.0005 '
+    "COMMON": Run("--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"}),
+    'sweep --workdir=W --grid="seed=0..2" -- --model=lenet --learning_rate=0.05 --augment=digits --weight_decay=0.0005 '
+    "COMMON": Run("--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"}),
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/demo.flags': Run("--steps=2", ONE_SEED),
+    "benchmarks.loop": Omitted("minutes, on an idle machine; benchmarks.loop with its options is run"),
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/dcnn.flags --data_dir=D': Run(
+        TINY, ONE_SEED | {"D": "pictures"}
+    ),
+    "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --workdir=W": Run(TINY, {"D": "pictures"}),
+    'sweep --workdir=W --grid="model=cifar_resnet20,cifar_plain20" -- --flagfile=experiments/recipes/'
+    "cifar_resnet20.flags --schedule=one_cycle --steps=3000 --eval_every=300 --data_dir=D": Run(
+        TINY, {"D": "pictures"}
+    ),
+    "classify --flagfile=experiments/recipes/densenet40.flags --schedule=one_cycle --steps=850 --eval_every=170 "
+    "--data_dir=D --workdir=W": Run(f"{TINY} --eval_every=2", {"D": "pictures"}),
+    "filters --workdir=W/seed=0 --layer=3": Run(where={"W/seed=0": "dcnn"}),
+    "segment --flagfile=experiments/recipes/segnet_small.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
+    "generate --workdir=W --dataset=folder --data_dir=D --batch_size=128 --steps=9000 --eval_every=1000": Run(
+        "--batch_size=8 --steps=2 --eval_every=2", {"D": "pictures"}
+    ),
+    "benchmarks.fit --data_dir=D": Run("--models=vgg11_bn", {"D": "pictures"}),
+    "benchmarks.parity --model=M --salt=S --golden=FILE": Run(where={"M": "resnet18", "S": "s", "FILE": "golden"}),
+    "benchmarks.loader --peer_python=PYTHON": Run(
+        "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
+    ),
+    # CONTRIBUTING.md
+    "ruff format .": Run("--check --no-cache", slow=False),
+    "python -m pytest tests/test_models.py -k NAME": Run(
+        "--collect-only --quiet -p no:cacheprovider", {"NAME": "dense"}
+    ),
+    "NAME --flagfile=experiments/recipes/RECIPE.flags --workdir=runs/RECIPE": Run(
+        "--steps=2", {"NAME": "classify", "RECIPE": "demo", "runs/RECIPE": "new"}
+    ),
+    # benchmarks/README.md
+    "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --rounds=2 --seconds=2 --json": Run(
+        "--models=mlp --seconds=0.01", PEER, fails=NO_TORCH
+    ),
+    "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --forward_only --batch=1 --rounds=2 --seconds=1": Run(
+        "--models=mlp --seconds=0.01", PEER, fails=NO_TORCH
+    ),
+    "benchmarks.gan --rounds=1 --seconds=2": Run("--models=dcgan32 --seconds=0.01"),
+    "python benchmarks/dcgan_in_torch.py --model=M --layout=channels_last --threads=2 --steps=4 --batch_size=64": (
+        Omitted("needs torch, which the project does not install")
+    ),
+    # experiments/recipes
+    "import_weights --model=vgg16 --weights=FILE --workdir=V": Run(
+        "--image_size=32", {"FILE": "vgg16_weights", "V": "new"}
+    ),
+    "evaluate --checkpoint=best": Run("--workdir=W", {"W": "classifier"}),
+    # The modules' docstrings
+    "import_weights --model=resnet18 --weights=FILE --workdir=W": Run(where={"FILE": "resnet18_weights"}),
+    "perceptron --workdir=W [--steps=300 --points=200 --hidden=8]": Run("--seeds=1 --steps=20 --points=20"),
+    "prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]": Run(
+        where={"ARCHIVE": "cifar10_archive", "FOLDER": "new"}, cold=True
+    ),
+    "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER": Run(
+        where={"ILSVRC2012_img_train.tar": "picture_archive", "FOLDER": "new"}, slow=False
+    ),
+    "prepare --dataset=folder --data_dir=FOLDER --shards=STORE": Run(
+        where={"FOLDER": "pictures", "STORE": "new"}, slow=False
+    ),
+    "prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data_dir=FOLDER": Run(
+        where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}, slow=False
+    ),
+    "segment --workdir=W --steps=1000": Run(TINY),
+    "softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
+    'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500': Run(
+        "--steps=2", {"0.1,0.01": "0.1", "seed=0..4": "seed=0"}, cold=True
+    ),
+    "benchmarks.accelerator [--peak_tflops=P] [--batch_size=256]": Run(
+        "--models=alexnet_owt --batch_size=2 --steps=1 --dtype=float32", {"P": "1"}
+    ),
+    "benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON": Run("--models=mlp", PEER, fails=NO_TORCH),
+    "PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 "
+    "--steps=5": Omitted("needs torch, which the project does not install"),
+    "benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]": Omitted(
+        "20 minutes for alexnet_owt, which stops at an accuracy; benchmarks.fit is run with vgg11_bn"
+    ),
+    "benchmarks.gan --peer_python=PYTHON [--rounds=3]": Run("--models=dcgan32", PEER, fails=NO_TORCH),
+    "benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]": Run(
+        "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
+    ),
+    "benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]": Run("--model=mlp --steps=10"),
+    "benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]": Run(
+        "--model=resnet18", {"FILE.json": "golden"}
+    ),
+    "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
+}
