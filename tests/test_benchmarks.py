@@ -49,6 +49,7 @@ def measure(start, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_ours_and_the_peer_take_turns(measure, fake, tmp_path):
     peer = fake(5_256_202)  # As many parameters as in 3072-1024-1024-1024-10.
     done = measure(f"--peer={peer}", "--rounds=2", "--seconds=0.01", "--json")

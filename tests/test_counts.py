@@ -15,7 +15,7 @@ PUBLISHED = [
     ("cifar_resnet44", {}, 32, 658_586, "97.17"),
     ("cifar_resnet56", {}, 32, 853_018, "125.49"),
     ("cifar_resnet110", {}, 32, 1_727_962, "252.89"),
-    ("cifar_resnet1202", {}, 32, 19_421_274, "2829"),
+    pytest.param("cifar_resnet1202", {}, 32, 19_421_274, "2829", marks=pytest.mark.slow),
     ("cifar_plain20", {}, 32, 269_722, "40.55"),
     ("cifar_plain32", {}, 32, 464_154, "68.86"),
     ("cifar_plain44", {}, 32, 658_586, "97.17"),

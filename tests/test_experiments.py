@@ -169,6 +169,7 @@ def test_a_bad_grid_is_one_line(start, tmp_path):
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--grid" in done.stderr
 
 
+@pytest.mark.slow
 def test_sweep(start, tmp_path):
     arguments = [f"--workdir={tmp_path / 's'}", "--grid=learning_rate=0.1 seed=0..1", "--", "--model=perceptron"]
     arguments.append("--steps=10")

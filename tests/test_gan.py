@@ -167,6 +167,7 @@ def scorer_of(images, floor=0.5):
     return gan.Scorer(features, images, np.zeros(len(images), np.int32), floor)
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     random = np.random.default_rng(1)
     known = random.normal(size=(20, SIDE, SIDE, 1)).astype(np.float32)

@@ -33,6 +33,7 @@ def root(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_run(root, start, tmp_path):
     run = [*SHORT, f"--data_dir={root}", "--conditional"]
     workdir = tmp_path / "whole"

@@ -98,6 +98,7 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
         lesson.Lesson(home, {"seeds": 1}).piece("../x", int)
 
 
+@pytest.mark.slow
 def test_lecture(start, tmp_path):
     done = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")
     assert done.returncode == 0, done.stderr

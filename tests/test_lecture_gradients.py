@@ -131,6 +131,7 @@ def start(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_vanishing_gradient(start, monkeypatch):
     monkeypatch.setattr(vanishing_gradient, "AFTER", 0)
     monkeypatch.delitem(vanishing_gradient.LINES, "rectified_tanh")
@@ -146,6 +147,7 @@ def test_vanishing_gradient(start, monkeypatch):
         start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)
 
 
+@pytest.mark.slow
 def test_initialization(start, monkeypatch):
     monkeypatch.setattr(initialization, "WIDTH_TANH", 100)
     numbers, text, table = start("initialization", initialization, steps=3, width=16, depths="4")

@@ -12,6 +12,7 @@ from models import cifar_resnet, kernels, normalised
 from train import classification, optimizers, parallel
 from train.equality import tree_error
 
+SLOW = pytest.mark.slow
 FORMS = [{"depth": 10}, {"depth": 10, "bottleneck": True, "compression": 0.5}, {"depth": 5, "blocks": 1}]
 
 
@@ -51,7 +52,7 @@ def least_error(found, expected):
     return np.min(errors, axis=0)
 
 
-@pytest.mark.parametrize("options", FORMS)
+@pytest.mark.parametrize("options", [FORMS[0], pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
 def test_a_step_equals_the_plain_networks(monkeypatch, options):
     kept = steps(task_of(**options), seeds=range(3))
     monkeypatch.setattr(kernels, "on_cpu", lambda *operands: False)
@@ -59,7 +60,7 @@ def test_a_step_equals_the_plain_networks(monkeypatch, options):
     assert errors[0] < 1e-5 and errors[1] < 1e-6
 
 
-@pytest.mark.parametrize("options", FORMS[1:])
+@pytest.mark.parametrize("options", [pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
 def test_four_devices_equal_one(options):
     axis = parallel.axis_of(4)
     task = task_of(axis, **options)
@@ -72,8 +73,9 @@ def test_four_devices_equal_one(options):
 def test_the_blocks_are_used_where_they_may_be():
     def calls(name, train=True, dtype=jnp.float32, **options):
         model = models.create("densenet", 10, depth=7, blocks=1, **options)
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-        variables, images = jax.tree.map(lambda x: x.astype(dtype), (variables, jnp.zeros((2, 8, 8, 3))))
+        init = functools.partial(model.init, jax.random.key(0), train=False)
+        shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)), np.zeros((2, 8, 8, 3))
+        variables, images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         apply = functools.partial(
             model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
         )
@@ -85,6 +87,7 @@ def test_the_blocks_are_used_where_they_may_be():
     assert calls("", dtype=jnp.bfloat16) == 0
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_depth():
     """Bytes of a step beyond its arguments: two buffers of all maps, and what one layer takes."""
 
@@ -116,7 +119,7 @@ def test_the_convolution_has_autodiffs_gradients():
             np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=SLOW)])
 def test_equal_blocks_in_a_loop_are_the_same_network(monkeypatch, devices):
     axis = parallel.axis_of(devices)
     plain = steps(task_of(axis, "cifar_resnet20"), devices)[0]

@@ -109,6 +109,7 @@ def test_error_measure():
     assert parity.relative_error(own, json.loads(json.dumps(golden))) == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
     given = entries("resnet18")
     given["fc.weight"], given["fc.bias"] = given["fc.weight"][:3], given["fc.bias"][:3]

@@ -40,7 +40,7 @@ flags.run(classify.main)
 STOP_SECOND = SignalAt(signal.SIGTERM, "train.processes:agree", 8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair(launch):
     """pair(*arguments) runs two processes of one run, each with a flag of its `own`: (exit statuses, summary or None,
     standard errors)."""
@@ -62,27 +62,41 @@ def pair(launch):
     return run
 
 
-def test_two_processes_train_stop_and_go_on_together(tmp_path, pair, start):
-    run = ["--model=mlp", "--dropout=0.2", "--augment=digits", *COMMON]
-    statuses, whole, errors = pair(f"--workdir={tmp_path / 'whole'}", *run)
-    assert statuses == [0, 0] and whole["step"] == 80 and "2 cpu devices in 2 processes" in errors[0]
-    alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *run))
-    assert alone["accuracy"] == pytest.approx(whole["accuracy"], abs=0.01)
-    assert alone["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+RUN = ["--model=mlp", "--hidden=16", "--dropout=0.2", "--augment=digits", *COMMON]
 
-    parts = tmp_path / "parts"
-    statuses, _, errors = pair(f"--workdir={parts}", *run, stop_second=STOP_SECOND)
-    assert statuses == [143, 143] and "stopped at step" in errors[0]
-    statuses, resumed, errors = pair(f"--workdir={parts}", *run)
-    assert statuses == [0, 0] and "going on from step" in errors[0]
-    assert resumed["fingerprint"] == whole["fingerprint"]
-    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "parts")]
-    kept = [[row.split(",")[:5] for row in lines] for lines in rows]
-    assert kept[0] == kept[1] and len(rows[0]) == 5
 
-    statuses, _, errors = pair(f"--workdir={parts}", *run, "--seed=1")
+@pytest.fixture(scope="module")
+def whole(pair, tmp_path_factory):
+    """The folder and the summary of a run of two processes."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    statuses, summary, errors = pair(f"--workdir={workdir}", *RUN)
+    assert statuses == [0, 0] and summary["step"] == 80 and "2 cpu devices in 2 processes" in errors[0]
+    return workdir, summary
+
+
+def test_two_processes_train_as_two_devices_of_one(whole, start, tmp_path):
+    alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *RUN))
+    assert alone["accuracy"] == pytest.approx(whole[1]["accuracy"], abs=0.01)
+    assert alone["loss"] == pytest.approx(whole[1]["loss"], rel=1e-3)
+
+
+def test_two_processes_refuse_another_run_together(whole, pair):
+    statuses, _, errors = pair(f"--workdir={whole[0]}", *RUN, "--seed=1")
     assert statuses == [1, 1], errors
     assert "--seed: 0 there, 1 here" in errors[0] and "another process of this run has stopped" in errors[1]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
+    parts = tmp_path / "parts"
+    statuses, _, errors = pair(f"--workdir={parts}", *RUN, stop_second=STOP_SECOND)
+    assert statuses == [143, 143] and "stopped at step" in errors[0]
+    statuses, resumed, errors = pair(f"--workdir={parts}", *RUN)
+    assert statuses == [0, 0] and "going on from step" in errors[0]
+    assert resumed["fingerprint"] == whole[1]["fingerprint"]
+    rows = [(place / "metrics.csv").read_text().splitlines() for place in (whole[0], parts)]
+    kept = [[row.split(",")[:5] for row in lines] for lines in rows]
+    assert kept[0] == kept[1] and len(rows[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -98,6 +112,7 @@ def test_processes_with_unlike_flags_are_refused(tmp_path, pair, own, told):
     assert "another process of this run has stopped" in errors[0]
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_dense_layers(tmp_path, pair, start):
     run = ["--model=alexnet_owt", "--augment=digits", "--learning_rate=0.01", *COMMON]
     run += ["--fc_passes=2", "--parallelism=hybrid"]
