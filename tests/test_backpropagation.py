@@ -16,7 +16,7 @@ from train.equality import tree_error
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu")
 NETWORKS = [
     ("perceptron", {}),
-    ("lenet", {}),
+    pytest.param("lenet", {}, marks=pytest.mark.slow),
     *[("mlp", {"hidden": (20, 15), "activation": name}) for name in ACTIVATIONS],
 ]
 
@@ -156,7 +156,7 @@ def test_the_slides_own_form():
         np.testing.assert_allclose(backpropagation.correlate(jnp.asarray(a), w), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+@pytest.mark.parametrize("through", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
 def test_devices(through):
     batch = batch_of((8, 28, 28, 1), np.float32)
     one = tasks("lenet", {}, optimizer=optax.sgd(1.0))[1]

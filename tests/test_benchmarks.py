@@ -71,6 +71,7 @@ def test_ours_and_the_peer_take_turns(measure, fake, tmp_path):
     assert sum(f"--steps={turns['steps']}" in call for call in calls) == 2 * len(turns["peer"])
 
 
+@pytest.mark.slow
 def test_the_compiled_peer_has_a_column_of_its_own(measure, fake):
     done = measure(f"--peer={fake(5_256_202, 'nchw')}", "--rounds=1", "--seconds=0.01", "--forward_only", "--batch=3")
     assert done.returncode == 0, done.stderr

@@ -21,8 +21,8 @@ PUBLISHED = [
     ("cifar_plain44", {}, 32, 658_586, "97.17"),
     ("cifar_plain56", {}, 32, 853_018, "125.49"),
     ("densenet", {}, 32, 1_019_722, "264.8"),
-    ("densenet", {"depth": 100}, 32, 6_979_642, "1770"),
-    ("densenet", {"depth": 100, "growth_rate": 24}, 32, 27_249_082, "6889"),
+    pytest.param("densenet", {"depth": 100}, 32, 6_979_642, "1770", marks=pytest.mark.slow),
+    pytest.param("densenet", {"depth": 100, "growth_rate": 24}, 32, 27_249_082, "6889", marks=pytest.mark.slow),
     ("densenet", {"depth": 100, "bottleneck": True, "compression": 0.5}, 32, 769_162, "287.9"),
     ("cuda_convnet", {}, 24, 2_112_970, "19.5"),
 ]
@@ -42,12 +42,12 @@ IMAGENET = [
     ("resnet50", {"v1_5": True}, 25_557_032, 4089.0),
     ("resnet101", {}, 44_549_160, 7570.0),
     ("resnet101", {"v1_5": True}, 44_549_160, 7801.0),
-    ("resnet152", {}, 60_192_808, 11282.0),
-    ("resnet152", {"v1_5": True}, 60_192_808, 11514.0),
+    pytest.param("resnet152", {}, 60_192_808, 11282.0, marks=pytest.mark.slow),
+    pytest.param("resnet152", {"v1_5": True}, 60_192_808, 11514.0, marks=pytest.mark.slow),
     ("densenet121", {}, 7_978_856, 2834.0),
-    ("densenet169", {}, 14_149_480, 3360.0),
-    ("densenet201", {}, 20_013_928, 4291.0),
-    ("densenet161", {}, 28_681_000, 7728.0),
+    pytest.param("densenet169", {}, 14_149_480, 3360.0, marks=pytest.mark.slow),
+    pytest.param("densenet201", {}, 20_013_928, 4291.0, marks=pytest.mark.slow),
+    pytest.param("densenet161", {}, 28_681_000, 7728.0, marks=pytest.mark.slow),
 ]
 
 

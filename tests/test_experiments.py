@@ -72,7 +72,7 @@ def after_row(count, number=signal.SIGKILL):
     return SignalAt(number, "train.folder:MetricsFile.append", count)
 
 
-@pytest.mark.parametrize("kills", [(1,), (3, 2)])
+@pytest.mark.parametrize("kills", [(1,), pytest.param((3, 2), marks=pytest.mark.slow)])
 def test_a_killed_run_ends_bit_identical(whole, start, tmp_path, kills):
     """Kills the run before its first checkpoint, or twice, each time while a checkpoint may still be written."""
     arguments = [f"--workdir={tmp_path / 'killed'}", *SMALL]
@@ -92,7 +92,7 @@ def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, number):
     arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL]
     done = start("classify", *arguments, signal_at=after_row(3, number))

@@ -170,6 +170,7 @@ def make_run(path, model):
     return states
 
 
+@pytest.mark.slow
 def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys, environment, start):
     monkeypatch.setattr(flags, "start_cache", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])

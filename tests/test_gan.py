@@ -92,7 +92,7 @@ def batch():
     return {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
 
 
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("conditional", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_step_is_the_two_gradients(batch, conditional):
     task = task_of(ema=0.9, conditional=conditional)
     model = models.create("dcgan", 3, size=SIDE, channels=1, conditional=conditional)
@@ -234,6 +234,7 @@ def test_nearest():
     np.testing.assert_allclose(scores.nearest(others[3:4], others), 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(batch):
     task = task_of(optimizer=optax.adam(0.0002, b1=0.5), dtype="bfloat16")
     state = jax.jit(task.init)(jax.random.key(0))

@@ -195,6 +195,7 @@ def test_tiles():
     np.testing.assert_array_equal(look_generation.tiled(images, 2)[..., 0], expected)
 
 
+@pytest.mark.slow
 def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(scorer, "EPOCHS", 1)

@@ -97,9 +97,12 @@ def expected():
     return compute
 
 
+CASES = [(2, 2, "shard_map"), (4, 1, "pmap"), (8, 2, "pmap")]
+SLOW_CASES = [(1, 4, "pmap"), (2, 2, "pmap"), (4, 1, "shard_map"), (8, 2, "shard_map"), (8, 1, "pmap")]
+
+
 @pytest.mark.parametrize(
-    "devices, passes, through",
-    [(1, 4, "pmap"), *((d, p, t) for d, p in ((2, 2), (4, 1), (8, 2)) for t in ("pmap", "shard_map")), (8, 1, "pmap")],
+    "devices, passes, through", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)]
 )
 def test_loss_and_gradients_equal_those_of_one_device(expected, devices, passes, through):
     with jax.enable_x64(True):
@@ -111,7 +114,10 @@ def test_loss_and_gradients_equal_those_of_one_device(expected, devices, passes,
     assert found[1]["loss"] == pytest.approx(sums["loss"], rel=1e-12) or sums["loss"] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("network, options", [(AlexNetOWT, {}), (Tiny, {"dropout_after": True}), (TinyVGG, {})])
+@pytest.mark.parametrize(
+    "network, options",
+    [pytest.param(AlexNetOWT, {}, marks=pytest.mark.slow), (Tiny, {"dropout_after": True}), (TinyVGG, {})],
+)
 def test_other_networks_and_orders_of_dropout(expected, network, options):
     with jax.enable_x64(True):
         _, task = make(4, network=network, passes=4, **options)
@@ -167,6 +173,7 @@ def test_dividing_and_putting_together_again():
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     optimizer = optax.sgd(lambda step: 0.05, momentum=0.9)
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}

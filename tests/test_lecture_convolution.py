@@ -16,14 +16,6 @@ from models.cnn import CNN
 from models.layers import Conv, max_pool
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Many programs run for a moment: compiling them well would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_convolution_is_the_four_loops_and_a_sparse_matrix():
     """The lecture subtracts its threshold: the layer's bias is -b."""
     random, b = np.random.default_rng(0), 0.7
@@ -162,6 +154,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_short_runs(name, tmp_path, capsys, monkeypatch, mnist5k):
     module, options, drawn = RUNS[name]

@@ -139,6 +139,7 @@ def finished(module, name, workdir, **options):
     return found, numbers
 
 
+@pytest.mark.slow
 def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(dropout, "MASKS", 100)

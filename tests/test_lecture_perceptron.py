@@ -136,6 +136,7 @@ def test_strongest_pictures():
     np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 0, 0])), [1.0, 0.5])
 
 
+@pytest.mark.slow
 def test_output_units(tmp_path):
     said = found(softmax, tmp_path, steps=15)
     share, untrained = said.numbers["share_of_own_class"]["mean"], said.numbers["share_untrained"]["mean"]

@@ -18,9 +18,9 @@ NAMES = [
     "lenet",
     "cnn",
     "cifar_resnet20",
-    "cifar_plain20",
+    pytest.param("cifar_plain20", marks=pytest.mark.slow),
     "densenet",
-    "cuda_convnet",
+    pytest.param("cuda_convnet", marks=pytest.mark.slow),
     "dcnn",
 ]
 TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
@@ -210,6 +210,7 @@ def test_a_densenets_least_picture():
         table.layers(model, (28, 40, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("author", [False, True])
 def test_alexnet_starts_as_its_source(author):
     model = models.create("alexnet_owt", 1000, author_weights=author)

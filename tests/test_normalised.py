@@ -119,7 +119,8 @@ def test_the_convolution_has_autodiffs_gradients():
             np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
 def test_equal_blocks_in_a_loop_are_the_same_network(monkeypatch, devices):
     axis = parallel.axis_of(devices)
     plain = steps(task_of(axis, "cifar_resnet20"), devices)[0]

@@ -36,7 +36,14 @@ def defined():
         flags.define_run_flags()
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if "1202" not in path.name], ids=lambda path: path.stem)
+TRACED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "densenet" in path.stem else [])
+    for path in RECIPES
+    if path.stem != "cifar_resnet1202"
+]
+
+
+@pytest.mark.parametrize("path", TRACED)
 def test_recipe(path):
     absl_flags.FLAGS.unparse_flags()
     for name in absl_flags.FLAGS.flag_values_dict():

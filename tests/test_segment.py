@@ -43,6 +43,7 @@ def root(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_run_on_camvid(root, start, tmp_path):
     run = [*CAMVID, *SHORT, f"--data_dir={root}", "--steps=12"]
     workdir = tmp_path / "whole"
@@ -176,6 +177,7 @@ print(config["model"], parameter_count(state.params), float(setup.learning_rate(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path, start):
     """In a process of its own: segment's flags and classify's have the same names."""
@@ -205,6 +207,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
     assert done.returncode == 2 and "--model=segnet is for experiments.segment" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_default_data_and_network():
     config = {
         "dataset": "digit_scenes",

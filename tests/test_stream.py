@@ -246,6 +246,7 @@ def test_flags_that_do_not_fit_the_data(pictures):
         build.eval_split(found._replace(splits={"train": 0}))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path, start):
     options = ["--model=mlp", "--dataset=folder", f"--data_dir={pictures}", "--image_size=32", "--batch_size=4"]
     options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]

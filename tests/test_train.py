@@ -53,7 +53,7 @@ def one_device(mnist5k):
     return run(mnist5k, 1, 5)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_any_number_of_devices_gives_the_same_parameters(mnist5k, one_device, devices):
     trees, sums = run(mnist5k, devices, 5)
     assert tree_error(trees, one_device[0]) < 1e-5
