@@ -14,7 +14,8 @@ class Ended(NamedTuple):
 
 def run(module: str, *arguments: str) -> Ended:
     """experiments.MODULE with its arguments, to its end. SIGTERM and SIGINT go to it meanwhile."""
-    command, signals = [sys.executable, "-m", f"experiments.{module}", *arguments], list[int]()
+    # -P: a train.py or data.py in the current folder is not this project's.
+    command, signals = [sys.executable, "-P", "-m", f"experiments.{module}", *arguments], list[int]()
     # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
 

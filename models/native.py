@@ -55,7 +55,7 @@ def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as place:
         made = pathlib.Path(place, "kernels.so")
-        command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, native, "-I", jax.ffi.include_dir()]
+        command = [sys.executable, "-P", "-m", "ziglang", "cc", *FLAGS, native, "-I", jax.ffi.include_dir()]
         caches = {"ZIG_GLOBAL_CACHE_DIR": os.environ.get("ZIG_GLOBAL_CACHE_DIR", place), "ZIG_LOCAL_CACHE_DIR": place}
         done = subprocess.run(
             [*command, "-o", str(made), str(SOURCE)],

@@ -1,7 +1,7 @@
 """Finds the commands that the documents name: one line each, in one form.
 
-`python -m experiments.NAME FLAGS` becomes `NAME FLAGS`, `python -m benchmarks.NAME FLAGS` becomes `benchmarks.NAME
-FLAGS`, `.venv/bin/` is left out.
+`python -m experiments.NAME FLAGS` and `nutshell NAME FLAGS` become `NAME FLAGS`, `python -m benchmarks.NAME FLAGS`
+becomes `benchmarks.NAME FLAGS`, `.venv/bin/` is left out.
 """
 
 import ast
@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
 # Modules that are commands, by package.
 COMMANDS = {
-    package: [path.stem for path in sorted((ROOT / package).glob("*.py")) if MAIN.search(path.read_text())]
+    package: [path.stem for path in sorted((ROOT / package).glob("[a-z]*.py")) if MAIN.search(path.read_text())]
     for package in ("experiments", "benchmarks")
 }
 NAME = "|".join(COMMANDS["experiments"])
-STARTS = re.compile(rf"(python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
+STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
 # In running text a command goes on to the first word that is no flag and stands for no file.
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
 IN_TEXT = re.compile(
@@ -26,7 +26,7 @@ IN_TEXT = re.compile(
 
 
 def one_form(text: str) -> str:
-    text = " ".join(text.split()).removeprefix(".venv/bin/")
+    text = " ".join(text.split()).removeprefix(".venv/bin/").removeprefix("nutshell ")
     return text.removeprefix("python -m experiments.").replace("python -m benchmarks.", "benchmarks.")
 
 

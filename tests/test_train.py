@@ -66,6 +66,27 @@ def test_golden_step(mnist5k):
     assert found == (2.37, 16), f"the first step's metrics are {found}: update this only for a change that means to"
 
 
+def test_momentum_is_carried_from_step_to_step(mnist5k):
+    """With and without the first step's momentum m the second step differs by 0.9 m, and m is the first step."""
+    task = classification.create(
+        model=models.create("perceptron", 10),
+        optimizer=optax.sgd(0.1, momentum=0.9),
+        image_shape=(28, 28, 1),
+        class_names=tuple("0123456789"),
+        train_prepare=lambda images, keys: images / 255.0,
+        eval_prepare=lambda images: images / 255.0,
+        axis=None,
+    )
+    images, labels = mnist5k.splits["train"]
+    batch, step = {"image": images[::250], "label": labels[::250]}, jax.jit(task.train_step)
+    start = jax.jit(task.init)(jax.random.key(0))
+    once = step(start, batch)[0]
+    twice, forgetful = step(once, batch)[0], step(once._replace(opt_state=start.opt_state), batch)[0]
+    found = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), twice.params, forgetful.params)
+    expected = jax.tree.map(lambda a, b: 0.9 * (np.asarray(a) - np.asarray(b)), once.params, start.params)
+    assert tree_error(found, expected) < 1e-5 and tree_error(once.params, start.params) > 1e-3
+
+
 def test_a_forgotten_reduction_is_named():
     def forgetful(state, batch):
         return {"weights": state["weights"] - batch["x"].mean(), "count": lax.psum(batch["x"].sum(), "data")}

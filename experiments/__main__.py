@@ -1,0 +1,48 @@
+"""Lists the commands and runs them: nutshell NAME, or python -m experiments NAME
+
+    nutshell classify --workdir=W --model=mlp --steps=500
+
+is `python -m experiments.classify --workdir=W --model=mlp --steps=500`, in any folder: modules of the current folder,
+such as a train.py, are not imported in the place of this project's.
+"""
+
+import ast
+import difflib
+import pathlib
+import runpy
+import sys
+
+END = "\nif __name__ == "  # A command is a module that ends with it.
+
+
+def commands() -> dict[str, str]:
+    """name -> the first line of its docstring, without what `--help` shows in full."""
+    found = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        source = path.read_text()
+        if END in source and path.stem != "__main__":
+            summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+            found[path.stem] = " ".join(summary.split()).split(": python -m ")[0].rstrip(".:")
+    return found
+
+
+def main() -> None:
+    """The console script `nutshell`. Exit status 2 for an unknown command."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    known = commands()
+    if name in ("--help", "-h", "help"):
+        width = max(map(len, known))
+        print("usage: nutshell NAME --flag=value ...    (nutshell NAME --help lists the flags)\n")
+        print("\n".join(f"  {command:{width}}  {summary}" for command, summary in known.items()))
+        return
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: unknown command {name!r}; known: {', '.join(known)}{hint}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"nutshell {name}", *arguments]
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
