@@ -14,7 +14,9 @@ import pathlib
 import resource
 import runpy
 import sys
+import threading
 import time
+import warnings
 from multiprocessing import forkserver
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded"])
 OPTIMISATION = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = pathlib.Path(__file__).parent.parent
-LIMIT = 600  # Seconds after which a command is taken for hung: a loaded machine is many times slower than an idle one.
+LIMIT = 3600  # Seconds after which a command is taken for hung: a loaded machine is many times slower than an idle one.
 
 
 class Done(NamedTuple):
@@ -71,6 +73,8 @@ def _run(module, arguments, folder, environment, outputs, file_limit, signal_at)
     os.environ.update(environment)
     os.chdir(folder)
     jax.config.update("jax_disable_most_optimizations", OPTIMISATION in environment)
+    # Another worker is writing the entry at this moment: jax compiles the program itself.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if signal_at:
@@ -82,7 +86,8 @@ def _run(module, arguments, folder, environment, outputs, file_limit, signal_at)
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing's processes leave them out.
+        threading._shutdown()  # As an interpreter ends; multiprocessing's processes leave out the second.
+        atexit._run_exitfuncs()
 
 
 class Command:
@@ -125,8 +130,11 @@ class Command:
     def wait_until(self, condition) -> None:
         """Waits until `condition()`, which must come true before the command ends."""
         deadline = time.monotonic() + LIMIT
-        while not condition():
-            assert self.poll() is None, f"exit status {self.poll()} too early: {self.stderr()}"
+        while True:
+            ended = self.poll() is not None
+            if condition():
+                return
+            assert not ended, f"exit status {self.poll()} too early: {self.stderr()}"
             if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(self.stderr())

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+import clean_environment  # noqa: F401
 import commands
 import jax
 import pytest
@@ -40,8 +41,16 @@ def environment(shared_folder):
     names = os.environ | {"XDG_CACHE_HOME": str(shared_folder / "cache"), "PYTHONPATH": str(commands.ROOT)}
     names["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     names["ZIG_GLOBAL_CACHE_DIR"] = str(shared_folder / "zig")  # The compiler's own libraries, compiled once.
-    names.pop("XLA_FLAGS", None)
+    names |= {"HOME": str(shared_folder / "home"), "MPLCONFIGDIR": str(shared_folder / "matplotlib")}
     return names
+
+
+@pytest.fixture(scope="session")
+def without_torch(environment, tmp_path_factory):
+    """The environment of commands in which torch can't be imported, whether it is installed or not."""
+    place = tmp_path_factory.mktemp("without_torch")
+    (place / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    return environment | {"PYTHONPATH": os.pathsep.join((str(place), environment["PYTHONPATH"]))}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,10 +59,11 @@ def library(environment, shared_folder):
     from experiments import compiled
     from models import native
 
-    os.environ["ZIG_GLOBAL_CACHE_DIR"] = environment["ZIG_GLOBAL_CACHE_DIR"]
-    with pytest.MonkeyPatch.context() as patch, open(shared_folder / "lock", "w") as lock:
-        patch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
-        compiled.start_cache()
+    os.environ |= {
+        name: environment[name] for name in ("HOME", "XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR", "MPLCONFIGDIR")
+    }
+    compiled.start_cache()
+    with open(shared_folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         native.ready()
     jax.config.update("jax_enable_compilation_cache", True)

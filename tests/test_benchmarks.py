@@ -151,8 +151,8 @@ def test_what_is_wrong_is_one_line(measure, tmp_path):
         assert done.stderr.startswith(line)
 
 
-def test_the_gans_twin_is_its_own(measure):
-    done = measure(f"--peer_python={sys.executable}", module="gan")  # Which has no torch.
+def test_the_gans_twin_is_its_own(start, without_torch):
+    done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
     line = f"error: {sys.executable} has no torch: give --peer_python=PYTHON with one that has it\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 

@@ -205,7 +205,7 @@ def params(cold):
 
 
 @pytest.mark.parametrize("command, run", params(cold=False))
-def test_a_documented_command_runs(command, run, places, environment, start):
+def test_a_documented_command_runs(command, run, places, environment, without_torch, start):
     first, *rest = words(command, run, places)
     if first in ("make", "ruff", "python"):
         line = {"make": ["make"], "ruff": [sys.executable, "-m", "ruff"], "python": [sys.executable]}[first] + rest
@@ -214,7 +214,8 @@ def test_a_documented_command_runs(command, run, places, environment, start):
         )
     else:
         package, _, name = first.rpartition(".")
-        done = start(name, *rest, package=package or "experiments", folder=documented.ROOT)
+        names = without_torch if run.fails else environment
+        done = start(name, *rest, package=package or "experiments", folder=documented.ROOT, environment=names)
     check(done, run)
 
 
@@ -228,3 +229,13 @@ def test_a_command_starts_in_a_fresh_process_without_caches(command, run, places
         cwd=documented.ROOT, env=names, capture_output=True, text=True, timeout=commands.LIMIT,
     )  # fmt: skip
     check(done, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in documented.COMMANDS["benchmarks"] if not name.endswith("_in_torch")])
+def test_a_benchmark_starts_in_a_fresh_process(name, environment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=commands.LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--" in done.stdout and "Traceback" not in done.stderr, done.stderr

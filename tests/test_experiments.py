@@ -4,12 +4,16 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 
+import jax
 import numpy as np
 import pytest
 from commands import SignalAt
 from outcome import TIMES, result, same
 from PIL import Image
+
+from experiments import compiled
 
 SMALL = ["--model=mlp", "--hidden=16", "--augment=digits", "--batch_size=32", "--dropout=0.2", "--steps=24"]
 SMALL += ["--log_every=5", "--eval_every=8"]
@@ -51,9 +55,19 @@ def test_a_finished_run_prints_its_summary_and_does_nothing(whole, start):
     assert (workdir / "report.html").stat().st_mtime_ns == before
 
 
-def test_the_compilation_cache_is_private(whole, environment):
-    cache = pathlib.Path(environment["XDG_CACHE_HOME"], "nutshell", "compiled")
-    assert cache.stat().st_mode & 0o777 == 0o700 and any(cache.iterdir())
+def test_the_compilation_cache_is_private(tmp_path, monkeypatch, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "nutshell" / "compiled"
+    try:
+        compiled.start_cache()
+        assert folder.stat().st_mode & 0o777 == 0o700 and jax.config.jax_compilation_cache_dir == str(folder)
+        jax.config.update("jax_compilation_cache_dir", before)
+        folder.chmod(0o777)
+        compiled.start_cache()
+        assert jax.config.jax_compilation_cache_dir == before and "others can write in it" in capsys.readouterr().err
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_evaluate_scores_the_same(whole, start):
@@ -92,14 +106,21 @@ def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, number):
-    arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL]
-    done = start("classify", *arguments, signal_at=after_row(3, number))
-    assert done.returncode == 128 + number and "the same command goes on" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    "at, step",
+    [
+        (after_row(3, signal.SIGTERM), 10),  # No checkpoint was due there.
+        (SignalAt(signal.SIGTERM, "train.checkpoint:Checkpoints.save", 1), 7),  # Between two rows of metrics.csv.
+        pytest.param(after_row(3, signal.SIGINT), 10, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, at, step):
+    arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL, "--save_every=7"]
+    done = start("classify", *arguments, signal_at=at)
+    assert done.returncode == 128 + at.number and "the same command goes on" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "stopped" / "summary.json").exists()
     done = start("classify", *arguments)
-    assert "going on from step 10" in done.stderr and same(result(done), whole[1])
+    assert f"going on from step {step}" in done.stderr and same(result(done), whole[1])
     assert rows(tmp_path / "stopped") == rows(whole[0])
 
 
@@ -204,7 +225,7 @@ BAD_FLAGS = {
     "--slope=0.1": "needs --activation=leaky_relu",
     "--model=densenet --depth=41": "3N + 4 layers, not 41",
     "--model=densenet --compression=0.001": "leaves none of",
-    "--flagfile=/bin/ls": "utf-8",
+    f"--flagfile={sys.executable}": "utf-8",
 }
 
 
@@ -251,13 +272,19 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):
-    done = start("classify", f"--workdir={tmp_path / 'w'}", "--model=mlp", "--learning_rate=1e30", "--steps=20")
+    options = ["--model=mlp", "--hidden=4", "--learning_rate=1e30", "--steps=20", "--save_every=1"]
+    done = start("classify", f"--workdir={tmp_path / 'w'}", *options)
     assert done.returncode == 1 and "at step" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "w" / "checkpoints" / "1" / "about").exists()
 
 
-def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, tmp_path):
+def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, environment, tmp_path):
     arguments = [f"--workdir={tmp_path / 'w'}", "--model=mlp", "--steps=40", "--eval_every=10"]
-    done = start("classify", *arguments, file_limit=200 << 10)  # Files of at most 200 kB; the parameters need more.
+    assert start("classify", *arguments, signal_at=after_row(3)).returncode == -signal.SIGKILL
+    # Files of at most 200 kB; the parameters need more. The cache of compiled programs would be cut short, too.
+    limited = {"file_limit": 200 << 10, "environment": environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}}
+    done = start("classify", *arguments, **limited)
     assert done.returncode == 1 and f"{tmp_path / 'w' / 'checkpoints'}: File too large" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    assert result(start("classify", *arguments))["step"] == 40
+    done = start("classify", *arguments)
+    assert result(done)["step"] == 40 and "going on from step" in done.stderr

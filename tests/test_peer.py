@@ -83,7 +83,6 @@ def test_a_flattened_image_is_put_in_our_order():
     image_CHW = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
     expected = weight @ image_CHW.ravel()
     for given in (weight, weight.reshape(5, 3, 2, 2)):
-        found, _ = None, None
         shapes = {"params": {"fc6": {"kernel": jax.ShapeDtypeStruct((12, 5), "float32")}}}
         found = peer.variables({"f.weight": given}, shapes, peer=peer.Peer({"fc6": "f"}, {"fc6": 3}))
         kernel = found["params"]["fc6"]["kernel"]

@@ -15,7 +15,9 @@ from data import batches, stream
 from train import loop, optimizers, parallel, task
 
 # The check for slow data generation measures time, so that a busy machine would fail it.
-COMMON = settings(deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+COMMON = settings(
+    deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 SEEDS = st.integers(0, 2**32 - 1)  # What --seed accepts.
 
 

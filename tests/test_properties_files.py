@@ -14,7 +14,9 @@ from data import folder, unpack
 from data.dataset import DataError
 
 # The check for slow data generation measures time, so that a busy machine would fail it.
-COMMON = settings(deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+COMMON = settings(
+    deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
