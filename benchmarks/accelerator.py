@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 import models
-from experiments import flags
+from experiments.cli import flags
 from models import table
 from train import classification, optimizers, parallel
 

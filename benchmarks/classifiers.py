@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 import models
 from benchmarks import segmentation, twins
 from data import augment, batches
-from experiments import flags
+from experiments.cli import flags
 from models import initializers, layers
 from train import classification
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import models
 from data import augment, batches, folder
-from experiments import flags
+from experiments.cli import flags
 from train import classification, optimizers, parallel
 
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of small pictures, train/CLASS/*.jpg or png.")

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 import models
 from benchmarks import twins
-from experiments import flags
+from experiments.cli import flags
 from models import dcgan
 from train import gan, optimizers
 

@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from PIL import Image, ImageFilter
 
 from data import batches, folder, stream
-from experiments import flags
+from experiments.cli import flags
 
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
 PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Pictures that are made.")

@@ -18,7 +18,7 @@ import time
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 flags.define_run_flags()
 absl_flags.FLAGS.set_default("steps", 300)
@@ -38,7 +38,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
     import jax
 
     from data import batches
-    from experiments import build
+    from experiments.setup import build
     from train import checkpoint, folder, loop, parallel
     from train.stop import Stop
 

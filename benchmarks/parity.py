@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from experiments import flags
+from experiments.cli import flags
 from models import peer, table
 
 CLASSES = 1000

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 from train import loop, optimizers, parallel
 from train.state import parameter_count
 from train.task import Task

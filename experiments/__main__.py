@@ -3,7 +3,8 @@
     nutshell classify --workdir=W --model=mlp --steps=500
 
 is `python -m experiments.classify --workdir=W --model=mlp --steps=500`, in any folder: modules of the current folder,
-such as a train.py, are not imported in the place of this project's.
+such as a train.py, are not imported in the place of this project's. `nutshell lecture.perceptron` is one topic of the
+lecture.
 """
 
 import ast
@@ -17,13 +18,14 @@ END = "\nif __name__ == "  # A command is a module that ends with it.
 
 def commands() -> dict[str, str]:
     """name -> the first line of its docstring, without what `--help` shows in full."""
-    found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    found, here = {}, pathlib.Path(__file__).parent
+    for path in [*here.glob("[a-z]*.py"), *here.glob("lecture/*.py")]:
         source = path.read_text()
-        if END in source and path.stem != "__main__":
+        if END in source:
             summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
-            found[path.stem] = " ".join(summary.split()).split(": python -m ")[0].rstrip(".:")
-    return found
+            name = ".".join(path.relative_to(here).with_suffix("").parts).removesuffix(".__main__")
+            found[name] = " ".join(summary.split()).split(": python -m ")[0].rstrip(".:")
+    return dict(sorted(found.items()))
 
 
 def main() -> None:

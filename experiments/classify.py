@@ -1,13 +1,14 @@
 """Trains and evaluates a classifier: python -m experiments.classify --workdir=W --model=mlp --steps=500"""
 
-from experiments import flags, training
+from experiments.cli import flags, training
 
 flags.define_run_flags()
 
 
 def kind(stop) -> training.Kind:
     del stop  # Nothing here takes long before the loop.
-    from experiments import build, look
+    from experiments.reporting import look
+    from experiments.setup import build
 
     return training.Kind(build.load_dataset, build.describe, build.checked_setup, build.fit, look.write_report)
 

@@ -8,7 +8,7 @@ import time
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
@@ -24,20 +24,21 @@ WHICH = absl_flags.DEFINE_enum(
 
 def classifier(run: dict):
     """(flags, setup, data set, table of classes) of a run of classify."""
-    from experiments import build, views
+    from experiments.setup import build, preprocessing
     from train.classification import class_table
 
-    run, shape = views.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value, tta=TTA.value)
+    run, shape = preprocessing.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value, tta=TTA.value)
     config = run["flags"] | {"skip_corrupt": SKIP.value or run["flags"]["skip_corrupt"]}
     dataset = build.load_dataset(config, shape=shape)
-    if run["class_names"] == views.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
+    if run["class_names"] == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
         run["class_names"] = list(dataset.class_names)
     return config, build.read_again(run), dataset, class_table
 
 
 def segmenter(run: dict):
     """The same of a run of segment, whose pictures are resized to the run's."""
-    from experiments import look_segmentation, segmentation
+    from experiments.reporting import look_segmentation
+    from experiments.setup import segmentation
 
     config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
     return config, setup, segmentation.load_dataset(config, split=SPLIT.value), look_segmentation.class_table
@@ -45,10 +46,11 @@ def segmenter(run: dict):
 
 def generator(run: dict):
     """The same of a run of generate."""
-    from experiments import generation, look_generation, views
+    from experiments.reporting import look_generation
+    from experiments.setup import generation, preprocessing
 
     flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
-    config = views.on_own_data(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
+    config = preprocessing.on_own_data(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
     dataset = generation.load_dataset(config)
     check_data(run["class_names"], dataset)  # Before the classifier is trained.
     config = config | {"eval_split": SPLIT.value or config["eval_split"]}
@@ -70,12 +72,12 @@ def main(argv) -> int:
         raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
     if BATCH_SIZE.value is not None and BATCH_SIZE.value <= 0:
         raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
-    from experiments import records
+    from experiments.reporting import records
 
     run = records.load_run(WORKDIR.value)
     flags.start_cache()
     from data import batches
-    from experiments import build
+    from experiments.setup import build
     from train import folder, loop, parallel, task
 
     kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)

@@ -16,9 +16,10 @@ import numpy as np
 from absl import flags as absl_flags
 from PIL import Image
 
-from experiments import flags
+from experiments.cli import flags
+from experiments.reporting import figures, figures_filters
 from models import layers
-from train import figures, figures_filters, parallel
+from train import parallel
 
 UNITS = 16  # Channels shown.
 TOP = 9  # Patches shown of each.
@@ -150,7 +151,8 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
     if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
-    from experiments import build, look, records, views
+    from experiments.reporting import look, records
+    from experiments.setup import build, preprocessing
     from models import table
 
     run = records.load_run(workdir)
@@ -177,7 +179,7 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
     dataset = build.load_dataset(config)
     split = build.eval_split(dataset)
     channels, patches, gradients = excited_patches(
-        state, dataset.splits[split][0], setup=setup, prepare=views.prepare(config, setup.about)[1], name=name
+        state, dataset.splits[split][0], setup=setup, prepare=preprocessing.prepare(config, setup.about)[1], name=name
     )
     what = f"{name}: the {len(channels)} channels that the {split} split's pictures excite the most"
     title = f"{what}; beside each one's patches their guided gradients"

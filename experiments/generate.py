@@ -1,6 +1,6 @@
 """Trains a DCGAN and scores its samples: python -m experiments.generate --workdir=W"""
 
-from experiments import flags, training
+from experiments.cli import flags, training
 
 flags.define_generate_flags()
 
@@ -8,7 +8,8 @@ flags.define_generate_flags()
 def kind(stop) -> training.Kind:
     import functools
 
-    from experiments import build, generation, look_generation
+    from experiments.reporting import look_generation
+    from experiments.setup import build, generation
 
     return training.Kind(
         generation.load_dataset,

@@ -4,7 +4,7 @@ import json
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 flags.define_run_flags()
 absl_flags.FLAGS.set_default("dataset", "folder")
@@ -29,7 +29,8 @@ def main(argv) -> int:
     import models
     from data import weights
     from data.dataset import DataError, Dataset
-    from experiments import build, records, views
+    from experiments.reporting import records
+    from experiments.setup import build, preprocessing
     from train import checkpoint, folder
 
     size = config["image_size"]
@@ -43,7 +44,7 @@ def main(argv) -> int:
             raise flags.UsageError(str(error)) from None
         raise DataError(f"{WEIGHTS.value} does not fit --model={config['model']}: {error}") from None
     config["v1_5"] = True if getattr(model, "v1_5", False) else None
-    names = tuple(views.unnamed(model.num_classes))
+    names = tuple(preprocessing.unnamed(model.num_classes))
     if config["data_dir"]:
         names = build.load_dataset(config).class_names
         if len(names) != model.num_classes:

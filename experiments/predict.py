@@ -6,7 +6,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 MOST = 100_000  # Samples of one call.
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -21,7 +21,7 @@ def main(argv) -> int:
     files = argv[1:]
     if not WORKDIR.value:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose network is used")
-    from experiments import records
+    from experiments.reporting import records
 
     run = records.load_run(WORKDIR.value)
     if run["task"] == "generation":
@@ -41,12 +41,12 @@ def main(argv) -> int:
     import numpy as np
 
     from data import DataError
-    from experiments import views
+    from experiments.setup import preprocessing
 
     pictures, kept, status = [], [], 0
     for file in files:
         try:
-            pictures.append(views.read_picture(file, run))
+            pictures.append(preprocessing.read_picture(file, run))
             kept.append(file)
         except DataError as error:
             records.print_line(f"error: {error}")
@@ -70,7 +70,8 @@ def write_samples(run: dict, files: list[str]) -> int:
 
     parallel.start_devices(None)
     flags.start_cache()
-    from experiments import generation, look_generation, records
+    from experiments.reporting import look_generation, records
+    from experiments.setup import generation
 
     setup = generation.read_again(run, scored=False)
     state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
@@ -91,7 +92,8 @@ def write_labels(run: dict, files: list[str], pictures) -> None:
     """The most probable classes as CSV on standard output."""
     import numpy as np
 
-    from experiments import build, look, records
+    from experiments.reporting import look, records
+    from experiments.setup import build
 
     setup = build.read_again(run)
     state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
@@ -104,7 +106,8 @@ def write_labels(run: dict, files: list[str], pictures) -> None:
 
 def write_masks(run: dict, files: list[str], pictures) -> None:
     """PNG files of classes and overlays, and a legend, in the run's folder; their names as CSV on standard output."""
-    from experiments import look_segmentation, records, segmentation
+    from experiments.reporting import look_segmentation, records
+    from experiments.setup import segmentation
 
     place = records.absolute(str(WORKDIR.value)) / "predictions"
     for file in files:

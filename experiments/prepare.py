@@ -11,7 +11,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 DATASET = absl_flags.DEFINE_enum("dataset", None, ["cifar10", "folder", "camvid"], "Data set to prepare.")
 SOURCE = absl_flags.DEFINE_string(

@@ -1,13 +1,14 @@
 """Trains and evaluates SegNet: python -m experiments.segment --workdir=W --steps=1000"""
 
-from experiments import flags, training
+from experiments.cli import flags, training
 
 flags.define_segment_flags()
 
 
 def kind(stop) -> training.Kind:
     del stop  # Nothing here takes long before the loop.
-    from experiments import build, look_segmentation, segmentation
+    from experiments.reporting import look_segmentation
+    from experiments.setup import build, segmentation
 
     return training.Kind(
         segmentation.load_dataset,

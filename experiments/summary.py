@@ -8,7 +8,7 @@ import re
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.cli import flags
 
 flags.define_model_flags()
 IMAGE_SIZE = absl_flags.DEFINE_string(
@@ -30,7 +30,7 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; summary takes flags alone")
     import models
-    from experiments import build, traffic
+    from experiments.setup import build, communication_bytes
     from models import dcgan, table
 
     config = flags.values()
@@ -67,12 +67,12 @@ def main(argv) -> int:
         else:
             model = build.network(config, classes, None)
         if PARALLELISM.value:
-            plan = traffic.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
+            plan = communication_bytes.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
         layers = table.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
-    bytes_of = traffic.report(model, image_shape, plan) if plan else {}
+    bytes_of = communication_bytes.report(model, image_shape, plan) if plan else {}
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0

@@ -12,7 +12,8 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments import child, flags, grid
+from experiments.cli import flags, subprocesses
+from experiments.reporting import sweep_table
 from train import folder
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the sweep; each point's run is a folder in it.")
@@ -25,7 +26,7 @@ def main(argv) -> int:
         raise flags.UsageError("--workdir=FOLDER is needed: the runs are kept there")
     if any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in argv[1:]):
         raise flags.UsageError("--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
-    points = grid.points(GRID.value or "")
+    points = sweep_table.points(GRID.value or "")
     runs = []
     for point in points:
         run = pathlib.Path(WORKDIR.value, ",".join(f"{name}={value}" for name, value in point.items()))
@@ -38,7 +39,7 @@ def main(argv) -> int:
     rows, failed, stopped = [], 0, 0
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
-        done = child.run("classify", *arguments)
+        done = subprocesses.run("classify", *arguments)
         if done.status == 2 or done.status > 128:  # A bad flag is mended before more is run.
             stopped = done.status
             break
@@ -48,14 +49,14 @@ def main(argv) -> int:
         place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
         rows.append(point | json.loads(done.output.splitlines()[-1]) | place)
     if rows:
-        results = grid.table(rows, list(points[0]))
+        results = sweep_table.table(rows, list(points[0]))
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         folder.write_atomically(home.path / "sweep.csv", text.getvalue())
-        grid.picture(home.path, results)
-        grid.curves(home.path, rows, list(points[0]))
+        sweep_table.picture(home.path, results)
+        sweep_table.curves(home.path, rows, list(points[0]))
         for setting, seeds, mean, spread in results:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")

@@ -56,13 +56,13 @@ def without_torch(environment, tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def library(environment, shared_folder):
     """Compiles the C kernels once, for all processes of the suite; returns their folder."""
-    from experiments import compiled
+    from experiments.cli import compilation_cache
     from models import native
 
     os.environ |= {
         name: environment[name] for name in ("HOME", "XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR", "MPLCONFIGDIR")
     }
-    compiled.start_cache()
+    compilation_cache.start_cache()
     with open(shared_folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         native.ready()

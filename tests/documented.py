@@ -11,11 +11,17 @@ import re
 ROOT = pathlib.Path(__file__).parent.parent
 MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
 # Modules that are commands, by package.
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): path
+    for pattern in ("experiments/[a-z]*.py", "experiments/lecture/*.py", "benchmarks/[a-z]*.py")
+    for path in ROOT.glob(pattern)
+    if MAIN.search(path.read_text())
+}
 COMMANDS = {
-    package: [path.stem for path in sorted((ROOT / package).glob("[a-z]*.py")) if MAIN.search(path.read_text())]
+    package: sorted(name.removeprefix(f"{package}.") for name in FILES if name.startswith(f"{package}."))
     for package in ("experiments", "benchmarks")
 }
-NAME = "|".join(COMMANDS["experiments"])
+NAME = "|".join(map(re.escape, sorted(COMMANDS["experiments"], key=len, reverse=True)))
 STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
 # In running text a command goes on to the first word that is no flag and stands for no file.
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
@@ -78,9 +84,8 @@ def documented() -> dict[str, str]:
     for path in sorted((ROOT / "experiments/recipes").glob("*.flags")):
         comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
         sources.append((path, in_text("\n".join(comments))))
-    for package, names in COMMANDS.items():
-        for path in (ROOT / package / f"{name}.py" for name in names):
-            sources.append((path, in_text(ast.get_docstring(ast.parse(path.read_text())) or "")))
+    for path in FILES.values():
+        sources.append((path, in_text(ast.get_docstring(ast.parse(path.read_text())) or "")))
     for path, commands in sources:
         for command in commands:
             found.setdefault(command, str(path.relative_to(ROOT)))

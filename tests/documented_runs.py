@@ -56,18 +56,18 @@ COMMANDS: dict[str, Run | Omitted] = {
     ),
     "filters --workdir=W [--layer=K]": Run(where={"W": "classifier", "K": "2"}, cold=True),
     "lecture --workdir=W": Run("--only=activations", cold=True),
-    "perceptron --workdir=W": Run("--seeds=1 --steps=20 --points=20", cold=True),
-    "activations --workdir=W": Run(cold=True),
-    "backpropagation --workdir=W": Run("--seeds=1 --steps=2", cold=True),
-    "convolution --workdir=W": Run("--seeds=1 --steps=2", cold=True),
-    "pooling --workdir=W": Run("--seeds=1 --digits=20", cold=True),
-    "softmax --workdir=W": Run("--seeds=1 --steps=2", cold=True),
-    "vanishing_gradient --workdir=W": Run("--seeds=1 --steps=2 --hidden_layers=2", cold=True),
-    "initialization --workdir=W": Run("--seeds=1 --steps=2 --width=16 --depths=4", cold=True),
-    "dropout --workdir=W": Run("--seeds=1 --steps=2 --hidden=36", cold=True),
-    "plain_vs_residual --workdir=W": Run("--seeds=1 --steps=20 --maps=1 --dataset=mnist5k", cold=True),
-    "abstraction --workdir=W": Run("--seeds=1 --steps=2 --signal_steps=2", cold=True),
-    "systems --workdir=W": Run(cold=True),
+    "lecture.perceptron --workdir=W": Run("--seeds=1 --steps=20 --points=20", cold=True),
+    "lecture.activations --workdir=W": Run(cold=True),
+    "lecture.backpropagation --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "lecture.convolution --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "lecture.pooling --workdir=W": Run("--seeds=1 --digits=20", cold=True),
+    "lecture.softmax --workdir=W": Run("--seeds=1 --steps=2", cold=True),
+    "lecture.vanishing_gradient --workdir=W": Run("--seeds=1 --steps=2 --hidden_layers=2", cold=True),
+    "lecture.initialization --workdir=W": Run("--seeds=1 --steps=2 --width=16 --depths=4", cold=True),
+    "lecture.dropout --workdir=W": Run("--seeds=1 --steps=2 --hidden=36", cold=True),
+    "lecture.plain_vs_residual --workdir=W": Run("--seeds=1 --steps=20 --maps=1 --dataset=mnist5k", cold=True),
+    "lecture.abstraction --workdir=W": Run("--seeds=1 --steps=2 --signal_steps=2", cold=True),
+    "lecture.systems --workdir=W": Run(cold=True),
     "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2", slow=False),
     "summary --model=cnn --image_size=28 [--json]": Run(slow=False),
     "summary --model=densenet --blocks=1 --depth=7 --growth_rate=4": Run(slow=False),
@@ -139,7 +139,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "evaluate --checkpoint=best": Run("--workdir=W", {"W": "classifier"}),
     # The modules' docstrings
     "import_weights --model=resnet18 --weights=FILE --workdir=W": Run(where={"FILE": "resnet18_weights"}),
-    "perceptron --workdir=W [--steps=300 --points=200 --hidden=8]": Run("--seeds=1 --steps=20 --points=20"),
+    "lecture.perceptron --workdir=W [--steps=300 --points=200 --hidden=8]": Run("--seeds=1 --steps=20 --points=20"),
     "prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]": Run(
         where={"ARCHIVE": "cifar10_archive", "FOLDER": "new"}, cold=True
     ),
@@ -153,7 +153,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}, slow=False
     ),
     "segment --workdir=W --steps=1000": Run(TINY),
-    "softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
+    "lecture.softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
     'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500': Run(
         "--steps=2", {"0.1,0.01": "0.1", "seed=0..4": "seed=0"}, cold=True
     ),

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import models
-from experiments import traffic
-from experiments.flags import UsageError
+from experiments.cli.flags import UsageError
+from experiments.setup import communication_bytes
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from train import communication
@@ -48,14 +48,14 @@ class Tiny(AlexNetOWT):
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_formulas_equal_the_compiled_programs(devices):
     model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
-    counts = traffic.Counts(model, shape)
+    counts = communication_bytes.Counts(model, shape)
     for divided, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
-        found = traffic.counted(model, shape, devices=devices, batch_size=16, divided=divided)
+        found = communication_bytes.counted(model, shape, devices=devices, batch_size=16, divided=divided)
         assert found == formula["communication_bytes_per_device"]
 
 
 def test_alexnet_on_eight_devices_keeps_the_papers_budget():
-    counts = traffic.Counts(AlexNetOWT(1000), (224, 224, 3))
+    counts = communication_bytes.Counts(AlexNetOWT(1000), (224, 224, 3))
     assert counts.hybrid(8, 1024)["communication_bytes_per_device"] <= 142.2e6
     assert counts.data(8)["communication_bytes_per_device"] == pytest.approx(427.7e6, rel=1e-3)
     assert counts.data(8)["state_bytes_per_device"] == 8 * 61_100_840
@@ -86,7 +86,7 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
 def test_numbers_that_do_not_fit_are_refused(wrong, named):
     asked = {"devices": 4, "batch_size": 16, "mesh": None, "figure": None} | wrong
     with pytest.raises(UsageError, match=named):
-        traffic.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
+        communication_bytes.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
 
 
 def test_summary_counts_as_a_user_starts_it(start):
@@ -99,5 +99,5 @@ def test_summary_counts_as_a_user_starts_it(start):
     found = json.loads(done.stdout.splitlines()[-1])
     done = start("summary", "--model=mlp", "--devices=2")
     assert done.returncode == 2 and "--devices=2 needs --parallelism=data or hybrid" in done.stderr
-    counts = traffic.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
+    counts = communication_bytes.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
     assert found["data"] == counts and found["parameters"] == 235_146

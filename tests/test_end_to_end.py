@@ -8,7 +8,7 @@ import pytest
 from outcome import result
 from PIL import Image
 
-from experiments import scorer
+from experiments.setup import fid_classifier
 
 DEMO = commands.ROOT / "experiments" / "recipes" / "demo.flags"
 STEPS = 20
@@ -105,7 +105,7 @@ def test_generate_learns(start, environment, optimised, mnist5k, monkeypatch, tm
     rows = list(csv.DictReader(done.stdout.splitlines()))
     made = np.stack([np.asarray(Image.open(row["file"]))[..., None] for row in rows])
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
-    features = scorer.load(*mnist5k.splits["train"], len(mnist5k.class_names)).features
+    features = fid_classifier.load(*mnist5k.splits["train"], len(mnist5k.class_names)).features
     tests, labels = mnist5k.splits["test"]
     samples, tests = (np.asarray(features(images)[0]) for images in (made, tests))
     nearest = ((samples[:, None] - tests[None]) ** 2).sum(-1).argmin(1)

@@ -13,7 +13,7 @@ from commands import SignalAt
 from outcome import TIMES, result, same
 from PIL import Image
 
-from experiments import compiled
+from experiments.cli import compilation_cache
 
 SMALL = ["--model=mlp", "--hidden=16", "--augment=digits", "--batch_size=32", "--dropout=0.2", "--steps=24"]
 SMALL += ["--log_every=5", "--eval_every=8"]
@@ -60,11 +60,11 @@ def test_the_compilation_cache_is_private(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "nutshell" / "compiled"
     try:
-        compiled.start_cache()
+        compilation_cache.start_cache()
         assert folder.stat().st_mode & 0o777 == 0o700 and jax.config.jax_compilation_cache_dir == str(folder)
         jax.config.update("jax_compilation_cache_dir", before)
         folder.chmod(0o777)
-        compiled.start_cache()
+        compilation_cache.start_cache()
         assert jax.config.jax_compilation_cache_dir == before and "others can write in it" in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -10,9 +10,12 @@ from PIL import Image
 
 import data
 import models
-from experiments import build, filters, flags, records
+from experiments import filters
+from experiments.cli import flags
+from experiments.reporting import figures_filters, records
+from experiments.setup import build
 from models import layers
-from train import checkpoint, figures_filters, folder
+from train import checkpoint, folder
 from train.state import State
 
 

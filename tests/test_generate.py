@@ -12,8 +12,9 @@ from outcome import result, same
 from PIL import Image
 
 from data import DataError
-from experiments import generation, look_generation, scorer
-from experiments.flags import UsageError
+from experiments.cli.flags import UsageError
+from experiments.reporting import look_generation
+from experiments.setup import fid_classifier, generation
 from train.stop import Interrupted
 
 SHORT = ["--dataset=folder", "--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--log_every=1"]
@@ -198,28 +199,28 @@ def test_tiles():
 @pytest.mark.slow
 def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(scorer, "EPOCHS", 1)
+    monkeypatch.setattr(fid_classifier, "EPOCHS", 1)
     images, labels = (part[::31] for part in mnist5k.splits["train"])
     trained = []
-    monkeypatch.setattr(scorer.loop, "say", trained.append)
-    first = scorer.load(images, labels, 10)
-    again = scorer.load(images, labels, 10)
+    monkeypatch.setattr(fid_classifier.loop, "say", trained.append)
+    first = fid_classifier.load(images, labels, 10)
+    again = fid_classifier.load(images, labels, 10)
     assert len(trained) == 1 and first.fingerprint == again.fingerprint
     features, logits = jax.jit(again.features)(images[:4])
     assert features.shape == (4, 64) and logits.shape == (4, 10) and float(features.min()) >= 0
-    other = scorer.load(images, labels[::-1].copy(), 10)
+    other = fid_classifier.load(images, labels[::-1].copy(), 10)
     assert len(trained) == 2 and other.fingerprint != first.fingerprint
     for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # A damaged file is made again.
         path.write_bytes(path.read_bytes()[:-1000])
-    assert scorer.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) == 3
+    assert fid_classifier.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) == 3
     for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # One bit, by which an entry seems encrypted.
         content = bytearray(path.read_bytes())
         content[content.rfind(b"PK\x01\x02") + 8] ^= 1
         path.write_bytes(content)
-    assert scorer.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) in (4, 5)
+    assert fid_classifier.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) in (4, 5)
 
     class Stopped:
         number = 15
 
     with pytest.raises(Interrupted):
-        scorer.load(images[:100], labels[:100], 10, stop=Stopped())
+        fid_classifier.load(images[:100], labels[:100], 10, stop=Stopped())

@@ -1,6 +1,6 @@
 """The pictures of a sweep."""
 
-from experiments import grid
+from experiments.reporting import sweep_table
 
 
 def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
@@ -12,8 +12,10 @@ def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
             (tmp_path / f"{name}{seed}" / "metrics.csv").write_text(text)
             rows.append({"model": name, "seed": seed, "workdir": str(tmp_path / f"{name}{seed}")})
     drawn = []
-    monkeypatch.setattr("train.figures.save_figure", lambda figure, path: drawn.append((figure, path.name)))
-    grid.curves(tmp_path, rows, ["model", "seed"])
+    monkeypatch.setattr(
+        "experiments.reporting.figures.save_figure", lambda figure, path: drawn.append((figure, path.name))
+    )
+    sweep_table.curves(tmp_path, rows, ["model", "seed"])
     (figure, name) = drawn[0]
     lines = figure.axes[0].lines
     assert name == "sweep_curves.png" and [list(line.get_xdata()) for line in lines] == [[2, 4]] * 4

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checks
-from experiments.flags import UsageError
+from experiments.cli import validation
+from experiments.cli.flags import UsageError
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from models.vgg import VGG
@@ -199,6 +199,6 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
 def test_what_hybrid_cannot_do_is_refused_by_its_flag(flag, value):
     config = {"model": "alexnet_owt", "batch_size": 16, "optimizer": "sgd", "early_size": None, "accumulate": 1}
     config |= {"remat": False, "fc_passes": 2}
-    checks.check_hybrid(config, Tiny(CLASSES), 4)
+    validation.check_hybrid(config, Tiny(CLASSES), 4)
     with pytest.raises(UsageError, match=f"--{flag}"):
-        checks.check_hybrid(config | {flag: value}, Tiny(CLASSES), 4)
+        validation.check_hybrid(config | {flag: value}, Tiny(CLASSES), 4)

@@ -193,8 +193,8 @@ def test_under_shard_map_with_its_checks():
 
 BITS = """
 import os, sys
-from experiments import compiled
-compiled.start_cache()
+from experiments.cli import compilation_cache
+compilation_cache.start_cache()
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 import hashlib, jax, numpy as np
 from tests.test_kernels import both_ways, dense, drawn, drawn_dense, kernels

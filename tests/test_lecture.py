@@ -8,9 +8,11 @@ import signal
 
 import pytest
 
-from experiments import child, lecture, lesson
-from experiments.flags import UsageError
-from train import figures, lecture_page
+from experiments.cli import subprocesses
+from experiments.cli.flags import UsageError
+from experiments.lecture import __main__ as lecture
+from experiments.lecture import lecture_page, lesson
+from experiments.reporting import figures
 from train.folder import FolderError, RunFolder
 
 EVIL = '<script>alert("x")</script>'
@@ -77,7 +79,7 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
     assert json.loads(first)["score"] == {"mean": 0.5, "std": 0.5}
     assert start() == 0 and made == [0, 1, 2] and capsys.readouterr().out.splitlines()[-1] == first
     section = lecture.lesson_section(tmp_path / "w")
-    assert section.title == "T" and section.command == "python -m experiments.name --seeds=3 --workdir=NEW"
+    assert section.title == "T" and section.command == "python -m experiments.lecture.name --seeds=3 --workdir=NEW"
     (tmp_path / "w" / "lesson.json").unlink()  # Made again from the pieces.
     assert start() == 0 and made == [0, 1, 2] and lecture.lesson_section(tmp_path / "w").title == "T"
     with pytest.raises(FolderError, match="--seeds: 3 there, 2 here"):
@@ -155,7 +157,7 @@ def test_sections_of_what_is_damaged_or_foreign(tmp_path):
 def test_signals_are_a_childs_only_while_it_runs(monkeypatch, environment):
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    assert child.run("summary", "--model=nosuch").status == 2
+    assert subprocesses.run("summary", "--model=nosuch").status == 2
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

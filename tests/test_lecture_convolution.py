@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import models
-from experiments import abstraction, convolution, lesson, pooling
+from experiments.lecture import abstraction, convolution, lesson, pooling
 from models.cnn import CNN
 from models.layers import Conv, max_pool
 

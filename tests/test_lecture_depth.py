@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import data
-from experiments import dropout, lesson, plain_vs_residual
-from experiments.flags import UsageError
+from experiments.cli.flags import UsageError
+from experiments.lecture import dropout, lesson, plain_vs_residual
 from models.cifar_resnet import CifarResNet
 from models.layers import Dropout
 

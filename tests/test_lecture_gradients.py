@@ -9,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import deep_nets, initialization, lesson, vanishing_gradient
-from experiments.flags import UsageError
+from experiments.cli.flags import UsageError
+from experiments.lecture import deep_nets, initialization, lecture_page, lesson, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
-from train import lecture_page
 
 
 def plain(model, inputs=784):

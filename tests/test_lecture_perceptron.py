@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import activations, lesson, perceptron, softmax
-from train import folder, lecture_page, losses
+from experiments.lecture import activations, lecture_page, lesson, perceptron, softmax
+from train import folder, losses
 
 
 def found(experiment, place, *, seeds=1, **options):

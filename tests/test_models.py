@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models
-from experiments import build
+from experiments.setup import build
 from models import dcnn, initializers, layers, table
 from models.cifar_resnet import Block
 

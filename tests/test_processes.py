@@ -36,7 +36,8 @@ import models
 from tests.test_hybrid import Tiny
 
 models.REGISTRY["alexnet_owt"] = (Tiny, {"widths": (4, 8, 8, 8, 8), "units": 30})
-from experiments import classify, flags
+from experiments import classify
+from experiments.cli import flags
 
 flags.run(classify.main)
 """

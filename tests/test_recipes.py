@@ -1,16 +1,16 @@
 """Every flagfile is read and checked, and one of each form traced at full size; nothing is allocated."""
 
-import pathlib
-
 import jax
 import pytest
 from absl import flags as absl_flags
+from commands import ROOT
 
 from data import stream
-from experiments import build, checks, flags
+from experiments.cli import flags, validation
+from experiments.setup import build
 from train.state import parameter_count
 
-FOUND = sorted((pathlib.Path(flags.__file__).parent / "recipes").glob("*.flags"))
+FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
 RECIPES = [path for path in FOUND if "--dataset=camvid" not in path.read_text()]  # Those of classify.
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain20": 269_722, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
@@ -57,7 +57,7 @@ def test_recipe(path):
         shape, examples, classes = (side, side, 3), 1_281_167, 1000
     about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
     about = about._replace(covariance=((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0)))
-    steps = checks.check(config, examples, 1)
+    steps = validation.check(config, examples, 1)
     setup = build.setup(config, about, devices=1, steps=steps)
     for share, rate in RATES.get(path.stem, ()):
         assert float(setup.learning_rate(round(share * steps))) == pytest.approx(rate, rel=1e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import figures, report
+from experiments.reporting import figures, report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -240,7 +240,7 @@ def test_mistakes_grid_shows_the_surest_first():
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, train.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, experiments.reporting.report; sys.exit('matplotlib' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(report.__file__).parents[1]).returncode == 0
+        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(report.__file__).parents[2]).returncode == 0
     )

@@ -2,18 +2,19 @@
 
 import csv
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from commands import ROOT
 from outcome import result, same
 from PIL import Image
 
 import models
-from experiments import records, segmentation
-from experiments.flags import UsageError
+from experiments.cli.flags import UsageError
+from experiments.reporting import records
+from experiments.setup import segmentation
 from models import segnet, vgg
 from train import checkpoint
 from train.state import State
@@ -21,7 +22,7 @@ from train.state import State
 CAMVID = ["--dataset=camvid", "--image_size=16x20", "--crop=12x16", "--class_weights=computed", "--exact_batch_norm"]
 SHORT = ["--batch_size=4", "--learning_rate=0.02", "--log_every=2", "--save_every=1"]
 
-FOUND = sorted((pathlib.Path(segmentation.__file__).parent / "recipes").glob("*.flags"))
+FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
 RECIPES = [path for path in FOUND if "--dataset=camvid" in path.read_text()]
 
 
@@ -161,7 +162,8 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
 TRACE = """
 import sys, jax, numpy
 from absl import flags as absl_flags
-from experiments import flags, segmentation
+from experiments.cli import flags
+from experiments.setup import segmentation
 from train.state import parameter_count
 flags.define_segment_flags()
 absl_flags.FLAGS(["segment", f"--flagfile={sys.argv[1]}", "--dry_run", "--dry_run_data", "--image_size=36x47"])

@@ -13,8 +13,8 @@ from PIL import Image
 import data
 from data import batches, folder, stream
 from data.dataset import DataError, binary_task
-from experiments import build, views
-from experiments.flags import LATER, UsageError
+from experiments.cli.flags import LATER, UsageError
+from experiments.setup import build, preprocessing
 
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
 
@@ -190,7 +190,7 @@ def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatc
     np.testing.assert_allclose(std, np.maximum(whole.std(0), 1e-3), rtol=1e-9)
     monkeypatch.setattr(stream, "SAMPLE", 4)
     assert images.pixel_statistics() == images.pixel_statistics() != (mean, std)
-    assert views.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
+    assert preprocessing.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
 
 
 def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
@@ -212,12 +212,14 @@ def test_the_device_cuts_and_flips(pictures):
     for kind, side in (("crop", 37), ("resized_crop", 32)):
         about = build.describe(config, build.load_dataset(config | {"augment": kind}))
         assert about.image_shape == (side, side, 3)
-        train, evaluation, shape = views.prepare(config | {"augment": kind}, about)
+        train, evaluation, shape = preprocessing.prepare(config | {"augment": kind}, about)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
         images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
         assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
         assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
-    ten = views.prepare(config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3)))[1]
+    ten = preprocessing.prepare(
+        config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3))
+    )[1]
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
 
 
@@ -226,8 +228,10 @@ def test_predict_sees_a_file_as_the_test_did(pictures):
     for kind in ("none", "crop"):
         seen = data.load("folder", str(pictures), image_size=32, augment=kind).splits["test"][0][0]
         run = {"image_shape": list(seen.shape), "flags": {"image_size": 32, "augment": kind}}
-        np.testing.assert_array_equal(views.read_picture(file, run), seen)
-    whole = views.read_picture(file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}})
+        np.testing.assert_array_equal(preprocessing.read_picture(file, run), seen)
+    whole = preprocessing.read_picture(
+        file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}}
+    )
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 

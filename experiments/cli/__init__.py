@@ -1,0 +1,1 @@
+"""Flags, checks, start-up and error messages of the commands."""

@@ -1,0 +1,1 @@
+"""The lecture: experiments.lecture runs all topics, experiments.lecture.NAME one."""

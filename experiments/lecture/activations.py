@@ -1,0 +1,160 @@
+"""Activation functions, their derivatives and where they saturate:
+python -m experiments.lecture.activations --workdir=W
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from experiments.lecture import lesson
+from experiments.reporting import figures
+from models.layers import ACTIVATIONS
+
+THRESHOLD = 0.1  # Share of the largest derivative under which we call an input saturated.
+STDS = (1, 3)  # Of the normal inputs.
+POINTS = 100_000
+FUNCTION, DERIVATIVE = figures.COLOURS["train"], figures.COLOURS["eval"]
+FORMULA = (
+    '<math display="block"><msup><mi>tanh</mi><mo>′</mo></msup><mi>z</mi><mo>=</mo><mn>1</mn><mo>−</mo>'
+    "<msup><mi>tanh</mi><mn>2</mn></msup><mi>z</mi><mo>,</mo><mspace width='1em'/><msup><mi>σ</mi><mo>′</mo></msup>"
+    "<mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo><mi>σ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>(</mo><mn>1</mn><mo>−</mo>"
+    "<mi>σ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>)</mo><mo>≤</mo><mfrac><mn>1</mn><mn>4</mn></mfrac></math>"
+)
+
+
+def derivative(name: str, z) -> np.ndarray:
+    """That of the activation called `name` at each z [N], by automatic differentiation."""
+    return np.asarray(jax.jit(jax.vmap(jax.grad(ACTIVATIONS[name])))(jnp.asarray(z, jnp.float32)))
+
+
+@functools.cache
+def extremes(name: str) -> tuple[float, float]:
+    """The smallest and the largest derivative at z = -5, -4.999, ... 5."""
+    slopes = derivative(name, np.arange(-5_000, 5_001) / 1000)
+    return float(slopes.min()), float(slopes.max())
+
+
+@functools.cache
+def normal_points(std: float, count: int = POINTS) -> np.ndarray:
+    """The middles [count] of as many parts of N(0, std^2), each as probable as the other: a mean over them is the
+    distribution's."""
+    middles = (jnp.arange(count) + 0.5) / count
+    return std * np.asarray(jax.scipy.special.ndtri(middles))
+
+
+def saturated(name: str, *, std: float, positive: bool = False) -> float:
+    """The share of the inputs from N(0, std^2), or of the `positive` ones among them, at which the derivative is less
+    than THRESHOLD of the largest."""
+    z = normal_points(std)
+    small = derivative(name, z) < THRESHOLD * extremes(name)[1]
+    return float(small[z > 0].mean() if positive else small.mean())
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """By activation: extremes of its derivative, saturated shares of all normal inputs and of the widest's positive."""
+    found = {}
+    for name in ACTIVATIONS:
+        smallest, largest = extremes(name)
+        shares = {f"saturated_std{s}": saturated(name, std=s) for s in STDS}
+        widest = saturated(name, std=STDS[-1], positive=True)
+        shares |= {f"saturated_positive_std{STDS[-1]}": widest}
+        found[name] = {"largest_derivative": largest, "smallest_derivative": smallest, **shares}
+    return found
+
+
+def titled(name: str) -> str:
+    return {"relu": "ReLU", "leaky_relu": "leaky ReLU"}.get(name, name.replace("_", " "))
+
+
+def curves(title: str):
+    """A panel for each activation: the function, its derivative, grey where that is small."""
+    z = np.arange(-500, 501) / 100
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.new_figure(height=6.4)
+        lesson.headline(figure, title)
+        panels = figure.subplots(3, 2, sharex=True, sharey=True).ravel()
+        for axes, name in zip(panels, ACTIVATIONS, strict=False):
+            slope = derivative(name, z)
+            small = slope < THRESHOLD * extremes(name)[1]
+            axes.fill_between(z, -1.2, 2.2, where=small, color="#e3e3e3", linewidth=0)
+            axes.plot(z, ACTIVATIONS[name](jnp.asarray(z, jnp.float32)), color=FUNCTION)
+            axes.plot(z, slope, color=DERIVATIVE, linestyle=(0, (4, 1.5)))
+            axes.set_title(titled(name))
+            axes.set(xlim=(-5, 5), ylim=(-1.2, 2.2), xticks=[-4, -2, 0, 2, 4], yticks=[-1, 0, 1, 2])
+            axes.tick_params(labelbottom=True)
+        for axes in panels[len(ACTIVATIONS) - 2 : len(ACTIVATIONS)]:
+            axes.set_xlabel("input z")
+        for axes in panels[len(ACTIVATIONS) :]:  # The empty place says which line is which.
+            axes.set_axis_off()
+            for y, text, colour in (
+                (1.6, "function", FUNCTION),
+                (0.9, "derivative (dashed)", DERIVATIVE),
+                (0.2, f"grey: derivative under\n{THRESHOLD:g} of its largest", "#666666"),
+            ):
+                axes.text(-4.6, y, text, color=colour, va="top", fontsize=11, fontweight="bold")
+    return figure
+
+
+def bars(found, title: str):
+    """The saturated shares, a pair of bars for each activation."""
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
+        figure = figures.new_figure(height=4.2)
+        axes = figure.add_subplot()
+        for offset, s, colour in zip((-0.2, 0.2), STDS, ("#56B4E9", "#D55E00"), strict=True):
+            shares = [100 * found[name][f"saturated_std{s}"] for name in found]
+            axes.barh(np.arange(len(found)) + offset, shares, 0.38, color=colour)
+            for row, share in enumerate(shares):
+                label = f"{share:.3g} %" + f"  input N(0, {s}²)" * (row == 0)
+                axes.text(share + 1, row + offset, label, va="center", fontsize=10, color="#333333")
+        axes.set_yticks(range(len(found)), [titled(name) for name in found])
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 100), xlabel=f"% of inputs, derivative under {THRESHOLD:g} of its largest")
+        lesson.headline(figure, title)
+    return figure
+
+
+def experiment(run: lesson.Lesson) -> lesson.Found:
+    narrow, wide = STDS
+    found = run.piece("shares", measure)
+    leak = found["leaky_relu"]["smallest_derivative"]
+
+    def percent(name: str, key: str) -> str:
+        return f"{100 * found[name][key]:.3g} %"
+
+    keep = [name for name in found if not found[name][f"saturated_positive_std{wide}"]]
+    kept = " and ".join(map(titled, keep)) or "no function"
+    title = f"Not saturated at any z > 0: {kept}" if keep else "For z > 0 every function saturates"
+    caption = f"each function and its derivative by z; grey where the derivative is under {THRESHOLD:g} of its largest"
+    run.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
+
+    growth = {name: found[name][f"saturated_std{wide}"] - found[name][f"saturated_std{narrow}"] for name in found}
+    most = max(growth, key=lambda name: growth[name])
+    shares = f"{percent(most, f'saturated_std{wide}')} of them instead of {percent(most, f'saturated_std{narrow}')}"
+    title = f"Inputs {wide / narrow:g} times as wide saturate {titled(most)} at {shares}"
+    caption = f"share of normal inputs whose derivative is under {THRESHOLD:g} of the largest, computed by quadrature"
+    run.figure("saturation", bars(found, title), title="Saturation", caption=caption)
+
+    text = (
+        "The lecture says that sigmoidal units saturate: where the derivative is close to 0 no gradient comes through. "
+        f"We call an input saturated where the derivative is under {THRESHOLD:g} of its largest value.",
+        f"Of inputs from N(0, {narrow}²) that is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
+        f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; of inputs from N(0, {wide}²) it is "
+        f"{percent('tanh', f'saturated_std{wide}')} and {percent('sigmoid', f'saturated_std{wide}')}. The sigmoid's "
+        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each layer of them shrinks the gradient "
+        "unless its weights make up for that.",
+        f"A ReLU's share is {percent('relu', f'saturated_std{wide}')}, whatever the scale: its negative inputs. Of the "
+        f"positive ones none is saturated for {kept}, but {percent('rectified_tanh', f'saturated_positive_std{wide}')} "
+        f"for the rectified tanh. The leaky ReLU's derivative is at least {leak:.2g}.",
+    )
+    header = ["activation", "largest derivative", "smallest on [−5, 5]", f"saturated, N(0, {narrow}²)"]
+    header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 alone"]
+    ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
+    rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
+    return lesson.Found("Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)])
+
+
+if __name__ == "__main__":
+    lesson.main("activations", experiment)

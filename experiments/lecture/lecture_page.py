@@ -1,0 +1,89 @@
+"""The lecture's page: one section for each topic with text, formula, figures, numbers and the command that repeats it.
+
+As a run's report it holds everything inline, loads nothing and escapes all text from outside; a formula is MathML
+whose elements are checked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from experiments.reporting import report
+
+MATHML = frozenset(
+    ("math", "mrow", "mi", "mo", "mn", "mtext", "mfrac", "msub", "msup", "msubsup", "msqrt", "mroot", "mover", "munder")
+    + ("munderover", "mtable", "mtr", "mtd", "mspace", "mpadded", "mstyle", "mphantom", "merror")
+)
+ATTRIBUTES = frozenset(("display", "columnalign", "rowspacing", "columnspacing", "stretchy", "fence", "mathvariant"))
+ATTRIBUTES |= frozenset(("accent", "width", "displaystyle", "separator", "lspace", "rspace", "linethickness", "xmlns"))
+STYLE = """
+nav ol { columns: 2 16rem; padding-left: 1.5rem; }
+section.topic { border-top: 1px solid var(--line); margin-top: 2.5rem; }
+section.topic > h2 { font-size: 1.3rem; }
+p { max-width: 46rem; }
+.formula { overflow-x: auto; overflow-y: hidden; margin: 1rem 0; font-size: 1.15rem; }
+details { margin: .75rem 0; }
+summary { cursor: pointer; color: var(--soft); }
+a { color: inherit; }
+"""
+
+
+class Section(NamedTuple):
+    """A topic. `figures` are (title, caption, path of a PNG), `tables` (title, header, rows)."""
+
+    title: str
+    text: Sequence[str]
+    formula: str
+    figures: Sequence[tuple[str, str, str | Path]]
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]
+    numbers: Mapping[str, Any]
+    command: str
+
+
+def checked_formula(text: str) -> str:
+    """The MathML as it is. Raises ValueError where it is none, or holds anything else."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"a formula is no XML ({error}): {text[:60]!r}") from None
+    for element in root.iter():
+        if element.tag not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
+            raise ValueError(f"a formula holds <{element.tag}> with {sorted(element.attrib)}, which is not accepted")
+    if root.tag != "math":
+        raise ValueError(f"a formula begins with <{root.tag}>, not <math>")
+    return text
+
+
+def _together(html: str) -> str:
+    """With a number, its spread and its unit on one line."""
+    return html.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+
+
+def _section(number: int, section: Section) -> str:
+    parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
+    parts += [f"<p>{_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
+    formula = section.formula and checked_formula(section.formula)
+    parts += [f'<div class="formula" tabindex="0">{formula}</div>'] if formula else []
+    if section.figures:
+        parts += ['<div class="grid">', *(report.figure_html(*entry) for entry in section.figures), "</div>"]
+    parts += [_together(report.table_html(*entry)) for entry in section.tables]
+    numbers = json.dumps(section.numbers, indent=1, ensure_ascii=False)
+    parts += [f'<details><summary>Numbers of this run</summary><pre tabindex="0">{report.escaped(numbers)}</pre>']
+    parts += [
+        "</details>",
+        f'<p class="note">Again, alone:</p><pre tabindex="0">{report.escaped(section.command)}</pre>',
+    ]
+    return "\n".join([*parts, "</section>"])
+
+
+def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
+    """The whole page."""
+    links = "".join(
+        f'<li><a href="#topic{number}">{report.escaped(section.title)}</a></li>'
+        for number, section in enumerate(sections, 1)
+    )
+    body = [f"<h1>{report.escaped(title)}</h1>", *(f"<p>{report.escaped(text)}</p>" for text in introduction)]
+    body += [f"<nav><ol>{links}</ol></nav>", *(_section(number, each) for number, each in enumerate(sections, 1))]
+    return report.document(title, "\n".join(body), style=STYLE)

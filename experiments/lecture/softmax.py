@@ -1,0 +1,183 @@
+"""Softmax and its temperature; which pictures excite the output units the most ("grandmother cells").
+
+python -m experiments.lecture.softmax --workdir=W [--steps=200]
+"""
+
+import functools
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.patches import Rectangle
+
+import data
+import models
+from data import augment
+from data.dataset import pixel_statistics
+from experiments.lecture import lesson
+from experiments.reporting import figures
+from train import optimizers
+from train.task import Task
+
+OPTIONS = {"steps": (200, "Training steps of 64 digits.")}
+TEMPERATURES = (0.25, 1.0, 4.0)
+BATCH = 64
+TOP, SHOWN = 20, 8  # Strongest pictures of a unit that are counted, and drawn.
+FORMULA = (
+    '<math display="block"><msub><mi>p</mi><mi>i</mi></msub><mo>=</mo><mfrac><mrow><mi>exp</mi><mo>(</mo><msub>'
+    "<mi>z</mi><mi>i</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow><mrow><munder><mo>∑</mo><mi>j</mi></munder>"
+    "<mi>exp</mi><mo>(</mo><msub><mi>z</mi><mi>j</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow></mfrac></math>"
+)
+
+
+def softmax(logits, temperature: float = 1.0) -> np.ndarray:
+    """exp(z / T) over its sum, [..., C] -> [..., C]: the probabilities of a Boltzmann distribution with energies -z."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))  # The largest is 1: nothing overflows.
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def entropy(probabilities) -> np.ndarray:
+    """Minus the sum of p log p in nats, [..., C] -> [...]; 0 log 0 is 0."""
+    p = np.asarray(probabilities)
+    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+
+
+def strongest(logits, top: int = TOP) -> np.ndarray:
+    """For each unit the `top` pictures with its largest logits, the largest first: [N, C] -> [C, top]."""
+    return np.argsort(-np.asarray(logits), axis=0, kind="stable")[:top].T
+
+
+def own_share(pictures, labels) -> np.ndarray:
+    """[C]: the share of each unit's pictures [C, top] that are of its class."""
+    return (labels[pictures] == np.arange(len(pictures))[:, None]).mean(1)
+
+
+@functools.cache
+def create(steps: int) -> Task:
+    """The task of the project's cnn on mnist5k; one for all seeds, so that its step is compiled once."""
+    images, _ = data.load("mnist5k").splits["train"]
+    mean, std = pixel_statistics(images)
+    rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
+    return lesson.create(
+        models.create("cnn", 10),
+        optimizers.create("sgd", rate, momentum=0.9, nesterov=True, weight_decay=0.0005),
+        image_shape=images.shape[1:],
+        class_names=[str(digit) for digit in range(10)],
+        prepare=lambda images: augment.normalize(images, mean, std),
+    )
+
+
+def measure(seed: int, steps: int) -> dict[str, Any]:
+    """The network of a seed: its test accuracy, each unit's strongest test pictures before and after training, and the
+    logits of the test picture whose answer is the least certain."""
+    splits, task = data.load("mnist5k").splits, create(steps)
+    tests, answers = splits["test"]
+    untrained, predict = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.predict_step)
+    trained = lesson.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
+    before, after = (
+        np.concatenate([predict(state, {"image": part}) for part in np.split(tests, 4)])
+        for state in (untrained, trained)
+    )
+    unsure = int(entropy(softmax(after)).argmax())
+    return {
+        "accuracy": float((after.argmax(1) == answers).mean()),
+        "untrained": strongest(before).tolist(),
+        "trained": strongest(after).tolist(),
+        "unsure": unsure,
+        "logits": after[unsure].tolist(),
+    }
+
+
+def titled_figure(height: float, title: str):
+    figure = figures.new_figure(height=height)
+    lesson.headline(figure, title)
+    return figure
+
+
+def temperature_bars(picture, logits, title: str):
+    """The probabilities at each temperature, and the picture [H, W]."""
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
+        figure = titled_figure(5.6, title)
+        rows = figure.subplots(len(TEMPERATURES), 1, sharex=True)
+        for axes, temperature in zip(rows, TEMPERATURES, strict=True):
+            shares = softmax(logits, temperature)
+            axes.bar(range(len(shares)), shares, color=figures.COLOURS["train"])
+            axes.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="probability", xticks=range(len(shares)))
+            axes.set_title(f"T = {temperature:g}: entropy {entropy(shares):.2f} nats", fontsize=11)
+        rows[-1].set_xlabel("digit")
+        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Where the bars are low.
+        inset.imshow(picture, "gray")
+        inset.set(xticks=[], yticks=[])
+    return figure
+
+
+def picture_grid(images, labels, pictures, title: str):
+    """A row for each unit: the pictures that excite it the most; those of another class have a frame."""
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
+        figure = titled_figure(6.4, title)
+        axes, side = figure.add_subplot(), images.shape[1] + 3
+        for (unit, place), chosen in np.ndenumerate(pictures[:, :SHOWN]):
+            left, top = place * side, unit * side
+            axes.imshow(images[chosen, :, :, 0], "gray", extent=(left, left + side - 3, top + side - 3, top))
+            if labels[chosen] != unit:
+                edge = figures.COLOURS["eval"]
+                axes.add_patch(Rectangle((left, top), side - 3, side - 3, fill=False, edgecolor=edge, linewidth=3))
+        units = range(len(pictures))
+        axes.set(xlim=(-2, SHOWN * side), ylim=(len(pictures) * side, -2), xticks=[])
+        axes.set_yticks([(unit + 0.45) * side for unit in units], [f"unit {unit}" for unit in units])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def experiment(run: lesson.Lesson) -> lesson.Found:
+    found = [run.piece(f"seed_{i}", functools.partial(measure, i, run.options["steps"])) for i in run.seeds]
+    images, labels = data.load("mnist5k").splits["test"]
+    by_unit = {
+        state: np.stack([own_share(np.array(one[state]), labels) for one in found])
+        for state in ("trained", "untrained")
+    }
+    share = {state: lesson.mean_and_std(shares.mean(1)) for state, shares in by_unit.items()}
+    said = {state: f"{100 * x['mean']:.1f} ± {100 * x['std']:.1f} %" for state, x in share.items()}
+    accuracy = lesson.mean_and_std([one["accuracy"] for one in found])
+    logits = found[0]["logits"]
+    nats = {temperature: float(entropy(softmax(logits, temperature))) for temperature in TEMPERATURES}
+
+    low, *_, high = TEMPERATURES
+    title = f"Entropy: {nats[low]:.2f} nats at T = {low:g}, {nats[high]:.2f} at T = {high:g}"
+    figure = temperature_bars(images[found[0]["unsure"], :, :, 0], logits, title)
+    caption = f"softmax of the same ten logits: the test digit, {labels[found[0]['unsure']]}, that the first seed's "
+    caption += f"network is the least certain of; the largest entropy is ln 10 = {np.log(10):.2f} nats"
+    run.figure("temperature", figure, title="Temperature", caption=caption)
+    title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % are its digit"
+    figure = picture_grid(images, labels, np.array(found[0]["trained"]), title)
+    caption = f"the {SHOWN} test digits with the largest logit of each output unit, the largest first, of the first "
+    caption += "seed's network; a digit of another class is framed"
+    run.figure("output_units", figure, title="What excites the output units", caption=caption)
+
+    grows = ", ".join(f"{value:.2f} nats at T = {temperature:g}" for temperature, value in nats.items())
+    worst = by_unit["trained"].mean(0).min()
+    text = (
+        "Softmax makes probabilities of logits. A temperature T divides the logits first: for the digit in the figure "
+        f"the entropy is {grows}. Its most probable class does not depend on T.",
+        f"The lecture calls an output unit a grandmother cell: it answers to one thing. After {run.options['steps']} "
+        f"steps the network is right on {100 * accuracy['mean']:.1f} % of test digits, and of the {TOP} that excite a "
+        f"unit the most {said['trained']} are of its class; before training it was {said['untrained']} (mean and "
+        f"standard deviation over seeds). The lowest share of a unit is {100 * worst:.0f} %.",
+    )
+    numbers = {
+        "share_of_own_class": share["trained"],
+        "share_untrained": share["untrained"],
+        "share_by_unit": by_unit["trained"].mean(0).tolist(),
+        "accuracy": accuracy,
+        **{f"entropy_T{temperature:g}": value for temperature, value in nats.items()},
+    }
+    rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
+    table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
+    return lesson.Found("Softmax and grandmother cells", text, FORMULA, numbers, [table])
+
+
+if __name__ == "__main__":
+    lesson.main("softmax", experiment, OPTIONS)

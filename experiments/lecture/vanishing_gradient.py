@@ -1,0 +1,175 @@
+"""Gradients on their way back through a deep network: python -m experiments.lecture.vanishing_gradient --workdir=W
+
+A plain network of dense layers on mnist5k: the norm of each layer's gradient for four activations, drawn after Glorot
+and after Kaiming, before and after some training; and training accuracy of a deep sigmoid net beside a deep ReLU net.
+"""
+
+import functools
+
+import matplotlib
+import numpy as np
+import optax
+
+from experiments.cli import flags
+from experiments.lecture import deep_nets, lesson
+from experiments.lecture.deep_nets import INITS
+from experiments.reporting import figures
+
+OPTIONS = {
+    "steps": (800, "Training steps of the ReLU net and of the sigmoid net."),
+    "hidden_layers": (20, "Hidden layers of all networks, at most 50, 64 units each."),
+}
+LINES = {  # activation: label, colour
+    "tanh": ("tanh", figures.COLOURS["train"]),
+    "sigmoid": ("sigmoid", figures.COLOURS["eval"]),
+    "relu": ("ReLU", figures.COLOURS["test"]),
+    "rectified_tanh": ("rectified tanh", "#CC79A7"),
+}
+WIDTH = 64
+EXAMPLES = 1000  # Digits that the gradient is measured on.
+AFTER = 100  # Steps of the second measurement.
+RATE = 0.01  # Of every run but those of the sigmoid net, which has the best of
+RATES = (0.01, 0.1, 1.0, 10.0)
+MEASURED = ("ratio", f"ratio_after_{AFTER}_steps", "first_layer")
+VANISHED = 0.01  # A ratio of the first layer's gradient to the last one's below this is called so.
+
+FORMULA = """<math display="block"><mrow><mfrac><mrow><mi>∂</mi><mi>L</mi></mrow><mrow><mi>∂</mi><msub><mi>W</mi>
+<mi>l</mi></msub></mrow></mfrac><mo>=</mo><msub><mi>δ</mi><mi>l</mi></msub><msubsup><mi>h</mi><mrow><mi>l</mi>
+<mo>-</mo><mn>1</mn></mrow><mi>T</mi></msubsup><mo>,</mo><mspace width="1em"/><msub><mi>δ</mi><mi>l</mi></msub>
+<mo>=</mo><mo>(</mo>
+<msubsup><mi>W</mi><mrow><mi>l</mi><mo>+</mo><mn>1</mn></mrow><mi>T</mi></msubsup><msub><mi>δ</mi><mrow><mi>l</mi>
+<mo>+</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>⊙</mo><msup><mi>f</mi><mo>′</mo></msup><mo>(</mo><msub><mi>s</mi>
+<mi>l</mi></msub><mo>)</mo><mo>,</mo><mspace width="1em"/><msup><mi>σ</mi><mo>′</mo></msup><mo>(</mo><mi>s</mi>
+<mo>)</mo><mo>≤</mo><mfrac><mn>1</mn><mn>4</mn></mfrac></mrow></math>"""
+
+
+def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int) -> dict[str, list[float]]:
+    """Gradient norms by layer [depth] at the `start` and `after` some steps."""
+    images, labels = deep_nets.some(digits, EXAMPLES)
+    found = {}
+    for name, steps in (("start", 0), ("after", AFTER)):
+        state = lesson.train(
+            task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed
+        )
+        found[name] = deep_nets.gradient_norms(state.params, images, labels, model=model)
+    return found
+
+
+def draw_norms(found: dict, when: str, title: str):
+    """Gradient norm by layer, a panel an initialisation; the layers stand as the gradient meets them."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.new_figure(height=6.4)
+        panels = figure.subplots(2, 1, sharex=True, sharey=True)
+        lesson.headline(figure, title, 50)
+        ends: dict[str, list[tuple[float, str, str]]] = {init: [] for init in INITS}
+        for axes, init in zip(panels, INITS, strict=True):
+            axes.set(yscale="log", ylabel="norm of the gradient")
+            axes.set_title(f"weights drawn after {init.title()}", fontsize=11, fontweight="normal")
+            for name, (label, colour) in LINES.items():
+                values = np.array([seed[when] for seed in found[name, init]])[:, ::-1]
+                layers = np.arange(values.shape[1], 0, -1)
+                ends[init].append((deep_nets.draw_band(axes, layers, values, colour), label, "alone"))
+        panels[0].set(xlim=(layers[0], 1), ylim=(None, 30 * panels[0].get_ylim()[1]))
+        panels[0].yaxis.set_major_formatter(deep_nets.tick)
+        panels[-1].set_xticks([int(x) for x in np.linspace(layers[0], 1, 5)])
+        panels[-1].set_xlabel("layer, from the last to the first")
+        figure.draw_without_rendering()  # Labels go where the lines end in the finished layout.
+        for axes, init in zip(panels, INITS, strict=True):
+            figures.label_ends(axes, ends[init])
+            for text in axes.texts:
+                text.set_color(dict(LINES.values())[text.get_text()])
+    return figure
+
+
+def experiment(run: lesson.Lesson) -> lesson.Found:
+    hidden, steps = run.options["hidden_layers"], run.options["steps"]
+    # Deeper, and the sigmoid's gradient falls below the range of float32.
+    flags.require(hidden <= 50, f"--hidden_layers={hidden}: accepted are 1 to 50")
+    depth, digits = hidden + 1, deep_nets.digits()
+    tasks = deep_nets.tasks(depth, WIDTH, list(LINES), digits, optax.sgd(RATE))
+
+    # --- Gradient norms.
+    found = {}
+    for (name, init), task in tasks.items():
+        measure = functools.partial(norms, deep_nets.DeepMLP(depth, WIDTH, name), task, digits)
+        found[name, init] = [
+            run.piece(f"norms_{name}_{init}_seed{seed}", functools.partial(measure, seed=seed)) for seed in run.seeds
+        ]
+    numbers: dict = {"layers": depth, **{key: {} for key in MEASURED}}
+    for (name, init), seeds in found.items():
+        values = (
+            [seed["start"][0] / seed["start"][-1] for seed in seeds],
+            [seed["after"][0] / seed["after"][-1] for seed in seeds],
+            [seed["start"][0] for seed in seeds],
+        )
+        for key, each in zip(MEASURED, values, strict=True):
+            numbers[key][f"{name}_{init}"] = lesson.mean_and_std(each)
+
+    # --- Two nets, trained.
+    def curves(task, name, rate):
+        fit = functools.partial(deep_nets.train, task, digits, steps=steps, every=max(1, steps // 16))
+        return [
+            run.piece(f"train_{name}_rate{rate:g}_seed{seed}", functools.partial(fit, seed=seed)) for seed in run.seeds
+        ]
+
+    def final(per_seed):
+        return lesson.mean_and_std([curve[-1]["accuracy"] for curve in per_seed])
+
+    def score(rate):  # Where no rate gives more than chance, the loss decides.
+        return final(sigmoid[rate])["mean"], -np.mean([curve[-1]["loss"] for curve in sigmoid[rate]])
+
+    relu, sigmoid = curves(tasks["relu", "kaiming"], "relu", RATE), {}
+    for rate in RATES:
+        task = deep_nets.tasks(depth, WIDTH, ["sigmoid"], digits, optax.sgd(rate))["sigmoid", "glorot"]
+        sigmoid[rate] = curves(task, "sigmoid", rate)
+    best = max(RATES, key=score)
+    accuracy = {"relu": final(relu), "sigmoid": final(sigmoid[best])}
+    numbers |= {"accuracy": accuracy, "sigmoid_rates": {f"{rate:g}": final(sigmoid[rate]) for rate in RATES}}
+    numbers["sigmoid_best_rate"] = best
+
+    # --- What is shown.
+    ten, verdict = deep_nets.power_of_ten, deep_nets.verdict
+    ratio, after, first = ({k: v["mean"] for k, v in numbers[key].items()} for key in MEASURED)
+    for means, when, place in ((ratio, "start", "At the start"), (after, "after", f"After {AFTER} steps")):
+        title = (
+            f"{place} layer 1 has {ten(means['sigmoid_glorot'])} of layer {depth}'s gradient with sigmoid (Glorot), "
+            f"{ten(means['relu_kaiming'])} times it with ReLU (Kaiming)"
+        )
+        caption = f"Frobenius norm of the gradient of each layer's weights, {place.lower()}; mean and range over seeds"
+        run.figure(f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption)
+    percent = {name: f"{100 * value['mean']:.1f} %" for name, value in accuracy.items()}
+    says = {name: verdict(value["mean"]) for name, value in accuracy.items()}
+    title = f"{depth} layers: ReLU {says['relu']} ({percent['relu']}), sigmoid {says['sigmoid']} ({percent['sigmoid']})"
+    caption = (
+        f"plain SGD, batches of {deep_nets.BATCH_SIZE}, rate {RATE:g} for ReLU (Kaiming), {best:g} for sigmoid "
+        f"(Glorot), its best of {', '.join(f'{rate:g}' for rate in RATES)}; mean and range over seeds"
+    )
+    nets_shown = [(relu, "ReLU", "test"), (sigmoid[best], "sigmoid", "eval")]
+    run.figure("accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep nets", caption=caption)
+
+    gone = [label for name, (label, _) in LINES.items() if ratio[f"{name}_glorot"] < VANISHED]
+    dim = first["relu_glorot"] / first["relu_kaiming"]
+    text = [
+        "The lecture: in a deep network the gradient of saturating units vanishes on its way to the first layers, "
+        "which then do not learn; rectified units let it through.",
+        f"Here the norm of layer 1's gradient is {ten(ratio['sigmoid_glorot'])} of layer {depth}'s with sigmoid, whose "
+        f"derivative of at most 1/4 stands {depth - 1} times in the product, {ten(ratio['tanh_glorot'])} with tanh "
+        f"(both after Glorot) and {ten(ratio['relu_kaiming'])} with ReLU after Kaiming; after Glorot it is below "
+        f"{VANISHED:g} with {' and '.join(gone) or 'none of the four'}"
+        + ("." if "tanh" in gone else ", and not with tanh at this depth."),
+        f"A ratio near 1 is not all: for ReLU it is {ten(ratio['relu_glorot'])} after Glorot, but there layer 1's "
+        f"gradient has {ten(dim)} of its size after Kaiming.",
+        f"Trained for {steps} steps of plain SGD the ReLU net {says['relu']} ({percent['relu']} of the training digits "
+        f"right), and the sigmoid net {says['sigmoid']} at the best of {len(RATES)} learning rates "
+        f"({percent['sigmoid']}; chance is {100 * deep_nets.CHANCE:.0f} %).",
+    ]
+    rows = [
+        [LINES[name][0], init.title(), *(ten(means[f"{name}_{init}"]) for means in (ratio, after, first))]
+        for name, init in found
+    ]
+    header = ["activation", "weights", "layer 1 / last, start", f"layer 1 / last, {AFTER} steps", "layer 1, start"]
+    return lesson.Found("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
+
+
+if __name__ == "__main__":
+    lesson.main("vanishing_gradient", experiment, OPTIONS)

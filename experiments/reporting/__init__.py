@@ -1,0 +1,1 @@
+"""Figures, report.html and the records of a run."""

@@ -1,0 +1,130 @@
+"""What a finished classifier's report shows."""
+
+import functools
+import io
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from PIL import Image
+
+import models
+from experiments.reporting import figures as draw
+from experiments.reporting import report
+from experiments.setup import preprocessing
+from models import table
+from train import classification, folder, parallel
+
+HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
+CAPTIONS = {
+    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole split that is scored",
+    "accuracy": "share of right answers: training, the mean since the row before; eval, the whole split that is scored",
+    "learning_rate": "the schedule at each logged step",
+}
+SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
+
+
+def outputs(task, state, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """What the network gives for uint8 images [N, H, W, C], a batch at a time, on one device."""
+    step, batch_size = parallel.parallelize(task.predict_step, 1, donate=False), max(1, min(batch_size, len(images)))
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
+        yield np.asarray(step(state, {"image": padded}))[: len(part)]
+
+
+def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
+    found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
+    return np.concatenate(found) if found else np.zeros((0, 0))
+
+
+def weight_pictures(state, model: str, layer: str, image_shape):
+    """The weights of the first layer of the network `model`, given by its path, as pictures [N, H, W, C]: a
+    convolution's filters or a dense layer's templates."""
+    if model in models.FIRST_FILTERS:
+        kernel = models.FIRST_FILTERS[model](state.params, state.batch_stats)
+    else:
+        kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
+    return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
+
+
+def write_png(path: pathlib.Path, image: Image.Image) -> None:
+    """The picture as a PNG file, whole or not at all."""
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    folder.write_atomically(path, png.getvalue())
+
+
+def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
+    """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
+    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
+    path, entries = folder / "figures", []
+    path.mkdir(exist_ok=True)
+    curves = report.curves(report.read_metrics(folder / "metrics.csv"), skip=skip)
+    titles = {name: draw.titled(name) for name in curves}
+    drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
+    for name, title, caption, figure in (*drawn, *figures):
+        draw.save_figure(figure, path / f"{name}.png")
+        entries.append((title, caption, path / f"{name}.png"))
+    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
+    values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
+    report.write_report(
+        folder / "report.html",
+        title=f"{summary['model']} on {summary['dataset']}",
+        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in headline if key in summary},
+        command=command,
+        figures=entries,
+        tables=[
+            *tables,
+            ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
+            ("This run", ["", ""], values),
+        ],
+        resume_note="The same command, started again in the same folder, goes on where the run stopped.",
+    )
+
+
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+    """A classifier's page."""
+    state, names = result.state, setup.about.class_names
+    images, labels = preprocessing.shown(*test)
+    confusion = result.sums["confusion"].astype(int)
+    probabilities = predictions(setup.task, state, images)
+    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
+    among = f"{summary['split']} pictures"
+    among = among if len(images) == summary["examples"] else f"a fixed sample of {len(images)} {among}"
+    layers = table.layers(setup.model, setup.input_shape)
+    weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
+    kind = "filters" if len(layers[0].shape) == 3 else "templates"
+    figures = (
+        (
+            "confusion_matrix",
+            "Confusion matrix",
+            "true classes in rows, predicted ones in columns",
+            draw.confusion_matrix(confusion, names),
+        ),
+        (
+            "mistakes",
+            "Surest mistakes",
+            f"{among} that the network gets wrong with the most confidence",
+            draw.mistakes_grid(images, labels, guess, sure, names),
+        ),
+        (
+            "layer1",
+            f"Layer-1 {kind}",
+            "weights of the first layer, each scaled by its own largest",
+            draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True),
+        ),
+    )
+    tables = [classification.class_table(result.sums, names)]
+    write_page(
+        folder,
+        layers=layers,
+        figures=figures,
+        tables=tables,
+        headline=HEADLINE,
+        skip=SKIP,
+        summary=summary,
+        command=command,
+    )

@@ -1,0 +1,181 @@
+"""Pictures of samples: while a run goes on, in its report, and as files."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from experiments.reporting import figures as draw
+from experiments.reporting import look
+from models import table
+from train import gan, parallel, processes
+from train.state import State
+
+HEADLINE = ("classifier_fid", "floor", "ceiling", "coverage_min", "coverage_max", "memorisation", "step", "seconds")
+CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
+SKIP = ("epoch", "seconds", "images_per_second", *CONSTANT)
+ROWS, COLUMNS = 8, 8  # Of the grid of samples; a conditional network has a column for each class, up to MOST.
+MOST = 12
+STRIPS = 12  # Evaluations in the strip over time.
+SHOWN_SEED = 1  # Of the latent vectors that are drawn at every evaluation.
+
+
+def latent_batch(count: int, seed: int, *, latents, classes: int) -> dict:
+    """What `count` samples are made of: their latent vectors, and the classes in turn."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+    return {"latent": latents(keys), "label": jnp.arange(count) % classes}
+
+
+def columns_of(classes: int, *, conditional: bool) -> int:
+    return classes if conditional and classes <= MOST else COLUMNS
+
+
+def samples(predict, state, batch, size: int = 250) -> np.ndarray:
+    """Samples uint8 [N, H, W, C] of a batch of latent vectors and labels, on one device, wherever the state lies."""
+    own, step = jax.device_get((gan.sampler(state), state.step))
+    here = State({"generator": own["params"]}, {"generator": own["batch_stats"]}, {}, step, jax.random.key(0))
+    make, count = _jitted(predict), len(batch["label"])
+    size = min(size, count)
+    parts = []
+    for start in range(0, count, size):
+        begin = min(start, count - size)  # The last part has the others' size.
+        part = {name: value[begin : begin + size] for name, value in batch.items()}
+        parts.append(np.asarray(make(here, part))[start - begin :])
+    return np.concatenate(parts)
+
+
+@functools.cache
+def _jitted(predict):
+    return parallel.parallelize(predict, 1, donate=False)
+
+
+def tiled(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images [N, H, W, C] side by side, uint8 [rows x H, columns x W, C]; what is left of the last row is black."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    images = np.concatenate([images, np.zeros((rows * columns - count, height, width, channels), images.dtype)])
+    images = images.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    return images.reshape(rows * height, columns * width, channels)
+
+
+def write_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Pixels uint8 [H, W, C] as a PNG file."""
+    look.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def remember(workdir: str, predict, state, *, latents, classes: int, conditional: bool) -> None:
+    """Samples of the same latent vectors as at any other step, in the run's folder."""
+    columns = columns_of(classes, conditional=conditional)
+    images = samples(predict, state, latent_batch(ROWS * columns, SHOWN_SEED, latents=latents, classes=classes))
+    if processes.is_main():
+        place = pathlib.Path(workdir).absolute() / "samples"
+        place.mkdir(parents=True, exist_ok=True)
+        write_png(place / f"step_{int(state.step):07d}.png", tiled(images, columns))
+
+
+def _is_grid(path: pathlib.Path, width: int) -> bool:
+    """Whether the file is a whole grid of this run's samples: what else lies there is passed over."""
+    if not path.stem.removeprefix("step_").isdecimal():
+        return False
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.width == width
+    except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's for a damaged PNG.
+        return False
+
+
+def strip(paths: list[pathlib.Path], height: int):
+    """The first row of each grid of samples, over time."""
+    import matplotlib
+
+    picked = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(STRIPS, len(paths))).astype(int))]
+    rows = [np.asarray(Image.open(path))[:height] for path in picked]
+    with matplotlib.rc_context({**draw.STYLE, "axes.grid": False}):
+        inches = 4.6 * height / rows[0].shape[1] + 0.06
+        figure = draw.new_figure(height=0.5 + len(rows) * inches)
+        for axes, row, path in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, picked, strict=True):
+            axes.imshow(row, "gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.set_ylabel(f"{int(path.stem.removeprefix('step_')):,}", rotation=0, ha="right", va="center")
+        figure.suptitle("The same latent vectors after this many steps", x=0, ha="left", fontsize=12, weight="bold")
+    return figure
+
+
+def between(batch: dict, rows: int, columns: int) -> dict:
+    """`columns` latent vectors on the line from one to the next of the batch, for each of `rows` pairs; both ends have
+    the first's class."""
+    share = jnp.linspace(0, 1, columns)[None, :, None]
+    ends = batch["latent"][: 2 * rows].reshape(rows, 2, 1, -1)
+    line = (1 - share) * ends[:, 0] + share * ends[:, 1]
+    return {"latent": line.reshape(rows * columns, -1), "label": jnp.repeat(batch["label"][:rows], columns)}
+
+
+def share_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
+    """The share of each class among the samples, by the classifier."""
+    shares = sums["draws"]["classes"].sum(0)
+    shares = shares / shares.sum()
+    return "Classes", ["class", "samples"], [[n, f"{100 * s:.1f} %"] for n, s in zip(class_names, shares, strict=True)]
+
+
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+    """A GAN's page."""
+    del test
+    classes, height = len(setup.about.class_names), setup.about.image_shape[0]
+    columns = columns_of(classes, conditional=setup.model.conditional)
+    batch = latent_batch(ROWS * columns, SHOWN_SEED, latents=setup.latents, classes=classes)
+    predict = setup.task.predict_step
+    images = samples(predict, result.state, batch) / 255.0
+    lines = samples(predict, result.state, between(batch, 4, 8)) / 255.0
+    paths = [path for path in sorted((folder / "samples").glob("step_*.png")) if _is_grid(path, columns * height)]
+    figures = [
+        (
+            "samples",
+            "Samples",
+            "not picked: the first latent vectors of a fixed seed"
+            + (", a column for each class" if setup.model.conditional else ""),
+            draw.image_grid(images, title="Samples", columns=columns, normalize=False),
+        ),
+        (
+            "interpolation",
+            "Interpolation",
+            "each row goes from one latent vector to another along a line",
+            draw.image_grid(lines, title="From one latent vector to another", columns=8, normalize=False),
+        ),
+    ]
+    if paths:
+        figures.insert(
+            1,
+            (
+                "samples_over_time",
+                "Samples over time",
+                "the same latent vectors at each evaluation",
+                strip(paths, height),
+            ),
+        )
+    look.write_page(
+        folder,
+        layers=table.layers(setup.model, setup.input_shape),
+        figures=figures,
+        tables=[share_table(result.sums, setup.about.class_names)],
+        headline=HEADLINE,
+        skip=SKIP,
+        summary=summary,
+        command=command,
+    )
+
+
+def write_samples(place: pathlib.Path, images: np.ndarray, *, columns: int) -> list[str]:
+    """A PNG file of each sample and grid.png of all; the samples' names. Those of an earlier call are removed."""
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.glob("sample_[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
+    names = [str(place / f"sample_{i:05d}.png") for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_png(pathlib.Path(name), image)
+    write_png(place / "grid.png", tiled(images, columns))
+    return names

@@ -1,0 +1,153 @@
+"""What a finished segmentation's report shows, and the pictures of masks."""
+
+import itertools
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from data import decode
+from experiments.reporting import figures as draw
+from experiments.reporting import look
+from models import table
+from train import segmentation
+
+HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
+SKIP = ("epoch", "seconds", "images_per_second")
+SHOWN = 10  # Test pictures in the report.
+# Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
+CAMVID = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
+    *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+)
+
+
+def palette(class_names) -> np.ndarray:
+    """uint8 [C + 1, 3]: a colour for each class, and black for void."""
+    from data import camvid
+
+    if tuple(class_names) == camvid.CLASSES:
+        colours = np.array(CAMVID)
+    else:
+        import matplotlib
+
+        colours = (255 * matplotlib.colormaps["tab20"](np.arange(len(class_names)) % 20)[:, :3]).round()
+        if class_names[0] == "background":
+            colours[0] = 40
+    return np.concatenate([colours, np.zeros((1, 3))]).astype(np.uint8)
+
+
+def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
+    return np.concatenate(
+        [logits.argmax(-1).astype(np.uint8) for logits in look.outputs(task, state, images, batch_size)]
+    )
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The picture [H, W, C] with the classes' colours laid over it, uint8 [H, W, 3]."""
+    return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
+
+
+def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
+    """(file, mask, overlay) of each picture file: a palette PNG of its classes and its picture with their colours laid
+    over it, both of the picture's own size, beside legend.png."""
+    colours, rows, taken = palette(class_names), [], set[str]()
+    for file, mask in zip(files, found, strict=True):
+        picture = decode.read_picture(file, channels=3)
+        whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
+        stem = pathlib.Path(file).stem
+        others = (f"{stem}_{i}" for i in itertools.count(2))  # Pictures of one name from several folders.
+        name = next(name for name in itertools.chain([stem], others) if name not in taken)
+        taken.add(name)
+        paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
+        over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
+        whole.putpalette(colours[:-1].ravel().tolist())
+        for path, image in zip(paths, (whole, over), strict=True):
+            look.write_png(path, image)
+        rows.append((file, str(paths[0]), str(paths[1])))
+    import matplotlib
+
+    with matplotlib.rc_context(draw.STYLE):
+        shown = draw.new_figure(height=0.5 + 0.25 * -(-len(class_names) // 3))
+        _legend(shown, colours, class_names)
+        draw.save_figure(shown, place / "legend.png")
+    return rows
+
+
+def _legend(shown, colours, names) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(names)]
+    shown.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def figure(images, labels, guesses, class_names):
+    """Pictures, true and predicted classes side by side, with a legend."""
+    colours, count = palette(class_names), len(images)
+    height, width = images.shape[1:3]
+    panel = 1.55
+    shown = draw.new_figure(height=count * panel * height / width + 1.2)
+    grid = shown.subplots(count, 3, squeeze=False)
+    for row, (image, label, guess) in enumerate(zip(images, labels, guesses, strict=True)):
+        known = np.minimum(label, len(class_names))
+        for axes, picture, title in zip(
+            grid[row],
+            (np.broadcast_to(image, (height, width, 3)), colours[known], colours[guess]),
+            ("picture", "truth", "prediction"),
+            strict=True,
+        ):
+            axes.imshow(picture)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
+    _legend(shown, colours, (*class_names, "void") if (labels >= len(class_names)).any() else class_names)
+    return shown
+
+
+def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+    """A segmentation's page."""
+    import matplotlib
+
+    names, (images, labels) = setup.about.class_names, test
+    rows = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
+    guesses = masks(setup.task, result.state, images[rows])
+    with matplotlib.rc_context(draw.STYLE):
+        shown = figure(images[rows], labels[rows], guesses, names)
+    confusion = result.sums["confusion"].astype(int)
+    figures = (
+        (
+            "predictions",
+            "Predictions",
+            f"{len(rows)} of the {len(images)} {summary['split']} pictures, evenly spaced",
+            shown,
+        ),
+        (
+            "confusion_matrix",
+            "Confusion matrix",
+            "pixels: true classes in rows, predicted ones in columns",
+            draw.confusion_matrix(confusion, names),
+        ),
+    )
+    tables = [class_table(result.sums, names)]
+    look.write_page(
+        folder,
+        layers=table.layers(setup.model, setup.input_shape),
+        figures=figures,
+        tables=tables,
+        headline=HEADLINE,
+        skip=SKIP,
+        summary=summary,
+        command=command,
+    )
+
+
+def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
+    """Pixels, recall and intersection over union by class."""
+    confusion = sums["confusion"]
+    overlap, rows = segmentation.intersection_over_union(confusion), []
+    for i, name in enumerate(class_names):
+        true = confusion[i].sum()
+        recall = f"{confusion[i, i] / true:.3f}" if true else "none"
+        rows.append([name, f"{true:.0f}", recall, f"{overlap[i]:.3f}"])
+    return "Classes", ["class", "pixels", "recall", "IoU"], rows

@@ -1,0 +1,48 @@
+"""The import rules: models and data stand alone, train knows no data set and no command, nothing imports a command."""
+
+import ast
+import pathlib
+
+import documented
+import pytest
+from commands import ROOT
+
+MAY_IMPORT = {
+    "models": {"models"},
+    "data": {"data"},
+    "train": {"train", "models"},
+    "experiments": {"experiments", "train", "models", "data"},
+    "benchmarks": {"benchmarks", "experiments", "train", "models", "data"},
+}
+FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+COMMANDS = {f"experiments.{name}" for name in documented.COMMANDS["experiments"]} - {"experiments.lecture"}
+COMMANDS |= {"experiments.__main__", "experiments.lecture.__main__"}
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """What a file imports from the project, in functions too, as "package.module.name"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in MAY_IMPORT}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports(path):
+    package, names = path.relative_to(ROOT).parts[0], imported(path)
+    others = sorted(name for name in names if name.split(".")[0] not in MAY_IMPORT[package])
+    assert not others, f"{package} may import {', '.join(sorted(MAY_IMPORT[package]))}, not {', '.join(others)}"
+    of_commands = sorted(name for name in names if any(f"{name}.".startswith(f"{command}.") for command in COMMANDS))
+    assert not of_commands, f"a command is imported: {', '.join(of_commands)}"
+
+
+def test_every_file_directly_in_experiments_is_a_command():
+    for path in (ROOT / "experiments").glob("*.py"):
+        if path.name != "__init__.py":
+            functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+            assert "main" in functions, f"{path} has no function main: is it a command?"
+    assert documented.COMMANDS["experiments"].count("lecture") == 1
