@@ -213,9 +213,10 @@ def test_a_documented_command_runs(command, run, places, environment, without_to
             line, cwd=documented.ROOT, env=environment, capture_output=True, text=True, timeout=commands.LIMIT
         )
     else:
-        package, _, name = first.rpartition(".")
+        package = "benchmarks" if first.startswith("benchmarks.") else "experiments"
         names = without_torch if run.fails else environment
-        done = start(name, *rest, package=package or "experiments", folder=documented.ROOT, environment=names)
+        name = first.removeprefix("benchmarks.")
+        done = start(name, *rest, package=package, folder=documented.ROOT, environment=names)
     check(done, run)
 
 
