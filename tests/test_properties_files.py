@@ -43,14 +43,18 @@ def archive_bytes(members):
 
 
 def contents(members):
-    """(last component of the name, content) of the members, at any depth, that are files inside the archive."""
+    """(last component of the name, content) of the members, at any depth, that may be files inside the archive.
+
+    A member of an old archive with a long name that ends in a slash is a folder for Python 3.11 and an empty file for
+    3.13.
+    """
     for name, kind, content, _ in members:
-        if not is_file(name, kind) or name.startswith("/") or ".." in name.rstrip("/").split("/")[:-1]:
+        if kind not in FILES or name.startswith("/") or ".." in name.rstrip("/").split("/")[:-1]:
             continue
         if isinstance(content, list):
             yield from contents(content)
             content = archive_bytes(content)  # An archive may also be called like a picture.
-        yield name.rstrip("/").rpartition("/")[2], content
+        yield name.rstrip("/").rpartition("/")[2], content if is_file(name, kind) else b""
 
 
 def snapshot(root, *, without=None):
