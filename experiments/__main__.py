@@ -17,15 +17,19 @@ END = "\nif __name__ == "  # A command is a module that ends with it.
 
 
 def commands() -> dict[str, str]:
-    """name -> the first line of its docstring, without what `--help` shows in full."""
+    """name -> its module's source."""
     found, here = {}, pathlib.Path(__file__).parent
     for path in [*here.glob("[a-z]*.py"), *here.glob("lecture/*.py")]:
         source = path.read_text()
         if END in source:
-            summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
-            name = ".".join(path.relative_to(here).with_suffix("").parts).removesuffix(".__main__")
-            found[name] = " ".join(summary.split()).split(": python -m ")[0].rstrip(".:")
+            found[".".join(path.relative_to(here).with_suffix("").parts).removesuffix(".__main__")] = source
     return dict(sorted(found.items()))
+
+
+def summary(source: str) -> str:
+    """The first sentence of a module's docstring, without what `--help` shows in full."""
+    first = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+    return " ".join(first.split()).split(": python -m ")[0].rstrip(".:")
 
 
 def main() -> None:
@@ -35,7 +39,7 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         width = max(map(len, known))
         print("usage: nutshell NAME --flag=value ...    (nutshell NAME --help lists the flags)\n")
-        print("\n".join(f"  {command:{width}}  {summary}" for command, summary in known.items()))
+        print("\n".join(f"  {command:{width}}  {summary(source)}" for command, source in known.items()))
         return
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -39,7 +39,7 @@ def shared_folder(tmp_path_factory):
 def environment(shared_folder):
     """The environment variables of commands; their cache folder is new, and shared by the suite."""
     names = os.environ | {"XDG_CACHE_HOME": str(shared_folder / "cache"), "PYTHONPATH": str(commands.ROOT)}
-    names["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    names[commands.OPTIMISATION] = "1"
     names["ZIG_GLOBAL_CACHE_DIR"] = str(shared_folder / "zig")  # The compiler's own libraries, compiled once.
     names |= {"HOME": str(shared_folder / "home"), "MPLCONFIGDIR": str(shared_folder / "matplotlib")}
     return names
@@ -55,7 +55,7 @@ def without_torch(environment, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def library(environment, shared_folder):
-    """Compiles the C kernels once, for all processes of the suite; returns their folder."""
+    """Compiles the C kernels once, for all processes of the suite."""
     from experiments.cli import compilation_cache
     from models import native
 
@@ -66,8 +66,6 @@ def library(environment, shared_folder):
     with open(shared_folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         native.ready()
-    jax.config.update("jax_enable_compilation_cache", True)
-    return jax.config.jax_compilation_cache_dir
 
 
 @pytest.fixture(scope="session")

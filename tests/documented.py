@@ -5,10 +5,10 @@ becomes `benchmarks.NAME FLAGS`, `.venv/bin/` is left out.
 """
 
 import ast
-import pathlib
 import re
 
-ROOT = pathlib.Path(__file__).parent.parent
+from commands import ROOT
+
 MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
 # Modules that are commands, by package.
 FILES = {

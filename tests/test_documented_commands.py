@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 RUNS = {command: run for command, run in COMMANDS.items() if not isinstance(run, Omitted)}
-NOT_ASKED = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # What the suite sets for speed.
 
 
 class Places:
@@ -224,7 +223,7 @@ def test_a_documented_command_runs(command, run, places, environment, without_to
 def test_a_command_starts_in_a_fresh_process_without_caches(command, run, places, environment, tmp_path):
     name, *rest = words(command, run, places)
     own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    names = {key: value for key, value in (environment | own).items() if key not in NOT_ASKED}
+    names = {key: value for key, value in (environment | own).items() if key != commands.OPTIMISATION}
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *rest],
         cwd=documented.ROOT, env=names, capture_output=True, text=True, timeout=commands.LIMIT,

@@ -65,7 +65,7 @@ def test_golden_losses(command, start, digits, tmp_path):
 @pytest.fixture(scope="module")
 def optimised(environment):
     """The environment of commands whose programs XLA optimises: these run long enough for that to pay."""
-    return {name: value for name, value in environment.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    return {name: value for name, value in environment.items() if name != commands.OPTIMISATION}
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ def own_modules(tmp_path):
     return tmp_path
 
 
-def run(environment, folder, *command):
-    names = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+def run(environment, folder, *command, **own):
+    """A command without the checkout on its path, with variables of its `own`."""
+    names = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | own
     return subprocess.run(
         [str(word) for word in command],
         cwd=folder, env=names, capture_output=True, text=True, timeout=commands.LIMIT,
@@ -86,9 +87,6 @@ def test_a_wheel_runs_the_demo_without_the_checkout(environment, own_modules, tm
     started = [python, "-P", target / "bin" / "nutshell", "classify"]
     recipe = f"--flagfile={target / 'experiments' / 'recipes' / 'demo.flags'}"
     alone = {"PYTHONPATH": packages, "XDG_CACHE_HOME": str(own_modules / "cache")}
-    done = subprocess.run(
-        [*map(str, started), recipe, "--workdir=w", "--steps=2"],
-        cwd=own_modules, env=environment | alone, capture_output=True, text=True, timeout=commands.LIMIT,
-    )  # fmt: skip
+    done = run(environment, own_modules, *started, recipe, "--workdir=w", "--steps=2", **alone)
     assert result(done)["parameters"] == 94_058
     assert "kernels" not in done.stderr and (own_modules / "w" / "report.html").exists(), done.stderr
