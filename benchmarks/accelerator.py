@@ -15,8 +15,11 @@ from absl import flags as absl_flags
 
 import models
 from experiments.cli import flags
-from models import table
-from train import classification, optimizers, parallel
+from models import summary
+from train import optimizers
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of, start_devices
+from train.tasks import classification
 
 MODELS = absl_flags.DEFINE_list("models", ["resnet50", "alexnet_owt"], "Networks to measure.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Images of a batch on one device.", lower_bound=1)
@@ -28,7 +31,7 @@ SHAPE, CLASSES = (224, 224, 3), 1000
 
 def measure(name: str, devices: int) -> dict:
     """The table's row."""
-    axis, rows = parallel.axis_of(devices), BATCH_SIZE.value * devices
+    axis, rows = axis_of(devices), BATCH_SIZE.value * devices
     model = models.create(name, CLASSES, axis_name=axis)
     task = classification.create(
         model=model,
@@ -42,7 +45,7 @@ def measure(name: str, devices: int) -> dict:
     )
     key = jax.random.key(0)
     batch = {"image": jax.random.normal(key, (rows, *SHAPE), jnp.float32), "label": jnp.arange(rows) % CLASSES}
-    step = parallel.parallelize(task.train_step, devices, donate=True)
+    step = data_parallel.parallelize(task.train_step, devices, donate=True)
     began = time.perf_counter()
     state, _ = jax.block_until_ready(step(jax.jit(task.init)(key), batch))
     compile_seconds, turns = time.perf_counter() - began, []
@@ -59,7 +62,7 @@ def measure(name: str, devices: int) -> dict:
 
 def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
     """The figures that follow from the seconds of a step; `peak_tflops` of all devices together."""
-    multiply_adds = sum(layer.multiply_adds for layer in table.layers(model, SHAPE))
+    multiply_adds = sum(layer.multiply_adds for layer in summary.layers(model, SHAPE))
     tflops = 6e-12 * multiply_adds * batch_size / seconds
     found = {"images_per_second": round(batch_size / seconds, 1), "step_ms": round(1e3 * seconds, 2)}
     share = {"share_of_peak": round(tflops / peak_tflops, 4)} if peak_tflops else {}
@@ -74,7 +77,7 @@ def main(argv) -> int:
             models.create(name, CLASSES)
         except ValueError as error:
             raise flags.UsageError(f"--models={name}: {error}") from None
-    devices, line = parallel.start_devices(None)
+    devices, line = start_devices(None)
     flags.start_cache()
     print(line)
     rows = [measure(name, devices) for name in MODELS.value]

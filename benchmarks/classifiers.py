@@ -17,7 +17,7 @@ from benchmarks import segmentation, twins
 from data import augment, batches
 from experiments.cli import flags
 from models import initializers, layers
-from train import classification
+from train.tasks import classification
 
 MODELS = absl_flags.DEFINE_list(
     "models",

@@ -20,7 +20,9 @@ from PIL import Image
 import models
 from data import augment, batches, folder
 from experiments.cli import flags
-from train import classification, optimizers, parallel
+from train import optimizers
+from train.parallel import data_parallel
+from train.tasks import classification
 
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of small pictures, train/CLASS/*.jpg or png.")
 MODELS = absl_flags.DEFINE_list(
@@ -72,7 +74,7 @@ def fit(name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> dict
     )
     began, accuracy = time.perf_counter(), 0.0
     state = jax.jit(task.init)(jax.random.key(0))
-    step = parallel.parallelize(task.train_step, 1, donate=True)
+    step = data_parallel.parallelize(task.train_step, 1, donate=True)
     predict = jax.jit(lambda state, images: task.predict_step(state, {"image": images}).argmax(-1))
     source = batches.train_batches(images, labels, batch_size=given["batch"], seed=0)
     for done in range(1, given["steps"] + 1):

@@ -14,7 +14,8 @@ import models
 from benchmarks import twins
 from experiments.cli import flags
 from models import dcgan
-from train import gan, optimizers
+from train import optimizers
+from train.tasks import gan
 
 MODELS = absl_flags.DEFINE_list("models", ["dcgan32", "dcgan64"], "Networks, by the pictures' side.")
 SHAPES = {"dcgan32": (32, 32, 1), "dcgan64": (64, 64, 3)}

@@ -38,14 +38,15 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
     import jax
 
     from data import batches
-    from experiments.setup import build
-    from train import checkpoint, folder, loop, parallel
-    from train.stop import Stop
+    from experiments.setup import classification
+    from train import checkpoint, loop, workdir
+    from train.parallel import data_parallel
+    from train.signals import Stop
 
-    dataset = build.load_dataset(config)
+    dataset = classification.load_dataset(config)
     images, labels = dataset.splits["train"]
-    setup = build.setup(config, build.describe(config, dataset), devices=1, steps=config["steps"])
-    step = parallel.parallelize(setup.task.train_step, 1, donate=True)
+    setup = classification.setup(config, classification.describe(config, dataset), devices=1, steps=config["steps"])
+    step = data_parallel.parallelize(setup.task.train_step, 1, donate=True)
     batch = next(batches.train_batches(images, labels, batch_size=config["batch_size"], seed=0))
     looped, bare, saves = [], [], []
     # The loop gets the compiled step itself, so that only its own work differs.
@@ -63,7 +64,7 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
         with tempfile.TemporaryDirectory() as place:
             home = pathlib.Path(place)
             columns = ["step", "train_loss", "train_accuracy", "learning_rate", "seconds", "images_per_second"]
-            metrics = folder.MetricsFile(home, columns, step=0)
+            metrics = workdir.MetricsFile(home, columns, step=0)
             store = checkpoint.Checkpoints(home)
             marks: dict[int, float] = {}
             loop.train(

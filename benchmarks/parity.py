@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 import models
 from experiments.cli import flags
-from models import peer, table
+from models import summary, torchvision
 
 CLASSES = 1000
 
@@ -28,11 +28,11 @@ CLASSES = 1000
 def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The peer's entries and their shapes, torch's layouts, from our network's own shapes."""
     names = models.PEERS[name].names
-    shapes = table.variables(models.create(name, CLASSES), (224, 224, 3))
+    shapes = summary.variables(models.create(name, CLASSES), (224, 224, 3))
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         keys = [entry.key for entry in path]
-        found[f"{names['/'.join(keys[1:-1])]}.{peer.LEAVES[keys[-1]]}"] = peer.torch_shape(leaf.shape)
+        found[f"{names['/'.join(keys[1:-1])]}.{torchvision.LEAVES[keys[-1]]}"] = torchvision.torch_shape(leaf.shape)
     return found
 
 

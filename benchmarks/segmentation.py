@@ -10,7 +10,7 @@ import numpy as np
 import models
 from benchmarks import twins
 from experiments.cli import flags
-from train import segmentation
+from train.tasks import segmentation
 
 BATCH_SIZE, IMAGE_SHAPE, CLASSES = 8, (96, 128, 3), 11
 

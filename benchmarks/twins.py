@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from experiments.cli import flags
-from train import loop, optimizers, parallel
+from train import loop, optimizers
+from train.parallel import data_parallel, host_memory
 from train.state import parameter_count
 from train.task import Task
 
@@ -105,8 +106,8 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
 
 def timer(task: Task) -> Callable[[Iterable, int], float]:
     """(batches, steps) -> median milliseconds of the project's jitted step, from the same first state in each call."""
-    first, step = jax.jit(task.init)(jax.random.key(0)), parallel.parallelize(task.train_step, 1, donate=True)
-    predict = parallel.parallelize(task.predict_step, 1, donate=False)
+    first, step = jax.jit(task.init)(jax.random.key(0)), data_parallel.parallelize(task.train_step, 1, donate=True)
+    predict = data_parallel.parallelize(task.predict_step, 1, donate=False)
 
     def ms(source: Iterable, steps: int) -> float:
         state, total, marks, pending = jax.tree.map(jnp.copy, first), None, [], None  # The step's own, to donate.
@@ -118,7 +119,7 @@ def timer(task: Task) -> Callable[[Iterable, int], float]:
             state, sums = step(state, batch)
             if not marks and pending is None:
                 jax.block_until_ready(state)
-                parallel.release_memory()  # What compilation took, as train.loop does.
+                host_memory.release_memory()  # What compilation took, as train.loop does.
             if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
                 total = loop.add(total, pending)
                 marks.append(time.perf_counter())
@@ -183,7 +184,7 @@ def check() -> None:
     flags.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: accepted are 0.001 to 3600")
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
-    parallel.keep_memory()
+    host_memory.keep_memory()
     jax.config.update("jax_platforms", "cpu")
     flags.start_cache()
 

@@ -15,12 +15,12 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from data import tar
 from data.dataset import DataError, Dataset
 from data.decode import FAILURES, read_picture, whole
 from data.folder import SUFFIXES
-from data.pictures import each
-from data.unpack import plain, write
+from data.image_files import each
+from data.prepare import tar
+from data.prepare.unpack import plain, write
 
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),

@@ -15,8 +15,8 @@ import urllib.request
 
 import numpy as np
 
-from data import tar
 from data.dataset import DataError, Dataset
+from data.prepare import tar
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from data import pictures
+from data import image_files
 from data.dataset import DataError, Dataset
 from data.decode import picture_size, read_picture
 from data.stream import View
@@ -38,7 +38,7 @@ def load(
     root, files, names = listing(data_dir)
     channels, size = (shape[2], shape[:2]) if shape else (3, None)
     found = {split: _pictures(root, split, files[split], names, channels=channels) for split in sorted(files)}
-    splits = pictures.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
     return Dataset("folder", splits, names)
 
 
@@ -130,7 +130,7 @@ def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
 
 def _pictures(
     root: pathlib.Path, split: str, files: list[tuple[str, int]], names, *, channels: int
-) -> pictures.Pictures:
+) -> image_files.Pictures:
     def key(skip_corrupt):
         digest = hashlib.sha256(repr((list(names), channels, skip_corrupt)).encode())
         for path, label in files:
@@ -139,7 +139,7 @@ def _pictures(
             digest.update(os.fsencode(os.path.relpath(path, root)) + f"\0{state}\n".encode())
         return digest.hexdigest()
 
-    return pictures.Pictures(
+    return image_files.Pictures(
         name=split,
         length=len(files),
         channels=channels,

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from data import cache, pictures, store
+from data import cache, image_files, store
 from data.dataset import DataError, Dataset
 from data.decode import picture_size, read_picture
 from data.stream import View
@@ -64,7 +64,7 @@ def load(
     if not labelled:
         raise DataError(f"{place} has no split with labels")
     names = tuple(builder.info.features["label"].names)
-    splits = pictures.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    splits = image_files.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
     return Dataset(name, splits, names)
 
 
@@ -117,7 +117,7 @@ def check_features(builder, name: str) -> None:
 
 def read_split(
     builder, split: str, count: int, *, place: pathlib.Path, channels: int | None = None
-) -> pictures.Pictures:
+) -> image_files.Pictures:
     """One split of `builder`, read where it is asked, by default with as many channels as it is stored with; a record
     that can't be read raises DataError."""
     import tensorflow_datasets as tfds
@@ -146,13 +146,13 @@ def read_split(
         kept = cache.read(path, key(False), "labels")
         if kept is not None:
             return kept["labels"]
-        passed = pictures.each(lambda i: int(record(i)["label"]), count, title=f"labels of {split}")
+        passed = image_files.each(lambda i: int(record(i)["label"]), count, title=f"labels of {split}")
         found = np.fromiter(passed, np.int32, count)
         cache.write(path, key(False), what="the labels are read", labels=found)
         return found
 
     beside = place.with_name(f"{place.name}.{split}")  # tfds takes folders named like versions alone for its own.
-    return pictures.Pictures(
+    return image_files.Pictures(
         name=split,
         length=count,
         channels=channels,

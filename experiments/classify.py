@@ -7,10 +7,16 @@ flags.define_run_flags()
 
 def kind(stop) -> training.Kind:
     del stop  # Nothing here takes long before the loop.
-    from experiments.reporting import look
-    from experiments.setup import build
+    from experiments.reporting import classification_report
+    from experiments.setup import classification
 
-    return training.Kind(build.load_dataset, build.describe, build.checked_setup, build.fit, look.write_report)
+    return training.Kind(
+        classification.load_dataset,
+        classification.describe,
+        classification.checked_setup,
+        classification.fit,
+        classification_report.write_report,
+    )
 
 
 def main(argv) -> int:

@@ -24,29 +24,29 @@ WHICH = absl_flags.DEFINE_enum(
 
 def classifier(run: dict):
     """(flags, setup, data set, table of classes) of a run of classify."""
-    from experiments.setup import build, preprocessing
-    from train.classification import class_table
+    from experiments.setup import classification, preprocessing
+    from train.tasks.classification import class_table
 
     run, shape = preprocessing.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value, tta=TTA.value)
     config = run["flags"] | {"skip_corrupt": SKIP.value or run["flags"]["skip_corrupt"]}
-    dataset = build.load_dataset(config, shape=shape)
+    dataset = classification.load_dataset(config, shape=shape)
     if run["class_names"] == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
         run["class_names"] = list(dataset.class_names)
-    return config, build.read_again(run), dataset, class_table
+    return config, classification.read_again(run), dataset, class_table
 
 
 def segmenter(run: dict):
     """The same of a run of segment, whose pictures are resized to the run's."""
-    from experiments.reporting import look_segmentation
+    from experiments.reporting import segmentation_report
     from experiments.setup import segmentation
 
     config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    return config, setup, segmentation.load_dataset(config, split=SPLIT.value), look_segmentation.class_table
+    return config, setup, segmentation.load_dataset(config, split=SPLIT.value), segmentation_report.class_table
 
 
 def generator(run: dict):
     """The same of a run of generate."""
-    from experiments.reporting import look_generation
+    from experiments.reporting import generation_report
     from experiments.setup import generation, preprocessing
 
     flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
@@ -54,7 +54,7 @@ def generator(run: dict):
     dataset = generation.load_dataset(config)
     check_data(run["class_names"], dataset)  # Before the classifier is trained.
     config = config | {"eval_split": SPLIT.value or config["eval_split"]}
-    return config, generation.read_again(run | {"flags": config}, scored=True), dataset, look_generation.share_table
+    return config, generation.read_again(run | {"flags": config}, scored=True), dataset, generation_report.share_table
 
 
 def check_data(class_names, dataset) -> None:
@@ -72,26 +72,29 @@ def main(argv) -> int:
         raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
     if BATCH_SIZE.value is not None and BATCH_SIZE.value <= 0:
         raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
-    from experiments.reporting import records
+    from experiments.reporting import run_record
 
-    run = records.load_run(WORKDIR.value)
+    run = run_record.load_run(WORKDIR.value)
     flags.start_cache()
     from data import batches
-    from experiments.setup import build
-    from train import folder, loop, parallel, task
+    from experiments.setup import classification
+    from train import loop, task, workdir
+    from train.parallel import data_parallel
 
     kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)
     plain = TTA.value is None and not SKIP.value
     flags.require(plain or kind is classifier, "--tta and --skip_corrupt are for runs of classify")
     config, setup, dataset, class_table = kind(run)
     check_data(setup.about.class_names, dataset)
-    split = SPLIT.value or build.eval_split(dataset, config["eval_split"] if run["task"] == "generation" else None)
+    split = SPLIT.value or classification.eval_split(
+        dataset, config["eval_split"] if run["task"] == "generation" else None
+    )
     images, labels = dataset.splits[split]
     if images.shape[1:] != setup.about.image_shape:
         shapes = f"{list(setup.about.image_shape)} in the run, {list(images.shape[1:])} here"
         raise flags.UsageError(f"pictures differ: {shapes}")
-    state = records.restore(setup, WORKDIR.value, WHICH.value)
-    eval_step = parallel.parallelize(setup.task.eval_step, 1, donate=False)
+    state = run_record.restore(setup, WORKDIR.value, WHICH.value)
+    eval_step = data_parallel.parallelize(setup.task.eval_step, 1, donate=False)
     run_has = task.eval_batch(setup.task, batch_size=config["batch_size"], examples=len(labels))  # For the same bits.
     batch_size = BATCH_SIZE.value or run_has
     parts = batches.eval_batches(images, labels, batch_size=batch_size)
@@ -105,11 +108,11 @@ def main(argv) -> int:
     result = loop.Result(
         state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
     )
-    home = records.absolute(WORKDIR.value)
+    home = run_record.absolute(WORKDIR.value)
     _, header, rows = class_table(sums, dataset.class_names)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
-    summary = records.summary(config, setup, result, split, len(labels), str(home))
+    summary = run_record.summary(config, setup, result, split, len(labels), str(home))
     print(json.dumps(summary), flush=True)  # Before confusion.csv, for which the folder may give no leave.
     if "confusion" in sums:
         text = io.StringIO()
@@ -117,7 +120,7 @@ def main(argv) -> int:
         writer.writerow(["true \\ predicted", *dataset.class_names])
         named = zip(dataset.class_names, sums["confusion"], strict=True)
         writer.writerows([name, *map(int, row)] for name, row in named)
-        folder.write_atomically(home / "confusion.csv", text.getvalue())
+        workdir.write_atomically(home / "confusion.csv", text.getvalue())
         print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
     return 0
 

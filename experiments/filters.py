@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.cli import flags
 from experiments.reporting import figures, figures_filters
 from models import layers
-from train import parallel
+from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
 TOP = 9  # Patches shown of each.
@@ -120,7 +120,7 @@ def excited_patches(state, images, *, setup, prepare, name: str):
     from data import batches
 
     def compiled(step):
-        return parallel.parallelize(
+        return data_parallel.parallelize(
             functools.partial(step, model=setup.model, prepare=prepare, name=name), 1, donate=False
         )
 
@@ -151,33 +151,33 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
     if not workdir:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
-    from experiments.reporting import look, records
-    from experiments.setup import build, preprocessing
-    from models import table
+    from experiments.reporting import classification_report, run_record
+    from experiments.setup import classification, preprocessing
+    from models import summary
 
-    run = records.load_run(workdir)
+    run = run_record.load_run(workdir)
     flags.start_cache()
     config = run["flags"] | {"tta": "none"}  # One view of each picture.
-    setup = build.read_again(run | {"flags": config})
+    setup = classification.read_again(run | {"flags": config})
     like, one = jax.eval_shape(setup.task.init, jax.random.key(0)), jnp.zeros((1, *setup.input_shape))
     names = list(jax.eval_shape(functools.partial(outputs, setup.model), variables_of(like), one))
     dense = not names
-    names = names or [table.layers(setup.model, setup.input_shape)[0].name]
+    names = names or [summary.layers(setup.model, setup.input_shape)[0].name]
     if not 1 <= layer <= len(names):
         known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
         accepted = f"accepted are 1 to {len(names)}: {known}"
         alone = f"{config['model']} has no convolution, accepted is {known} alone"
         raise flags.UsageError(f"--layer={layer}: {alone if dense else accepted}")
-    name, path = names[layer - 1], records.absolute(workdir) / f"filters_layer{layer}.png"
-    state = records.restore(setup, workdir, checkpoint)
+    name, path = names[layer - 1], run_record.absolute(workdir) / f"filters_layer{layer}.png"
+    state = run_record.restore(setup, workdir, checkpoint)
     if layer == 1:
-        filters = look.weight_pictures(state, config["model"], name, setup.input_shape)
-        look.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
+        filters = classification_report.weight_pictures(state, config["model"], name, setup.input_shape)
+        classification_report.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
         mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
         print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
         return 0
-    dataset = build.load_dataset(config)
-    split = build.eval_split(dataset)
+    dataset = classification.load_dataset(config)
+    split = classification.eval_split(dataset)
     channels, patches, gradients = excited_patches(
         state, dataset.splits[split][0], setup=setup, prepare=preprocessing.prepare(config, setup.about)[1], name=name
     )

@@ -8,15 +8,15 @@ flags.define_generate_flags()
 def kind(stop) -> training.Kind:
     import functools
 
-    from experiments.reporting import look_generation
-    from experiments.setup import build, generation
+    from experiments.reporting import generation_report
+    from experiments.setup import classification, generation
 
     return training.Kind(
         generation.load_dataset,
         generation.describe,
         functools.partial(generation.setup, stop=stop),
-        build.fit,
-        look_generation.write_report,
+        classification.fit,
+        generation_report.write_report,
     )
 
 

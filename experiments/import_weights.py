@@ -29,9 +29,9 @@ def main(argv) -> int:
     import models
     from data import weights
     from data.dataset import DataError, Dataset
-    from experiments.reporting import records
-    from experiments.setup import build, preprocessing
-    from train import checkpoint, folder
+    from experiments.reporting import run_record
+    from experiments.setup import classification, preprocessing
+    from train import checkpoint, workdir
 
     size = config["image_size"]
     flags.require(size is not None and size > 0, f"--image_size={size}: must be more than 0")
@@ -46,15 +46,15 @@ def main(argv) -> int:
     config["v1_5"] = True if getattr(model, "v1_5", False) else None
     names = tuple(preprocessing.unnamed(model.num_classes))
     if config["data_dir"]:
-        names = build.load_dataset(config).class_names
+        names = classification.load_dataset(config).class_names
         if len(names) != model.num_classes:
             raise DataError(
                 f"--data_dir={config['data_dir']} has {len(names)} classes, the weights {model.num_classes}"
             )
 
     # --- The state before a first step, with these weights in it.
-    about = build.About((size, size, 3), MEAN, STD, names)
-    setup = build.setup(config, about, devices=1, steps=1)
+    about = classification.About((size, size, 3), MEAN, STD, names)
+    setup = classification.setup(config, about, devices=1, steps=1)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(0))
     optimizer = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
     state = shapes._replace(
@@ -64,17 +64,17 @@ def main(argv) -> int:
         step=np.int32(0),
         key=jax.random.key(config["seed"]),
     )
-    home = folder.RunFolder(config["workdir"])
+    home = workdir.Workdir(config["workdir"])
     if home.read_json("run.json") is not None:
-        raise folder.FolderError(f"{home.path} holds a run already; choose a new --workdir")
-    checkpoints = checkpoint.Checkpoints(home.path, best=setup.task.best, report=records.print_line, about=about)
+        raise workdir.WorkdirError(f"{home.path} holds a run already; choose a new --workdir")
+    checkpoints = checkpoint.Checkpoints(home.path, best=setup.task.best, report=run_record.print_line, about=about)
     checkpoints.save(0, state, record={})
     checkpoints.wait()
-    records.write_start(
+    run_record.write_start(
         home, config, setup, dataset=Dataset("folder", {}, names), state=state, steps=1, devices="none: imported"
     )
     found = {"model": config["model"], "classes": len(names), "v1_5": bool(config["v1_5"]), "workdir": str(home.path)}
-    print(json.dumps(found | {"parameters": records.parameter_count(state.params)}))
+    print(json.dumps(found | {"parameters": run_record.parameter_count(state.params)}))
     return 0
 
 

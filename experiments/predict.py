@@ -21,9 +21,9 @@ def main(argv) -> int:
     files = argv[1:]
     if not WORKDIR.value:
         raise flags.UsageError("--workdir=FOLDER is needed: the run whose network is used")
-    from experiments.reporting import records
+    from experiments.reporting import run_record
 
-    run = records.load_run(WORKDIR.value)
+    run = run_record.load_run(WORKDIR.value)
     if run["task"] == "generation":
         return write_samples(run, files)
     for name, value in (("samples", SAMPLES.value), ("out", OUT.value)):
@@ -34,9 +34,9 @@ def main(argv) -> int:
     if not 1 <= TOP.value <= len(run["class_names"]):
         raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(run['class_names'])}, the number of classes")
     flags.require(labels or TOP.value == 1, "--top is for runs of classify")
-    from train import parallel
+    from train.parallel.devices import start_devices
 
-    parallel.start_devices(None)
+    start_devices(None)
     flags.start_cache()
     import numpy as np
 
@@ -49,7 +49,7 @@ def main(argv) -> int:
             pictures.append(preprocessing.read_picture(file, run))
             kept.append(file)
         except DataError as error:
-            records.print_line(f"error: {error}")
+            run_record.print_line(f"error: {error}")
             status = 1
     if kept:
         (write_labels if labels else write_masks)(run, kept, np.stack(pictures))
@@ -66,21 +66,21 @@ def write_samples(run: dict, files: list[str]) -> int:
     flags.require(count > 0, f"--samples={count}: accepted are 1 to {MOST}")
     flags.require(count <= MOST, f"--samples={count}: accepted are 1 to {MOST}")
     flags.require(0 <= SEED.value < 2**32, f"--seed={SEED.value}: accepted are 0 to {2**32 - 1}")
-    from train import parallel
+    from train.parallel.devices import start_devices
 
-    parallel.start_devices(None)
+    start_devices(None)
     flags.start_cache()
-    from experiments.reporting import look_generation, records
+    from experiments.reporting import generation_report, run_record
     from experiments.setup import generation
 
     setup = generation.read_again(run, scored=False)
-    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
     classes = len(run["class_names"])
-    batch = look_generation.latent_batch(count, SEED.value, latents=setup.latents, classes=classes)
-    images = look_generation.samples(setup.task.predict_step, state, batch)
-    place = pathlib.Path(OUT.value) if OUT.value else records.absolute(str(WORKDIR.value)) / "predictions"
-    columns = look_generation.columns_of(classes, conditional=setup.model.conditional)
-    names = look_generation.write_samples(place, images, columns=columns)
+    batch = generation_report.latent_batch(count, SEED.value, latents=setup.latents, classes=classes)
+    images = generation_report.samples(setup.task.predict_step, state, batch)
+    place = pathlib.Path(OUT.value) if OUT.value else run_record.absolute(str(WORKDIR.value)) / "predictions"
+    columns = generation_report.columns_of(classes, conditional=setup.model.conditional)
+    names = generation_report.write_samples(place, images, columns=columns)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "class"] if setup.model.conditional else ["file"])
     for i, name in enumerate(names):
@@ -92,31 +92,31 @@ def write_labels(run: dict, files: list[str], pictures) -> None:
     """The most probable classes as CSV on standard output."""
     import numpy as np
 
-    from experiments.reporting import look, records
-    from experiments.setup import build
+    from experiments.reporting import classification_report, run_record
+    from experiments.setup import classification
 
-    setup = build.read_again(run)
-    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    setup = classification.read_again(run)
+    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])
-    for file, row in zip(files, look.predictions(setup.task, state, pictures, 32), strict=True):
+    for file, row in zip(files, classification_report.predictions(setup.task, state, pictures, 32), strict=True):
         for i in np.argsort(-row, kind="stable")[: TOP.value]:
             writer.writerow([file, run["class_names"][i], f"{row[i]:.6f}"])
 
 
 def write_masks(run: dict, files: list[str], pictures) -> None:
     """PNG files of classes and overlays, and a legend, in the run's folder; their names as CSV on standard output."""
-    from experiments.reporting import look_segmentation, records
+    from experiments.reporting import run_record, segmentation_report
     from experiments.setup import segmentation
 
-    place = records.absolute(str(WORKDIR.value)) / "predictions"
+    place = run_record.absolute(str(WORKDIR.value)) / "predictions"
     for file in files:
         inside = pathlib.Path(file).resolve().parent == place.resolve()
         flags.require(not inside, f"{file} lies where masks are written, {place}; copy it to another folder")
     setup = segmentation.read_again(run)
-    state = records.restore(setup, str(WORKDIR.value), str(WHICH.value))
-    found = look_segmentation.masks(setup.task, state, pictures)
-    rows = look_segmentation.write_masks(place, files, found, run["class_names"])
+    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    found = segmentation_report.masks(setup.task, state, pictures)
+    rows = segmentation_report.write_masks(place, files, found, run["class_names"])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "mask", "overlay"])
     writer.writerows(rows)

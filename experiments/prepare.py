@@ -80,7 +80,8 @@ def camvid(source: pathlib.Path | None) -> int:
 
 
 def pictures(source: pathlib.Path | None) -> int:
-    from data import folder, store, unpack
+    from data import folder, store
+    from data.prepare import unpack
 
     root = DATA_DIR.value or ""
     flags.require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")

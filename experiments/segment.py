@@ -7,15 +7,15 @@ flags.define_segment_flags()
 
 def kind(stop) -> training.Kind:
     del stop  # Nothing here takes long before the loop.
-    from experiments.reporting import look_segmentation
-    from experiments.setup import build, segmentation
+    from experiments.reporting import segmentation_report
+    from experiments.setup import classification, segmentation
 
     return training.Kind(
         segmentation.load_dataset,
         segmentation.describe,
         segmentation.setup,
-        build.fit,
-        look_segmentation.write_report,
+        classification.fit,
+        segmentation_report.write_report,
     )
 
 

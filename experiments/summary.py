@@ -30,8 +30,8 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; summary takes flags alone")
     import models
-    from experiments.setup import build, communication_bytes
-    from models import dcgan, table
+    from experiments.setup import classification, communication
+    from models import dcgan, summary
 
     config = flags.values()
     flags.start_cache()  # The kernels that tracing needs are kept there.
@@ -65,14 +65,14 @@ def main(argv) -> int:
             flags.require(square, f"--image_size={IMAGE_SIZE.value}: accepted are 32 and 64")
             model = models.create(config["model"], classes, size=image_shape[0], channels=channels)
         else:
-            model = build.network(config, classes, None)
+            model = classification.network(config, classes, None)
         if PARALLELISM.value:
-            plan = communication_bytes.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
-        layers = table.layers(model, image_shape)
+            plan = communication.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
+        layers = summary.layers(model, image_shape)
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
-    bytes_of = communication_bytes.report(model, image_shape, plan) if plan else {}
+    bytes_of = communication.report(model, image_shape, plan) if plan else {}
     if JSON.value:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0

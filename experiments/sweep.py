@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 
 from experiments.cli import flags, subprocesses
 from experiments.reporting import sweep_table
-from train import folder
+from train import workdir
 
 WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the sweep; each point's run is a folder in it.")
 GRID = absl_flags.DEFINE_string("grid", None, 'The grid, as "learning_rate=0.1,0.01 seed=0..4".')
@@ -35,7 +35,7 @@ def main(argv) -> int:
     if PRINT.value:
         print("\n".join(shlex.join([sys.executable, "-m", "experiments.classify", *run]) for run in runs))
         return 0
-    home = folder.RunFolder(WORKDIR.value)
+    home = workdir.Workdir(WORKDIR.value)
     rows, failed, stopped = [], 0, 0
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
@@ -54,7 +54,7 @@ def main(argv) -> int:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        folder.write_atomically(home.path / "sweep.csv", text.getvalue())
+        workdir.write_atomically(home.path / "sweep.csv", text.getvalue())
         sweep_table.picture(home.path, results)
         sweep_table.curves(home.path, rows, list(points[0]))
         for setting, seeds, mean, spread in results:

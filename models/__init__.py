@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import flax.linen as nn
 import numpy as np
 
-from models import alexnet, cuda_convnet, dcnn, densenet, peer, resnet, segnet, table, vgg
+from models import alexnet, cuda_convnet, dcnn, densenet, resnet, segnet, summary, torchvision, vgg
 from models.alexnet import AlexNetOWT
-from models.cifar_resnet import CifarResNet
 from models.cnn import CNN
 from models.cuda_convnet import CudaConvNet
 from models.dcgan import DCGAN
@@ -18,9 +17,10 @@ from models.densenet import DenseNet, ImageNetDenseNet
 from models.lenet import LeNet
 from models.linear import Logistic, Perceptron
 from models.mlp import MLP
-from models.peer import Peer
 from models.resnet import ResNet
+from models.resnet_cifar import CifarResNet
 from models.segnet import SegNet, SegNetBasic, SegNetSmall
+from models.torchvision import Peer
 from models.vgg import VGG
 
 # The module of each name, and the options that the name stands for.
@@ -125,6 +125,6 @@ def from_peer(name: str, entries: Mapping[str, np.ndarray], *, image_size: int =
     if name not in PEERS:
         raise ValueError(f"--model={name} has no known peer; accepted are {', '.join(sorted(PEERS))}")
     values = {"v1_5": True} if "v1_5" in options(name) else {}
-    model = create(name, peer.classes(entries, PEERS[name]), **values)
-    shapes = table.variables(model, (image_size, image_size, 3))
-    return model, peer.variables(entries, shapes, peer=PEERS[name])
+    model = create(name, torchvision.classes(entries, PEERS[name]), **values)
+    shapes = summary.variables(model, (image_size, image_size, 3))
+    return model, torchvision.variables(entries, shapes, peer=PEERS[name])

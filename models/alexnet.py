@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import flax.linen as nn
 
+from models.cpu_kernels.ops import dot_general
 from models.initializers import fan_in_uniform, normal, uniform
-from models.kernels import dot_general
 from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
 
 # The author's rates and decays: biases learn twice as fast and do not decay.

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from models.cpu_kernels.ops import conv_general_dilated
 from models.initializers import dirac
-from models.kernels import conv_general_dilated
 from models.layers import BatchNorm, Conv, Dense, gelu, max_pool
 
 WINDOW = 2

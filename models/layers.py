@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.cpu_kernels.ops import conv_general_dilated, deconvolution, dot_general
 from models.initializers import glorot_uniform, kaiming_normal
-from models.kernels import conv_general_dilated, deconvolution, dot_general
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)

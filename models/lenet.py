@@ -8,7 +8,7 @@ output layer is linear with softmax cross-entropy, not radial basis functions. 2
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models import plain
+from models import layer_specs
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Conv, Dense, activation, avg_pool
 
@@ -40,20 +40,20 @@ class LeNet(nn.Module):
         x = function(Dense(84, kernel_init=init, name="f6")(x))
         return Dense(self.num_classes, name="logits")(x)
 
-    def plain_layers(self, image_shape) -> list[plain.Layer]:
+    def layer_specs(self, image_shape) -> list[layer_specs.Layer]:
         """The network for images [H, W, C] as a list."""
-        function = plain.Activation(self.activation, self.slope)
-        first: list[plain.Layer] = [
-            plain.Padding(_edges(image_shape[:2])),
-            plain.Convolution("c1"),
+        function = layer_specs.Activation(self.activation, self.slope)
+        first: list[layer_specs.Layer] = [
+            layer_specs.Padding(_edges(image_shape[:2])),
+            layer_specs.Convolution("c1"),
             function,
-            plain.AveragePooling(2),
+            layer_specs.AveragePooling(2),
         ]
-        second: list[plain.Layer] = [
-            plain.Convolution("c3"),
+        second: list[layer_specs.Layer] = [
+            layer_specs.Convolution("c3"),
             function,
-            plain.AveragePooling(2),
-            plain.Convolution("c5"),
+            layer_specs.AveragePooling(2),
+            layer_specs.Convolution("c5"),
             function,
         ]
-        return [*first, *second, plain.Dense("f6"), function, plain.Dense("logits")]
+        return [*first, *second, layer_specs.Dense("f6"), function, layer_specs.Dense("logits")]

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from models import plain
+from models import layer_specs
 from models.layers import Dense
 
 
@@ -20,10 +20,10 @@ class Perceptron(nn.Module):
         x = x.reshape(x.shape[0], -1)
         return Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="dense")(x)
 
-    def plain_layers(self, image_shape) -> list[plain.Layer]:
+    def layer_specs(self, image_shape) -> list[layer_specs.Layer]:
         """The network for images [H, W, C] as a list."""
         del image_shape
-        return [plain.Dense("dense")]
+        return [layer_specs.Dense("dense")]
 
 
 class Logistic(nn.Module):

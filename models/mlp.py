@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from models import plain
+from models import layer_specs
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, Dropout, activation
 
@@ -32,12 +32,12 @@ class MLP(nn.Module):
             x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)
 
-    def plain_layers(self, image_shape) -> list[plain.Layer]:
+    def layer_specs(self, image_shape) -> list[layer_specs.Layer]:
         """The network for images [H, W, C] as a list. Raises ValueError where it has dropout."""
         del image_shape
         if self.dropout:
             raise ValueError(f"an mlp with dropout {self.dropout} is no plain list of layers")
-        hidden: list[plain.Layer] = []
+        hidden: list[layer_specs.Layer] = []
         for i in range(len(self.hidden)):
-            hidden += [plain.Dense(f"dense{i + 1}"), plain.Activation(self.activation, self.slope)]
-        return [*hidden, plain.Dense("logits")]
+            hidden += [layer_specs.Dense(f"dense{i + 1}"), layer_specs.Activation(self.activation, self.slope)]
+        return [*hidden, layer_specs.Dense("logits")]

@@ -43,7 +43,7 @@ class SignalAt(NamedTuple):
     however loaded the machine is."""
 
     number: int
-    name: str  # As "train.folder:MetricsFile.append".
+    name: str  # As "train.workdir:MetricsFile.append".
     calls: int
 
 

@@ -9,9 +9,12 @@ import optax
 import pytest
 
 import models
-from models import plain
-from train import backpropagation, classification, parallel
+from models import layer_specs
+from train import backpropagation
 from train.equality import tree_error
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of
+from train.tasks import classification
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu")
 NETWORKS = [
@@ -47,7 +50,7 @@ def tasks(name, options, *, axis=None, optimizer=None):
         axis=axis,
     )
     written_out = functools.partial(
-        backpropagation.gradients, layers=model.plain_layers((28, 28, 1)), prepare=prepare, axis=axis
+        backpropagation.gradients, layers=model.layer_specs((28, 28, 1)), prepare=prepare, axis=axis
     )
     return made(), made(gradients=written_out)
 
@@ -75,15 +78,15 @@ def test_one_step_and_many(name, options, double):
 
 
 # Every kind of layer, with what the lecture's networks don't have: strides, windows that overlap, remainders.
-MIXED: list[plain.Layer] = [
-    plain.Padding(((1, 0), (2, 1))),
-    plain.Convolution("first", 2),
-    plain.Activation("tanh"),
-    plain.MaxPooling(3, 2),
-    plain.Convolution("second"),
-    plain.Activation("sigmoid"),
-    plain.AveragePooling(2),
-    plain.Dense("logits"),
+MIXED: list[layer_specs.Layer] = [
+    layer_specs.Padding(((1, 0), (2, 1))),
+    layer_specs.Convolution("first", 2),
+    layer_specs.Activation("tanh"),
+    layer_specs.MaxPooling(3, 2),
+    layer_specs.Convolution("second"),
+    layer_specs.Activation("sigmoid"),
+    layer_specs.AveragePooling(2),
+    layer_specs.Dense("logits"),
 ]
 
 
@@ -160,10 +163,10 @@ def test_the_slides_own_form():
 def test_devices(through):
     batch = batch_of((8, 28, 28, 1), np.float32)
     one = tasks("lenet", {}, optimizer=optax.sgd(1.0))[1]
-    several = tasks("lenet", {}, optimizer=optax.sgd(1.0), axis=parallel.axis_of(4))[1]
+    several = tasks("lenet", {}, optimizer=optax.sgd(1.0), axis=axis_of(4))[1]
     state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
-    parallel.check_reductions(several.train_step, state, batch=batch, devices=4)
+    data_parallel.check_reductions(several.train_step, state, batch=batch, devices=4)
     expected = jax.device_get(jax.jit(one.train_step)(state, batch)[0].params)
-    found = parallel.parallelize(several.train_step, 4, donate=False, through=through)(state, batch)[0].params
+    found = data_parallel.parallelize(several.train_step, 4, donate=False, through=through)(state, batch)[0].params
     change, other = (jax.tree.map(np.subtract, jax.device_get(x), state.params) for x in (found, expected))
     assert tree_error(change, other) < 1e-5

@@ -169,7 +169,7 @@ for batch_size, seconds, peak_tflops in ((128, 0.25, 4.0), (1, 1.0, None)):
 
 
 def test_the_rates_of_a_step(start):
-    """Of AlexNet, with 714.19 M multiply-adds (tests/test_counts.py): three passes of two operations each."""
+    """Of AlexNet, with 714.19 M multiply-adds (tests/test_summary.py): three passes of two operations each."""
     done = start(RATES)  # In a process of its own: the module defines flags.
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"images_per_second": 512.0, "step_ms": 250.0, "tflops": 2.19, "share_of_peak": 0.5485},

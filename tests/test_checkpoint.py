@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import checkpoint, folder, leaves
+from train import checkpoint, leaves, workdir
 from train.equality import tree_error
 from train.state import State
 
@@ -140,7 +140,7 @@ def test_the_fingerprint_sees_values_names_and_types():
 
 def test_metrics_file_drops_rows_that_come_again(tmp_path):
     for step, rows in ((0, [1, 2, 3]), (2, [3, 4])):
-        file = folder.MetricsFile(tmp_path, ["step", "loss", "other"], step=step)
+        file = workdir.MetricsFile(tmp_path, ["step", "loss", "other"], step=step)
         for number in rows:
             file.append({"step": number, "loss": number / 3})
         file.close()
@@ -149,8 +149,8 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    first = folder.RunFolder(str(tmp_path))
-    with pytest.raises(folder.FolderError, match="another run is using"):
-        folder.RunFolder(str(tmp_path))
+    first = workdir.Workdir(str(tmp_path))
+    with pytest.raises(workdir.WorkdirError, match="another run is using"):
+        workdir.Workdir(str(tmp_path))
     first.close()
-    folder.RunFolder(str(tmp_path)).close()
+    workdir.Workdir(str(tmp_path)).close()

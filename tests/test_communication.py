@@ -6,10 +6,10 @@ import pytest
 
 import models
 from experiments.cli.flags import UsageError
-from experiments.setup import communication_bytes
+from experiments.setup import communication as communication_bytes
 from models.alexnet import AlexNetOWT
 from models.layers import relu
-from train import communication
+from train.parallel import communication
 
 PROGRAM = """HloModule step
 
@@ -50,7 +50,7 @@ def test_the_formulas_equal_the_compiled_programs(devices):
     model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
     counts = communication_bytes.Counts(model, shape)
     for divided, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
-        found = communication_bytes.counted(model, shape, devices=devices, batch_size=16, divided=divided)
+        found = communication_bytes.counted(model, shape, devices=devices, batch_size=16, hybrid_parallel=divided)
         assert found == formula["communication_bytes_per_device"]
 
 

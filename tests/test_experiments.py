@@ -83,7 +83,7 @@ def test_evaluate_scores_the_same(whole, start):
 
 def after_row(count, number=signal.SIGKILL):
     """A signal after so many rows of metrics.csv."""
-    return SignalAt(number, "train.folder:MetricsFile.append", count)
+    return SignalAt(number, "train.workdir:MetricsFile.append", count)
 
 
 @pytest.mark.parametrize("kills", [(1,), pytest.param((3, 2), marks=pytest.mark.slow)])

@@ -12,10 +12,10 @@ import data
 import models
 from experiments import filters
 from experiments.cli import flags
-from experiments.reporting import figures_filters, records
-from experiments.setup import build
+from experiments.reporting import figures_filters, run_record
+from experiments.setup import classification
 from models import layers
-from train import checkpoint, folder
+from train import checkpoint, workdir
 from train.state import State
 
 
@@ -139,8 +139,8 @@ def test_the_patches_of_a_planted_filter_are_where_its_pattern_is():
         images[image, y - 2 : y + 3, x - 2 : x + 3, 0] = np.where(cross, bright, 60)
     model = Planted(2 * cross - 1)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 12, 1)))
-    about = build.About((16, 12, 1), (51.0,), (102.0,), ("a", "b"))
-    setup = build.Setup(about, (16, 12, 1), model, None, None)
+    about = classification.About((16, 12, 1), (51.0,), (102.0,), ("a", "b"))
+    setup = classification.Setup(about, (16, 12, 1), model, None, None)
     state = State(variables["params"], {}, None, jnp.zeros(()), None)
 
     def prepare(images):
@@ -162,9 +162,9 @@ def make_run(path, model):
     config = {flag.name: flag.default for flag in absl_flags.FLAGS.flags_by_module_dict()[flags.__name__]}
     config |= {"workdir": str(path), "model": model}
     dataset = data.load("mnist5k")
-    setup = build.setup(config, build.describe(config, dataset), devices=1, steps=1)
-    home, states = folder.RunFolder(path), [jax.jit(setup.task.init)(jax.random.key(seed)) for seed in (0, 1)]
-    records.write_start(home, config, setup, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
+    setup = classification.setup(config, classification.describe(config, dataset), devices=1, steps=1)
+    home, states = workdir.Workdir(path), [jax.jit(setup.task.init)(jax.random.key(seed)) for seed in (0, 1)]
+    run_record.write_start(home, config, setup, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
     checkpoints = checkpoint.Checkpoints(home.path)
     for step, state in enumerate(states):
         checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step / 2})
@@ -205,5 +205,5 @@ def test_the_command_on_what_has_no_convolution_and_on_what_is_no_run(tmp_path, 
         np.testing.assert_array_equal(np.asarray(picture), figures_filters.filter_grid(templates))
     with pytest.raises(flags.UsageError, match="--layer=2: mlp has no convolution, accepted is 1 dense1 alone"):
         filters.main([""], workdir=str(tmp_path / "run"), layer=2, checkpoint="latest")
-    with pytest.raises(folder.FolderError, match="holds no run"):
+    with pytest.raises(workdir.WorkdirError, match="holds no run"):
         filters.main([""], workdir=str(tmp_path), layer=1, checkpoint="latest")

@@ -9,10 +9,13 @@ import optax
 import pytest
 
 import models
-from models import dcgan, kernels, table
-from train import gan, parallel, scores
+from models import dcgan, summary
+from models.cpu_kernels import ops
 from train.equality import tree_error
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of
 from train.state import State, step_key
+from train.tasks import gan, gan_scores
 
 SIDE = 16  # A block fewer than published: the same code, compiled in half the time.
 FORM = gan.Form(lambda images: images, lambda made: made, dcgan.latents)
@@ -34,11 +37,9 @@ def test_deconvolution_against_loops(window, stride, padding, more):
         expected[:, rows, columns] += np.einsum("bc,klco->bklo", x[:, i, j], kernel)
     expected = expected[:, padding : padding + size[0], padding : padding + size[1]]
     fixed = ((stride, stride), ((padding, padding),) * 2, size)
-    spread = jax.jit(lambda x, kernel: kernels.deconvolution(x, kernel, *fixed))
+    spread = jax.jit(lambda x, kernel: ops.deconvolution(x, kernel, *fixed))
     # XLA's own form, as GPUs and TPUs have it.
-    plain = functools.partial(
-        kernels._xla_spread, strides=(stride, stride), padding=((padding, padding),) * 2, size=size
-    )
+    plain = functools.partial(ops._xla_spread, strides=(stride, stride), padding=((padding, padding),) * 2, size=size)
     found, back = jax.vjp(spread, x, kernel)
     there, plain_back = jax.vjp(plain, x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -58,7 +59,7 @@ def test_deconvolution_against_loops(window, stride, padding, more):
 )
 def test_counts(size, channels, authors, generator, discriminator):
     model = models.create("dcgan", 10, size=size, channels=channels, authors=authors)
-    rows = table.layers(model, (size, size, channels))
+    rows = summary.layers(model, (size, size, channels))
     for name, count in (("generator", generator), ("discriminator", discriminator)):
         assert sum(row.parameters for row in rows if row.name.startswith(name)) == count
     # The first deconvolution: 4x4 pixels, each of which meets the whole kernel.
@@ -147,11 +148,11 @@ def test_step_is_the_two_gradients(batch, conditional):
 @pytest.mark.parametrize("devices, through", [(2, "shard_map"), (4, "pmap")])
 def test_devices(batch, devices, through):
     one = task_of()
-    several = task_of(parallel.axis_of(devices))
+    several = task_of(axis_of(devices))
     state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
-    parallel.check_reductions(several.train_step, state, batch=batch, devices=devices)
+    data_parallel.check_reductions(several.train_step, state, batch=batch, devices=devices)
     expected, expected_sums = jax.device_get(jax.jit(one.train_step)(state, batch))
-    step = parallel.parallelize(several.train_step, devices, donate=False, through=through)
+    step = data_parallel.parallelize(several.train_step, devices, donate=False, through=through)
     found, sums = jax.device_get(step(state, batch))
 
     assert tree_error(gradients(found), gradients(expected)) < 1e-5
@@ -190,8 +191,8 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     whole = one.finish(total(jax.jit(one.eval_step), 8))
     assert whole["samples"] == 40 and whole["floor"] == 0.5
     uneven = one.finish(total(jax.jit(one.eval_step), 3))
-    several = task_of(parallel.axis_of(2), scorer=scorer_of(known))
-    shared = several.finish(total(parallel.parallelize(several.eval_step, 2, donate=False), 8))
+    several = task_of(axis_of(2), scorer=scorer_of(known))
+    shared = several.finish(total(data_parallel.parallelize(several.eval_step, 2, donate=False), 8))
     for other in (uneven, shared):
         np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
     # An untrained generator is at the ceiling: its samples are those of step 0.
@@ -207,22 +208,22 @@ def test_frechet_distance_of_known_gaussians():
     # Covariances that commute: |m|^2 + sum (s1 - s2)^2.
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     a, b = (turn * np.square(s) @ turn.T for s in ([1.0, 2.0, 3.0], [2.0, 2.0, 0.5]))
-    found = scores.frechet_distance((np.zeros(3), a), (np.array([1.0, 2.0, 2.0]), b))
+    found = gan_scores.frechet_distance((np.zeros(3), a), (np.array([1.0, 2.0, 2.0]), b))
     assert found == pytest.approx(9 + 1 + 0 + 6.25)
-    assert scores.frechet_distance((np.ones(3), a), (np.ones(3), a)) == pytest.approx(0, abs=1e-9)
+    assert gan_scores.frechet_distance((np.ones(3), a), (np.ones(3), a)) == pytest.approx(0, abs=1e-9)
 
 
 def test_scores_by_hand():
     random = np.random.default_rng(0)
     features, weights = random.normal(size=(50, 4)), np.r_[np.ones(40), np.zeros(10)]
-    mean, covariance = scores.gaussian(jax.device_get(scores.moments(features, weights)), 40)
+    mean, covariance = gan_scores.gaussian(jax.device_get(gan_scores.moments(features, weights)), 40)
     np.testing.assert_allclose(mean, features[:40].mean(0), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(features[:40].T), atol=1e-5)
     # Sure of one of four classes, each as often: the score is their number. The same guess for all: 1.
     sure = {"probabilities": np.full(4, 5.0), "negative_entropy": 0.0}
-    assert scores.inception_score(sure, 20.0) == pytest.approx(4)
+    assert gan_scores.inception_score(sure, 20.0) == pytest.approx(4)
     doubtful = {"probabilities": np.full(4, 5.0), "negative_entropy": 20 * np.log(0.25)}
-    assert scores.inception_score(doubtful, 20.0) == pytest.approx(1)
+    assert gan_scores.inception_score(doubtful, 20.0) == pytest.approx(1)
 
 
 def test_nearest():
@@ -230,8 +231,8 @@ def test_nearest():
     images, others = (random.integers(0, 256, (n, 3, 3, 2), dtype=np.uint8) for n in (5, 23))
     expected = np.sqrt((((images[:, None] / 255.0 - others[None] / 255.0) ** 2).mean((2, 3, 4))).min(1))
     for chunk in (1000, 10, 7):
-        np.testing.assert_allclose(scores.nearest(images, others, chunk), expected, atol=1e-5)
-    np.testing.assert_allclose(scores.nearest(others[3:4], others), 0, atol=1e-3)
+        np.testing.assert_allclose(gan_scores.nearest(images, others, chunk), expected, atol=1e-5)
+    np.testing.assert_allclose(gan_scores.nearest(others[3:4], others), 0, atol=1e-3)
 
 
 @pytest.mark.slow

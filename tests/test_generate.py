@@ -13,9 +13,9 @@ from PIL import Image
 
 from data import DataError
 from experiments.cli.flags import UsageError
-from experiments.reporting import look_generation
+from experiments.reporting import generation_report
 from experiments.setup import fid_classifier, generation
-from train.stop import Interrupted
+from train.signals import Interrupted
 
 SHORT = ["--dataset=folder", "--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--log_every=1"]
 
@@ -193,7 +193,7 @@ def test_sizes_of_pictures():
 def test_tiles():
     images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 0, 0], [10, 11, 0, 0]]
-    np.testing.assert_array_equal(look_generation.tiled(images, 2)[..., 0], expected)
+    np.testing.assert_array_equal(generation_report.tiled(images, 2)[..., 0], expected)
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from experiments.cli.flags import UsageError
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from models.vgg import VGG
-from train import classification, hybrid, parallel
 from train.equality import tree_error
+from train.parallel import data_parallel, hybrid
+from train.parallel.devices import axis_of
+from train.tasks import classification
 
 CLASSES = 10  # Neither the classes nor the units divide by four or eight.
 
@@ -37,7 +39,7 @@ SIDES = {Tiny: 15, AlexNetOWT: 63, TinyVGG: 4}
 
 
 def make(devices, *, network=Tiny, optimizer=None, passes=1, update="accumulate", smoothing=0.1, **options):
-    axis = parallel.axis_of(devices)
+    axis = axis_of(devices)
     small = {"depth": 11, "batch_norm": True} if network is TinyVGG else {"widths": (4, 8, 8, 8, 8)}
     model = network(CLASSES, axis_name=axis, units=14, **small, **options)
     optimizer = optimizer or optax.sgd(1.0)
@@ -75,9 +77,11 @@ def start(task):
 
 
 def one_step(task, state, batch, devices, through):
-    step = parallel.parallelize(task.train_step, devices, donate=False, divided=task.divided, through=through)
-    after, sums = step(task.divide(state), batch)
-    after = task.whole(after)
+    step = data_parallel.parallelize(
+        task.train_step, devices, donate=False, is_sharded=task.is_sharded, through=through
+    )
+    after, sums = step(task.shard(state), batch)
+    after = task.unshard(after)
     return jax.device_get((after.params, after.batch_stats)), jax.device_get(sums)
 
 
@@ -157,19 +161,19 @@ def test_each_pass_updates_the_dense_layers(devices):
 @pytest.mark.parametrize("devices, update", [(2, "accumulate"), (8, "each_pass")])
 def test_the_step_reduces_everything(devices, update):
     _, task = make(devices, passes=2, update=update, optimizer=optax.sgd(lambda step: 0.1, momentum=0.9))
-    state = jax.eval_shape(task.divide, jax.eval_shape(task.init, jax.random.key(0)))
+    state = jax.eval_shape(task.shard, jax.eval_shape(task.init, jax.random.key(0)))
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
-    parallel.check_reductions(task.train_step, state, batch=batch, devices=devices, divided=task.divided)
+    data_parallel.check_reductions(task.train_step, state, batch=batch, devices=devices, is_sharded=task.is_sharded)
 
 
 def test_dividing_and_putting_together_again():
     _, task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
     state = jax.jit(task.init)(jax.random.key(0))
-    divided = task.divide(state)
+    divided = task.shard(state)
     assert divided.params["fc7"]["kernel"].shape == (14, 4, 4) and divided.params["logits"]["bias"].shape == (4, 3)
     assert divided.params["conv1"]["kernel"].shape == state.params["conv1"]["kernel"].shape
     assert divided.opt_state[0].trace["fc7"]["kernel"].shape == (14, 4, 4)
-    for ours, theirs in zip(jax.tree.leaves(task.whole(divided)[:3]), jax.tree.leaves(state[:3]), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(task.unshard(divided)[:3]), jax.tree.leaves(state[:3]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -179,15 +183,15 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
     task, _ = make(1, optimizer=optimizer)
     whole = expected = start(task)
-    plain = parallel.parallelize(task.train_step, 1, donate=False)
+    plain = data_parallel.parallelize(task.train_step, 1, donate=False)
     for devices in (2, 4):
         _, task = make(devices, optimizer=optimizer)
-        step = parallel.parallelize(task.train_step, devices, donate=False, divided=task.divided)
-        divided = task.divide(whole)
+        step = data_parallel.parallelize(task.train_step, devices, donate=False, is_sharded=task.is_sharded)
+        divided = task.shard(whole)
         for _ in range(2):
             divided, _ = step(divided, batch)
             expected, _ = plain(expected, batch)
-        whole = jax.tree.map(np.asarray, task.whole(divided)._replace(key=None))._replace(key=expected.key)
+        whole = jax.tree.map(np.asarray, task.unshard(divided)._replace(key=None))._replace(key=expected.key)
     assert int(whole.step) == 4
     assert tree_error(whole.params, jax.device_get(expected.params)) < 1e-5
     assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5

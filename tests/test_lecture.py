@@ -11,9 +11,10 @@ import pytest
 from experiments.cli import subprocesses
 from experiments.cli.flags import UsageError
 from experiments.lecture import __main__ as lecture
-from experiments.lecture import lecture_page, lesson
+from experiments.lecture import page as lecture_page
+from experiments.lecture import topic
 from experiments.reporting import figures
-from train.folder import FolderError, RunFolder
+from train.workdir import Workdir, WorkdirError
 
 EVIL = '<script>alert("x")</script>'
 
@@ -55,7 +56,7 @@ def test_page_is_escaped_and_whole(tmp_path):
 
 
 def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lesson.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
     made, fails = [], [True]
 
     def experiment(run):
@@ -66,10 +67,10 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
             return seed / 2
 
         found = [run.piece(f"seed_{seed}", lambda seed=seed: make(seed)) for seed in run.seeds]
-        return lesson.Found("T", ["text"], "", {"score": lesson.mean_and_std(found)})
+        return topic.Found("T", ["text"], "", {"score": topic.mean_and_std(found)})
 
     def start(seeds=3):
-        return lesson.run("name", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
+        return topic.run("name", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
 
     with pytest.raises(RuntimeError, match="killed"):
         start()
@@ -82,13 +83,13 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
     assert section.title == "T" and section.command == "python -m experiments.lecture.name --seeds=3 --workdir=NEW"
     (tmp_path / "w" / "lesson.json").unlink()  # Made again from the pieces.
     assert start() == 0 and made == [0, 1, 2] and lecture.lesson_section(tmp_path / "w").title == "T"
-    with pytest.raises(FolderError, match="--seeds: 3 there, 2 here"):
+    with pytest.raises(WorkdirError, match="--seeds: 3 there, 2 here"):
         start(2)
     piece = tmp_path / "w" / "pieces" / "seed_1.json"
     for text in ("{}", '{"found": 3}', piece.read_text().replace("0.5", "0.6")):
         (tmp_path / "w" / "summary.json").unlink(missing_ok=True)
         piece.write_text(text)
-        with pytest.raises(FolderError, match="seed_1.json is damaged: without it, it is computed again"):
+        with pytest.raises(WorkdirError, match="seed_1.json is damaged: without it, it is computed again"):
             start()
     piece.unlink()
     assert start() == 0 and made == [0, 1, 2, 1]
@@ -96,8 +97,8 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
         start(3_000_000_000)
     with pytest.raises(UsageError, match="--seeds=0: must be more than 0"):
         start(0)
-    with contextlib.closing(RunFolder(str(tmp_path / "v"))) as home, pytest.raises(ValueError, match="piece"):
-        lesson.Lesson(home, {"seeds": 1}).piece("../x", int)
+    with contextlib.closing(Workdir(str(tmp_path / "v"))) as home, pytest.raises(ValueError, match="piece"):
+        topic.Lesson(home, {"seeds": 1}).piece("../x", int)
 
 
 @pytest.mark.slow
@@ -146,11 +147,11 @@ def test_sections_of_what_is_damaged_or_foreign(tmp_path):
         (lecture.lesson_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
     ):
         kept(**changed)
-        with pytest.raises(FolderError, match="is damaged or of no finished run"):
+        with pytest.raises(WorkdirError, match="is damaged or of no finished run"):
             make(place)
     kept()
     (place / "figures" / "layer1.png").write_text("no picture")
-    with pytest.raises(FolderError, match="or a figure beside it, is damaged"):
+    with pytest.raises(WorkdirError, match="or a figure beside it, is damaged"):
         lecture.run_section(place)
 
 
@@ -169,5 +170,5 @@ def test_a_stopped_lecture_leaves_nothing_running(launch, tmp_path, number):
     done = running.wait()
     assert done.returncode == 128 + number and "plain_vs_residual ended with exit status" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    with contextlib.closing(RunFolder(str(tmp_path / "plain_vs_residual"))):  # Nobody holds it.
+    with contextlib.closing(Workdir(str(tmp_path / "plain_vs_residual"))):  # Nobody holds it.
         assert not (tmp_path / "plain_vs_residual/summary.json").exists()

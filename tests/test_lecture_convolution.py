@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import models
-from experiments.lecture import abstraction, convolution, lesson, pooling
+from experiments.lecture import abstraction, convolution, pooling, topic
 from models.cnn import CNN
 from models.layers import Conv, max_pool
 
@@ -161,10 +161,10 @@ def test_short_runs(name, tmp_path, capsys, monkeypatch, mnist5k):
     assert options.keys() == module.OPTIONS.keys()
     few = {split: (images[::5], labels[::5]) for split, (images, labels) in mnist5k.splits.items()}
     monkeypatch.setattr(module.data, "load", lambda name: mnist5k._replace(splits=few))
-    monkeypatch.setattr(lesson.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
     monkeypatch.setattr(abstraction, "probe", functools.partial(abstraction.probe, steps=10))
     monkeypatch.setattr(abstraction.models, "create", lambda name, classes: CNN(classes, widths=(4, 4, 4), features=8))
-    assert lesson.run(name, module.experiment, workdir=str(tmp_path), options={"seeds": 1, **options}) == 0
+    assert topic.run(name, module.experiment, workdir=str(tmp_path), options={"seeds": 1, **options}) == 0
     numbers, page = json.loads(capsys.readouterr().out), json.loads((tmp_path / "lesson.json").read_text())
     ElementTree.fromstring(page["formula"])
     assert 1 <= len(page["text"]) <= 5 and [figure[0] for figure in page["figures"]] == list(drawn)

@@ -11,9 +11,9 @@ import pytest
 
 import data
 from experiments.cli.flags import UsageError
-from experiments.lecture import dropout, lesson, plain_vs_residual
-from models.cifar_resnet import CifarResNet
+from experiments.lecture import dropout, plain_vs_residual, topic
 from models.layers import Dropout
+from models.resnet_cifar import CifarResNet
 
 FAST = {"xla_backend_optimization_level": 0}  # To compile: what runs once need not run fast.
 
@@ -128,9 +128,9 @@ def test_the_choice_of_a_data_set(tmp_path, monkeypatch):
 
 def finished(module, name, workdir, **options):
     """(lesson.json, summary.json) of an experiment in small, with its page's parts checked."""
-    defaults = {option: default for option, (default, _) in ({"seeds": lesson.SEEDS} | module.OPTIONS).items()}
+    defaults = {option: default for option, (default, _) in ({"seeds": topic.SEEDS} | module.OPTIONS).items()}
     taken = defaults | options
-    assert lesson.run(name, module.experiment, workdir=str(workdir), options=taken) == 0
+    assert topic.run(name, module.experiment, workdir=str(workdir), options=taken) == 0
     found, numbers = (json.loads((workdir / f"{file}.json").read_text()) for file in ("lesson", "summary"))
     xml.etree.ElementTree.fromstring(found["formula"])
     for figure, title, caption in found["figures"]:

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments.cli.flags import UsageError
-from experiments.lecture import deep_nets, initialization, lecture_page, lesson, vanishing_gradient
+from experiments.lecture import deep_nets, initialization, page, topic, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
 
 
@@ -114,14 +114,14 @@ def test_words():
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lesson.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
 
     def run(name, module, where="w", **options):
         options = {key: default for key, (default, _) in module.OPTIONS.items()} | {"seeds": 1, **options}
-        assert lesson.run(name, module.experiment, workdir=str(tmp_path / where), options=options) == 0
+        assert topic.run(name, module.experiment, workdir=str(tmp_path / where), options=options) == 0
         numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
         said = json.loads((tmp_path / where / "lesson.json").read_text())
-        lecture_page.checked_formula(said["formula"])
+        page.checked_formula(said["formula"])
         assert all(
             (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in said["figures"]
         )

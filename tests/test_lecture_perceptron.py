@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lecture import activations, lecture_page, lesson, perceptron, softmax
-from train import folder, losses
+from experiments.lecture import activations, page, perceptron, softmax, topic
+from train import workdir
+from train.tasks import losses
 
 
 def found(experiment, place, *, seeds=1, **options):
     """What a tiny run says, of the form that the lecture's page needs."""
-    home = folder.RunFolder(str(place))
-    run = lesson.Lesson(home, {"seeds": seeds, **options})
+    home = workdir.Workdir(str(place))
+    run = topic.Lesson(home, {"seeds": seeds, **options})
     first = experiment.experiment(run)
-    lecture_page.checked_formula(first.formula)
+    page.checked_formula(first.formula)
     assert 2 <= len(first.text) <= 5 and json.loads(json.dumps(first.numbers)) == first.numbers
     assert all(len(row) == len(header) for _, header, rows in first.tables for row in rows)
     for name, _, _ in run.figures:

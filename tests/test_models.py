@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import models
-from experiments.setup import build
-from models import dcnn, initializers, layers, table
-from models.cifar_resnet import Block
+from experiments.setup import classification
+from models import dcnn, initializers, layers, summary
+from models.resnet_cifar import Block
 
 NAMES = [
     "perceptron",
@@ -101,7 +101,7 @@ def test_a_residual_block_of_zero_weights_is_the_option_a_shortcut():
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_parameter_count(name):
-    found = table.layers(models.create(name, classes_of(name)), (28, 28, 1))
+    found = summary.layers(models.create(name, classes_of(name)), (28, 28, 1))
     assert sum(layer.parameters for layer in found) == COUNTS[name]
 
 
@@ -205,9 +205,9 @@ def test_a_dirac_convolution_begins_as_the_identity(filters):
 
 def test_a_densenets_least_picture():
     model = models.create("densenet121", 10)
-    table.layers(model, (29, 29, 3))
+    summary.layers(model, (29, 29, 3))
     with pytest.raises(ValueError, match="densenet121 needs images of at least 29x29 pixels, not 28x40"):
-        table.layers(model, (28, 40, 3))
+        summary.layers(model, (28, 40, 3))
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_alexnet_starts_as_its_source(author):
 
 
 def test_author_groups_set_alexnets_first_weights():
-    config = dict.fromkeys(build.MODEL_FLAGS) | {"model": "alexnet_owt", "sync_bn": True}
+    config = dict.fromkeys(classification.MODEL_FLAGS) | {"model": "alexnet_owt", "sync_bn": True}
     for groups in ("none", "author"):
-        made = build.network(config | {"parameter_groups": groups}, 10, None)
+        made = classification.network(config | {"parameter_groups": groups}, 10, None)
         assert made.author_weights == (groups == "author")

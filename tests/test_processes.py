@@ -14,7 +14,7 @@ from commands import SignalAt
 from outcome import result
 
 from data import batches, stream
-from train import processes
+from train.parallel import processes
 
 COMMON = ["--steps=80", "--batch_size=32", "--log_every=20", "--eval_every=40", "--save_every=10"]
 
@@ -42,7 +42,7 @@ from experiments.cli import flags
 flags.run(classify.main)
 """
 # In the second process alone, when the processes ask each other the third time after a step.
-STOP_SECOND = SignalAt(signal.SIGTERM, "train.processes:agree", 8)
+STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:agree", 8)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data import batches, stream
-from train import loop, optimizers, parallel, task
+from train import loop, optimizers, task
+from train.parallel import data_parallel
+from train.parallel.devices import AXIS
 
 # The check for slow data generation measures time, so that a busy machine would fail it.
 COMMON = settings(
@@ -161,9 +163,9 @@ def device_step(devices):
         mask = batch["mask"]
         seen = jnp.zeros(32).at[batch["row"]].add(mask, mode="drop")
         sums = {"count": mask.sum(), "label": (mask * batch["label"]).sum(), "seen": seen}
-        return jax.lax.psum(sums, parallel.AXIS) if devices > 1 else sums
+        return jax.lax.psum(sums, AXIS) if devices > 1 else sums
 
-    return parallel.parallelize(eval_step, devices, donate=False)
+    return data_parallel.parallelize(eval_step, devices, donate=False)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])

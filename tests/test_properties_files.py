@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from data import folder, unpack
+from data import folder
 from data.dataset import DataError
+from data.prepare import unpack
 
 # The check for slow data generation measures time, so that a busy machine would fail it.
 COMMON = settings(

@@ -7,7 +7,7 @@ from commands import ROOT
 
 from data import stream
 from experiments.cli import flags, validation
-from experiments.setup import build
+from experiments.setup import classification
 from train.state import parameter_count
 
 FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
@@ -55,10 +55,10 @@ def test_recipe(path):
     if config["image_size"]:
         side = stream.view(config["image_size"], config["augment"]).side
         shape, examples, classes = (side, side, 3), 1_281_167, 1000
-    about = build.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
+    about = classification.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
     about = about._replace(covariance=((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0)))
     steps = validation.check(config, examples, 1)
-    setup = build.setup(config, about, devices=1, steps=steps)
+    setup = classification.setup(config, about, devices=1, steps=steps)
     for share, rate in RATES.get(path.stem, ()):
         assert float(setup.learning_rate(round(share * steps))) == pytest.approx(rate, rel=1e-3)
     if path.stem in DEEPER:

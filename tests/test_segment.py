@@ -13,7 +13,7 @@ from PIL import Image
 
 import models
 from experiments.cli.flags import UsageError
-from experiments.reporting import records
+from experiments.reporting import run_record
 from experiments.setup import segmentation
 from models import segnet, vgg
 from train import checkpoint
@@ -71,7 +71,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
         assert (workdir / name).exists()
     assert same(whole, result(start("evaluate", f"--workdir={workdir}")))
     with pytest.raises(UsageError, match="--dataset=digit_scenes: the run is of camvid"):
-        segmentation.for_evaluation(records.load_run(str(workdir)), dataset="digit_scenes", data_dir=None)
+        segmentation.for_evaluation(run_record.load_run(str(workdir)), dataset="digit_scenes", data_dir=None)
 
     # Killed before its last step: the rest has the same bits, exact batch statistics and all.
     again = tmp_path / "again"
@@ -150,13 +150,13 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
     ours = state(models.create("segnet", 3), 8, 0.0)
-    found = records.initial_state({"model": "segnet", "init_from": str(tmp_path)}, ours)
+    found = run_record.initial_state({"model": "segnet", "init_from": str(tmp_path)}, ours)
     for part in ("params", "batch_stats"):
         for layer, leaves in getattr(found, part).items():
             source = theirs if layer.startswith("conv") or (encoder == "vgg16_bn" and layer.startswith("bn")) else ours
             jax.tree.map(np.testing.assert_array_equal, leaves, getattr(source, part)[layer])
     with pytest.raises(UsageError, match=f"has --model={encoder}, this run --model=segnet_basic"):
-        records.initial_state({"model": "segnet_basic", "init_from": str(tmp_path)}, ours)
+        run_record.initial_state({"model": "segnet_basic", "init_from": str(tmp_path)}, ours)
 
 
 TRACE = """

@@ -8,15 +8,17 @@ import pytest
 
 from data import augment
 from models.segnet import SegNetBasic
-from train import parallel, segmentation
 from train.equality import tree_error
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of
+from train.tasks import segmentation
 
 CLASSES, VOID = 3, 3
 WEIGHTS = (0.5, 1.0, 4.0)
 
 
 def make(devices):
-    axis = parallel.axis_of(devices)
+    axis = axis_of(devices)
     return segmentation.create(
         model=SegNetBasic(CLASSES, widths=(4,), window=3, axis_name=axis),
         optimizer=optax.sgd(1.0),
@@ -72,7 +74,7 @@ def test_devices_with_unequal_void_give_the_same_gradient(through):
             state = jax.jit(task.init)(jax.random.key(0))
             cast = jax.tree.map(lambda x: x.astype(jnp.float64), (state.params, state.batch_stats))
             state = state._replace(params=cast[0], batch_stats=cast[1])
-            step = parallel.parallelize(task.train_step, devices, donate=False, through=through)
+            step = data_parallel.parallelize(task.train_step, devices, donate=False, through=through)
             after, sums = step(state, batch)
             found[devices] = jax.device_get((after.params, after.batch_stats)), jax.device_get(sums)
     assert tree_error(found[4][0], found[1][0]) < 1e-12

@@ -14,7 +14,7 @@ import data
 from data import batches, folder, stream
 from data.dataset import DataError, binary_task
 from experiments.cli.flags import LATER, UsageError
-from experiments.setup import build, preprocessing
+from experiments.setup import classification, preprocessing
 
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
 
@@ -210,7 +210,7 @@ CONFIG |= {"dataset": "mnist5k", "data_dir": None, "tta": "none", "shift": 4, "c
 def test_the_device_cuts_and_flips(pictures):
     config = CONFIG | {"dataset": "folder", "data_dir": str(pictures), "image_size": 32}
     for kind, side in (("crop", 37), ("resized_crop", 32)):
-        about = build.describe(config, build.load_dataset(config | {"augment": kind}))
+        about = classification.describe(config, classification.load_dataset(config | {"augment": kind}))
         assert about.image_shape == (side, side, 3)
         train, evaluation, shape = preprocessing.prepare(config | {"augment": kind}, about)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
@@ -243,11 +243,11 @@ def test_flags_that_do_not_fit_the_data(pictures):
         ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: accepted are"),
     ):
         with pytest.raises(UsageError, match=message):
-            build.load_dataset(CONFIG | values)
+            classification.load_dataset(CONFIG | values)
     found = load(pictures)
-    assert build.eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
+    assert classification.eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
     with pytest.raises(UsageError, match="has no split test, val or validation, only train"):
-        build.eval_split(found._replace(splits={"train": 0}))
+        classification.eval_split(found._replace(splits={"train": 0}))
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path,
     whole, _ = run("classify", f"--workdir={tmp_path / 'whole'}", *options)
     assert whole["examples"] == 6 and whole["step"] == 8
     workdir = tmp_path / "killed"
-    third_row = SignalAt(signal.SIGKILL, "train.folder:MetricsFile.append", 3)
+    third_row = SignalAt(signal.SIGKILL, "train.workdir:MetricsFile.append", 3)
     assert start("classify", f"--workdir={workdir}", *options, signal_at=third_row).returncode == -signal.SIGKILL
     again, error = run("classify", f"--workdir={workdir}", *options)
     assert "going on from step" in error

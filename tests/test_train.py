@@ -13,9 +13,12 @@ from jax import lax
 import models
 from data import augment, batches
 from models import layers
-from train import checkpoint, classification, folder, leaves, loop, losses, optimizers, parallel
+from train import checkpoint, leaves, loop, optimizers, workdir
 from train.equality import tree_error
-from train.stop import Interrupted
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of
+from train.signals import Interrupted
+from train.tasks import classification, losses
 
 
 def make_task(axis, model="cnn", early=(0, None), accumulate=1, remat=False, dtype=None, **options):
@@ -41,9 +44,9 @@ def make_task(axis, model="cnn", early=(0, None), accumulate=1, remat=False, dty
 
 
 def run(mnist5k, devices, steps, seed=0):
-    task = make_task(parallel.axis_of(devices))
+    task = make_task(axis_of(devices))
     state = jax.jit(task.init)(jax.random.key(0))
-    step = parallel.parallelize(task.train_step, devices, donate=True)
+    step = data_parallel.parallelize(task.train_step, devices, donate=True)
     stream = batches.train_batches(*mnist5k.splits["train"], batch_size=16, seed=seed)
     for _ in range(steps):
         state, sums = step(state, next(stream))
@@ -101,7 +104,7 @@ def test_a_forgotten_reduction_is_named():
 
     state, batch = {"weights": np.zeros(3, np.float32)}, {"x": np.ones(8, np.float32)}
     with pytest.raises(ValueError, match=r"reduction over devices is missing:.*weights"):
-        parallel.check_reductions(forgetful, state, batch=batch, devices=4)
+        data_parallel.check_reductions(forgetful, state, batch=batch, devices=4)
 
 
 class Wide(nn.Module):
@@ -116,10 +119,10 @@ class Wide(nn.Module):
 
 
 def step_of(mnist5k, devices=1, **options):
-    axis = parallel.axis_of(devices)
+    axis = axis_of(devices)
     task = make_task(axis, model=Wide(axis), **options)
     images, labels = mnist5k.splits["train"]
-    step = parallel.parallelize(task.train_step, devices, donate=False)
+    step = data_parallel.parallelize(task.train_step, devices, donate=False)
     state, sums = step(jax.jit(task.init)(jax.random.key(0)), {"image": images[:16], "label": labels[:16]})
     return jax.device_get((state.params, sums))
 
@@ -155,17 +158,19 @@ def test_the_steps_reduce_everything(devices, options):
     assert (task.early_step is None) == ("early" not in options)
     batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
     for step in filter(None, (task.train_step, task.early_step)):
-        parallel.check_reductions(step, state, batch=batch, devices=devices)
-    parallel.check_reductions(task.eval_step, state, batch=batch | {"mask": np.ones(16, np.float32)}, devices=devices)
+        data_parallel.check_reductions(step, state, batch=batch, devices=devices)
+    data_parallel.check_reductions(
+        task.eval_step, state, batch=batch | {"mask": np.ones(16, np.float32)}, devices=devices
+    )
 
 
 def test_evaluation_on_two_devices_equals_one(mnist5k):
     images, labels = mnist5k.splits["test"]
     found = []
     for devices in (1, 2):
-        task = make_task(parallel.axis_of(devices))
+        task = make_task(axis_of(devices))
         state = jax.jit(task.init)(jax.random.key(0))
-        step = parallel.parallelize(task.eval_step, devices, donate=False)
+        step = data_parallel.parallelize(task.eval_step, devices, donate=False)
         found.append([step(state, part) for part in batches.eval_batches(images[:30], labels[:30], batch_size=20)])
     assert sum(float(part["count"]) for part in found[0]) == 30
     assert tree_error(found[1], jax.device_get(found[0])) < 1e-5
@@ -224,7 +229,7 @@ def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
     columns = ["step", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "learning_rate"]
 
     def go(state, record, steps=6):
-        metrics = folder.MetricsFile(tmp_path, columns, step=min(int(state.step), record.get("reported", 0)))
+        metrics = workdir.MetricsFile(tmp_path, columns, step=min(int(state.step), record.get("reported", 0)))
         try:
             return loop.train(
                 state,

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import data
-from data import folder, store, unpack
+from data import folder, store
 from data.dataset import DataError
+from data.prepare import unpack
 
 
 def jpeg(value):

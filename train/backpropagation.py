@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models import layer_specs
 from models import layers as functions
-from models import plain
 from models.layers import row_keys
-from train import losses
+from train.tasks import losses
 
 
 def correlate(a_BHWC, w_KLCO, stride: int = 1):
@@ -135,61 +135,61 @@ def average_pooling_error(delta_BhwC, window: int, size: tuple[int, int]):
     return jnp.pad(spread, ((0, 0), *edges, (0, 0)))
 
 
-def forward(layers: Sequence[plain.Layer], params, a) -> tuple[Any, list]:
+def forward(layers: Sequence[layer_specs.Layer], params, a) -> tuple[Any, list]:
     """(output of the last layer, what each layer has to remember) for activations [B, ...]."""
     kept: list = []
     for layer in layers:
         match layer:
-            case plain.Padding(edges):
+            case layer_specs.Padding(edges):
                 kept.append(edges)
                 a = jnp.pad(a, ((0, 0), *edges, (0, 0)))
-            case plain.Convolution(name, stride):
+            case layer_specs.Convolution(name, stride):
                 kept.append(a)
                 b = -params[name]["bias"]
                 a = correlate(a, params[name]["kernel"], stride) - b.reshape(1, 1, 1, -1)
-            case plain.Dense(name):
+            case layer_specs.Dense(name):
                 kept.append(a)
                 b = -params[name]["bias"]
                 a = a.reshape(len(a), -1) @ params[name]["kernel"] - b[None]
-            case plain.MaxPooling(window, stride):
+            case layer_specs.MaxPooling(window, stride):
                 size = a.shape[1:3]
                 a, winner = max_pooling(a, window, stride)
                 kept.append((winner, size))
-            case plain.AveragePooling(window):
+            case layer_specs.AveragePooling(window):
                 kept.append(a.shape[1:3])
                 a = average_pooling(a, window)
-            case plain.Activation(name, slope):
+            case layer_specs.Activation(name, slope):
                 z, a = a, functions.activation(name, slope=slope)(a)
                 kept.append((z, a))
     return a, kept
 
 
-def backward(layers: Sequence[plain.Layer], params, kept: list, delta) -> tuple[dict, list]:
+def backward(layers: Sequence[layer_specs.Layer], params, kept: list, delta) -> tuple[dict, list]:
     """(gradients summed over the examples, the error after each layer) from the error `delta` of the output."""
     gradients: dict[str, Any] = {}
     errors: list = []
     for layer, memory in zip(reversed(layers), reversed(kept), strict=True):
         errors.insert(0, delta)
         match layer:
-            case plain.Padding(edges):
+            case layer_specs.Padding(edges):
                 rows, columns = (slice(low, n - high) for (low, high), n in zip(edges, delta.shape[1:3], strict=True))
                 delta = delta[:, rows, columns]
-            case plain.Convolution(name, stride):
+            case layer_specs.Convolution(name, stride):
                 kernel = params[name]["kernel"]
                 # -(-sum): the gradient by the project's bias, which is -b.
                 bias = -bias_gradient(delta)
                 gradients[name] = {"kernel": weight_gradient(memory, delta, stride, kernel.shape[:2]), "bias": bias}
                 delta = error_below(delta, kernel, stride, memory.shape[1:3])
-            case plain.Dense(name):
+            case layer_specs.Dense(name):
                 flat, kernel = memory.reshape(len(memory), -1), params[name]["kernel"]
                 gradients[name] = {"kernel": flat.T @ delta, "bias": delta.sum(0)}
                 delta = (delta @ kernel.T).reshape(memory.shape)
-            case plain.MaxPooling(window, stride):
+            case layer_specs.MaxPooling(window, stride):
                 winner, size = memory
                 delta = max_pooling_error(delta, winner, window, stride, size)
-            case plain.AveragePooling(window):
+            case layer_specs.AveragePooling(window):
                 delta = average_pooling_error(delta, window, memory)
-            case plain.Activation(name, slope):
+            case layer_specs.Activation(name, slope):
                 z, a = memory
                 delta = delta * derivative(name, z, a, slope=slope)
     return gradients, errors
@@ -205,8 +205,8 @@ def squared_error(a, z, target, *, activation: str, slope: float = 0.01):
     return (a - target) * derivative(activation, z, a, slope=slope)
 
 
-def gradients(params, batch_stats, batch, key, *, layers: Sequence[plain.Layer], prepare: Callable, axis=None):
-    """What train.classification.autodiff gives: ((loss, (batch_stats, sums)), gradients) of this device's part of the
+def gradients(params, batch_stats, batch, key, *, layers: Sequence[layer_specs.Layer], prepare: Callable, axis=None):
+    """As train.tasks.classification.autodiff: ((loss, (batch_stats, sums)), gradients) of this device's part of the
     mean cross-entropy over the global batch."""
     image_key, _ = jax.random.split(key)
     labels = batch["label"]

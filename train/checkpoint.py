@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from train import leaves, processes
-from train.quiet import drop_library_lines
+from train import leaves
+from train.orbax_logging import drop_library_lines
+from train.parallel import processes
 
 
 class CheckpointError(RuntimeError):

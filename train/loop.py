@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from train import checkpoint, folder, leaves, parallel, processes
-from train.stop import Interrupted, Stop
+from train import checkpoint, leaves, workdir
+from train.parallel import data_parallel, host_memory, processes
+from train.signals import Interrupted, Stop
 from train.task import Task
 
 AGREE_EVERY = 10  # Steps between two times that several processes ask each other for signals: asking waits for a step.
@@ -72,7 +73,7 @@ def train(
     eval_examples: int,
     learning_rate: Callable,
     checkpoints: checkpoint.Checkpoints,
-    metrics: folder.MetricsFile,
+    metrics: workdir.MetricsFile,
     stop: Stop,
     progress: Callable[[int, dict], None],
 ) -> Result:
@@ -90,14 +91,14 @@ def train(
         record.get("eval_metrics", {}),
     )
     train_step, early_step = (
-        parallel.parallelize(f, devices, donate=True, divided=task.divided)
+        data_parallel.parallelize(f, devices, donate=True, is_sharded=task.is_sharded)
         for f in (task.train_step, task.early_step or task.train_step)
     )
-    eval_step = parallel.parallelize(task.eval_step, devices, donate=False)
+    eval_step = data_parallel.parallelize(task.eval_step, devices, donate=False)
     batches = iter(train_batches(step))
     started, compile_seconds, timed_steps, timed_seconds, compiled = time.perf_counter(), 0.0, 0, 0.0, set()
     pending, images, mark, eval_sums, evaluated_at, saved = None, 0, None, None, -1, step if record else -1
-    state, together = task.divide(state), processes.part()[1]
+    state, together = task.shard(state), processes.index_and_count()[1]
 
     def first(function, *arguments):
         """Calls a jitted function; its first call is the compilation."""
@@ -133,7 +134,7 @@ def train(
         now = before + time.perf_counter() - started
         host = {"reported": reported, "seconds": now, "eval_metrics": eval_metrics}
         host["sums"] = None if sums is None else jax.tree.map(float, sums)
-        whole = task.whole(state)
+        whole = task.unshard(state)
         if processes.is_main():
             checkpoints.save(step, whole, record=host, metrics=eval_metrics if evaluated_at == step else None)
         saved = step
@@ -156,7 +157,7 @@ def train(
                 if task.prepare_eval:
                     state = task.prepare_eval(state, lambda: stop.number if together == 1 else None)
                 eval_sums = evaluate(
-                    task.whole(state),
+                    task.unshard(state),
                     timed_eval,
                     batches=eval_batches(),
                     examples=eval_examples,
@@ -179,7 +180,7 @@ def train(
             if len(row) > 1:
                 mark, images = time.perf_counter(), 0
         # --- Stop: at the end, or where a signal asks for it, on whichever process.
-        number = processes.agree(stop.number) if together == 1 or step % AGREE_EVERY == 0 else 0
+        number = processes.largest(stop.number) if together == 1 or step % AGREE_EVERY == 0 else 0
         if number:
             collect()
             if saved != step:
@@ -198,14 +199,14 @@ def train(
         pending = step, fresh
         if compiling:
             jax.block_until_ready(fresh)  # The clock of images/s starts after the compilation.
-            parallel.release_memory()
+            host_memory.release_memory()
             mark, images = time.perf_counter(), 0
         else:
             images += len(batch["label"]) * together
 
     # --- The end: the last checkpoint is on disk before the summary says so.
     checkpoints.wait()
-    state = task.whole(state)
+    state = task.unshard(state)
     if together > 1:
         state = leaves.from_host(leaves.to_host(state), state)
     if eval_sums is None:  # Killed between the last checkpoint and the summary.

@@ -24,10 +24,10 @@ class Task(NamedTuple):
     eval_rows: int = 250  # Examples of an evaluation's batch, at least.
     details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
     # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
-    # divided and whole again. Checkpoints and evaluations have whole states.
-    divided: Callable[[Any], bool] | None = None
-    divide: Callable[..., Any] = lambda state: state
-    whole: Callable[..., Any] = lambda state: state
+    # with those leaves sharded, and whole again. Checkpoints and evaluations have whole states.
+    is_sharded: Callable[[Any], bool] | None = None
+    shard: Callable[..., Any] = lambda state: state
+    unshard: Callable[..., Any] = lambda state: state
 
 
 def eval_batch(task: Task, *, batch_size: int, examples: int) -> int:

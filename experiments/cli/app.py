@@ -42,15 +42,15 @@ def _explain(error: Exception) -> tuple[int, str] | None:
 
     from data import DataError  # Late: a run listens to signals before it imports what is slow.
     from train.checkpoint import CheckpointError
-    from train.folder import FolderError
-    from train.parallel import DeviceError
-    from train.stop import Interrupted
+    from train.parallel.devices import DeviceError
+    from train.signals import Interrupted
+    from train.workdir import WorkdirError
 
     if isinstance(error, Interrupted):
         return error.exit_status, str(error)
     if isinstance(error, UsageError | DeviceError):
         return 2, f"error: {error}"
-    if isinstance(error, DataError | CheckpointError | FolderError | FloatingPointError):
+    if isinstance(error, DataError | CheckpointError | WorkdirError | FloatingPointError):
         return 1, f"error: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and re.search("gloo", str(error), re.IGNORECASE):
         return 1, f"error: another process of this run is gone: {str(error).splitlines()[0]}"
@@ -82,7 +82,7 @@ def run(main) -> None:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
-            from train.processes import leave_soon
+            from train.parallel.processes import leave_soon
 
             explained = _explain(error)
             leave_soon(1 if explained is None else explained[0])

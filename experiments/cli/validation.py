@@ -10,8 +10,8 @@ import data
 from data.dataset import Dataset
 from experiments.cli.flags import UsageError, require
 from experiments.setup import preprocessing
-from models import table
-from train import parallel
+from models import summary
+from train.parallel import data_parallel
 from train.task import Task
 
 
@@ -83,7 +83,7 @@ def check_shapes(config: dict, setup) -> None:
     shapes = {"": setup.input_shape} | ({size: (*small, setup.input_shape[2])} if small else {})
     for prefix, shape in shapes.items():
         try:
-            weights.append([layer.parameters for layer in table.layers(setup.model, shape)])
+            weights.append([layer.parameters for layer in summary.layers(setup.model, shape)])
         except ValueError as error:
             raise UsageError(f"{prefix}{error}") from None
     require(weights[0] == weights[-1], f"{size}the weights of --model={config['model']} depend on the image size")
@@ -107,20 +107,20 @@ def check_steps(task: Task, state, *, batch, devices: int, always: bool) -> None
     for a single device they are traced where `always` asks for it."""
     if devices == 1 and not always:
         return
-    shapes = jax.eval_shape(task.divide, state)
+    shapes = jax.eval_shape(task.shard, state)
     for step in filter(None, (task.train_step, task.early_step)):
-        parallel.check_reductions(step, shapes, batch=batch, devices=devices, divided=task.divided)
+        data_parallel.check_reductions(step, shapes, batch=batch, devices=devices, is_sharded=task.is_sharded)
 
 
-def plain_layers(config: dict, model, input_shape) -> list:
+def layer_specs(config: dict, model, input_shape) -> list:
     """The network as a list of layers for --gradients=backpropagation. Raises UsageError where it is none, or where a
     flag asks for what the written-out equations don't have."""
     known = "perceptron, mlp and lenet"
-    require(hasattr(model, "plain_layers"), f"--gradients=backpropagation is for {known}, not {config['model']}")
+    require(hasattr(model, "layer_specs"), f"--gradients=backpropagation is for {known}, not {config['model']}")
     plain = {"label_smoothing": 0.0, "early_size": None, "dtype": "float32", "remat": False, "parallelism": "data"}
     for name, value in plain.items():
         require(config[name] == value, f"--{name}={config[name]} is not for --gradients=backpropagation")
     try:
-        return model.plain_layers(input_shape)
+        return model.layer_specs(input_shape)
     except ValueError as error:
         raise UsageError(f"--gradients=backpropagation: {error}") from None

@@ -63,24 +63,26 @@ INTRODUCTION = (
 
 
 def read(path: pathlib.Path) -> dict:
-    """A JSON file's object. Raises FolderError where there is none."""
-    from train.folder import FolderError
+    """A JSON file's object. Raises WorkdirError where there is none."""
+    from train.workdir import WorkdirError
 
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise FolderError(f"{path.parent} holds no finished run or experiment: {path.name}: {error.strerror}") from None
+        raise WorkdirError(
+            f"{path.parent} holds no finished run or experiment: {path.name}: {error.strerror}"
+        ) from None
     except ValueError as error:
-        raise FolderError(f"{path} is damaged: {error}") from None
+        raise WorkdirError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
-        raise FolderError(f"{path} holds no JSON object")
+        raise WorkdirError(f"{path} holds no JSON object")
     return found
 
 
 def lesson_section(place: pathlib.Path):
     """The section of a finished lesson."""
-    from experiments.lecture import lecture_page
-    from experiments.lecture.lecture_page import Section
+    from experiments.lecture import page as lecture_page
+    from experiments.lecture.page import Section
 
     found = read(place / "lesson.json")
     with sound(place / "lesson.json"):
@@ -92,8 +94,8 @@ def lesson_section(place: pathlib.Path):
 
 def run_section(place: pathlib.Path):
     """The section of a finished training run."""
-    from experiments.lecture import lecture_page
-    from experiments.lecture.lecture_page import Section
+    from experiments.lecture import page as lecture_page
+    from experiments.lecture.page import Section
 
     run, summary = read(place / "run.json"), read(place / "summary.json")
     with sound(place / "summary.json"):
@@ -112,12 +114,12 @@ def run_section(place: pathlib.Path):
 @contextlib.contextmanager
 def sound(path: pathlib.Path):
     """Inside it, what a damaged or a foreign file makes go wrong is one line."""
-    from train.folder import FolderError
+    from train.workdir import WorkdirError
 
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise FolderError(f"{path}, or a figure beside it, is damaged or of no finished run: {error!r}") from None
+        raise WorkdirError(f"{path}, or a figure beside it, is damaged or of no finished run: {error!r}") from None
 
 
 def run_topic(name: str, place: pathlib.Path) -> int:
@@ -151,13 +153,14 @@ def main(argv) -> int:
     flags.require(all(values["use"]), f"--use={','.join(values['use'])}: accepted are workdirs, with commas")
     for name in only:
         flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
-    from experiments.lecture import lecture_page
-    from train import folder, loop
+    from experiments.lecture import page as lecture_page
+    from train import loop
+    from train import workdir as folder
 
     used = [run_section(pathlib.Path(place).absolute()) for place in values["use"]]  # Before anything takes long.
-    home = folder.RunFolder(workdir)
+    home = folder.Workdir(workdir)
     if (home.path / "run.json").exists() or (home.path / "lesson.json").exists():
-        raise folder.FolderError(f"{home.path} holds a run of its own; choose a new --workdir")
+        raise folder.WorkdirError(f"{home.path} holds a run of its own; choose a new --workdir")
     names, began = only or list(TOPICS), time.perf_counter()
     for name in names:
         status = run_topic(name, home.path / name)

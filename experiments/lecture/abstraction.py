@@ -18,11 +18,11 @@ import optax
 
 import data
 import models
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from models.initializers import kaiming_normal
 from models.layers import Conv, Dense, avg_pool, max_pool, relu
-from train import losses
+from train.tasks import losses
 
 OPTIONS = {"steps": (200, "Steps of the probed network."), "signal_steps": (600, "Steps of each network for signals.")}
 LAYERS = ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
@@ -39,7 +39,7 @@ FORMULA = """<math display="block"><mi>p</mi><mo>(</mo><mi>y</mi><mo>∣</mo><mi
 <mi>softmax</mi><mo>(</mo><mi>W</mi><msub><mi>f</mi><mi>layer</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
 <mi>b</mi><mo>)</mo></math>"""
 
-create = functools.partial(lesson.create, prepare=lambda images: images)
+create = functools.partial(topic.create, prepare=lambda images: images)
 
 
 def small(x_BHWC):
@@ -111,7 +111,7 @@ def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict
         scores = {name: probe(seen[name][fit], labels[fit], seen[name][rest], labels[rest]) for name in LAYERS}
         found["trained" if step else "untrained"] = {name: float(score) for name, score in scores.items()}
 
-    lesson.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
+    topic.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
     return found
 
 
@@ -122,7 +122,7 @@ def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
     for name in ("convolution", "dense"):
         model = SignalNet(name == "convolution")
         task = create(model=model, optimizer=optax.adam(0.01), image_shape=(LENGTH, 1), class_names=tuple(SHAPES))
-        params = lesson.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
+        params = topic.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
         right = np.asarray(jax.jit(model.apply)({"params": params}, new)).argmax(-1) == new_labels
         found[name] = {"accuracy": float(right.mean()), "parameters": sum(w.size for w in jax.tree.leaves(params))}
         if name == "convolution":
@@ -137,7 +137,7 @@ def plot_signals(weights, title: str):
     x, labels, places = signals(np.random.default_rng(0), 100)
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=6.4)
-        lesson.headline(figure, title, 46)
+        topic.headline(figure, title, 46)
         above, below = figure.subfigures(2, squeeze=False, height_ratios=(3, 2))[:, 0]
         for kind, axes in enumerate(above.subplots(3, sharex=True, sharey=True)):
             row, name = int(np.flatnonzero(labels == kind)[0]), list(SHAPES)[kind]
@@ -152,7 +152,7 @@ def plot_signals(weights, title: str):
     return figure
 
 
-def experiment(this: lesson.Lesson) -> lesson.Found:
+def experiment(this: topic.Lesson) -> topic.Found:
     dataset, model = data.load("mnist5k"), models.create("cnn", 10)
     splits = {name: (images / np.float32(255), labels) for name, (images, labels) in dataset.splits.items()}
     optimizer, names = optax.sgd(0.05, momentum=0.9), dataset.class_names
@@ -163,9 +163,9 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     make = functools.partial(classify_signals, steps=this.options["signal_steps"])
     heard = [this.piece(f"signals_{seed}", functools.partial(make, seed)) for seed in this.seeds]
 
-    by = {n: {x: lesson.mean_and_std([one[n][x] for one in probes]) for x in LAYERS} for n in ("untrained", "trained")}
+    by = {n: {x: topic.mean_and_std([one[n][x] for one in probes]) for x in LAYERS} for n in ("untrained", "trained")}
     size = {name: heard[0][name]["parameters"] for name in ("convolution", "dense")}
-    right = {name: lesson.mean_and_std([one[name]["accuracy"] for one in heard]) for name in size}
+    right = {name: topic.mean_and_std([one[name]["accuracy"] for one in heard]) for name in size}
     rises = all(one["trained"][a] < one["trained"][b] for one in probes for a, b in itertools.pairwise(LAYERS[:-1]))
     untrained, said, told = (
         {name: f"{100 * x['mean']:.1f} ± {100 * x['std']:.1f} %" for name, x in part.items()}
@@ -174,7 +174,7 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     gain = " to ".join(f"{100 * by['trained'][layer]['mean']:.0f} %" for layer in ("pixels", "dense"))
     title = f"A linear probe reads labels better layer by layer: {gain}" if rises else "A probe does not always rise"
     series = {n: (list(by[n].values()), colour, "-") for n, colour in (("untrained", "eval"), ("trained", "train"))}
-    drawn = lesson.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
+    drawn = topic.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
     caption = f"a linear probe on each layer, fitted on {10 * LABELLED} digits; mean and standard deviation over seeds"
     this.figure("probes", drawn, title="Linear probes by layer", caption=caption)
     title = f"Shapes told in noise: {told['convolution']} by convolution, {told['dense']} by a dense network"
@@ -192,8 +192,8 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
         f"convolution does {'better with fewer parameters' if better else 'no better here'}.",
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
-    return lesson.Found("Abstraction: from pixels to classes", text, FORMULA, numbers)
+    return topic.Found("Abstraction: from pixels to classes", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":
-    lesson.main("abstraction", experiment, OPTIONS)
+    topic.main("abstraction", experiment, OPTIONS)

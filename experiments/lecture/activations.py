@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from models.layers import ACTIVATIONS
 
@@ -74,7 +74,7 @@ def curves(title: str):
     z = np.arange(-500, 501) / 100
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
-        lesson.headline(figure, title)
+        topic.headline(figure, title)
         panels = figure.subplots(3, 2, sharex=True, sharey=True).ravel()
         for axes, name in zip(panels, ACTIVATIONS, strict=False):
             slope = derivative(name, z)
@@ -112,11 +112,11 @@ def bars(found, title: str):
         axes.set_yticks(range(len(found)), [titled(name) for name in found])
         axes.invert_yaxis()
         axes.set(xlim=(0, 100), xlabel=f"% of inputs, derivative under {THRESHOLD:g} of its largest")
-        lesson.headline(figure, title)
+        topic.headline(figure, title)
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     narrow, wide = STDS
     found = run.piece("shares", measure)
     leak = found["leaky_relu"]["smallest_derivative"]
@@ -153,8 +153,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 alone"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
-    return lesson.Found("Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)])
+    return topic.Found("Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)])
 
 
 if __name__ == "__main__":
-    lesson.main("activations", experiment)
+    topic.main("activations", experiment)

@@ -14,11 +14,12 @@ import data
 import models
 from data import augment
 from data.dataset import pixel_statistics
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
-from models import plain
-from train import backpropagation, classification, optimizers
+from models import layer_specs
+from train import backpropagation, optimizers
 from train.equality import tree_error
+from train.tasks import classification
 
 OPTIONS = {"steps": (400, "Training steps of lenet, by the equations and by autodiff.")}
 BATCH, EXAMPLES, MAPS, TIMED = 64, 32, 6, 15
@@ -57,7 +58,7 @@ def tasks(images) -> dict:
         eval_prepare=prepare,
         axis=None,
     )
-    layers = model.plain_layers(images.shape[1:])
+    layers = model.layer_specs(images.shape[1:])
     written_out = functools.partial(backpropagation.gradients, layers=layers, prepare=prepare)
     return {"autodiff": made(), "backpropagation": made(gradients=written_out)}
 
@@ -75,7 +76,7 @@ def both_gradients(images, labels, *, double: bool):
             del keys
             return images
 
-        layers = model.plain_layers(images.shape[1:])
+        layers = model.layer_specs(images.shape[1:])
         ways = (
             functools.partial(backpropagation.gradients, layers=layers, prepare=prepare),
             functools.partial(classification.autodiff, model=model, prepare=prepare, smoothing=0.0, axis=None),
@@ -97,7 +98,7 @@ def errors_by_layer(images, labels) -> dict:
 def trained(task, splits, *, seed: int, steps: int) -> dict:
     """Test accuracy after the steps, and the median milliseconds of a step."""
     (images, labels), (tests, answers) = splits["train"], splits["test"]
-    state = lesson.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
+    state = topic.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
     guesses = np.asarray(jax.jit(task.predict_step)(state, {"image": tests})).argmax(-1)
     step, batch, times = jax.jit(task.train_step), {"image": images[:BATCH], "label": labels[:BATCH]}, []
     for _ in range(TIMED + 2):
@@ -110,7 +111,7 @@ def trained(task, splits, *, seed: int, steps: int) -> dict:
 def error_pictures(images, labels) -> list:
     """[(layer, maps [H, W, M])]: the error of each convolution's output for one digit, of an untrained lenet."""
     model = models.create("lenet", 10)
-    layers = model.plain_layers(images.shape[1:])
+    layers = model.layer_specs(images.shape[1:])
     scaled = ((images[:1] - images.mean()) / images.std()).astype(np.float32)
     params = jax.jit(model.init)(jax.random.key(0), scaled)["params"]
 
@@ -121,7 +122,7 @@ def error_pictures(images, labels) -> list:
         return backpropagation.backward(layers, params, kept, delta)[1]
 
     errors = jax.device_get(run(params))
-    kinds = {plain.Convolution: "convolution", plain.AveragePooling: "pooling"}
+    kinds = {layer_specs.Convolution: "convolution", layer_specs.AveragePooling: "pooling"}
     named = [(type(layer), error[0]) for layer, error in zip(layers, errors, strict=True)]
     return [(kinds[kind], error) for kind, error in named if kind in kinds and error.shape[0] > 1]
 
@@ -141,7 +142,7 @@ def draw_errors(digit, pictures):
             for axes, number in zip(row, range(min(MAPS, error.shape[-1])), strict=False):
                 axes.imshow(error[..., number], "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             row[0].set_title(f"{kind}, {error.shape[0]}x{error.shape[1]}", fontsize=9)
-        lesson.headline(shown, "The error on its way back")
+        topic.headline(shown, "The error on its way back")
     return shown
 
 
@@ -167,7 +168,7 @@ def draw_differences(errors: dict):
     return shown
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     steps = run.options["steps"]
     splits = data.load("mnist5k").splits
     rows = np.arange(0, len(splits["train"][1]), len(splits["train"][1]) // EXAMPLES)[:EXAMPLES]
@@ -187,7 +188,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         title="The error of each layer",
         caption="of an untrained lenet for the digit above, up to six maps of each layer in order; red is above zero",
     )
-    accuracy = {name: lesson.mean_and_std([each["accuracy"] for each in found]) for name, found in runs.items()}
+    accuracy = {name: topic.mean_and_std([each["accuracy"] for each in found]) for name, found in runs.items()}
     ms = {name: statistics.median(each["ms"] for each in found) for name, found in runs.items()}
     text = [
         "Four equations give every gradient of a convolutional network: the error at the output, the error of a layer "
@@ -211,8 +212,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     }
     table = ("Differences by layer", ["layer", "float32", "float64"])
     rows_of = [[name, f"{single:.1e}", f"{double:.1e}"] for name, (single, double) in errors.items()]
-    return lesson.Found("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
+    return topic.Found("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
 
 
 if __name__ == "__main__":
-    lesson.main("backpropagation", experiment, OPTIONS)
+    topic.main("backpropagation", experiment, OPTIONS)

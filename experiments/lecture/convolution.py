@@ -17,7 +17,7 @@ import optax
 
 import data
 from data import augment
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from models import initializers
 from models.layers import Conv, Dense, max_pool, relu
@@ -101,7 +101,7 @@ class OneLayer(nn.Module):
 def measure(task, splits, seed: int, *, steps: int) -> dict[str, Any]:
     """One network trained: numbers of parameters, accuracy by shift, and the layer's weights where they are few."""
     (images, labels), predict = splits["test"], jax.jit(task.predict_step)
-    state = lesson.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
+    state = topic.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
     guesses = [np.asarray(predict(state, {"image": shifted(images, shift)})).argmax(-1) for shift in SHIFTS]
     layer = {name: np.asarray(leaf) for name, leaf in state.params["layer"].items()}
     size = sum(leaf.size for leaf in layer.values())
@@ -128,11 +128,11 @@ def differences(layer, image_HW) -> dict[str, float]:
     }
 
 
-def experiment(this: lesson.Lesson) -> lesson.Found:
+def experiment(this: topic.Lesson) -> topic.Found:
     dataset, normalize = data.load("mnist5k"), functools.partial(augment.normalize, mean=(0.0,), std=(255.0,))
     found: dict[str, list] = {}
     for kind in NAMES:
-        task = lesson.create(
+        task = topic.create(
             OneLayer(kind),
             optax.adam(LEARNING_RATES[kind]),
             image_shape=(28, 28, 1),
@@ -146,7 +146,7 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     accuracy = {kind: np.array([one["accuracy"] for one in ones]) for kind, ones in found.items()}
     counts, inside = ({k: one[name] for k, one in first.items()} for name in ("parameters", "layer_parameters"))
     factors = {kind: inside[kind] / inside["convolution"] for kind in ("dense", "local")}
-    at = {f"accuracy_shift_{s}": {k: lesson.mean_and_std(v[:, s]) for k, v in accuracy.items()} for s in SHIFTS}
+    at = {f"accuracy_shift_{s}": {k: topic.mean_and_std(v[:, s]) for k, v in accuracy.items()} for s in SHIFTS}
     numbers = {"parameters": counts, "layer_parameters": inside, "times_fewer_than": factors, **at}
     numbers |= this.piece("equation", lambda: differences(layer, picture))
     still, moved = at["accuracy_shift_0"], at["accuracy_shift_3"]
@@ -158,7 +158,7 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
         f"{name}\n{counts[kind]:,} parameters": ([by_kind[kind] for by_kind in at.values()], COLOURS[kind], "-")
         for kind, name in NAMES.items()
     }
-    drawn = lesson.lines(series, SHIFTS, title, xlabel="shift of digits, pixels", ylabel="accuracy, %", xticks=SHIFTS)
+    drawn = topic.lines(series, SHIFTS, title, xlabel="shift of digits, pixels", ylabel="accuracy, %", xticks=SHIFTS)
     caption = (
         "each digit in one of eight directions; mean and standard deviation over seeds; none was shifted in training"
     )
@@ -178,8 +178,8 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
         f"{said[1]}. All three layers are pooled alike, and what was learned in the middle holds "
         + ("better beside it where weights are shared." if holds else "no better beside it where weights are shared."),
     ]
-    return lesson.Found("Convolution: the same weights at all places", text, FORMULA, numbers)
+    return topic.Found("Convolution: the same weights at all places", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":
-    lesson.main("convolution", experiment, OPTIONS)
+    topic.main("convolution", experiment, OPTIONS)

@@ -15,12 +15,12 @@ import numpy as np
 import data
 from data import augment
 from data.dataset import pixel_statistics
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, activation
-from train import classification, losses
 from train.task import Task
+from train.tasks import classification, losses
 
 INITS = {"glorot": glorot_uniform, "kaiming": kaiming_normal}
 BATCH_SIZE = 64
@@ -87,7 +87,7 @@ def tasks(
     drawn = {name: functools.partial(init, draw=draw) for name, draw in inits.items()}
     found: dict[tuple[str, str], Task] = {}
     for kind in activations:
-        task = lesson.create(
+        task = topic.create(
             DeepMLP(depth, width, kind),
             optimizer,
             image_shape=shape,
@@ -107,7 +107,7 @@ def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> l
         found = task.finish(evaluate(state, {"image": digits.images, "label": digits.labels, "mask": mask}))
         curve.append({"step": step, "loss": found["loss"], "accuracy": found["accuracy"]})
 
-    lesson.train(
+    topic.train(
         task, digits.images, digits.labels, batch_size=BATCH_SIZE, steps=steps, seed=seed, every=every, watch=watch
     )
     return curve

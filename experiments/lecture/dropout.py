@@ -14,13 +14,13 @@ import numpy as np
 
 import data
 from experiments.cli import flags
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from models.mlp import MLP
 from train import optimizers
 
 OPTIONS = {
-    "seeds": (5, lesson.SEEDS[1]),
+    "seeds": (5, topic.SEEDS[1]),
     "steps": (1000, "Training steps of each net."),
     "hidden": (512, "Hidden units, 36 or more."),
     "rate": (0.5, "Probability p_d that a hidden unit is off in a training step, in (0, 1)."),
@@ -77,7 +77,7 @@ def _task(hidden: int, rate: float, steps: int, class_names):
         return images.astype(jnp.float32) / 255
 
     rates = optimizers.schedule("constant", learning_rate=LEARNING_RATE, steps=steps)
-    task = lesson.create(
+    task = topic.create(
         MLP(len(class_names), (hidden,), dropout=rate),
         optimizers.create("sgd", rates, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
         image_shape=(28, 28, 1),
@@ -108,7 +108,7 @@ def one_net(digits, *, hidden: int, rate: float, steps: int, seed: int) -> dict[
         found["test"].append(float(hits[len(labels) :].mean()))
 
     sizes = {"batch_size": BATCH_SIZE, "steps": steps, "every": max(1, steps // EVALUATIONS)}
-    state = lesson.train(task, images, labels, **sizes, seed=seed, watch=watch)
+    state = topic.train(task, images, labels, **sizes, seed=seed, watch=watch)
     weights, bias = (np.asarray(state.params["dense1"][name]) for name in ("kernel", "bias"))
     h = np.maximum(test_images.reshape(len(test_images), -1) / np.float32(255) @ weights + bias[None], 0)
     accuracies, live = (found["test"][-1], found["train"][-1]), int((h > 0).any(0).sum())
@@ -126,13 +126,13 @@ def draw_curves(found: dict[str, list[dict]], title: str):
     """Training accuracy above test accuracy, mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=5.0)
-        lesson.headline(figure, title, 50)
+        topic.headline(figure, title, 50)
         panels, ends = figure.subplots(2, 1, sharex=True), []
         for axes, split in zip(panels, ("train", "test"), strict=True):
             lines = []
             for name, (_, part) in NETS.items():
                 steps, values = found[name][0]["step"], 100 * np.array([seed[split] for seed in found[name]])
-                lines.append(lesson.draw_spread(axes, steps, values, part))
+                lines.append(topic.draw_spread(axes, steps, values, part))
             ends.append([(line[-1], *net) for net, line in zip(NETS.values(), lines, strict=True)])
             axes.set_ylabel(f"{'training' if split == 'train' else 'test'} accuracy, %")
             # The untrained nets would press the difference flat.
@@ -144,7 +144,7 @@ def draw_curves(found: dict[str, list[dict]], title: str):
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     steps, hidden, rate = (run.options[name] for name in ("steps", "hidden", "rate"))
     flags.require(hidden >= SHOWN, f"--hidden={hidden}: must be {SHOWN} or more")
     flags.require(rate < 1, f"--rate={rate}: accepted are values between 0 and 1")
@@ -156,8 +156,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     for key in MEASURED:
         with_, without = ([seed[key] for seed in found[name]] for name in ("with", "without"))
         both = {"with": with_, "without": without, "difference": np.subtract(with_, without)}
-        numbers[key] = {name: lesson.mean_and_std(values) for name, values in both.items()}
-    numbers["mean_over_masks_error"] = lesson.mean_and_std([seed["mean_over_masks_error"] for seed in found["with"]])
+        numbers[key] = {name: topic.mean_and_std(values) for name, values in both.items()}
+    numbers["mean_over_masks_error"] = topic.mean_and_std([seed["mean_over_masks_error"] for seed in found["with"]])
     said = {key: [numbers[key][name]["mean"] for name in ("with", "without")] for key in MEASURED}
     test, train = (" with dropout, ".join(f"{100 * x:.1f}\N{NO-BREAK SPACE}%" for x in said[k]) for k in MEASURED[:2])
     drawn = draw_curves(found, f"Test digits right: {test}\N{NO-BREAK SPACE}without")
@@ -189,8 +189,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         f"At test time the lecture multiplies activations by {1 - rate:g}: over {MASKS:,} masks its training "
         f"output comes within {100 * numbers['mean_over_masks_error']['mean']:.1f} % of that in the mean.",
     ]
-    return lesson.Found("Dropout: units that do not lean on each other", text, FORMULA, numbers)
+    return topic.Found("Dropout: units that do not lean on each other", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":
-    lesson.main("dropout", experiment, OPTIONS)
+    topic.main("dropout", experiment, OPTIONS)

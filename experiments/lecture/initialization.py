@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.cli import flags
-from experiments.lecture import deep_nets, lesson
+from experiments.lecture import deep_nets, topic
 from experiments.reporting import figures
 from models.initializers import fans, glorot_uniform, normal
 
@@ -96,7 +96,7 @@ def draw_histograms(found: dict, what: str, unit: str, title: str):
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.spines.left": False}):
         figure = figures.new_figure(height=5.7)
         panels = figure.subplots(len(found["glorot"][0][what]["std"]), 2, sharex=True)
-        lesson.headline(figure, title, 50)
+        topic.headline(figure, title, 50)
         figure.supxlabel(unit, fontsize=11)
         for column, (name, colour) in enumerate((("standard", "eval"), ("glorot", "train"))):
             kept = found[name][0][what]
@@ -130,7 +130,7 @@ def half_right(net: dict) -> str:
     return f"is half right after {half['mean']:.0f} steps" if half else deep_nets.verdict(net["accuracy"]["mean"])
 
 
-def told(numbers: dict, checked: list[list], steps: int) -> lesson.Found:
+def told(numbers: dict, checked: list[list], steps: int) -> topic.Found:
     """The numbers in words."""
     ten = deep_nets.power_of_ten
     spread = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
@@ -158,10 +158,10 @@ def told(numbers: dict, checked: list[list], steps: int) -> lesson.Found:
         f"He et al. saw 30 layers stall with Glorot's variance and learn with Kaiming's; at {depth} here {seen}."
     )
     table = ("Draws against the equations", ["kernel", "what", "m", "n", "by the equation", "drawn"], checked)
-    return lesson.Found("Initial weights", text, FORMULA, numbers, [table])
+    return topic.Found("Initial weights", text, FORMULA, numbers, [table])
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     steps, depths = run.options["steps"], run.options["depths"].split(",")
     known = all(re.fullmatch("[0-9]{1,3}", depth) and 3 <= int(depth) <= 100 for depth in depths)
     flags.require(known, f"--depths={','.join(depths)}: accepted are whole numbers from 3 to 100, with commas")
@@ -175,7 +175,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     numbers: dict = {"tanh": {}, "relu": {}}
     for what, unit in (("activations", "activation"), ("gradients", "gradient ∂loss/∂s over layer 5's std")):
         stds = {name: np.array([seed[what]["std"] for seed in per]) for name, per in fresh.items()}
-        ratio = {name: lesson.mean_and_std(std[:, 0] / std[:, -1]) for name, std in stds.items()}
+        ratio = {name: topic.mean_and_std(std[:, 0] / std[:, -1]) for name, std in stds.items()}
         means = {name: std.mean(0).tolist() for name, std in stds.items()}
         numbers["tanh"][what] = {"first_over_last": ratio, "std_by_layer": means}
         older, newer = (f"{ratio[name]['mean']:.2g}" for name in fresh)
@@ -195,10 +195,10 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
             last = [curve[-1] for curve in curves[name]]
             half = [half_way(curve) for curve in curves[name]]
             nets[name] = {
-                "accuracy": lesson.mean_and_std([row["accuracy"] for row in last]),
-                "loss": lesson.mean_and_std([row["loss"] for row in last]),
-                "steps_to_half": None if None in half else lesson.mean_and_std(half),
-                "signal": lesson.mean_and_std([piece["signal"] for piece in pieces]),
+                "accuracy": topic.mean_and_std([row["accuracy"] for row in last]),
+                "loss": topic.mean_and_std([row["loss"] for row in last]),
+                "steps_to_half": None if None in half else topic.mean_and_std(half),
+                "signal": topic.mean_and_std([piece["signal"] for piece in pieces]),
             }
         title = f"{depth} layers: " + ", ".join(f"{name.title()} {half_right(net)}" for name, net in nets.items())
         lines = [(curves["glorot"], "Glorot", "eval"), (curves["kaiming"], "Kaiming", "train")]
@@ -208,4 +208,4 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
 
 
 if __name__ == "__main__":
-    lesson.main("initialization", experiment, OPTIONS)
+    topic.main("initialization", experiment, OPTIONS)

@@ -13,9 +13,9 @@ import optax
 from matplotlib.colors import LinearSegmentedColormap
 
 import models
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
-from train import losses
+from train.tasks import losses
 
 OPTIONS = {
     "steps": (300, "Passes over the training points."),
@@ -135,7 +135,7 @@ def boundaries(found, seed: int, title: str):
     answers = LinearSegmentedColormap.from_list("answers", ["#bcdcf2", "#ffffff", "#f9d5b9"])
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.titlelocation": "center"}):
         figure = figures.new_figure(height=5.9)
-        lesson.headline(figure, title)
+        topic.headline(figure, title)
         panels = figure.subplots(len(DATA), len(METHODS))
         for (row, column), axes in np.ndenumerate(panels):
             name, method = list(DATA)[row], list(METHODS)[column]
@@ -163,12 +163,12 @@ def boundaries(found, seed: int, title: str):
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     found = {
         name: [run.piece(f"{name}_seed_{i}", functools.partial(measure, name, i, run.options)) for i in run.seeds]
         for name in DATA
     }
-    right = {(n, m): lesson.mean_and_std([one[m]["accuracy"] for one in found[n]]) for n in DATA for m in METHODS}
+    right = {(n, m): topic.mean_and_std([one[m]["accuracy"] for one in found[n]]) for n in DATA for m in METHODS}
     said = {pair: f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f} %" for pair, value in right.items()}
     solvers = [m for m in METHODS if right["xor", m]["mean"] >= SOLVED]
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
@@ -188,8 +188,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     rows = [[DATA[n], *(said[n, m] for m in METHODS)] for n in DATA]
     table = ("Right answers on new points", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return lesson.Found("Where a unit draws the line", text, FORMULA, numbers, [table])
+    return topic.Found("Where a unit draws the line", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":
-    lesson.main("perceptron", experiment, OPTIONS)
+    topic.main("perceptron", experiment, OPTIONS)

@@ -17,11 +17,11 @@ import data
 from data import augment, batches, cifar10, store
 from data.dataset import Dataset, pixel_statistics
 from experiments.cli import flags
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
-from models.cifar_resnet import Block
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, avg_pool, relu
+from models.resnet_cifar import Block
 from train import optimizers
 
 DATASETS = ("auto", "cifar10", "mnist5k")
@@ -42,7 +42,7 @@ FORMULA = """<math display="block"><mrow><mtext>plain:</mtext><mspace width="0.4
 
 
 class NarrowNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]: models.cifar_resnet.CifarResNet with `maps`, 2 maps and 4 maps in the
+    """[B, H, W, C] -> logits [B, num_classes]: models.resnet_cifar.CifarResNet with `maps`, 2 maps and 4 maps in the
     place of 16, 32 and 64, for `depth` = 14, 20, 26, ...
 
     The blocks of a stage that are alike are one block in a loop, with stacked weights: XLA compiles 56 layers as fast
@@ -91,7 +91,7 @@ def create_task(dataset: Dataset, net: str, *, maps: int, pool: int, steps: int)
         return avg_pool(augment.normalize(images, mean, std), pool)
 
     schedule = optimizers.schedule("cosine", learning_rate=LEARNING_RATE, steps=steps)
-    return lesson.create(
+    return topic.create(
         NarrowNet(len(dataset.class_names), depth, residual, maps),
         optimizers.create("adam", schedule, momentum=MOMENTUM, nesterov=False, weight_decay=0.0),
         image_shape=(height // pool, width // pool, channels),
@@ -116,7 +116,7 @@ def training_errors(init, step, images, labels, *, steps: int, seed: int) -> lis
 def gap(deep: np.ndarray, shallow: np.ndarray, pictures: int) -> dict[str, float]:
     """How much larger the errors [seeds] of the deep nets are, and the standard error of that, by the seeds' deviation
     or where it is larger by that of shares counted on so many pictures: three seeds may agree by chance."""
-    of_seeds = lesson.mean_and_std(deep - shallow)
+    of_seeds = topic.mean_and_std(deep - shallow)
     counted = sum((share * (1 - share)).mean() for share in (deep, shallow)) / pictures
     return of_seeds | {"standard_error": float(np.sqrt(max(of_seeds["std"] ** 2, counted) / len(deep)))}
 
@@ -133,12 +133,12 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.4)
         axes, ends = figure.add_subplot(), []
-        lesson.headline(figure, title, 50)
+        topic.headline(figure, title, 50)
         for net, values in curves.items():
             depth, residual = NETS[net]
             part, style = "train" if residual else "eval", "-" if depth == 56 else (0, (3, 1.5))
             steps = window + np.arange(values.shape[1])
-            mean = lesson.draw_spread(axes, steps, values, part, linestyle=style)
+            mean = topic.draw_spread(axes, steps, values, part, linestyle=style)
             ends.append((mean[-1], net, part))
         axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Room for labels of lines at 0.
         axes.set(xlabel="training steps", ylabel="training error, %")
@@ -150,7 +150,7 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     steps, maps, pool, wanted = (run.options[name] for name in ("steps", "maps", "pool", "dataset"))
     flags.require(wanted in DATASETS, f"--dataset={wanted}: accepted are {', '.join(DATASETS)}")
     flags.require(steps >= 20, f"--steps={steps}: must be 20 or more")
@@ -172,7 +172,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     side = images.shape[1] // pool
     numbers: dict[str, Any] = {"dataset": dataset.name, "pixels_a_side": side, "maps": maps, "steps": steps}
     numbers["window_steps"] = window
-    numbers["training_error"] = {net: lesson.mean_and_std(values) for net, values in final.items()}
+    numbers["training_error"] = {net: topic.mean_and_std(values) for net, values in final.items()}
     numbers["56_minus_20_layers"] = gaps
 
     said = {net: f"{100 * values.mean():.1f}\N{NO-BREAK SPACE}%" for net, values in final.items()}
@@ -197,8 +197,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         "maps, and Adam for these few steps; He et al. train on CIFAR-10 of 32x32 pixels with 16, 32 and 64 maps for "
         "64,000 steps of momentum. So this shows how hard a deep plain network is to train, not where it ends.",
     ]
-    return lesson.Found("Plain and residual networks: degradation", text, FORMULA, numbers)
+    return topic.Found("Plain and residual networks: degradation", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":
-    lesson.main("plain_vs_residual", experiment, OPTIONS)
+    topic.main("plain_vs_residual", experiment, OPTIONS)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.scipy import ndimage
 
 import data
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from models.layers import avg_pool, max_pool, relu
 
 OPTIONS = {"digits": (500, "Test digits that the changes are means over.")}
@@ -98,14 +98,14 @@ def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, fl
     return found
 
 
-def experiment(this: lesson.Lesson) -> lesson.Found:
+def experiment(this: topic.Lesson) -> topic.Found:
     images, labels = data.load("mnist5k").splits["test"]
     rows, digits = np.random.default_rng(0).permutation(len(images)), min(this.options["digits"], len(images))
     padded = np.pad(images[rows], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
     make = functools.partial(measure, padded, labels[rows], digits=digits)
     found = [this.piece(f"seed_{seed}", functools.partial(make, seed)) for seed in this.seeds]
     change = {
-        move: {pool: lesson.mean_and_std([one[move][pool] for one in found]) for pool in POOLS} for move in found[0]
+        move: {pool: topic.mean_and_std([one[move][pool] for one in found]) for pool in POOLS} for move in found[0]
     }
     said = {m: {p: f"{100 * x['mean']:.0f} %" for p, x in by_pool.items()} for m, by_pool in change.items()}
     for moves, xlabel, at, what in (
@@ -115,7 +115,7 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
         title = f"{what} changes features by {said[at]['none']}, by {said[at]['max_4']} behind a maximum of 4x4"
         places = [int(move.split("_")[1]) for move in moves]
         series = {label: ([change[m][p] for m in moves], *look) for p, (label, *look, _) in POOLS.items()}
-        drawn = lesson.lines(
+        drawn = topic.lines(
             series, places, title, xlabel=xlabel, ylabel="relative change of the features, %", xticks=places
         )
         caption = f"|f(Tx) - f(x)| / |f(x)| over {digits} test digits; mean and standard deviation over filter banks"
@@ -151,8 +151,8 @@ def experiment(this: lesson.Lesson) -> lesson.Found:
     ]
     wanted = ("shift_1", "rotation_15", "between_classes")
     numbers = {"digits": digits, **{move: change[move] for move in wanted}, "shift_1_of_between_classes": kept}
-    return lesson.Found("Pooling: small moves matter less", text, FORMULA, numbers)
+    return topic.Found("Pooling: small moves matter less", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":
-    lesson.main("pooling", experiment, OPTIONS)
+    topic.main("pooling", experiment, OPTIONS)

@@ -15,7 +15,7 @@ import data
 import models
 from data import augment
 from data.dataset import pixel_statistics
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
 from train import optimizers
 from train.task import Task
@@ -60,7 +60,7 @@ def create(steps: int) -> Task:
     images, _ = data.load("mnist5k").splits["train"]
     mean, std = pixel_statistics(images)
     rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
-    return lesson.create(
+    return topic.create(
         models.create("cnn", 10),
         optimizers.create("sgd", rate, momentum=0.9, nesterov=True, weight_decay=0.0005),
         image_shape=images.shape[1:],
@@ -75,7 +75,7 @@ def measure(seed: int, steps: int) -> dict[str, Any]:
     splits, task = data.load("mnist5k").splits, create(steps)
     tests, answers = splits["test"]
     untrained, predict = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.predict_step)
-    trained = lesson.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
+    trained = topic.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
     before, after = (
         np.concatenate([predict(state, {"image": part}) for part in np.split(tests, 4)])
         for state in (untrained, trained)
@@ -92,7 +92,7 @@ def measure(seed: int, steps: int) -> dict[str, Any]:
 
 def titled_figure(height: float, title: str):
     figure = figures.new_figure(height=height)
-    lesson.headline(figure, title)
+    topic.headline(figure, title)
     return figure
 
 
@@ -132,16 +132,16 @@ def picture_grid(images, labels, pictures, title: str):
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     found = [run.piece(f"seed_{i}", functools.partial(measure, i, run.options["steps"])) for i in run.seeds]
     images, labels = data.load("mnist5k").splits["test"]
     by_unit = {
         state: np.stack([own_share(np.array(one[state]), labels) for one in found])
         for state in ("trained", "untrained")
     }
-    share = {state: lesson.mean_and_std(shares.mean(1)) for state, shares in by_unit.items()}
+    share = {state: topic.mean_and_std(shares.mean(1)) for state, shares in by_unit.items()}
     said = {state: f"{100 * x['mean']:.1f} ± {100 * x['std']:.1f} %" for state, x in share.items()}
-    accuracy = lesson.mean_and_std([one["accuracy"] for one in found])
+    accuracy = topic.mean_and_std([one["accuracy"] for one in found])
     logits = found[0]["logits"]
     nats = {temperature: float(entropy(softmax(logits, temperature))) for temperature in TEMPERATURES}
 
@@ -176,8 +176,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
     }
     rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
     table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
-    return lesson.Found("Softmax and grandmother cells", text, FORMULA, numbers, [table])
+    return topic.Found("Softmax and grandmother cells", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":
-    lesson.main("softmax", experiment, OPTIONS)
+    topic.main("softmax", experiment, OPTIONS)

@@ -1,10 +1,10 @@
 """The lecture's large networks counted and drawn: python -m experiments.lecture.systems --workdir=W"""
 
 import models
-from experiments.lecture import lesson
+from experiments.lecture import topic
 from experiments.reporting import figures
-from experiments.setup import communication_bytes
-from models import table
+from experiments.setup import communication
+from models import summary
 
 SIDE_BY_SIDE = ("vgg19", "plain34", "resnet34")
 STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's, by the maps' size.
@@ -16,14 +16,14 @@ FORMULA = """<math display="block"><msub><mi>x</mi><mi>l</mi></msub><mo>=</mo><m
 <mo>)</mo><mtext>&#160;(residual)</mtext></math>"""
 
 
-def weighted(name: str, image_shape=(224, 224, 3), **options) -> list[table.Layer]:
+def weighted(name: str, image_shape=(224, 224, 3), **options) -> list[summary.Layer]:
     """The convolutions and dense layers of a network; shortcuts' own are left out."""
-    rows = table.layers(models.create(name, 1000, **options), image_shape)
+    rows = summary.layers(models.create(name, 1000, **options), image_shape)
     return [row for row in rows if row.multiply_adds and "shortcut" not in row.name and "project" not in row.name]
 
 
 def totals(name: str) -> dict[str, int]:
-    rows = table.layers(models.create(name, 1000), (224, 224, 3))
+    rows = summary.layers(models.create(name, 1000), (224, 224, 3))
     return {key: sum(getattr(row, key) for row in rows) for key in ("parameters", "multiply_adds", "units")}
 
 
@@ -67,7 +67,7 @@ def draw_split(parts: dict):
     return shown
 
 
-def draw_side_by_side(rows_of: dict[str, list[table.Layer]], counts: dict[str, dict[str, int]]):
+def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str, dict[str, int]]):
     """Each network's layers as a column of boxes, coloured by the size of the maps."""
     import matplotlib
     from matplotlib.patches import Rectangle
@@ -139,15 +139,15 @@ def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
     return shown
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     parts, counts = split(), {name: totals(name) for name in (*SIDE_BY_SIDE, "alexnet_owt")}
-    alexnet = communication_bytes.Counts(models.create("alexnet_owt", 1000), (224, 224, 3))
+    alexnet = communication.Counts(models.create("alexnet_owt", 1000), (224, 224, 3))
     data = [alexnet.data(k)["communication_bytes_per_device"] / 1e6 for k in DEVICES]
     hybrid = [alexnet.hybrid(k, k * PER_DEVICE)["communication_bytes_per_device"] / 1e6 for k in DEVICES]
     crossing = next((k for k, d, h in zip(DEVICES, data, hybrid, strict=True) if h > d), None)
     # [maps that it sees, maps that it adds] of each of the five layers: 7 = 5 + the first and the last layer.
     block = models.create("densenet", 10, blocks=1, depth=7, growth_rate=4)
-    outputs = [row for row in table.layers(block, (32, 32, 3)) if len(row.shape) == 3 and row.multiply_adds]
+    outputs = [row for row in summary.layers(block, (32, 32, 3)) if len(row.shape) == 3 and row.multiply_adds]
     first, layers = outputs[0].shape[-1], outputs[1:]
     dense = [[first + sum(x.shape[-1] for x in layers[:i]), row.shape[-1]] for i, row in enumerate(layers)]
 
@@ -199,8 +199,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         "dense_block": dense,
     }
     tables = [("Counts", ["network", "units", "weights", "multiply-adds"], rows)]
-    return lesson.Found("The large networks, counted", text, FORMULA, numbers, tables)
+    return topic.Found("The large networks, counted", text, FORMULA, numbers, tables)
 
 
 if __name__ == "__main__":
-    lesson.main("systems", experiment)
+    topic.main("systems", experiment)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.cli import flags
-from experiments.lecture import deep_nets, lesson
+from experiments.lecture import deep_nets, topic
 from experiments.lecture.deep_nets import INITS
 from experiments.reporting import figures
 
@@ -48,9 +48,7 @@ def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int
     images, labels = deep_nets.some(digits, EXAMPLES)
     found = {}
     for name, steps in (("start", 0), ("after", AFTER)):
-        state = lesson.train(
-            task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed
-        )
+        state = topic.train(task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed)
         found[name] = deep_nets.gradient_norms(state.params, images, labels, model=model)
     return found
 
@@ -60,7 +58,7 @@ def draw_norms(found: dict, when: str, title: str):
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1, sharex=True, sharey=True)
-        lesson.headline(figure, title, 50)
+        topic.headline(figure, title, 50)
         ends: dict[str, list[tuple[float, str, str]]] = {init: [] for init in INITS}
         for axes, init in zip(panels, INITS, strict=True):
             axes.set(yscale="log", ylabel="norm of the gradient")
@@ -81,7 +79,7 @@ def draw_norms(found: dict, when: str, title: str):
     return figure
 
 
-def experiment(run: lesson.Lesson) -> lesson.Found:
+def experiment(run: topic.Lesson) -> topic.Found:
     hidden, steps = run.options["hidden_layers"], run.options["steps"]
     # Deeper, and the sigmoid's gradient falls below the range of float32.
     flags.require(hidden <= 50, f"--hidden_layers={hidden}: accepted are 1 to 50")
@@ -103,7 +101,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
             [seed["start"][0] for seed in seeds],
         )
         for key, each in zip(MEASURED, values, strict=True):
-            numbers[key][f"{name}_{init}"] = lesson.mean_and_std(each)
+            numbers[key][f"{name}_{init}"] = topic.mean_and_std(each)
 
     # --- Two nets, trained.
     def curves(task, name, rate):
@@ -113,7 +111,7 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         ]
 
     def final(per_seed):
-        return lesson.mean_and_std([curve[-1]["accuracy"] for curve in per_seed])
+        return topic.mean_and_std([curve[-1]["accuracy"] for curve in per_seed])
 
     def score(rate):  # Where no rate gives more than chance, the loss decides.
         return final(sigmoid[rate])["mean"], -np.mean([curve[-1]["loss"] for curve in sigmoid[rate]])
@@ -168,8 +166,8 @@ def experiment(run: lesson.Lesson) -> lesson.Found:
         for name, init in found
     ]
     header = ["activation", "weights", "layer 1 / last, start", f"layer 1 / last, {AFTER} steps", "layer 1, start"]
-    return lesson.Found("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
+    return topic.Found("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
 
 
 if __name__ == "__main__":
-    lesson.main("vanishing_gradient", experiment, OPTIONS)
+    topic.main("vanishing_gradient", experiment, OPTIONS)

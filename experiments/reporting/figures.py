@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from train.folder import write_atomically
+from train.workdir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

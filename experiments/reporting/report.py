@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.reporting.figures import COLOURS, STYLE, label_ends, new_figure, titled, wrapped
-from train.folder import write_atomically
+from train.workdir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

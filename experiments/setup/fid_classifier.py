@@ -13,9 +13,10 @@ import models
 from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments.cli.compilation_cache import cache_folder
-from experiments.lecture import lesson
-from train import classification, leaves, loop, optimizers
-from train.stop import Interrupted, Stop
+from experiments.lecture import topic
+from train import leaves, loop, optimizers
+from train.signals import Interrupted, Stop
+from train.tasks import classification
 
 BATCH, SEED = 64, 0
 EPOCHS, MANY = 16, 10_000  # The demo's, and of more pictures than these three.
@@ -89,7 +90,7 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
         if stop is not None and stop.number:
             raise Interrupted(stop.number, 0)
 
-    return lesson.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
+    return topic.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
 
 
 def _read(path: pathlib.Path, like):

@@ -14,11 +14,13 @@ from data import generated, stream
 from data.dataset import Dataset, pixel_statistics
 from experiments.cli import validation
 from experiments.cli.flags import require
-from experiments.reporting import look_generation
-from experiments.setup import build, fid_classifier
+from experiments.reporting import generation_report
+from experiments.setup import classification, fid_classifier
 from models import dcgan
-from train import gan, loop, parallel, scores
+from train import loop
+from train.parallel.devices import axis_of
 from train.task import Task
+from train.tasks import gan, gan_scores
 
 ITEMS = 1000  # Test pictures, and samples and training pictures of a draw, that are compared.
 BYTES = 4 << 30  # Of all pictures in memory.
@@ -111,7 +113,7 @@ def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
     """The classifier, and how far training pictures are from the test pictures by its features: the mean over draws."""
     dataset = load_dataset(config)
     images, labels = dataset.splits["train"]
-    tests = dataset.splits[build.eval_split(dataset, config["eval_split"])][0]
+    tests = dataset.splits[classification.eval_split(dataset, config["eval_split"])][0]
     classifier = fid_classifier.load(images, labels, len(about.class_names), stop=stop, trial=config["dry_run"])
     if about.classifier not in ((), (classifier.fingerprint,)):
         loop.say("the classifier was trained anew: scores differ a little from those of the run before")
@@ -123,7 +125,7 @@ def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
 
     real = gaussian(tests)
     draws = [np.random.default_rng(i).permutation(len(images))[: len(tests)] for i in range(gan.DRAWS)]
-    floor = np.mean([scores.frechet_distance(gaussian(images[rows]), real) for rows in draws])
+    floor = np.mean([gan_scores.frechet_distance(gaussian(images[rows]), real) for rows in draws])
     about = about._replace(classifier=(classifier.fingerprint,))
     return gan.Scorer(classifier.features, images, labels, float(floor)), about
 
@@ -158,8 +160,8 @@ class Generation(NamedTuple):
 def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool = True, stop=None) -> Generation:
     """The networks and their task, for a new run or for one that is read again; `scored` with what evaluations need, of
     which the classifier may have to be trained. Raises Interrupted where `stop` says so meanwhile."""
-    axis = parallel.axis_of(devices)
-    rate, optimizer = build.gradient_descent(config, steps)
+    axis = axis_of(devices)
+    rate, optimizer = classification.gradient_descent(config, steps)
     size = next((size for size in dcgan.SIZES if about.image_shape[0] <= size), dcgan.SIZES[-1])
     input_shape = (size, size, about.image_shape[2])
     model = models.create(
@@ -175,7 +177,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool 
     made, shown = form(config, about, size), None
     if config["workdir"] and not config["dry_run"]:
         shown = functools.partial(
-            look_generation.remember,
+            generation_report.remember,
             config["workdir"],
             latents=made.latents,
             classes=len(about.class_names),

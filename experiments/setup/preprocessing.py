@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 
-from data import augment, decode, pictures, stream
+from data import augment, decode, image_files, stream
 from experiments.cli.flags import require
 
 
 def in_memory(run: dict) -> bool:
     """Whether the run held its pictures in memory, as they are."""
-    return run["flags"]["image_size"] is None and max(run["image_shape"][:2]) <= pictures.LARGEST
+    return run["flags"]["image_size"] is None and max(run["image_shape"][:2]) <= image_files.LARGEST
 
 
 def read_picture(file: str, run: dict) -> np.ndarray:

@@ -13,9 +13,11 @@ from data import augment, camvid, digit_scenes
 from data.dataset import Dataset, pixel_statistics
 from experiments.cli import validation
 from experiments.cli.flags import UsageError, require
-from experiments.setup import build, preprocessing
-from experiments.setup.build import Setup
-from train import loop, parallel, segmentation
+from experiments.setup import classification, preprocessing
+from experiments.setup.classification import Setup
+from train import loop
+from train.parallel.devices import axis_of
+from train.tasks import segmentation
 
 STATISTICS = 500  # Training scenes that pixel statistics and computed weights are taken from.
 
@@ -129,8 +131,8 @@ def network(config: dict, about: About, *, axis: str | None = None, sync_bn: boo
 
 def setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
     """The network and its task, for a new run or for one that is read again."""
-    axis = parallel.axis_of(devices)
-    rate, optimizer = build.gradient_descent(config, steps)
+    axis = axis_of(devices)
+    rate, optimizer = classification.gradient_descent(config, steps)
     train, evaluation = preparations(config, about)
     model = network(config, about, axis=axis, sync_bn=config["sync_bn"])
     dtype, statistics = validation.lower_precision(config), None

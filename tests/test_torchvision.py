@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import models
 from benchmarks import parity
 from data import decode, stream
-from models import peer
+from models import torchvision
 
 
 def entries(name, salt="s"):
@@ -75,7 +75,7 @@ def test_other_names_of_the_same_layers():
         ("module.pre_logits.fc1.bias", models.vgg.ALIASES, "classifier.0.bias"),
         ("head.fc.weight", models.vgg.ALIASES, "classifier.6.weight"),
     ):
-        assert peer.canonical(key, aliases) == expected
+        assert torchvision.canonical(key, aliases) == expected
 
 
 def test_a_flattened_image_is_put_in_our_order():
@@ -84,7 +84,7 @@ def test_a_flattened_image_is_put_in_our_order():
     expected = weight @ image_CHW.ravel()
     for given in (weight, weight.reshape(5, 3, 2, 2)):
         shapes = {"params": {"fc6": {"kernel": jax.ShapeDtypeStruct((12, 5), "float32")}}}
-        found = peer.variables({"f.weight": given}, shapes, peer=peer.Peer({"fc6": "f"}, {"fc6": 3}))
+        found = torchvision.variables({"f.weight": given}, shapes, peer=torchvision.Peer({"fc6": "f"}, {"fc6": 3}))
         kernel = found["params"]["fc6"]["kernel"]
         np.testing.assert_allclose(image_CHW.transpose(1, 2, 0).ravel() @ kernel, expected, rtol=1e-5)
 

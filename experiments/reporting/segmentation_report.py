@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from data import decode
+from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
-from experiments.reporting import look
-from models import table
-from train import segmentation
+from models import summary as layer_summary
+from train.tasks import segmentation
 
 HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
 SKIP = ("epoch", "seconds", "images_per_second")
@@ -40,7 +40,10 @@ def palette(class_names) -> np.ndarray:
 def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
     return np.concatenate(
-        [logits.argmax(-1).astype(np.uint8) for logits in look.outputs(task, state, images, batch_size)]
+        [
+            logits.argmax(-1).astype(np.uint8)
+            for logits in classification_report.outputs(task, state, images, batch_size)
+        ]
     )
 
 
@@ -64,7 +67,7 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
         over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
         whole.putpalette(colours[:-1].ravel().tolist())
         for path, image in zip(paths, (whole, over), strict=True):
-            look.write_png(path, image)
+            classification_report.write_png(path, image)
         rows.append((file, str(paths[0]), str(paths[1])))
     import matplotlib
 
@@ -130,9 +133,9 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
         ),
     )
     tables = [class_table(result.sums, names)]
-    look.write_page(
+    classification_report.write_page(
         folder,
-        layers=table.layers(setup.model, setup.input_shape),
+        layers=layer_summary.layers(setup.model, setup.input_shape),
         figures=figures,
         tables=tables,
         headline=HEADLINE,

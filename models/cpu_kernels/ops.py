@@ -1,5 +1,5 @@
 """Convolution and deconvolution of NHWC images and the products of dense layers: on CPUs by the C kernels of
-models.native, on GPUs and TPUs, and for other types than float32, by XLA.
+models.cpu_kernels.build, on GPUs and TPUs, and for other types than float32, by XLA.
 
 XLA's convolution on a CPU is up to twice as slow as a direct one in vector registers, and its kernel gradient, which
 puts the batch in the place of the channels, two to ten times. Its products are slower by a tenth, those of gradients
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models import native
+from models.cpu_kernels import build
 
 
 def xla_convolution(x, kernel, strides, padding):
@@ -21,8 +21,8 @@ def xla_convolution(x, kernel, strides, padding):
 
 
 def on_cpu(*operands) -> bool:
-    """True where the kernels of models.native take the operands."""
-    return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and native.ready()
+    """True where the kernels of models.cpu_kernels.build take the operands."""
+    return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and build.ready()
 
 
 def _forward(x, kernel, strides, padding):
@@ -31,7 +31,7 @@ def _forward(x, kernel, strides, padding):
         rows, columns = ((n + low + high - window) // stride + 1 for n, window, stride, (low, high) in sides)
         if min(x.size, kernel.size, rows, columns) > 0 and x.shape[3] == kernel.shape[2]:
             shape = (len(x), rows, columns, kernel.shape[3])
-            return native.call("convolution", shape, x, kernel, window=native.window(strides, padding))
+            return build.call("convolution", shape, x, kernel, window=build.window(strides, padding))
     return xla_convolution(x, kernel, strides, padding)
 
 
@@ -41,7 +41,7 @@ _conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 def _kernel_gradient(x, gradient, kernel, strides, padding):
     """The kernel's gradient; of `kernel` the shape alone matters."""
     if on_cpu(x, gradient) and min(x.size, gradient.size, kernel.size):
-        return native.call("kernel_gradient", kernel.shape, x, gradient, window=native.window(strides, padding))
+        return build.call("kernel_gradient", kernel.shape, x, gradient, window=build.window(strides, padding))
     return jax.vjp(lambda kernel: xla_convolution(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
 
@@ -149,7 +149,7 @@ def _heavy(x, w) -> bool:
 def _dense(x_BI, w_IO):
     if w_IO.shape[1] < 64:  # Less than a panel of columns: the gradients alone are faster.
         return x_BI @ w_IO
-    return native.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
+    return build.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
 
 
 def _dense_forward(x, w):
@@ -160,10 +160,10 @@ def _dense_backward(saved, gradient_BO):
     x, w, of_input = saved
     if not isinstance(gradient_BO, jax.Array):  # A symbolic zero.
         gradient_BO = jnp.zeros(gradient_BO.shape, gradient_BO.dtype)
-    x_gradient = native.call("product_gradient", x.shape, w, gradient_BO)
+    x_gradient = build.call("product_gradient", x.shape, w, gradient_BO)
     # An operand that is not read: w's gradient comes after the last use of w, whose memory the update can take then.
     after = () if of_input is None else (x_gradient,)
-    return x_gradient, native.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
+    return x_gradient, build.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
 
 
 _dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)

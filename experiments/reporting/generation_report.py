@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
-from experiments.reporting import look
-from models import table
-from train import gan, parallel, processes
+from models import summary as layer_summary
+from train.parallel import data_parallel, processes
 from train.state import State
+from train.tasks import gan
 
 HEADLINE = ("classifier_fid", "floor", "ceiling", "coverage_min", "coverage_max", "memorisation", "step", "seconds")
 CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
@@ -49,7 +50,7 @@ def samples(predict, state, batch, size: int = 250) -> np.ndarray:
 
 @functools.cache
 def _jitted(predict):
-    return parallel.parallelize(predict, 1, donate=False)
+    return data_parallel.parallelize(predict, 1, donate=False)
 
 
 def tiled(images: np.ndarray, columns: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Pixels uint8 [H, W, C] as a PNG file."""
-    look.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    classification_report.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
 def remember(workdir: str, predict, state, *, latents, classes: int, conditional: bool) -> None:
@@ -157,9 +158,9 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
                 strip(paths, height),
             ),
         )
-    look.write_page(
+    classification_report.write_page(
         folder,
-        layers=table.layers(setup.model, setup.input_shape),
+        layers=layer_summary.layers(setup.model, setup.input_shape),
         figures=figures,
         tables=[share_table(result.sums, setup.about.class_names)],
         headline=HEADLINE,

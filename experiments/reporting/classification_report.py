@@ -13,8 +13,10 @@ import models
 from experiments.reporting import figures as draw
 from experiments.reporting import report
 from experiments.setup import preprocessing
-from models import table
-from train import classification, folder, parallel
+from models import summary as layer_summary
+from train.parallel import data_parallel
+from train.tasks import classification
+from train.workdir import write_atomically
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 CAPTIONS = {
@@ -27,7 +29,10 @@ SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 
 def outputs(task, state, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """What the network gives for uint8 images [N, H, W, C], a batch at a time, on one device."""
-    step, batch_size = parallel.parallelize(task.predict_step, 1, donate=False), max(1, min(batch_size, len(images)))
+    step, batch_size = (
+        data_parallel.parallelize(task.predict_step, 1, donate=False),
+        max(1, min(batch_size, len(images))),
+    )
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
@@ -54,7 +59,7 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     """The picture as a PNG file, whole or not at all."""
     png = io.BytesIO()
     image.save(png, "PNG")
-    folder.write_atomically(path, png.getvalue())
+    write_atomically(path, png.getvalue())
 
 
 def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
@@ -94,7 +99,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
     among = f"{summary['split']} pictures"
     among = among if len(images) == summary["examples"] else f"a fixed sample of {len(images)} {among}"
-    layers = table.layers(setup.model, setup.input_shape)
+    layers = layer_summary.layers(setup.model, setup.input_shape)
     weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
     kind = "filters" if len(layers[0].shape) == 3 else "templates"
     figures = (

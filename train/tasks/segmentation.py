@@ -9,11 +9,12 @@ import numpy as np
 from jax import lax
 
 from models.layers import BatchNorm, row_keys
-from train import classification, parallel
-from train.classification import in_dtype, in_float32
-from train.losses import cross_entropy
+from train.parallel import data_parallel
 from train.state import State
 from train.task import Task
+from train.tasks import classification
+from train.tasks.classification import at_least_float32, cast_floating
+from train.tasks.losses import cross_entropy
 
 TOLERANCE = 0.0075  # Of the picture's diagonal, within which two boundaries meet.
 
@@ -37,9 +38,9 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, 
     total = jnp.maximum(lax.psum(pixels, axis) if axis else pixels, 1.0)
 
     def loss_fn(params):
-        variables = {"params": in_dtype(params, dtype), "batch_stats": batch_stats}
-        logits, changed = model.apply(variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"])
-        logits = in_float32(logits)
+        variables = {"params": cast_floating(params, dtype), "batch_stats": batch_stats}
+        logits, changed = model.apply(variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"])
+        logits = at_least_float32(logits)
         loss = weighted_loss(logits, labels, valid, class_weights)
         correct = (valid & (logits.argmax(-1) == labels)).sum().astype(jnp.float32)
         sums = {"loss": loss, "correct": correct, "pixels": pixels}
@@ -50,8 +51,8 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, 
 
 def predict_step(state: State, batch, *, model, prepare, dtype=None):
     """Logits [B, H, W, C] in evaluation mode."""
-    variables = {"params": in_dtype(state.params, dtype), "batch_stats": state.batch_stats}
-    return in_float32(model.apply(variables, in_dtype(prepare(batch["image"]), dtype), train=False))
+    variables = {"params": cast_floating(state.params, dtype), "batch_stats": state.batch_stats}
+    return at_least_float32(model.apply(variables, cast_floating(prepare(batch["image"]), dtype), train=False))
 
 
 def _shifted(x_BHWC, rows: int, columns: int):
@@ -148,8 +149,8 @@ def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
     """The statistics of one batch alone."""
     images, _ = prepare(batch["image"], batch["label"], batch["key"])
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    variables = {"params": in_dtype(state.params, dtype), "batch_stats": zero}
-    found = model.apply(variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    variables = {"params": cast_floating(state.params, dtype), "batch_stats": zero}
+    found = model.apply(variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"])[1]["batch_stats"]
     # Of zero the running average keeps nothing; of the batch it takes this share.
     return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
 
@@ -159,7 +160,7 @@ def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=N
     SegNet's authors do before each evaluation. (Their variances are those of a sample: m / (m - 1) times ours, of m
     pixels of a batch.) Training does not depend on what it puts there. `model` is one device's."""
     step = functools.partial(batch_statistics, model=model, prepare=prepare, dtype=dtype)
-    step = parallel.parallelize(step, 1, donate=False)
+    step = data_parallel.parallelize(step, 1, donate=False)
 
     def exact(state: State, stopped: Callable[[], object]) -> State:
         # On one device, wherever the state lies.

@@ -1,4 +1,4 @@
-"""The kernels of models/cpu beside XLA's convolution, and how they are compiled."""
+"""The kernels of models/cpu_kernels beside XLA's convolution, and how they are compiled."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from models import kernels, native
+from models.cpu_kernels import build, ops
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MATRICES = (((1,), (0,)), ((), ()))  # The dimensions of a product of two.
@@ -59,7 +59,7 @@ def drawn(shape, outputs, window, dtype=jnp.float32):
 def test_the_kernels_equal_xlas(shape, outputs, window, strides, padding):
     x, kernel = drawn(shape, outputs, window)
     error = 2e-5 if (shape, outputs, window, strides, padding) in TILED else 4e-6
-    ours = jax.jit(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, strides, padding))
+    ours = jax.jit(lambda *xs: both_ways(ops.conv_general_dilated, *xs, strides, padding))
     assert str(ours.trace(x, kernel).jaxpr).count("ffi_call[") == 3
     theirs = jax.jit(lambda *xs: both_ways(jax.lax.conv_general_dilated, *xs, strides, padding))(x, kernel)
     for found, expected in zip(ours(x, kernel), theirs, strict=True):
@@ -92,7 +92,7 @@ def drawn_dense(rows, inputs, outputs):
 )
 def test_products_equal_xlas(rows, inputs, outputs):
     x, w = drawn_dense(rows, inputs, outputs)
-    ours = jax.jit(functools.partial(dense, kernels.dot_general))
+    ours = jax.jit(functools.partial(dense, ops.dot_general))
     assert str(ours.trace(x, w).jaxpr).count("ffi_call[") == (3 if outputs >= 64 else 2)
     for found, expected in zip(ours(x, w), jax.jit(functools.partial(dense, jax.lax.dot_general))(x, w), strict=True):
         np.testing.assert_allclose(found, expected, atol=4e-6 * float(jnp.abs(expected).max()))
@@ -100,13 +100,13 @@ def test_products_equal_xlas(rows, inputs, outputs):
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 65), (16, 700, 7)])
 def test_small_and_long_products_are_xlas(rows, inputs, outputs):
-    found = jax.make_jaxpr(functools.partial(dense, kernels.dot_general))(*drawn_dense(rows, inputs, outputs))
+    found = jax.make_jaxpr(functools.partial(dense, ops.dot_general))(*drawn_dense(rows, inputs, outputs))
     assert "ffi_call" not in str(found)
 
 
 @pytest.mark.parametrize("asked", [{"precision": "highest"}, {"preferred_element_type": jnp.bfloat16}])
 def test_a_product_of_another_precision_is_xlas(asked):
-    found = jax.make_jaxpr(lambda x, w: kernels.dot_general(x, w, MATRICES, **asked))(*drawn_dense(64, 64, 64))
+    found = jax.make_jaxpr(lambda x, w: ops.dot_general(x, w, MATRICES, **asked))(*drawn_dense(64, 64, 64))
     assert "ffi_call" not in str(found)
 
 
@@ -118,7 +118,7 @@ def test_a_training_step_copies_no_weights_and_takes_no_gradient_of_the_images()
         def loss(weights):
             h = images
             for w in weights:
-                h = jnp.tanh(kernels.dot_general(h, w, MATRICES))
+                h = jnp.tanh(ops.dot_general(h, w, MATRICES))
             return h.sum()
 
         return jax.tree.map(lambda w, g: w - g, weights, jax.grad(loss)(weights))
@@ -135,15 +135,15 @@ def test_operands_that_do_not_fit_are_refused():
     """The kernels would read beyond their end."""
     x, kernel = drawn((2, 5, 5, 4), 6, (3, 3))
     with pytest.raises(ValueError, match="feature"):
-        kernels.conv_general_dilated(x[..., :3], kernel, (1, 1), "SAME")
+        ops.conv_general_dilated(x[..., :3], kernel, (1, 1), "SAME")
     rows, w = drawn_dense(16, 64, 64)
     with pytest.raises(TypeError, match="contracting"):
-        kernels.dot_general(rows[:, :63], w, MATRICES)
+        ops.dot_general(rows[:, :63], w, MATRICES)
 
 
 def test_other_types_are_xlas():
     def step(*xs):
-        return both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME")
+        return both_ways(ops.conv_general_dilated, *xs, (1, 1), "SAME")
 
     with jax.enable_x64(True):
         for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
@@ -152,7 +152,7 @@ def test_other_types_are_xlas():
 
 def test_nothing_to_compute_is_no_fault():
     for shape, window in (((0, 5, 5, 3), (3, 3)), ((2, 2, 2, 3), (3, 3))):
-        found = both_ways(kernels.conv_general_dilated, *drawn(shape, 4, window), (1, 1), "VALID")
+        found = both_ways(ops.conv_general_dilated, *drawn(shape, 4, window), (1, 1), "VALID")
         assert found[0].size == 0 and not found[2].any()
 
 
@@ -160,11 +160,11 @@ def test_many_kernels_at_once():
     """Under vmap, as every image with a kernel of its own."""
     x, _ = drawn((3, 2, 6, 6, 4), 5, (3, 3))
     kernel = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 3, 4, 5)), jnp.float32)
-    found = jax.vmap(lambda x, k: kernels.conv_general_dilated(x, k, (1, 1), "SAME"))(x, kernel)
-    each = [kernels.conv_general_dilated(x[i], kernel[i], (1, 1), "SAME") for i in range(3)]
+    found = jax.vmap(lambda x, k: ops.conv_general_dilated(x, k, (1, 1), "SAME"))(x, kernel)
+    each = [ops.conv_general_dilated(x[i], kernel[i], (1, 1), "SAME") for i in range(3)]
     np.testing.assert_array_equal(found, np.stack(each))
     rows, w = drawn_dense(32, 64, 64)
-    back = jax.vjp(lambda x, w: kernels.dot_general(x, w, MATRICES), rows, w)[1]
+    back = jax.vjp(lambda x, w: ops.dot_general(x, w, MATRICES), rows, w)[1]
     gradients = jnp.stack([rows, w[:32]])
     for found, expected in zip(jax.vmap(back)(gradients), zip(*map(back, gradients), strict=True), strict=True):
         np.testing.assert_array_equal(found, np.stack(expected))
@@ -175,10 +175,10 @@ def test_under_shard_map_with_its_checks():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
     def loss(x, kernel):
-        return jnp.sin(kernels.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))).sum()
+        return jnp.sin(ops.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))).sum()
 
     def loss_of_dense(x, w):
-        return jnp.sin(kernels.dot_general(x, w, MATRICES) / 8).sum()
+        return jnp.sin(ops.dot_general(x, w, MATRICES) / 8).sum()
 
     for function, operands in ((loss, (x, kernel)), (loss_of_dense, drawn_dense(64, 64, 70))):
 
@@ -197,11 +197,11 @@ from experiments.cli import compilation_cache
 compilation_cache.start_cache()
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 import hashlib, jax, numpy as np
-from tests.test_kernels import both_ways, dense, drawn, drawn_dense, kernels
+from tests.test_cpu_kernels import both_ways, dense, drawn, drawn_dense, ops
 for x, window in (((9, 33, 31, 20), (3, 3)), ((5, 6, 6, 130), (5, 5)), ((5, 6, 6, 130), (2, 2))):
-    found = jax.jit(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME"))(*drawn(x, 150, window))
+    found = jax.jit(lambda *xs: both_ways(ops.conv_general_dilated, *xs, (1, 1), "SAME"))(*drawn(x, 150, window))
     print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
-found = jax.jit(lambda *xs: dense(kernels.dot_general, *xs))(*drawn_dense(70, 700, 300))
+found = jax.jit(lambda *xs: dense(ops.dot_general, *xs))(*drawn_dense(70, 700, 300))
 print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
 """
 
@@ -219,7 +219,7 @@ def small(monkeypatch, tmp_path):
     """A library of one function in the place of the kernels."""
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/answer.c").write_text("int answer(void) { return 42; }\n")
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "cpu/answer.c")
+    monkeypatch.setattr(build, "SOURCE", tmp_path / "cpu/answer.c")
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
 
@@ -229,32 +229,32 @@ def test_what_a_killed_compilation_left_is_removed(small):
     for path in (old, fresh):
         (path / "cache").mkdir(parents=True)
     os.utime(old, (0, 0))
-    assert native._load(small).answer() == 42
+    assert build._load(small).answer() == 42
     assert not old.exists() and fresh.exists()
 
 
 @pytest.mark.parametrize("size", [1000, -1])
 def test_a_library_that_was_cut_short_is_made_again(small, size):
-    native._load(small)
+    build._load(small)
     (path,) = small.iterdir()
     whole = path.read_bytes()
     assert len(whole) > size
     path.unlink()  # The loaded one keeps its pages.
     path.write_bytes(whole[:size])
-    assert native._load(small).answer() == 42
+    assert build._load(small).answer() == 42
     (again,) = small.iterdir()
-    assert again.stem.endswith(native._digest(again)) and again.stat().st_size == len(whole)
-    native._load(small)
+    assert again.stem.endswith(build._digest(again)) and again.stat().st_size == len(whole)
+    build._load(small)
     assert list(small.iterdir()) == [again]
 
 
 def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):
     (tmp_path / "broken.c").write_text("#error no such processor\n")
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "broken.c")
+    monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.c")
     # With a memory of its own: a process registers the kernels once.
-    monkeypatch.setattr(native, "ready", functools.cache(native.ready.__wrapped__))
-    assert not native.ready() and not native.ready()
+    monkeypatch.setattr(build, "ready", functools.cache(build.ready.__wrapped__))
+    assert not build.ready() and not build.ready()
     line = capsys.readouterr().err
     assert line.startswith("no kernels of ours, XLA's slower ones instead: ") and line.count("\n") == 1
-    step = jax.make_jaxpr(lambda *xs: both_ways(kernels.conv_general_dilated, *xs, (1, 1), "SAME"))
+    step = jax.make_jaxpr(lambda *xs: both_ways(ops.conv_general_dilated, *xs, (1, 1), "SAME"))
     assert "ffi_call" not in str(step(*drawn((2, 5, 5, 3), 4, (3, 3))))

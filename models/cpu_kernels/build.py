@@ -1,4 +1,4 @@
-"""The C kernels of models/cpu, compiled once for this machine's processor and registered with XLA.
+"""The C kernels of models/cpu_kernels/csrc, compiled once for this machine's processor and registered with XLA.
 
 The compiler is the pip package ziglang, so no other is needed. The library is kept in the folder of jax's compilation
 cache where one is set, under a name made of all that it depends on.
@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SOURCE = pathlib.Path(__file__).with_name("cpu") / "convolution.c"
+SOURCE = pathlib.Path(__file__).with_name("csrc") / "convolution.c"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
 NAMES = (
     "affine",

@@ -8,9 +8,9 @@ import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
-from train import losses
 from train.state import State, step_key
 from train.task import Task
+from train.tasks import losses
 
 
 def init(key, *, model, optimizer, image_shape) -> State:
@@ -20,19 +20,19 @@ def init(key, *, model, optimizer, image_shape) -> State:
     return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def in_dtype(tree, dtype):
+def cast_floating(tree, dtype):
     """The tree with its floating-point leaves in `dtype`; as it is where that is None."""
     if dtype is None:
         return tree
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def in_float32(logits):
+def at_least_float32(logits):
     """Logits of a lower precision in float32; others as they are."""
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def varying(tree, axis: str | None):
+def pcast_varying(tree, axis: str | None):
     """The tree as one that may differ between the devices of `axis`, so that its gradient is a device's own."""
     return jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree) if axis else tree
 
@@ -41,7 +41,11 @@ def is_product(primitive, *operands, **options) -> bool:
     """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
     del operands, options
-    return primitive.name in ("conv_general_dilated", "dot_general", "custom_vjp_call")  # The last: models.kernels.
+    return primitive.name in (
+        "conv_general_dilated",
+        "dot_general",
+        "custom_vjp_call",
+    )  # The last: models.cpu_kernels.ops.
 
 
 def autodiff(
@@ -60,11 +64,11 @@ def autodiff(
     examples = batch["label"].shape[0] * (lax.axis_size(axis) if axis else 1)
 
     def loss_fn(params):
-        variables = {"params": in_dtype(params, dtype), "batch_stats": batch_stats}
+        variables = {"params": cast_floating(params, dtype), "batch_stats": batch_stats}
         logits, changed = model.apply(
-            variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        logits = in_float32(logits)
+        logits = at_least_float32(logits)
         loss_B = losses.cross_entropy(logits, batch["label"], smoothing=smoothing)
         sums = {
             "loss": loss_B.sum(),
@@ -103,7 +107,7 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
     `axis` is written out: the form that is right under pmap and shard_map alike.
     """
-    params, batch_stats = varying((state.params, state.batch_stats), axis)
+    params, batch_stats = pcast_varying((state.params, state.batch_stats), axis)
     (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
     if axis:
         grads, sums = lax.psum((grads, sums), axis)
@@ -117,11 +121,11 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
 def predict_step(state: State, batch, *, model, prepare, dtype=None):
     """Logits [B, C] in evaluation mode, computed in `dtype`. Where `prepare` gives several views of each image,
     [V, B, H, W, C], their probabilities are averaged."""
-    variables = {"params": in_dtype(state.params, dtype), "batch_stats": state.batch_stats}
-    images = in_dtype(prepare(batch["image"]), dtype)
+    variables = {"params": cast_floating(state.params, dtype), "batch_stats": state.batch_stats}
+    images = cast_floating(prepare(batch["image"]), dtype)
     views = images.shape[:-4]
     logits = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
-    logits = losses.class_logits(in_float32(logits))
+    logits = losses.class_logits(at_least_float32(logits))
     if not views:
         return logits
     scores = jax.nn.log_softmax(logits).reshape(*views, -1, logits.shape[-1])

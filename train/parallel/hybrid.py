@@ -4,8 +4,8 @@ The convolutions are data-parallel: each of K devices has its rows of the batch 
 are model-parallel: each device has 1/K of their columns and sees all rows. In between the features are gathered, all
 at once (his scheme a) or in passes of B/P rows to which every device gives the same share (his scheme c).
 
-Leaves of the dense layers are kept as [..., K, columns / K], columns filled up with zeros to a multiple of K; `divide`
-and `whole` go there and back.
+Leaves of the dense layers are kept as [..., K, columns / K], columns filled up with zeros to a multiple of K; `shard`
+and `unshard` go there and back.
 """
 
 import functools
@@ -16,27 +16,27 @@ import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
-from train.classification import in_dtype, in_float32, varying
-from train.processes import to_host
+from train.parallel.processes import to_host
 from train.state import State, step_key
 from train.task import Task
+from train.tasks.classification import at_least_float32, cast_floating, pcast_varying
 
 
-def is_divided(path, layers) -> bool:
+def is_sharded(path, layers) -> bool:
     """True for a leaf of one of `layers`, in the parameters or in an optimizer's copy of them."""
     return any(getattr(entry, "key", None) in layers for entry in path)
 
 
 def dense_from(new, rest, layers):
     """`new`'s leaves of `layers` and the others of `rest`, for two optimizer states."""
-    return jax.tree_util.tree_map_with_path(lambda path, a, b: a if is_divided(path, layers) else b, new, rest)
+    return jax.tree_util.tree_map_with_path(lambda path, a, b: a if is_sharded(path, layers) else b, new, rest)
 
 
-def divide(state: State, *, layers, devices: int) -> State:
+def shard(state: State, *, layers, devices: int) -> State:
     """Whole leaves [..., C] of `layers` as [..., devices, ceil(C / devices)], the rest filled with zeros."""
 
     def leaf(path, x):
-        if not is_divided(path, layers):
+        if not is_sharded(path, layers):
             return x
         padding = -x.shape[-1] % devices
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]).reshape(*x.shape[:-1], devices, -1)
@@ -44,11 +44,11 @@ def divide(state: State, *, layers, devices: int) -> State:
     return jax.tree_util.tree_map_with_path(leaf, state)
 
 
-def whole(state: State, *, layers, shapes: State) -> State:
-    """The inverse of `divide`; `shapes` has the whole leaves' shapes."""
+def unshard(state: State, *, layers, shapes: State) -> State:
+    """The inverse of `shard`; `shapes` has the whole leaves' shapes."""
 
     def leaf(path, x, like):
-        if not is_divided(path, layers):
+        if not is_sharded(path, layers):
             return x
         host = to_host(x)  # No device has to hold it.
         return host.reshape(*host.shape[:-2], -1)[..., : like.shape[-1]]
@@ -95,7 +95,7 @@ def train_step(
     update: str,
     dtype=None,
 ):
-    """One step on one device's rows and columns, (state, batch) -> (state, sums); state as `divide` makes it, without
+    """One step on one device's rows and columns, (state, batch) -> (state, sums); state as `shard` makes it, without
     the devices' dimension.
 
     `update` "accumulate" adds the passes' gradients up: the result is that of one device with the whole batch.
@@ -113,23 +113,23 @@ def train_step(
 
     # --- The convolutions, forward, on this device's rows.
     def features(params):
-        variables = {"params": in_dtype(params, dtype), "batch_stats": varying(state.batch_stats, axis)}
+        variables = {"params": cast_floating(params, dtype), "batch_stats": pcast_varying(state.batch_stats, axis)}
         found, changed = model.apply(
-            variables, in_dtype(images, dtype), train=True, mutable=["batch_stats"], method="features"
+            variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"], method="features"
         )
         return found, changed.get("batch_stats", {})
 
-    features_BF, features_vjp, batch_stats = jax.vjp(features, varying(shared, axis), has_aux=True)
+    features_BF, features_vjp, batch_stats = jax.vjp(features, pcast_varying(shared, axis), has_aux=True)
 
     # --- The dense layers, forward and backward, `part` rows of every device at a time: of the global batch every
     # `passes`-th row, so that what a pass sees does not depend on the number of devices.
     def pass_loss(dense, features, labels, first):
         places = (jnp.arange(devices)[:, None] * rows + first + passes * jnp.arange(part)[None]).reshape(-1)
-        inputs = {"params": in_dtype(dense, dtype)}, gather(features)
+        inputs = {"params": cast_floating(dense, dtype)}, gather(features)
         with rows_of_batch(places):
             logits = columns.apply(*inputs, train=True, rngs={"dropout": dropout_key}, method="classifier")
         loss, correct = partial_loss(
-            in_float32(logits),
+            at_least_float32(logits),
             gather(labels),
             classes=model.num_classes,
             devices=devices,
@@ -186,7 +186,7 @@ def parallelized(task: Task, *, model, devices: int, **options) -> Task:
         return task._replace(train_step=step)
     return task._replace(
         train_step=step,
-        divided=functools.partial(is_divided, layers=model.SHARDED),
-        divide=functools.partial(divide, layers=model.SHARDED, devices=devices),
-        whole=functools.partial(whole, layers=model.SHARDED, shapes=jax.eval_shape(task.init, jax.random.key(0))),
+        is_sharded=functools.partial(is_sharded, layers=model.SHARDED),
+        shard=functools.partial(shard, layers=model.SHARDED, devices=devices),
+        unshard=functools.partial(unshard, layers=model.SHARDED, shapes=jax.eval_shape(task.init, jax.random.key(0))),
     )

@@ -16,10 +16,10 @@ import optax
 from jax import lax
 
 from models.layers import BatchNorm, row_keys
-from train import scores
-from train.classification import in_dtype, in_float32, varying
 from train.state import State, step_key
 from train.task import Task
+from train.tasks import gan_scores
+from train.tasks.classification import at_least_float32, cast_floating, pcast_varying
 
 DRAWS = 5  # Of an evaluation: as many samples as test pictures each.
 NORM = 250  # Training pictures, and samples, that the discriminator's batch statistics are taken from in evaluations.
@@ -56,13 +56,13 @@ def init(key, *, model, optimizer, image_shape, ema: float) -> State:
 
 def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
     """(output of the network, its batch statistics after it)."""
-    variables = {"params": {network: in_dtype(params, dtype)}, "batch_stats": {network: stats}}
+    variables = {"params": {network: cast_floating(params, dtype)}, "batch_stats": {network: stats}}
     method = "generate" if network == "generator" else "discriminate"
-    inputs = in_dtype(inputs, dtype)
+    inputs = cast_floating(inputs, dtype)
     if not train:
-        return in_float32(model.apply(variables, *inputs, train=False, method=method)), stats
+        return at_least_float32(model.apply(variables, *inputs, train=False, method=method)), stats
     output, changed = model.apply(variables, *inputs, train=True, method=method, mutable=["batch_stats"])
-    return in_float32(output), changed["batch_stats"][network]
+    return at_least_float32(output), changed["batch_stats"][network]
 
 
 def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float, axis=None, dtype=None):
@@ -75,7 +75,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     rows = len(labels)
     examples = rows * (lax.axis_size(axis) if axis else 1)
     z = form.latents(row_keys(step_key(state), rows, axis_name=axis))
-    params, stats = varying((old, state.batch_stats), axis)
+    params, stats = pcast_varying((old, state.batch_stats), axis)
     run = functools.partial(apply, model, dtype=dtype, train=True)
     real = form.to_network(batch["image"])
 
@@ -103,7 +103,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
 
     gradients, (seen, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
     discriminator, discriminator_state = updated("discriminator", gradients)
-    back, (seen, loss) = jax.grad(generator_loss, has_aux=True)(fake, varying(discriminator, axis), seen)
+    back, (seen, loss) = jax.grad(generator_loss, has_aux=True)(fake, pcast_varying(discriminator, axis), seen)
     generator, generator_state = updated("generator", *pull(back))
 
     sums |= {"loss_generator": loss, "count": jnp.ones_like(z[:, 0]).sum()}
@@ -170,7 +170,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
         log_p = jax.nn.log_softmax(logits)
         p = jnp.exp(log_p) * mask[:, None]
         classes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]) * mask[:, None]
-        return scores.moments(features, mask) | {
+        return gan_scores.moments(features, mask) | {
             "probabilities": p.sum(0),
             "negative_entropy": (p * log_p).sum(),
             "classes": classes.sum(0),
@@ -195,14 +195,14 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
         "loss_generator": jax.nn.softplus(-on_fake) * mask,
         "correct_real": (on_real > 0) * mask,
         "correct_fake": (on_fake <= 0) * mask,
-        "near_samples": scores.nearest(made, scorer.train_images) * mask,
-        "near_tests": scores.nearest(images, scorer.train_images) * mask,
+        "near_samples": gan_scores.nearest(made, scorer.train_images) * mask,
+        "near_tests": gan_scores.nearest(images, scorer.train_images) * mask,
     }
     sums = {name: value.sum() for name, value in losses.items()}
     sums |= {
         "loss": sums["loss_discriminator"] + sums["loss_generator"],
         "count": mask.sum(),
-        "real": scores.moments(scorer.features(images)[0], mask),
+        "real": gan_scores.moments(scorer.features(images)[0], mask),
         "draws": lax.map(lambda draw: score(samples(state, draw)), jnp.arange(DRAWS)),
         "start": lax.map(lambda draw: score(samples(start, draw)), jnp.arange(DRAWS)),
     }
@@ -215,20 +215,20 @@ def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
     metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}
     if "draws" in sums:
-        real = scores.gaussian(sums["real"], count)
+        real = gan_scores.gaussian(sums["real"], count)
         shares = sums["draws"]["classes"].sum(0) / (DRAWS * count)
 
         def each(score, name):
             return np.mean([score(jax.tree.map(lambda x, i=i: x[i], sums[name])) for i in range(DRAWS)])
 
         def distance(draw):
-            return scores.frechet_distance(scores.gaussian(draw, count), real)
+            return gan_scores.frechet_distance(gan_scores.gaussian(draw, count), real)
 
         metrics |= {
             "classifier_fid": each(distance, "draws"),
             "floor": floor,
             "ceiling": each(distance, "start"),
-            "inception_score": each(lambda draw: scores.inception_score(draw, count), "draws"),
+            "inception_score": each(lambda draw: gan_scores.inception_score(draw, count), "draws"),
             "coverage_min": shares.min(),
             "coverage_max": shares.max(),
             "memorisation": sums["near_samples"] / max(float(sums["near_tests"]), 1e-12),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models import kernels
+from models.cpu_kernels import ops
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, relu
 
@@ -80,7 +80,7 @@ class CifarResNet(nn.Module):
         for stage, width in enumerate((16, 32, 64), 1):
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
             x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
-            if train and blocks >= MANY and not self.is_initializing() and kernels.on_cpu(x):
+            if train and blocks >= MANY and not self.is_initializing() and ops.on_cpu(x):
                 x = _repeat(self, x, Block(width, 1, self.residual, bn_axis, parent=None), names[1:])
                 continue
             for name in names[1:]:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from experiments.cli.flags import require
-from models import table
-from train import classification, communication, hybrid, parallel
+from models import summary
+from train.parallel import communication, data_parallel, hybrid
+from train.parallel.devices import axis_of, start_devices
 from train.state import State, parameter_count
+from train.tasks import classification
 
 COMPILED = 8  # Devices up to which the program is compiled and counted; beyond, the formula is used.
 
@@ -20,7 +22,7 @@ class Counts:
     layers, the features' width, the width of the hidden dense layers."""
 
     def __init__(self, model, image_shape):
-        variables = table.variables(model, image_shape)
+        variables = summary.variables(model, image_shape)
         params, dense = variables["params"], getattr(model, "SHARDED", ())
         self.statistics = parameter_count(variables.get("batch_stats", {}))
         self.total = parameter_count(params)
@@ -52,9 +54,9 @@ class Counts:
         }
 
 
-def counted(model, image_shape, *, devices: int, batch_size: int, divided: bool) -> int:
+def counted(model, image_shape, *, devices: int, batch_size: int, hybrid_parallel: bool) -> int:
     """Bytes that a device sends in one step, counted in the compiled program."""
-    axis, optimizer = parallel.axis_of(devices), optax.sgd(0.01, momentum=0.9)
+    axis, optimizer = axis_of(devices), optax.sgd(0.01, momentum=0.9)
     model = model.clone(axis_name=axis)
 
     def prepare(images, keys=None):
@@ -69,16 +71,16 @@ def counted(model, image_shape, *, devices: int, batch_size: int, divided: bool)
         eval_prepare=prepare,
         **common,
     )
-    if divided:
+    if hybrid_parallel:
         task = hybrid.parallelized(
             task, prepare=prepare, smoothing=0.0, devices=devices, passes=1, update="accumulate", **common
         )
-    state: State = jax.eval_shape(task.divide, jax.eval_shape(task.init, jax.random.key(0)))
+    state: State = jax.eval_shape(task.shard, jax.eval_shape(task.init, jax.random.key(0)))
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *image_shape), "uint8"),
         "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
     }
-    text = parallel.compiled_text(task.train_step, state, batch=batch, devices=devices, divided=task.divided)
+    text = data_parallel.compiled_text(task.train_step, state, batch=batch, devices=devices, is_sharded=task.is_sharded)
     return round(communication.compiled_bytes(text, devices))
 
 
@@ -119,7 +121,7 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
     )
     if hosts == 1 and devices <= COMPILED:
         jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
-        parallel.start_devices(devices)
+        start_devices(devices)
     return Plan(hybrid, hosts, devices // hosts, batch_size, figure)
 
 
@@ -134,10 +136,10 @@ def report(model, image_shape, plan: Plan) -> dict:
     if hosts == 1 and devices <= COMPILED:
         for kind, numbers in found.items():
             numbers["communication_bytes_per_device"] = counted(
-                model, image_shape, devices=devices, batch_size=batch_size, divided=kind == "hybrid"
+                model, image_shape, devices=devices, batch_size=batch_size, hybrid_parallel=kind == "hybrid"
             )
     if figure:
-        from experiments.reporting.figures_traffic import draw
+        from experiments.reporting.figures_communication import draw
 
         per_device = batch_size // devices
         ks = range(2, 41)

@@ -27,8 +27,10 @@ from absl import flags as absl_flags
 from data import batches
 from experiments.cli import flags
 from experiments.reporting import figures, report
-from train import classification, folder, loop
+from train import loop
 from train.task import Task
+from train.tasks import classification
+from train.workdir import Workdir, WorkdirError
 
 SEEDS = (3, "How many seeds, from 0 on, a claimed difference is measured over.")
 DEFINE: dict[type, Any] = {
@@ -56,7 +58,7 @@ class Found(NamedTuple):
 class Lesson:
     """The folder of a started experiment; its flags as `options`, by name."""
 
-    def __init__(self, home: folder.RunFolder, options: dict[str, Any], name: str = ""):
+    def __init__(self, home: Workdir, options: dict[str, Any], name: str = ""):
         self.home, self.options, self.seeds, self.name = home, options, range(options["seeds"]), name
         self.figures: list[tuple[str, str, str]] = []
 
@@ -78,7 +80,7 @@ class Lesson:
             self.home.write_json(f"pieces/{name}.json", {"found": found, "sha256": _digest(found)})
             return found
         if "found" not in kept or kept.get("sha256") != _digest(kept["found"]):
-            raise folder.FolderError(f"{place / name}.json is damaged: without it, it is computed again")
+            raise WorkdirError(f"{place / name}.json is damaged: without it, it is computed again")
         return kept["found"]
 
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:
@@ -194,7 +196,7 @@ def run(name: str, experiment: Callable[[Lesson], Found], *, workdir: str | None
         small = not isinstance(value, int) or value < 2**31
         flags.require(small, f"--{option}={value}: accepted are 1 to {2**31 - 1}")
     flags.require(options["seeds"] <= 100, f"--seeds={options['seeds']}: accepted are 1 to 100")
-    with contextlib.closing(folder.RunFolder(workdir)) as home:
+    with contextlib.closing(Workdir(workdir)) as home:
         try:
             return _in_folder(home, name, experiment, options=options)
         except flags.UsageError:
@@ -202,7 +204,7 @@ def run(name: str, experiment: Callable[[Lesson], Found], *, workdir: str | None
             raise
 
 
-def _shown(home: folder.RunFolder) -> bool:
+def _shown(home: Workdir) -> bool:
     """Whether what the lecture's page needs is there; if not, it is drawn again from the pieces."""
     try:
         names = [name for name, _, _ in json.loads((home.path / "lesson.json").read_text())["figures"]]
@@ -215,20 +217,20 @@ def is_png(path: pathlib.Path) -> bool:
     return path.is_file() and path.read_bytes()[:8] == report.PNG_START
 
 
-def _in_folder(home: folder.RunFolder, name: str, experiment, *, options: dict[str, Any]) -> int:
+def _in_folder(home: Workdir, name: str, experiment, *, options: dict[str, Any]) -> int:
     there = home.read_json("options.json")
     here = {"experiment": name, **options}
     if there not in (None, here):
         differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
         pairs = "; ".join(f"--{key}: {there.get(key)} there, {here.get(key)} here" for key in differing)
-        raise folder.FolderError(f"{home.path} belongs to another experiment ({pairs}); choose a new --workdir")
+        raise WorkdirError(f"{home.path} belongs to another experiment ({pairs}); choose a new --workdir")
     summary = home.read_json("summary.json")
     if there is not None and summary is not None and _shown(home):
         loop.say(f"this experiment is complete; another needs another --workdir: {home.path}")
         print(json.dumps(summary))
         return 0
     if (home.path / "run.json").exists():
-        raise folder.FolderError(f"{home.path} holds a training run; choose a new --workdir")
+        raise WorkdirError(f"{home.path} holds a training run; choose a new --workdir")
     flags.start_cache()
     lesson = Lesson(home, options, name)
     found = experiment(lesson)

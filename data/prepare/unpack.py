@@ -17,9 +17,9 @@ import sys
 import tarfile
 from collections.abc import Iterator
 
-from data import tar
 from data.dataset import DataError
 from data.folder import SUFFIXES
+from data.prepare import tar
 
 SPLITS = ("train", "val", "validation", "test")
 LABELS = tuple(f"{split}.txt" for split in SPLITS)

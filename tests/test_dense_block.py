@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import models
-from models import cifar_resnet, kernels, normalised
-from train import classification, optimizers, parallel
+from models import resnet_cifar
+from models.cpu_kernels import dense_block, ops
+from train import optimizers
 from train.equality import tree_error
+from train.parallel import data_parallel
+from train.parallel.devices import axis_of
+from train.tasks import classification
 
 SLOW = pytest.mark.slow
 FORMS = [{"depth": 10}, {"depth": 10, "bottleneck": True, "compression": 0.5}, {"depth": 5, "blocks": 1}]
@@ -40,7 +44,7 @@ def steps(task, devices=1, seeds=(0,)):
     # Scales and biases of their own: from ones and zeros many gradients would agree by chance.
     random = np.random.default_rng(1)  # Not jax's: each shape would be compiled.
     moved = jax.tree.map(lambda x: np.float32(x + 0.1 * random.normal(size=x.shape)), state.params)
-    step = parallel.parallelize(task.train_step, devices, donate=False)
+    step = data_parallel.parallelize(task.train_step, devices, donate=False)
     return [step(state._replace(params=moved), batch_of(16, seed))[0] for seed in seeds]
 
 
@@ -55,17 +59,17 @@ def least_error(found, expected):
 @pytest.mark.parametrize("options", [FORMS[0], pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
 def test_a_step_equals_the_plain_networks(monkeypatch, options):
     kept = steps(task_of(**options), seeds=range(3))
-    monkeypatch.setattr(kernels, "on_cpu", lambda *operands: False)
+    monkeypatch.setattr(ops, "on_cpu", lambda *operands: False)
     errors = least_error(kept, steps(task_of(**options), seeds=range(3)))
     assert errors[0] < 1e-5 and errors[1] < 1e-5
 
 
 @pytest.mark.parametrize("options", [pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
 def test_four_devices_equal_one(options):
-    axis = parallel.axis_of(4)
+    axis = axis_of(4)
     task = task_of(axis, **options)
     state = jax.eval_shape(task.init, jax.random.key(0))
-    parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=4, divided=None)
+    data_parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=4, is_sharded=None)
     errors = least_error(steps(task, 4, range(3)), steps(task_of(**options), seeds=range(3)))
     assert errors[0] < 1e-5 and errors[1] < 1e-5
 
@@ -111,9 +115,9 @@ def test_the_convolution_has_autodiffs_gradients():
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(jax.nn.relu(a * x + b), kernel, (1, 1), "SAME", dimension_numbers=layout)
 
-    assert kernels.on_cpu(*operands)
+    assert ops.on_cpu(*operands)
     with jax.numpy_rank_promotion("allow"):
-        (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (normalised.convolution, plain))
+        (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (dense_block.convolution, plain))
         gradient = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         for ours, theirs in zip((found, *pull(gradient)), (expected, *pull_plain(gradient)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
@@ -122,13 +126,13 @@ def test_the_convolution_has_autodiffs_gradients():
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_equal_blocks_in_a_loop_are_the_same_network(monkeypatch, devices):
-    axis = parallel.axis_of(devices)
+    axis = axis_of(devices)
     plain = steps(task_of(axis, "cifar_resnet20"), devices)[0]
-    monkeypatch.setattr(cifar_resnet, "MANY", 3)
+    monkeypatch.setattr(resnet_cifar, "MANY", 3)
     task = task_of(axis, "cifar_resnet20")
     if devices > 1:
         state = jax.eval_shape(task.init, jax.random.key(0))
-        parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=devices, divided=None)
+        data_parallel.check_reductions(task.train_step, state, batch=batch_of(16), devices=devices, is_sharded=None)
     lowered = jax.jit(task_of(name="cifar_resnet20").train_step).trace(
         jax.eval_shape(task.init, jax.random.key(0)), batch_of(16)
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import augment, folder
-from data import pictures as encoded
+from data import image_files as encoded
 from data.dataset import DataError, pixel_covariance
 
 

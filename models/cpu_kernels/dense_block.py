@@ -1,7 +1,7 @@
 """Batch norm, ReLU and convolution in one, and dense blocks made of it, for CPUs.
 
 A layer of a dense block reads all maps before it: batch norm and ReLU write as much again, and the gradients of the
-concatenations once more. Here every map has its statistics taken once, the kernels of models/cpu normalise while they
+concatenations once more. Here every map has its statistics taken once, the kernels of ops.py normalise while they
 copy what a convolution needs, and maps and gradients stay in one buffer each: memory grows linearly with depth.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models import kernels, native
+from models.cpu_kernels import build, ops
 from models.layers import BatchNorm
 
 EPSILON = np.float32(BatchNorm.keywords["epsilon"])
@@ -43,20 +43,20 @@ def affine(norm: dict, found_2C):
 def _affine(norm: dict, found_2C):
     """`affine` for the first of the statistics, as many as batch norm has channels."""
     operands = (norm["scale"], norm["bias"], found_2C)
-    return native.call("affine", (2, len(norm["scale"])), *operands, epsilon=EPSILON)
+    return build.call("affine", (2, len(norm["scale"])), *operands, epsilon=EPSILON)
 
 
 def _through_affine(total_2C, gradient_2C, norm: dict, found_2C):
     """`total` with the gradient of the statistics added, in the same memory, and that of batch norm's parameters."""
     shapes, operands = [total_2C.shape, gradient_2C.shape], (total_2C, gradient_2C, norm["scale"], found_2C)
-    total, of_norm = native.call("affine_gradient", shapes, *operands, aliases={0: 0}, epsilon=EPSILON)
+    total, of_norm = build.call("affine_gradient", shapes, *operands, aliases={0: 0}, epsilon=EPSILON)
     return total, {"scale": of_norm[0], "bias": of_norm[1]}
 
 
 def moved(old: dict, found_2C) -> dict:
     """Batch norm's running statistics after a batch with these statistics, or more of which they are the first."""
     shapes, operands = [old["mean"].shape] * 2, (old["mean"], old["var"], lax.stop_gradient(found_2C))
-    mean, variance = native.call("moved", shapes, *operands, keep=np.float32(BatchNorm.keywords["momentum"]))
+    mean, variance = build.call("moved", shapes, *operands, keep=np.float32(BatchNorm.keywords["momentum"]))
     return {"mean": mean, "var": variance}
 
 
@@ -67,16 +67,16 @@ def _edges(kernel):
 def _convolve(x_BHWC, ab_2C, kernel):
     """The convolution of relu(a x + b), for the first channels of x, as many as a, b and the kernel have."""
     shape = (*x_BHWC.shape[:3], kernel.shape[3])
-    return native.call("convolution", shape, x_BHWC, kernel, ab_2C, window=native.window((1, 1), _edges(kernel)))
+    return build.call("convolution", shape, x_BHWC, kernel, ab_2C, window=build.window((1, 1), _edges(kernel)))
 
 
 def _gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
     """`total` with the gradient of x added, in the same memory, and the gradients of a and b, and the kernel."""
-    window = native.window((1, 1), _edges(kernel))
-    of_kernel = native.call("kernel_gradient", kernel.shape, x_BHWC, gradient_BHWO, ab_2C, window=window)
-    of_normalised = kernels.spread(gradient_BHWO, kernel, padding=_edges(kernel), size=x_BHWC.shape[1:3])
+    window = build.window((1, 1), _edges(kernel))
+    of_kernel = build.call("kernel_gradient", kernel.shape, x_BHWC, gradient_BHWO, ab_2C, window=window)
+    of_normalised = ops.spread(gradient_BHWO, kernel, padding=_edges(kernel), size=x_BHWC.shape[1:3])
     operands, shapes = (total_BHWC, of_normalised, x_BHWC, ab_2C), [total_BHWC.shape, ab_2C.shape]
-    total, of_ab = native.call("normalised_gradient", shapes, *operands, aliases={0: 0})
+    total, of_ab = build.call("normalised_gradient", shapes, *operands, aliases={0: 0})
     return total, of_ab, of_kernel
 
 

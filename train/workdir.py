@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 
-class FolderError(RuntimeError):
+class WorkdirError(RuntimeError):
     """The folder is in use, can't be written, or belongs to another run."""
 
 
@@ -30,8 +30,8 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
-class RunFolder:
-    """`workdir`, made if absent and locked until the process ends. Raises FolderError if another run holds it."""
+class Workdir:
+    """`workdir`, made if absent and locked until the process ends. Raises WorkdirError if another run holds it."""
 
     def __init__(self, workdir: str):
         self.path = pathlib.Path(workdir).absolute()
@@ -40,12 +40,12 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open: the lock dies with the process.
         except OSError as error:
-            raise FolderError(f"cannot write in --workdir={workdir}: {error.strerror}") from None
+            raise WorkdirError(f"cannot write in --workdir={workdir}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise FolderError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
+            raise WorkdirError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
 
     def close(self) -> None:
         self._lock.close()
@@ -64,9 +64,9 @@ class RunFolder:
         try:
             value = json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
-            raise FolderError(f"{path} is damaged: {error}") from None
+            raise WorkdirError(f"{path} is damaged: {error}") from None
         if value is not None and not isinstance(value, dict):
-            raise FolderError(f"{path} is damaged: it holds no JSON object")
+            raise WorkdirError(f"{path} is damaged: it holds no JSON object")
         return value
 
     def write_json(self, name: str, value: dict) -> None:

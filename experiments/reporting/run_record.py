@@ -16,7 +16,9 @@ import numpy as np
 
 import models
 from experiments.cli import flags
-from train import checkpoint, folder, leaves, processes
+from train import checkpoint, leaves
+from train import workdir as folder
+from train.parallel import processes
 from train.state import State, parameter_count
 
 FOREIGN = ("options.json", "lecture.html", "sweep.csv")  # Of experiments, the lecture and sweeps.
@@ -24,39 +26,39 @@ FOREIGN = ("options.json", "lecture.html", "sweep.csv")  # Of experiments, the l
 SENSE = ("model", "v1_5", "local_response_norm", "activation", "slope", "decoder", "authors", "conditional")
 
 
-def start(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | None:
-    """The summary if the run is complete. Raises FolderError on every process where the folder is another's."""
-    finished = processes.together(lambda: open_run(home, config, setup, dataset=dataset))
+def start(home: folder.Workdir, config: dict, setup, *, dataset) -> dict | None:
+    """The summary if the run is complete. Raises WorkdirError on every process where the folder is another's."""
+    finished = processes.run_on_all_processes(lambda: open_run(home, config, setup, dataset=dataset))
     return processes.broadcast_json(finished)
 
 
-def run_folder(workdir: str) -> folder.RunFolder:
+def run_folder(workdir: str) -> folder.Workdir:
     """The run's folder, locked; of several processes the first has it, the others write to one that is removed."""
     if processes.is_main():
-        return folder.RunFolder(workdir)
+        return folder.Workdir(workdir)
     place = tempfile.mkdtemp(prefix="nutshell_process_")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return folder.RunFolder(place)
+    return folder.Workdir(place)
 
 
-def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | None:
-    """The summary if this folder's run is complete, else None. Raises FolderError, both sides shown, if the folder
+def open_run(home: folder.Workdir, config: dict, setup, *, dataset) -> dict | None:
+    """The summary if this folder's run is complete, else None. Raises WorkdirError, both sides shown, if the folder
     belongs to a run with other flags or on other data."""
     run = home.read_json("run.json")
     if run is None:
         found = [f"{name} of another command" for name in FOREIGN if (home.path / name).exists()]
         found += ["checkpoints, but no run.json that says whose"][: len(checkpoint.Checkpoints(home.path).steps())]
         if found:
-            raise folder.FolderError(f"{home.path} holds {found[0]}; choose a new --workdir")
+            raise folder.WorkdirError(f"{home.path} holds {found[0]}; choose a new --workdir")
         return None
     if not isinstance(old := run.get("flags"), dict):
-        raise folder.FolderError(f"{home.path / 'run.json'} is damaged: it holds no flags")
+        raise folder.WorkdirError(f"{home.path / 'run.json'} is damaged: it holds no flags")
     old = {name: value for name, value in flags.LATER.items() if name in config} | old
     free = flags.FREE | (flags.FREE_IF_ACCUMULATED if config.get("fc_update") == "accumulate" else set())
     differing = sorted(k for k in config.keys() | old.keys() if k not in free and old.get(k) != config.get(k))
     if differing or run.get("task") != setup.task.name:
         pairs = "; ".join(f"--{k}: {given(old.get(k))} there, {given(config.get(k))} here" for k in differing)
-        raise folder.FolderError(
+        raise folder.WorkdirError(
             f"{home.path} belongs to another run ({pairs or run.get('task')}); choose a new --workdir"
         )
     about = setup.about
@@ -71,7 +73,7 @@ def open_run(home: folder.RunFolder, config: dict, setup, *, dataset) -> dict | 
         else:
             same = there == here
         if not same and not config["dry_run_data"]:
-            raise folder.FolderError(f"{home.path} belongs to a run on other data: {name} {there} there, {here} here")
+            raise folder.WorkdirError(f"{home.path} belongs to a run on other data: {name} {there} there, {here} here")
     finished = home.read_json("summary.json")
     return finished if finished and {setup.task.best[0], "fingerprint", "split", "step"} <= finished.keys() else None
 
@@ -81,18 +83,18 @@ def given(value) -> str:
     return "(not given)" if value is None else str(value)
 
 
-def dry_folder(home: folder.RunFolder) -> folder.RunFolder:
+def dry_folder(home: folder.Workdir) -> folder.Workdir:
     """A folder inside the run's own that is removed when the process ends: a dry run leaves nothing behind."""
     for left in home.path.glob(".dry_run_*"):  # Of one that was killed.
         shutil.rmtree(left, ignore_errors=True)
     place = tempfile.mkdtemp(prefix=".dry_run_", dir=home.path)
     atexit.register(home.remove_if_made)
     atexit.register(shutil.rmtree, place, ignore_errors=True)  # The last that is registered runs first.
-    return folder.RunFolder(place)
+    return folder.Workdir(place)
 
 
 def load_run(workdir: str, *, flag: str = "workdir") -> dict:
-    """run.json of a workdir, given by the flag. Raises FolderError where there is none."""
+    """run.json of a workdir, given by the flag. Raises WorkdirError where there is none."""
     path = pathlib.Path(workdir, "run.json")
     try:
         run = json.loads(path.read_text())
@@ -107,7 +109,7 @@ def load_run(workdir: str, *, flag: str = "workdir") -> dict:
 
 
 def _no_run(workdir, flag):
-    raise folder.FolderError(f"--{flag}={workdir} holds no run: no readable run.json there")
+    raise folder.WorkdirError(f"--{flag}={workdir} holds no run: no readable run.json there")
 
 
 def initial_state(config: dict, state: State) -> State:
@@ -128,7 +130,7 @@ def initial_state(config: dict, state: State) -> State:
     source = checkpoint.Checkpoints(pathlib.Path(config["init_from"]), report=print_line, owner=False)
     found = source.restore(state, parts=parts)
     if found is None:
-        raise folder.FolderError(f"--init_from={config['init_from']} holds no checkpoint")
+        raise folder.WorkdirError(f"--init_from={config['init_from']} holds no checkpoint")
     return found[0]
 
 
@@ -151,9 +153,9 @@ def describe(dataset, state) -> str:
     return f"{parameter_count(state.params):,} parameters; {images} images"
 
 
-def write_start(home: folder.RunFolder, config: dict, setup, *, dataset, state, steps: int, devices: str) -> None:
+def write_start(home: folder.Workdir, config: dict, setup, *, dataset, state, steps: int, devices: str) -> None:
     """flags.txt and run.json; a run that goes on keeps its first start."""
-    from models import table
+    from models import summary as table
 
     old = home.read_json("run.json") or {}
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -182,7 +184,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def write_end(home: folder.RunFolder, summary: dict) -> None:
+def write_end(home: folder.Workdir, summary: dict) -> None:
     """The end in run.json, then summary.json, whose presence says that the run is complete."""
     home.write_json("run.json", (home.read_json("run.json") or {}) | {"end": _now()})
     home.write_json("summary.json", summary)
@@ -234,7 +236,7 @@ def say_finished(summary: dict) -> int:
         try:
             line = headline(summary)
         except (KeyError, TypeError, ValueError) as error:
-            raise folder.FolderError(f"summary.json of this run is damaged: {error!r}") from None
+            raise folder.WorkdirError(f"summary.json of this run is damaged: {error!r}") from None
         print_line(f"this run is complete: {line}; another needs another --workdir")
         print(json.dumps(summary))
     return 0
@@ -287,7 +289,7 @@ def restore(run_setup, workdir: str, which: str):
     like = jax.eval_shape(run_setup.task.init, jax.random.key(0))
     found = checkpoints.restore(like, best=which == "best")
     if found is None:
-        raise folder.FolderError(f"--workdir={workdir} holds no checkpoint")
+        raise folder.WorkdirError(f"--workdir={workdir} holds no checkpoint")
     return found[0]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from models import segnet, table
+from models import segnet, summary
 
 # (name, options, image size, parameters, multiply-adds in millions), as published: the ResNet paper's networks with
 # option A, DenseNet's table 2, cuda-convnet's 11 % network on 24x24 crops.
@@ -53,7 +53,7 @@ IMAGENET = [
 
 @pytest.mark.parametrize("name, options, size, parameters, multiply_adds", PUBLISHED)
 def test_published_counts(name, options, size, parameters, multiply_adds):
-    found = table.layers(models.create(name, 10, **options), (size, size, 3))
+    found = summary.layers(models.create(name, 10, **options), (size, size, 3))
     assert sum(layer.parameters for layer in found) == parameters
     assert sum(layer.multiply_adds for layer in found) / 1e6 == pytest.approx(
         float(multiply_adds), abs=0.5 * 10 ** -len(multiply_adds.partition(".")[2])
@@ -62,7 +62,7 @@ def test_published_counts(name, options, size, parameters, multiply_adds):
 
 @pytest.mark.parametrize("name, options, parameters, multiply_adds", IMAGENET)
 def test_published_counts_for_imagenet(name, options, parameters, multiply_adds):
-    found = table.layers(models.create(name, 1000, **options), (224, 224, 3))
+    found = summary.layers(models.create(name, 1000, **options), (224, 224, 3))
     assert sum(layer.parameters for layer in found) == parameters
     total = sum(layer.multiply_adds for layer in found) / 1e6
     assert multiply_adds is None or total == pytest.approx(multiply_adds, abs=0.005 if multiply_adds < 1000 else 0.5)
@@ -81,7 +81,7 @@ def test_the_dense_block_of_the_papers_figure():
 
 
 def test_multiply_adds_of_lenet():
-    found = {layer.name: layer.multiply_adds for layer in table.layers(models.create("lenet", 10), (28, 28, 1))}
+    found = {layer.name: layer.multiply_adds for layer in summary.layers(models.create("lenet", 10), (28, 28, 1))}
     assert found == {"c1": 117_600, "c3": 240_000, "c5": 48_000, "f6": 10_080, "logits": 840}
 
 
@@ -90,7 +90,7 @@ def test_multiply_adds_of_lenet():
     [(segnet.SegNetBasic, 1_416_587, 59.19), (segnet.SegNet, 29_449_355, 106.71)],
 )
 def test_segnets_published_counts(network, parameters, multiply_adds):
-    found = table.layers(network(11), (360, 480, 3))
+    found = summary.layers(network(11), (360, 480, 3))
     assert sum(layer.parameters for layer in found) == parameters
     assert sum(layer.multiply_adds for layer in found) / 1e9 == pytest.approx(multiply_adds, abs=0.005)
     assert found[-1].shape == (360, 480, 11)
@@ -105,4 +105,4 @@ def test_segnets_published_counts(network, parameters, multiply_adds):
 @pytest.mark.parametrize("decoder", segnet.DECODERS)
 def test_segnets_decoders_restore_any_size(network, decoder):
     for size in ((17, 30), (16, 16), (3, 5)):
-        assert table.layers(network(5, decoder=decoder), (*size, 3))[-1].shape == (*size, 5)
+        assert summary.layers(network(5, decoder=decoder), (*size, 3))[-1].shape == (*size, 5)

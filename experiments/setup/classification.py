@@ -11,8 +11,11 @@ from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistic
 from experiments.cli import validation
 from experiments.cli.flags import UsageError, require
 from experiments.setup import preprocessing
-from train import backpropagation, classification, hybrid, optimizers, parallel
+from train import backpropagation, optimizers
+from train.parallel import hybrid
+from train.parallel.devices import axis_of
 from train.task import Task
+from train.tasks import classification
 
 MODEL_FLAGS = (
     *("hidden", "activation", "slope", "dropout", "depth", "blocks", "growth_rate", "bottleneck", "compression"),
@@ -178,7 +181,7 @@ def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Se
 
 def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool = False) -> Setup:
     """The network and its task, for a new run or for one that is read again; `checked` against what it sees."""
-    axis = parallel.axis_of(devices)
+    axis = axis_of(devices)
     for other, names in (("segment", models.SEGMENTERS), ("generate", models.GENERATORS)):
         require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
     model = network(config, len(about.class_names), axis)
@@ -187,7 +190,7 @@ def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool
     train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, about)
     written_out = None
     if config["gradients"] == "backpropagation":
-        layers = validation.plain_layers(config, model, input_shape)
+        layers = validation.layer_specs(config, model, input_shape)
         written_out = functools.partial(backpropagation.gradients, layers=layers, prepare=train_prepare, axis=axis)
     task = classification.create(
         model=model,
@@ -204,12 +207,12 @@ def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool
         remat=config["remat"],
         gradients=written_out,
     )
-    made, divided = Setup(about, input_shape, model, task, rate), config["parallelism"] == "hybrid"
-    if divided:
+    made, hybrid_parallel = Setup(about, input_shape, model, task, rate), config["parallelism"] == "hybrid"
+    if hybrid_parallel:
         validation.check_hybrid(config, model, devices)
     if checked:  # Before the hybrid step's own shapes are traced.
         validation.check_shapes(config, made)
-    if divided:
+    if hybrid_parallel:
         task = hybrid.parallelized(
             task,
             model=model,

@@ -79,7 +79,7 @@ def _launched() -> bool:
     return "," in hosts or (tasks.isdecimal() and int(tasks) > 1) or job
 
 
-def part() -> tuple[int, int]:
+def index_and_count() -> tuple[int, int]:
     """(this process, number of processes)."""
     return jax.process_index(), jax.process_count()
 
@@ -88,19 +88,19 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def agree(number: int) -> int:
+def largest(number: int) -> int:
     """The largest of all processes' numbers."""
     return int(number) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def together(make: Callable[[], Any]) -> Any:
+def run_on_all_processes(make: Callable[[], Any]) -> Any:
     """`make()` on every process. Where it fails on one all stop, the others with ConnectionError: none is left waiting
     for an answer."""
     try:
         made, failure = make(), None
     except Exception as error:
         made, failure = None, error
-    if agree(failure is not None) and failure is None:
+    if largest(failure is not None) and failure is None:
         raise ConnectionError("another process of this run has stopped; its own message says why")
     if failure is not None:
         raise failure
@@ -120,7 +120,7 @@ def broadcast_json(value: Any) -> Any:
 
 def alone(make: Callable[..., Any]) -> Any:
     """The options `make` of a library that synchronises processes, by which it leaves this one to itself."""
-    index, count = part()
+    index, count = index_and_count()
     if count == 1:
         return make()
     return make(primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index))

@@ -1,0 +1,1 @@
+"""Downloads and archives to folders of images and stores."""

@@ -1,0 +1,1 @@
+"""C kernels for the CPU, called through XLA's foreign function interface."""

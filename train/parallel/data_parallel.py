@@ -1,0 +1,131 @@
+"""Data parallelism: one per-device step mapped over the devices, by pmap or by shard_map."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train.parallel.devices import AXIS
+
+
+def parallelize(step, devices: int, *, donate: bool, is_sharded=None, through: str = "pmap"):
+    """The per-device `step(state, batch)` mapped over `devices`: the state is replicated, the batch's rows are divided
+    in order, and the outputs are replicated. With `donate` the old state's memory is reused.
+
+    Leaves of the state for whose path `is_sharded(path)` holds are [..., devices, n] outside; the step takes and
+    returns this device's [..., n]. `through` is "pmap" or "shard_map": the same program; several processes go through
+    shard_map, each with its own rows of the batch.
+    """
+    through = through if jax.process_count() == 1 else "shard_map"
+    argnums = (0,) if donate else ()
+    if devices == 1:
+        return jax.jit(step, donate_argnums=argnums)
+    made: list[Any] = []
+
+    def run(state, batch):
+        if not made:
+            make = _pmap if through == "pmap" else _shard_map
+            made.append(make(step, state, devices=devices, donate_argnums=argnums, is_sharded=is_sharded))
+        return made[0](state, batch)
+
+    return run
+
+
+def _pmap(step, state, *, devices, donate_argnums, is_sharded):
+    axes, out = None, None
+    if is_sharded:
+        axes = jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - 2 if is_sharded(path) else None, state)
+        out = (axes, None)
+    mapped = jax.pmap(
+        step, AXIS, in_axes=(axes, 0), out_axes=out, donate_argnums=donate_argnums, devices=jax.devices()[:devices]
+    )
+    return lambda state, batch: mapped(state, jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch))
+
+
+def _shard_map(step, state, *, devices, donate_argnums, is_sharded):
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    specs = _specs(state, is_sharded)
+    out = (specs, P()) if is_sharded else P()
+    mapped = jax.shard_map(
+        _local(step, is_sharded), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=out, check_vma=False
+    )
+    jitted = jax.jit(mapped, donate_argnums=donate_argnums)
+    if jax.process_count() == 1:
+        return jitted
+
+    def spread(x, spec):
+        """A whole array, the same on each process, as one of the mesh."""
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(spread(jax.random.key_data(x), spec))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
+
+    def run(state, batch):
+        leaf_specs = specs if is_sharded else jax.tree.map(lambda _: P(), state)
+        state = jax.tree.map(spread, state, leaf_specs)
+        rows = NamedSharding(mesh, P(AXIS))
+        return jitted(state, jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch))
+
+    return run
+
+
+def _specs(state, is_sharded):
+    if not is_sharded:
+        return P()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: P(*[None] * (x.ndim - 2), AXIS) if is_sharded(path) else P(), state
+    )
+
+
+def _local(step, is_sharded):
+    """`step` for a device's leaves [..., 1, n] under shard_map, where pmap gives [..., n]."""
+    if not is_sharded:
+        return step
+
+    def on(tree, change):
+        return jax.tree_util.tree_map_with_path(lambda path, x: change(x) if is_sharded(path) else x, tree)
+
+    def run(state, batch):
+        state, sums = step(on(state, lambda x: x.squeeze(-2)), batch)
+        return on(state, lambda x: jax.numpy.expand_dims(x, -2)), sums
+
+    return run
+
+
+def compiled_text(step, state, *, batch, devices: int, is_sharded=None) -> str:
+    """The compiled program of a step for arrays or shapes, as text; nothing is allocated or run."""
+    return (
+        _shard_map(step, state, devices=devices, donate_argnums=(), is_sharded=is_sharded)
+        .lower(state, batch)
+        .compile()
+        .as_text()
+    )
+
+
+def check_reductions(step, state, *, batch, devices: int, is_sharded=None) -> None:
+    """Traces the step once and checks that every output is equal on all devices or is sharded. Raises ValueError,
+    naming the leaf, where a reduction is missing. Nothing is compiled."""
+    if devices == 1:
+        jax.eval_shape(step, state, batch)
+        return
+
+    mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, batch))
+    specs = _specs(state, is_sharded)
+    shard = functools.partial(jax.shard_map, _local(step, is_sharded), mesh=mesh, in_specs=(specs, P(AXIS)))
+    out = jax.eval_shape(shard(out_specs=(specs, P()) if is_sharded else P(), check_vma=False), *shapes)
+    replicated = jax.tree.map(lambda _: P(), out)  # A tree of specs: leaves have names.
+    checked = shard(out_specs=(specs, replicated[1]) if is_sharded else replicated, check_vma=True)
+    try:
+        jax.eval_shape(checked, *shapes)
+    except ValueError as error:
+        leaves = [
+            line.strip(" *") for line in str(error).splitlines() if "out_specs is" in line or "out_specs[" in line
+        ]
+        text = "; ".join(leaves) or " ".join(str(error).split())
+        raise ValueError(f"a reduction over devices is missing: {text}") from None

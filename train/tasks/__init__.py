@@ -1,0 +1,1 @@
+"""One file a task: its training step, its evaluation, its metrics."""
