@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 import models
-from experiments.cli import flags
+from experiments.cli import app
+from experiments.cli.compilation_cache import start_cache
 from models import summary
 from train import optimizers
 from train.parallel import data_parallel
@@ -71,14 +72,14 @@ def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) 
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; accelerator takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; accelerator takes no positional arguments")
     for name in MODELS.value or [""]:
         try:
             models.create(name, CLASSES)
         except ValueError as error:
-            raise flags.UsageError(f"--models={name}: {error}") from None
+            raise app.UsageError(f"--models={name}: {error}") from None
     devices, line = start_devices(None)
-    flags.start_cache()
+    start_cache()
     print(line)
     rows = [measure(name, devices) for name in MODELS.value]
     for row in rows:
@@ -88,4 +89,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

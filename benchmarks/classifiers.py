@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 import models
 from benchmarks import segmentation, twins
 from data import augment, batches
-from experiments.cli import flags
+from experiments.cli import app
 from models import initializers, layers
 from train.tasks import classification
 
@@ -93,10 +93,10 @@ def large_twin(name: str) -> twins.Twin:
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes no positional arguments")
     for name in MODELS.value or [""]:
         accepted = [*NETWORKS, *LARGE, "segnet_basic"]
-        flags.require(name in accepted, f"--models={name}: accepted are {', '.join(accepted)}")
+        app.require(name in accepted, f"--models={name}: accepted are {', '.join(accepted)}")
     twins.check()
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
     made = {}
@@ -108,4 +108,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

@@ -19,7 +19,8 @@ from PIL import Image
 
 import models
 from data import augment, batches, folder
-from experiments.cli import flags
+from experiments.cli import app
+from experiments.cli.compilation_cache import start_cache
 from train import optimizers
 from train.parallel import data_parallel
 from train.tasks import classification
@@ -91,13 +92,13 @@ def fit(name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> dict
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; fit takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; fit takes no positional arguments")
     for name in MODELS.value:
-        flags.require(name in models.REGISTRY, f"--models={name}: there is no such network")
-    flags.start_cache()
+        app.require(name in models.REGISTRY, f"--models={name}: there is no such network")
+    start_cache()
     dataset = folder.load(DATA_DIR.value)
     images, labels = dataset.splits["train"]
-    flags.require(
+    app.require(
         isinstance(images, np.ndarray), f"--data_dir={DATA_DIR.value}: pictures of at most 64 pixels are accepted"
     )
     found = {}
@@ -109,4 +110,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 import models
 from benchmarks import twins
-from experiments.cli import flags
+from experiments.cli import app
 from models import dcgan
 from train import optimizers
 from train.tasks import gan
@@ -40,16 +40,16 @@ def twin(name: str) -> twins.Twin:
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; gan takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; gan takes no positional arguments")
     for name in MODELS.value or [""]:
-        flags.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
+        app.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
     if twins.PEER_PYTHON.present:
         absl_flags.FLAGS["peer"].value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
-    flags.require(not twins.FORWARD.value, "--forward_only: a GAN's step alone is measured")
+    app.require(not twins.FORWARD.value, "--forward_only: a GAN's step alone is measured")
     twins.check()
     twins.compare({name: twin(name) for name in MODELS.value})
     return 0
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

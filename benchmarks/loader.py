@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from PIL import Image, ImageFilter
 
 from data import batches, folder, stream
-from experiments.cli import flags
+from experiments.cli import app
 
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
 PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Pictures that are made.")
@@ -71,14 +71,14 @@ def peer(root: pathlib.Path, workers: int) -> float:
     arguments = [PEER_PYTHON.value, "-c", PEER, root / "train", BATCH, SIDE, workers]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=600)
     if done.returncode:
-        raise flags.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
+        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout)
 
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; loader takes flags alone")
-    flags.require(PICTURES.value >= BATCH, f"--pictures={PICTURES.value}: must be {BATCH} or more")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; loader takes no positional arguments")
+    app.require(PICTURES.value >= BATCH, f"--pictures={PICTURES.value}: must be {BATCH} or more")
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place)
@@ -96,4 +96,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

@@ -5,6 +5,7 @@ with one fixed batch, alternating the two; the time from process start to the fi
 and with a filled compilation cache; and the time for which a save holds up the loop. The last line is JSON.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,16 +17,23 @@ import sys
 import tempfile
 import time
 
-from absl import flags as absl_flags
+from experiments.cli import app
+from experiments.cli.compilation_cache import start_cache
+from experiments.cli.config import ClassifyConfig
+from experiments.cli.options import override
 
-from experiments.cli import flags
-
-flags.define_run_flags()
-absl_flags.FLAGS.set_default("steps", 300)
-absl_flags.FLAGS.set_default("batch_size", 64)
-absl_flags.FLAGS.set_default("augment", "digits")
 ROUNDS = 5
 LOG_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig(ClassifyConfig):
+    """The loop's cost"""
+
+    workdir: str | None = override(ClassifyConfig, "workdir", None)  # type: ignore[assignment]  # Not used.
+    steps: int = override(ClassifyConfig, "steps", 300)
+    batch_size: int = override(ClassifyConfig, "batch_size", 64)
+    augment: str = override(ClassifyConfig, "augment", "digits")
 
 
 def mark(marks: dict[int, float], step: int, row: dict) -> None:
@@ -33,7 +41,7 @@ def mark(marks: dict[int, float], step: int, row: dict) -> None:
     marks[step] = time.perf_counter()
 
 
-def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]:
+def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[float]]:
     """Seconds a step of the loop, of the bare step, and of one save's dispatch and wait, one for each round."""
     import jax
 
@@ -45,22 +53,23 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
 
     dataset = classification.load_dataset(config)
     images, labels = dataset.splits["train"]
-    setup = classification.setup(config, classification.describe(config, dataset), devices=1, steps=config["steps"])
-    step = data_parallel.parallelize(setup.task.train_step, 1, donate=True)
-    batch = next(batches.train_batches(images, labels, batch_size=config["batch_size"], seed=0))
+    info = classification.dataset_info(config, dataset)
+    experiment = classification.create_experiment(config, info, devices=1, steps=config.steps)
+    step = data_parallel.parallelize(experiment.task.train_step, 1, donate=True)
+    batch = next(batches.train_batches(images, labels, batch_size=config.batch_size, seed=0))
     looped, bare, saves = [], [], []
     # The loop gets the compiled step itself, so that only its own work differs.
-    task = setup.task._replace(
+    task = experiment.task._replace(
         train_step=step, eval_step=lambda state, batch: {"loss": 0.0, "count": 1.0, "correct": 0.0}
     )
     for _ in range(ROUNDS + 1):
-        state, _ = step(setup.task.init(jax.random.key(0)), batch)
+        state, _ = step(experiment.task.init(jax.random.key(0)), batch)
         jax.block_until_ready(state)
         begin = time.perf_counter()
-        for _ in range(config["steps"]):
+        for _ in range(config.steps):
             state, sums = step(state, batch)
         jax.block_until_ready((state, sums))
-        bare.append((time.perf_counter() - begin) / config["steps"])
+        bare.append((time.perf_counter() - begin) / config.steps)
         with tempfile.TemporaryDirectory() as place:
             home = pathlib.Path(place)
             columns = ["step", "train_loss", "train_accuracy", "learning_rate", "seconds", "images_per_second"]
@@ -68,24 +77,23 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
             store = checkpoint.Checkpoints(home)
             marks: dict[int, float] = {}
             loop.train(
-                setup.task.init(jax.random.key(0)),
+                experiment.task.init(jax.random.key(0)),
+                {},
                 task=task,
-                record={},
-                plan=loop.Plan(config["steps"] + 2 * LOG_EVERY, 0, LOG_EVERY, 0),
-                devices=1,
-                train_batches=lambda start: batches.train_batches(
-                    images, labels, batch_size=config["batch_size"], seed=0, start=start
+                plan=loop.Plan(config.steps + 2 * LOG_EVERY, 0, LOG_EVERY, 0, lambda step: 0.1),
+                data=loop.Data(
+                    lambda start: batches.train_batches(
+                        images, labels, batch_size=config.batch_size, seed=0, start=start
+                    ),
+                    lambda: [{}],
+                    1,
                 ),
-                eval_batches=lambda: [{}],
-                eval_examples=1,
-                learning_rate=lambda step: 0.1,
-                checkpoints=store,
-                metrics=metrics,
+                devices=1,
+                output=loop.Output(store, metrics, functools.partial(mark, marks)),
                 stop=Stop(),
-                progress=functools.partial(mark, marks),
             )
             metrics.close()
-            looped.append((marks[config["steps"] + LOG_EVERY] - marks[LOG_EVERY]) / config["steps"])
+            looped.append((marks[config.steps + LOG_EVERY] - marks[LOG_EVERY]) / config.steps)
             begin = time.perf_counter()
             store.save(10**6, state, record={})
             saves.append(time.perf_counter() - begin)
@@ -93,13 +101,13 @@ def loop_over_step(config: dict) -> tuple[list[float], list[float], list[float]]
     return looped[1:], bare[1:], saves[1:]  # The first round warms up.
 
 
-def first_step(cache: str, config: dict) -> float:
+def first_step(cache: str, config: LoopConfig) -> float:
     """Seconds from the start of `classify` to the first row of metrics.csv."""
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", "experiments.classify", f"--workdir={place}/run", f"--model={config['model']}"]
+        command = [sys.executable, "-m", "experiments.classify", f"--workdir={place}/run", f"--model={config.model}"]
         command += [
-            f"--batch_size={config['batch_size']}",
-            f"--augment={config['augment']}",
+            f"--batch_size={config.batch_size}",
+            f"--augment={config.augment}",
             "--log_every=1",
             "--steps=500",
         ]
@@ -109,34 +117,30 @@ def first_step(cache: str, config: dict) -> float:
         ) as process:
             path = pathlib.Path(place, "run", "metrics.csv")
             while not path.exists() or path.read_text().count("\n") < 2:
-                flags.require(process.poll() is None, f"it ended before its first step: {shlex.join(command)}")
+                app.require(process.poll() is None, f"it ended before its first step: {shlex.join(command)}")
                 time.sleep(0.005)
             seconds = time.perf_counter() - begin
             process.kill()
     return seconds
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; loop takes flags alone")
-    config = flags.values()
-    rows = config["steps"] is not None and config["steps"] > 0 and config["steps"] % LOG_EVERY == 0
-    flags.require(rows, f"--steps={config['steps']}: accepted are multiples of {LOG_EVERY}")
+def main(config: LoopConfig) -> int:
+    app.require(config.steps % LOG_EVERY == 0, f"--steps={config.steps}: must be a multiple of {LOG_EVERY}")
     with tempfile.TemporaryDirectory() as cache:
         cold = first_step(cache, config)
         with subprocess.Popen(  # Fills the cache with all programs: a killed run may have kept none.
-            [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config['model']}",
-             f"--batch_size={config['batch_size']}", f"--augment={config['augment']}", "--steps=2"],
+            [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config.model}",
+             f"--batch_size={config.batch_size}", f"--augment={config.augment}", "--steps=2"],
             env=os.environ | {"XDG_CACHE_HOME": cache}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ):  # fmt: skip
             pass
         warm = [first_step(cache, config) for _ in range(3)]
-    flags.start_cache()
+    start_cache()
     looped, bare, saves = loop_over_step(config)
     ratios = [a / b for a, b in zip(looped, bare, strict=True)]
     found = {
-        "model": config["model"],
-        "batch_size": config["batch_size"],
+        "model": config.model,
+        "batch_size": config.batch_size,
         "bare_step_ms": round(1e3 * statistics.median(bare), 3),
         "loop_step_ms": round(1e3 * statistics.median(looped), 3),
         "loop_over_bare": round(statistics.median(ratios), 4),
@@ -151,4 +155,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, LoopConfig)

@@ -19,7 +19,8 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from experiments.cli import flags
+from experiments.cli import app
+from experiments.cli.compilation_cache import start_cache
 from models import summary, torchvision
 
 CLASSES = 1000
@@ -77,8 +78,8 @@ def read_golden(path: str) -> dict:
         golden = json.loads(pathlib.Path(path).read_text())
         shapes = [np.shape(golden[name]) for name in ("logits_first8", "logits_mean", "logits_std")]
     except (ValueError, KeyError, TypeError) as error:
-        raise flags.UsageError(f"--golden={path}: no golden file: {error!r}") from None
-    flags.require(shapes == [(2, 8), (2,), (2,)], f"--golden={path}: its numbers have the shapes {shapes}")
+        raise app.UsageError(f"--golden={path}: no golden file: {error!r}") from None
+    app.require(shapes == [(2, 8), (2,), (2,)], f"--golden={path}: its numbers have the shapes {shapes}")
     return golden
 
 
@@ -91,11 +92,11 @@ def define_flags() -> None:
 def main(argv) -> int:
     name, salt, path = (absl_flags.FLAGS[flag].value for flag in ("model", "salt", "golden"))
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; parity takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; parity takes no positional arguments")
     if name not in models.PEERS:
-        raise flags.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
+        raise app.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
     golden = read_golden(path) if path else None
-    flags.start_cache()
+    start_cache()
     own = logits(name, str(salt))
     result: dict[str, Any] = {"model": name, "salt": salt, "logits": own.tolist()}
     if golden:
@@ -106,4 +107,4 @@ def main(argv) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    flags.run(main)
+    app.run(main)

@@ -9,7 +9,7 @@ import numpy as np
 
 import models
 from benchmarks import twins
-from experiments.cli import flags
+from experiments.cli import app
 from train.tasks import segmentation
 
 BATCH_SIZE, IMAGE_SHAPE, CLASSES = 8, (96, 128, 3), 11
@@ -35,11 +35,11 @@ def twin() -> twins.Twin:
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; segmentation takes flags alone")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; segmentation takes no positional arguments")
     twins.check()
     twins.compare({"segnet_basic": twin()})
     return 0
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main)

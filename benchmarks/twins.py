@@ -24,8 +24,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from experiments.cli import flags
-from train import loop, optimizers
+from experiments.cli import app
+from experiments.cli.compilation_cache import start_cache
+from train import metrics, optimizers
+from train.messages import say
 from train.parallel import data_parallel, host_memory
 from train.state import parameter_count
 from train.task import Task
@@ -93,12 +95,12 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
         except PeerError as error:
             if "--compile" not in setting:
                 raise
-            loop.say(f"{name}: without {setting}: {error}")  # It needs a C++ compiler, which not everyone has.
+            say(f"{name}: without {setting}: {error}")  # It needs a C++ compiler, which not everyone has.
             continue
         if parameters != ours:
             raise PeerError(f"{name} has {ours:,} parameters here and {parameters:,} in the peer")
         times[setting] = min(ms, times.get(setting, ms))
-        loop.say(f"{name}: peer {ms:.1f} ms, {setting}")
+        say(f"{name}: peer {ms:.1f} ms, {setting}")
     eager, compiled = ({s: ms for s, ms in times.items() if ("--compile" in s) == form} for form in (False, True))
     near = [setting for setting, ms in eager.items() if ms <= NEAR * min(eager.values())]
     return near + sorted(compiled, key=lambda setting: compiled[setting])[:1]
@@ -121,7 +123,7 @@ def timer(task: Task) -> Callable[[Iterable, int], float]:
                 jax.block_until_ready(state)
                 host_memory.release_memory()  # What compilation took, as train.loop does.
             if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
-                total = loop.add(total, pending)
+                total = metrics.add(total, pending)
                 marks.append(time.perf_counter())
             pending = sums
         jax.block_until_ready(state)
@@ -144,7 +146,7 @@ def measure(name: str, twin: Twin, chosen: list[str], *, rounds: int, seconds: f
         turns["ours"].append(ms(fixed, steps))
         for kind, source in others.items():
             turns["others"][kind].append(ms(source, steps) / turns["ours"][-1])
-        loop.say(f"{name}: round {i + 1} of {rounds}")
+        say(f"{name}: round {i + 1} of {rounds}")
     return turns
 
 
@@ -181,12 +183,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def check() -> None:
     """Before anything slow is made. Raises PeerError where the peer's script is not there, and UsageError."""
-    flags.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: accepted are 0.001 to 3600")
+    app.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: accepted are 0.001 to 3600")
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
     host_memory.keep_memory()
     jax.config.update("jax_platforms", "cpu")
-    flags.start_cache()
+    start_cache()
 
 
 def compare(twins: Mapping[str, Twin]) -> None:
@@ -196,7 +198,7 @@ def compare(twins: Mapping[str, Twin]) -> None:
     for name, twin in twins.items():
         turns = measure(name, twin, chosen[name], rounds=ROUNDS.value, seconds=SECONDS.value)
         rows.append(summarise(name, turns, batch_size=len(twin.batch["image"])))
-        loop.say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.
+        say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.
     print(*table(rows), sep="\n")
     if JSON.value:
         print(json.dumps({"ratios": {row["model"]: row["ratio"] for row in rows if "ratio" in row}}))

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 
 from data import cifar10, folder, from_tfds, mnist5k, stream
+from data.dataset import ArgumentError as ArgumentError
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
 from data.dataset import SizesDiffer as SizesDiffer
@@ -12,7 +13,8 @@ from data.dataset import SizesDiffer as SizesDiffer
 
 def _mnist5k(data_dir: str | None, **_) -> Dataset:
     if data_dir is not None:
-        raise ValueError(f"--data_dir={data_dir} is not for mnist5k, which is embedded; give --dataset=folder with it")
+        embedded = "is not supported by --dataset=mnist5k, which is embedded; use --dataset=folder"
+        raise ArgumentError(f"--data_dir={data_dir} {embedded}")
     return mnist5k.load()
 
 
@@ -24,14 +26,14 @@ REGISTRY: dict[str, Callable[..., Dataset]] = {
 
 
 def find(name: str) -> Callable[..., Dataset]:
-    """The function that loads the data set `name`. Raises ValueError for an unknown one."""
+    """The function that loads the data set `name`. Raises ArgumentError for an unknown one."""
     if name.startswith("tfds:"):
         from_tfds.parse(name)
         return functools.partial(from_tfds.load, name)
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(sorted(REGISTRY))}, tfds:NAME{hint}")
+        raise ArgumentError(f"unknown dataset {name!r}; known: {', '.join(sorted(REGISTRY))}, tfds:NAME{hint}")
     return REGISTRY[name]
 
 
@@ -47,7 +49,7 @@ def load(
     """The data set `name`, from `data_dir` where it is not embedded. Pictures in files are streamed where they are
     large or `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
 
-    Raises ValueError for an unknown name or a folder that is not for it, DataError where its files are missing or
+    Raises ArgumentError for an unknown name or a folder that is not for it, DataError where its files are missing or
     damaged or hold one class alone.
     """
     view, always = stream.view(image_size, augment), image_size is not None

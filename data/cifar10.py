@@ -15,7 +15,7 @@ import urllib.request
 
 import numpy as np
 
-from data.dataset import DataError, Dataset
+from data.dataset import ArgumentError, DataError, Dataset
 from data.prepare import tar
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -68,9 +68,9 @@ def train_on(dataset: Dataset, batches: str) -> Dataset:
     match = re.fullmatch(r"([1-5])(?:-([1-5]))?", batches, re.ASCII)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last:
-        raise ValueError(f"--train_batches={batches}: accepted are 1 to 5 or a range of them, as 1-4")
+        raise ArgumentError(f"--train_batches={batches}: must be 1 to 5 or a range of them, as 1-4")
     if dataset.name != "cifar10":
-        raise ValueError(f"--train_batches is for --dataset=cifar10, not {dataset.name}")
+        raise ArgumentError(f"--train_batches is supported by --dataset=cifar10, not by {dataset.name}")
     images, labels = dataset.splits["train"]
     batch = np.arange(len(labels)) // RECORDS + 1
     inside = (batch >= first) & (batch <= last)

@@ -9,6 +9,10 @@ class DataError(ValueError):
     """A data set is missing or damaged; the message says which file and what to do."""
 
 
+class ArgumentError(ValueError):
+    """A name of no data set, or an argument that does not apply to it."""
+
+
 class SizesDiffer(DataError):
     """Small pictures of several sizes, and nothing says to which they are to be cut."""
 
@@ -25,13 +29,13 @@ class Dataset(NamedTuple):
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
     """The class `positive` (label 1) against the class `negative`, or against all others where that is None (label 0).
 
-    Raises ValueError for a class that the data set lacks.
+    Raises ArgumentError for a class that the data set lacks.
     """
     for name in filter(None, (positive, negative)):
         if name not in dataset.class_names:
-            raise ValueError(f"{dataset.name} has no class {name!r}; it has: {', '.join(dataset.class_names)}")
+            raise ArgumentError(f"{dataset.name} has no class {name!r}; it has: {', '.join(dataset.class_names)}")
     if positive == negative:
-        raise ValueError(f"the positive and the negative class are both {positive!r}")
+        raise ArgumentError(f"the positive and the negative class are both {positive!r}")
     splits = {}
     for split, (images, labels) in dataset.splits.items():
         hits = labels == dataset.class_names.index(positive)

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from data import cache, image_files, store
-from data.dataset import DataError, Dataset
+from data.dataset import ArgumentError, DataError, Dataset
 from data.decode import picture_size, read_picture
 from data.stream import View
 
@@ -25,7 +25,7 @@ def parse(name: str) -> tuple[str, str | None, str | None]:
     """(name, config, version) of "tfds:NAME[/CONFIG][:VERSION]". Raises ValueError for anything else."""
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"--dataset={name}: accepted are tfds:NAME, tfds:NAME/CONFIG and tfds:NAME/CONFIG:1.2.3")
+        raise ArgumentError(f"--dataset={name}: must be tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:1.2.3")
     return match[1], match[2], match[3]
 
 

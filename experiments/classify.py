@@ -1,27 +1,81 @@
 """Trains and evaluates a classifier: python -m experiments.classify --workdir=W --model=mlp --steps=500"""
 
-from experiments.cli import flags, training
+import dataclasses
 
-flags.define_run_flags()
+from experiments.cli import app, options, validation
+from experiments.cli.config import ClassifyConfig
+from train.signals import Stop
 
 
-def kind(stop) -> training.Kind:
-    del stop  # Nothing here takes long before the loop.
-    from experiments.reporting import classification_report
-    from experiments.setup import classification
+def main(config: ClassifyConfig) -> int:
+    validation.check_classify(config)
+    stop = Stop()  # Listens to signals; the imports below take seconds.
+    from experiments.reporting import classification_report, run_record
+    from experiments.setup import classification, restore, training
+    from experiments.setup.experiment import eval_split
+    from train import loop
+    from train.checkpoint import Checkpoints
+    from train.parallel import processes
 
-    return training.Kind(
-        classification.load_dataset,
-        classification.describe,
-        classification.checked_setup,
-        classification.fit,
-        classification_report.write_report,
+    devices = training.start_devices(config, stop)
+    workdir = training.open_workdir(config)
+
+    # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
+    with training.refused_together(config, workdir):
+        dataset = classification.load_dataset(config)
+        info = classification.dataset_info(config, dataset)
+        steps = training.total_steps(config, dataset, devices.number)
+        split = eval_split(dataset, config.eval_split)
+        experiment = classification.create_experiment(config, info, devices=devices.number, steps=steps)
+    with processes.fail_together():
+        summary = run_record.stored_summary(workdir, config, experiment, dataset)
+    if summary := processes.broadcast_json(summary):
+        return run_record.print_complete(summary)
+
+    # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
+    new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
+    if config.dry_run:
+        config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)
+    best, constants = experiment.task.best, dataclasses.asdict(info)
+    checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
+    restored = training.restore(checkpoints, new_state)
+    if restored is None:
+        fitted = classification.data_dependent_init(config, new_state, dataset.splits["train"][0], info)
+        restored = restore.init_from(config, fitted), {}
+    state, record = processes.follow(*restored)
+    training.announce(devices, dataset, state)
+    description = devices.description
+    run_record.write_start(workdir, config, experiment, dataset=dataset, state=state, steps=steps, devices=description)
+
+    # --- Train, with evaluations and checkpoints.
+    plan = training.plan(config, steps, experiment.learning_rate)
+    data = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
+    with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
+        result = loop.train(
+            state,
+            record,
+            task=experiment.task,
+            plan=plan,
+            data=data,
+            devices=devices.number,
+            output=output,
+            stop=stop,
+        )
+    if not processes.is_main():
+        return 0
+
+    # --- Report.
+    summary = run_record.summary(config, experiment, result, split, data.eval_examples, workdir.path)
+    classification_report.write_report(
+        workdir.path,
+        experiment,
+        test=dataset.splits[split],
+        result=result,
+        summary=summary,
+        command=options.command_line("classify", config),
     )
-
-
-def main(argv) -> int:
-    return training.run(argv, "classify", kind)
+    return run_record.finish(workdir, config, summary)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, ClassifyConfig)

@@ -1,118 +1,128 @@
-"""Scores a checkpoint: python -m experiments.evaluate --workdir=W [--split=test]"""
+"""Evaluates a checkpoint: python -m experiments.evaluate --workdir=W [--split=test]"""
 
 import csv
+import dataclasses
+import functools
 import io
 import json
 import sys
 import time
 
-from absl import flags as absl_flags
-
-from experiments.cli import flags
-
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run to score.")
-DATASET = absl_flags.DEFINE_string("dataset", None, "Data set to score on; default: the run's own.")
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set to score on; default: the run's own.")
-SPLIT = absl_flags.DEFINE_string("split", None, "Split to score on; default: test, else val or validation.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "Images a batch; default: as the run has it.")
-TTA = absl_flags.DEFINE_enum("tta", None, flags.TTA, "Views of each picture that are averaged; default: the run's own.")
-SKIP = absl_flags.DEFINE_bool("skip_corrupt", False, "Leave out pictures that can't be decoded instead of stopping.")
-WHICH = absl_flags.DEFINE_enum(
-    "checkpoint", "latest", ["latest", "best"], "Checkpoint to score: the newest or the one of the best evaluation."
-)
+from experiments.cli import app
+from experiments.cli.app import require
+from experiments.cli.config import TTA
+from experiments.cli.options import option
 
 
-def classifier(run: dict):
-    """(flags, setup, data set, table of classes) of a run of classify."""
-    from experiments.setup import classification, preprocessing
-    from train.tasks.classification import class_table
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation"""
 
-    run, shape = preprocessing.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value, tta=TTA.value)
-    config = run["flags"] | {"skip_corrupt": SKIP.value or run["flags"]["skip_corrupt"]}
-    dataset = classification.load_dataset(config, shape=shape)
-    if run["class_names"] == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of pictures.
-        run["class_names"] = list(dataset.class_names)
-    return config, classification.read_again(run), dataset, class_table
-
-
-def segmenter(run: dict):
-    """The same of a run of segment, whose pictures are resized to the run's."""
-    from experiments.reporting import segmentation_report
-    from experiments.setup import segmentation
-
-    config, setup = segmentation.for_evaluation(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    return config, setup, segmentation.load_dataset(config, split=SPLIT.value), segmentation_report.class_table
+    workdir: str = option(None, "Folder of the run to evaluate.", needed="the folder of the run")
+    dataset: str | None = option(None, "Data set to evaluate on; default: the run's own.")
+    data_dir: str | None = option(None, "Folder of the data set to evaluate on; default: the run's own.")
+    split: str | None = option(None, "Split to evaluate on; default: test, else val or validation.")
+    batch_size: int | None = option(None, "Images a batch; default: as the run has it.", "[1, inf)")
+    tta: str | None = option(None, "Views of each image that are averaged; default: the run's own.", choices=TTA)
+    skip_corrupt: bool = option(False, "Skip images that can't be decoded instead of stopping.")
+    checkpoint: str = option(
+        "latest", "The newest checkpoint or the one of the best evaluation.", choices=("latest", "best")
+    )
 
 
-def generator(run: dict):
+def classifier(config: EvaluateConfig, run):
+    """(run, data set, experiment, table of classes) of a run of classify, changed for the evaluation."""
+    from experiments.reporting.classification_report import class_table
+    from experiments.setup import classification, preprocessing, restore
+
+    run, shape = preprocessing.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
+    skip = config.skip_corrupt or run.config.skip_corrupt
+    run = run._replace(config=dataclasses.replace(run.config, skip_corrupt=skip))
+    dataset = classification.load_dataset(run.config, shape=shape)
+    if run.info.class_names == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of images.
+        run = run._replace(info=dataclasses.replace(run.info, class_names=dataset.class_names))
+    return run, dataset, restore.experiment_from_run(run), class_table
+
+
+def segmenter(config: EvaluateConfig, run):
+    """The same of a run of segment, whose images are resized to the run's."""
+    from experiments.reporting.segmentation_report import class_table
+    from experiments.setup import restore, segmentation
+
+    changed = segmentation.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir)
+    dataset = segmentation.load_dataset(changed, split=config.split)
+    return run._replace(config=changed), dataset, restore.experiment_from_run(run), class_table
+
+
+def generator(config: EvaluateConfig, run):
     """The same of a run of generate."""
-    from experiments.reporting import generation_report
-    from experiments.setup import generation, preprocessing
+    from experiments.reporting.generation_report import share_table
+    from experiments.setup import generation, preprocessing, restore
+    from experiments.setup.experiment import eval_split
 
-    flags.require(SPLIT.value != "train", "--split=train: samples are compared with pictures not trained on")
-    config = preprocessing.on_own_data(run, dataset=DATASET.value, data_dir=DATA_DIR.value)
-    dataset = generation.load_dataset(config)
-    check_data(run["class_names"], dataset)  # Before the classifier is trained.
-    config = config | {"eval_split": SPLIT.value or config["eval_split"]}
-    return config, generation.read_again(run | {"flags": config}, scored=True), dataset, generation_report.share_table
+    require(config.split != "train", "--split=train: samples are compared with images not trained on")
+    changed = preprocessing.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
+    changed = dataclasses.replace(changed, eval_split=config.split or changed.eval_split)
+    dataset = generation.load_dataset(changed)
+    check_data(config, run.info.class_names, dataset)  # Before the classifier is trained.
+    split = eval_split(dataset, changed.eval_split)
+    scorer, _ = generation.create_scorer(changed, run.info, dataset, split)
+    run = run._replace(config=changed)
+    return run, dataset, restore.experiment_from_run(run, scorer=scorer), share_table
 
 
-def check_data(class_names, dataset) -> None:
-    """Raises UsageError where the split asked for is not there, or the classes are others."""
-    if SPLIT.value and SPLIT.value not in dataset.splits:
-        raise flags.UsageError(f"--split={SPLIT.value}: {dataset.name} has {', '.join(dataset.splits)}")
+def check_data(config: EvaluateConfig, class_names, dataset) -> None:
+    """Raises UsageError where the split given is not there, or the classes are others."""
+    known = ", ".join(dataset.splits)
+    require(not config.split or config.split in dataset.splits, f"--split={config.split}: {dataset.name} has {known}")
     ours, theirs = list(class_names), list(dataset.class_names)
-    flags.require(ours == theirs, f"classes differ: {ours} in the run, {theirs} here")
+    require(ours == theirs, f"classes differ: {ours} in the run, {theirs} here")
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; evaluate takes flags alone")
-    if not WORKDIR.value:
-        raise flags.UsageError("--workdir=FOLDER is needed: the run to score")
-    if BATCH_SIZE.value is not None and BATCH_SIZE.value <= 0:
-        raise flags.UsageError(f"--batch_size={BATCH_SIZE.value}: must be more than 0")
-    from experiments.reporting import run_record
+def main(config: EvaluateConfig) -> int:
+    from experiments.setup import saved_run
 
-    run = run_record.load_run(WORKDIR.value)
-    flags.start_cache()
+    run = saved_run.read(config.workdir)
     from data import batches
-    from experiments.setup import classification
-    from train import loop, task, workdir
+    from experiments.cli.compilation_cache import start_cache
+    from experiments.reporting import run_record
+    from experiments.setup import restore
+    from experiments.setup.experiment import eval_split
+    from train import loop, workdir
     from train.parallel import data_parallel
+    from train.task import eval_batch
 
-    kind = {"segmentation": segmenter, "generation": generator}.get(run["task"], classifier)
-    plain = TTA.value is None and not SKIP.value
-    flags.require(plain or kind is classifier, "--tta and --skip_corrupt are for runs of classify")
-    config, setup, dataset, class_table = kind(run)
-    check_data(setup.about.class_names, dataset)
-    split = SPLIT.value or classification.eval_split(
-        dataset, config["eval_split"] if run["task"] == "generation" else None
-    )
+    start_cache()
+    kind = {"segmentation": segmenter, "generation": generator}.get(run.task, classifier)
+    plain = config.tta is None and not config.skip_corrupt
+    require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")
+    run, dataset, experiment, class_table = kind(config, run)
+    check_data(config, experiment.info.class_names, dataset)
+    split = config.split or eval_split(dataset, run.config.eval_split if run.task == "generation" else None)
     images, labels = dataset.splits[split]
-    if images.shape[1:] != setup.about.image_shape:
-        shapes = f"{list(setup.about.image_shape)} in the run, {list(images.shape[1:])} here"
-        raise flags.UsageError(f"pictures differ: {shapes}")
-    state = run_record.restore(setup, WORKDIR.value, WHICH.value)
-    eval_step = data_parallel.parallelize(setup.task.eval_step, 1, donate=False)
-    run_has = task.eval_batch(setup.task, batch_size=config["batch_size"], examples=len(labels))  # For the same bits.
-    batch_size = BATCH_SIZE.value or run_has
-    parts = batches.eval_batches(images, labels, batch_size=batch_size)
+    shape = tuple(images.shape[1:])
+    shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} here"
+    require(shape == experiment.info.image_shape, f"images differ: {shapes}")
+    state = restore.restore(experiment, run.workdir, config.checkpoint)
+
+    eval_step = data_parallel.parallelize(experiment.task.eval_step, 1, donate=False)
+    run_has = eval_batch(experiment.task, batch_size=run.config.batch_size, examples=len(labels))  # For the same bits.
+    batch_size = config.batch_size or run_has
+    eval_batches = functools.partial(batches.eval_batches, images, labels, batch_size=batch_size)
     began = time.perf_counter()
-    loop.add(None, eval_step(state, next(parts)))
+    eval_step(state, next(eval_batches()))["count"].block_until_ready()
     compile_seconds = time.perf_counter() - began
-    parts = batches.eval_batches(images, labels, batch_size=batch_size)
     began = time.perf_counter()
-    sums = loop.evaluate(state, eval_step, batches=parts, examples=len(labels))
+    data = loop.Data(lambda step: (), eval_batches, len(labels))
+    sums = loop.evaluate(state, eval_step, data=data)
     seconds = time.perf_counter() - began
-    result = loop.Result(
-        state, setup.task.finish(sums), sums, seconds + compile_seconds, compile_seconds, len(labels) / seconds
-    )
-    home = run_record.absolute(WORKDIR.value)
+
+    metrics, rate = experiment.task.finish(sums), len(labels) / seconds
+    result = loop.Result(state, metrics, sums, seconds + compile_seconds, compile_seconds, rate)
     _, header, rows = class_table(sums, dataset.class_names)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
-    summary = run_record.summary(config, setup, result, split, len(labels), str(home))
+    summary = run_record.summary(run.config, experiment, result, split, len(labels), run.workdir)
     print(json.dumps(summary), flush=True)  # Before confusion.csv, for which the folder may give no leave.
     if "confusion" in sums:
         text = io.StringIO()
@@ -120,10 +130,10 @@ def main(argv) -> int:
         writer.writerow(["true \\ predicted", *dataset.class_names])
         named = zip(dataset.class_names, sums["confusion"], strict=True)
         writer.writerows([name, *map(int, row)] for name, row in named)
-        workdir.write_atomically(home / "confusion.csv", text.getvalue())
-        print(f"confusion matrix of {split}: {home / 'confusion.csv'}", file=sys.stderr)
+        workdir.write_atomically(run.workdir / "confusion.csv", text.getvalue())
+        print(f"confusion matrix of {split}: {run.workdir / 'confusion.csv'}", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, EvaluateConfig)

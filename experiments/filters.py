@@ -7,22 +7,33 @@ is what the convolution itself gives, before any batch norm, pooling or activati
 """
 
 import collections
+import dataclasses
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags as absl_flags
 from PIL import Image
 
-from experiments.cli import flags
+from experiments.cli import app
+from experiments.cli.app import require
+from experiments.cli.options import option
 from experiments.reporting import figures, figures_filters
 from models import layers
 from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
 TOP = 9  # Patches shown of each.
+
+
+@dataclasses.dataclass(frozen=True)
+class FiltersConfig:
+    """Filters"""
+
+    workdir: str = option(None, "Folder of the run.", needed="the folder of the run")
+    layer: int = option(1, "1: weights of the first layer; from 2 on: patches of a convolution.", "[1, inf)")
+    checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 
 
 def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
@@ -113,7 +124,7 @@ def guided_gradients(state, batch, *, model, prepare, name: str):
         return inputs, jax.grad(chosen)(inputs)
 
 
-def excited_patches(state, images, *, setup, prepare, name: str):
+def excited_patches(state, images, *, experiment, prepare, name: str):
     """(channels [U], patches [U, T, h, w, C] in 0 .. 1, their guided gradients [U, T, h, w, C]) of uint8 images
     [N, H, W, C]: for each channel those that excite it the most, at the place of its maximum; the channels are those
     whose T largest excitations have the largest mean."""
@@ -121,7 +132,7 @@ def excited_patches(state, images, *, setup, prepare, name: str):
 
     def compiled(step):
         return data_parallel.parallelize(
-            functools.partial(step, model=setup.model, prepare=prepare, name=name), 1, donate=False
+            functools.partial(step, model=experiment.model, prepare=prepare, name=name), 1, donate=False
         )
 
     peaks_step, gradients_step = compiled(peaks), compiled(guided_gradients)
@@ -131,7 +142,7 @@ def excited_patches(state, images, *, setup, prepare, name: str):
     rows = np.argsort(-largest, axis=0, kind="stable")[:TOP]  # [T, C]
     strength = np.take_along_axis(largest, rows, axis=0).mean(0)
     channels = np.argsort(-strength, kind="stable")[:UNITS]
-    fields = receptive_fields(setup.model, variables_of(state), setup.input_shape, name=name)
+    fields = receptive_fields(experiment.model, variables_of(state), experiment.input_shape, name=name)
     size = [int((field[:, 1] - field[:, 0]).max()) for field in fields]
     patches, gradients = [], []
     for channel in channels:
@@ -140,48 +151,48 @@ def excited_patches(state, images, *, setup, prepare, name: str):
         unit = (where * largest.shape[1] + channel).astype(np.int32)
         inputs, slopes = jax.device_get(gradients_step(state, {"image": images[chosen], "unit": unit}))
         boxes = [(fields[0][y], fields[1][x]) for y, x in zip(*divmod(where, len(fields[1])), strict=True)]
-        pixels = (inputs * np.asarray(setup.about.std) + np.asarray(setup.about.mean)) / 255
+        pixels = (inputs * np.asarray(experiment.info.std) + np.asarray(experiment.info.mean)) / 255
         patches.append([cut(picture, box, size=size, fill=0.5) for picture, box in zip(pixels, boxes, strict=True)])
         gradients.append([cut(slope, box, size=size, fill=0.0) for slope, box in zip(slopes, boxes, strict=True)])
     return channels, np.asarray(patches), np.asarray(gradients)
 
 
-def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; filters takes flags alone")
-    if not workdir:
-        raise flags.UsageError("--workdir=FOLDER is needed: the run whose filters are shown")
-    from experiments.reporting import classification_report, run_record
-    from experiments.setup import classification, preprocessing
+def main(config: FiltersConfig) -> int:
+    from experiments.cli.compilation_cache import start_cache
+    from experiments.reporting import classification_report
+    from experiments.setup import classification, preprocessing, restore, saved_run
+    from experiments.setup.experiment import eval_split
     from models import summary
 
-    run = run_record.load_run(workdir)
-    flags.start_cache()
-    config = run["flags"] | {"tta": "none"}  # One view of each picture.
-    setup = classification.read_again(run | {"flags": config})
-    like, one = jax.eval_shape(setup.task.init, jax.random.key(0)), jnp.zeros((1, *setup.input_shape))
-    names = list(jax.eval_shape(functools.partial(outputs, setup.model), variables_of(like), one))
+    run, layer = saved_run.read(config.workdir), config.layer
+    require(run.task == "classification", f"--workdir={config.workdir} holds a run of {run.task}, not of classify")
+    start_cache()
+    run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # One view of each image.
+    experiment = restore.experiment_from_run(run)
+    like = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    one = jnp.zeros((1, *experiment.input_shape))
+    names = list(jax.eval_shape(functools.partial(outputs, experiment.model), variables_of(like), one))
     dense = not names
-    names = names or [summary.layers(setup.model, setup.input_shape)[0].name]
-    if not 1 <= layer <= len(names):
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
-        accepted = f"accepted are 1 to {len(names)}: {known}"
-        alone = f"{config['model']} has no convolution, accepted is {known} alone"
-        raise flags.UsageError(f"--layer={layer}: {alone if dense else accepted}")
-    name, path = names[layer - 1], run_record.absolute(workdir) / f"filters_layer{layer}.png"
-    state = run_record.restore(setup, workdir, checkpoint)
+    names = names or [summary.layers(experiment.model, experiment.input_shape)[0].name]
+    known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
+    accepted = f"must be between 1 and {len(names)}: {known}"
+    accepted = f"{run.config.model} has no convolution; must be {known}" if dense else accepted
+    require(layer <= len(names), f"--layer={layer}: {accepted}")
+    name, path = names[layer - 1], run.workdir / f"filters_layer{layer}.png"
+    state = restore.restore(experiment, run.workdir, config.checkpoint)
     if layer == 1:
-        filters = classification_report.weight_pictures(state, config["model"], name, setup.input_shape)
+        filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)
         classification_report.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
         mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
         print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
         return 0
-    dataset = classification.load_dataset(config)
-    split = classification.eval_split(dataset)
+    dataset = classification.load_dataset(run.config)
+    split = eval_split(dataset)
+    prepare = preprocessing.prepare(run.config, run.info)[1]
     channels, patches, gradients = excited_patches(
-        state, dataset.splits[split][0], setup=setup, prepare=preprocessing.prepare(config, setup.about)[1], name=name
+        state, dataset.splits[split][0], experiment=experiment, prepare=prepare, name=name
     )
-    what = f"{name}: the {len(channels)} channels that the {split} split's pictures excite the most"
+    what = f"{name}: the {len(channels)} channels with the largest activations on images of the {split} split"
     title = f"{what}; beside each one's patches their guided gradients"
     figure = figures_filters.excitation_grid(patches, gradients, [f"channel {c}" for c in channels], title=title)
     figures.save_figure(figure, path)
@@ -190,8 +201,4 @@ def main(argv, *, workdir: str | None, layer: int, checkpoint: str) -> int:
 
 
 if __name__ == "__main__":
-    # Not at the top of the file: who imports its functions has flags of these names already.
-    WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
-    LAYER = absl_flags.DEFINE_integer("layer", 1, "1: weights of the first layer; from 2 on: patches of a convolution.")
-    WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to use.")
-    flags.run(lambda argv: main(argv, workdir=WORKDIR.value, layer=LAYER.value, checkpoint=WHICH.value))
+    app.run(main, FiltersConfig)

@@ -1,28 +1,84 @@
 """Trains a DCGAN and scores its samples: python -m experiments.generate --workdir=W"""
 
-from experiments.cli import flags, training
+import dataclasses
 
-flags.define_generate_flags()
+from experiments.cli import app, options, validation
+from experiments.cli.config import GenerateConfig
+from train.signals import Stop
 
 
-def kind(stop) -> training.Kind:
-    import functools
+def main(config: GenerateConfig) -> int:
+    validation.check_generate(config)
+    stop = Stop()  # Listens to signals; the imports below take seconds.
+    from experiments.reporting import generation_report, run_record
+    from experiments.setup import generation, restore, training
+    from experiments.setup.experiment import eval_split
+    from train import loop
+    from train.checkpoint import Checkpoints
+    from train.parallel import processes
 
-    from experiments.reporting import generation_report
-    from experiments.setup import classification, generation
+    devices = training.start_devices(config, stop)
+    workdir = training.open_workdir(config)
 
-    return training.Kind(
-        generation.load_dataset,
-        generation.describe,
-        functools.partial(generation.setup, stop=stop),
-        classification.fit,
-        generation_report.write_report,
+    # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
+    with training.refused_together(config, workdir):
+        dataset = generation.load_dataset(config)
+        info = generation.dataset_info(dataset)
+        steps = training.total_steps(config, dataset, devices.number)
+        split = eval_split(dataset, config.eval_split)
+        scorer, info = generation.create_scorer(config, info, dataset, split, stop=stop)
+        experiment = generation.create_experiment(config, info, devices=devices.number, steps=steps, scorer=scorer)
+    with processes.fail_together():
+        summary = run_record.stored_summary(workdir, config, experiment, dataset)
+    if summary := processes.broadcast_json(summary):
+        return run_record.print_complete(summary)
+
+    # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
+    new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
+    if config.dry_run:
+        config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)
+    best, constants = experiment.task.best, dataclasses.asdict(info)
+    checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
+    restored = training.restore(checkpoints, new_state)
+    if restored is None:
+        restored = restore.init_from(config, new_state), {}
+    state, record = processes.follow(*restored)
+    training.announce(devices, dataset, state)
+    description = devices.description
+    run_record.write_start(workdir, config, experiment, dataset=dataset, state=state, steps=steps, devices=description)
+
+    # --- Train, with evaluations and checkpoints.
+    plan = training.plan(config, steps, experiment.learning_rate)
+    data = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
+    samples = generation_report.SampleWriter(workdir.path / "samples", config, experiment)
+    task = experiment.task._replace(prepare_eval=samples)  # Each evaluation draws the same latent vectors' samples.
+    with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
+        result = loop.train(
+            state,
+            record,
+            task=task,
+            plan=plan,
+            data=data,
+            devices=devices.number,
+            output=output,
+            stop=stop,
+        )
+    if not processes.is_main():
+        return 0
+
+    # --- Report.
+    summary = run_record.summary(config, experiment, result, split, data.eval_examples, workdir.path)
+    generation_report.write_report(
+        workdir.path,
+        config,
+        experiment,
+        test=dataset.splits[split],
+        result=result,
+        summary=summary,
+        command=options.command_line("generate", config),
     )
-
-
-def main(argv) -> int:
-    return training.run(argv, "generate", kind)
+    return run_record.finish(workdir, config, summary)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, GenerateConfig)

@@ -1,82 +1,98 @@
 """A workdir from published weights: python -m experiments.import_weights --model=resnet18 --weights=FILE --workdir=W"""
 
+import dataclasses
 import json
 
-from absl import flags as absl_flags
+from experiments.cli import app
+from experiments.cli.app import UsageError, require
+from experiments.cli.config import ClassifyConfig
+from experiments.cli.options import option, override
 
-from experiments.cli import flags
 
-flags.define_run_flags()
-absl_flags.FLAGS.set_default("dataset", "folder")
-absl_flags.FLAGS.set_default("image_size", 224)
-absl_flags.FLAGS.set_default("momentum", 0.0)  # No momentum has been gathered: none is stored.
-WEIGHTS = absl_flags.DEFINE_string("weights", None, "File with the weights: .safetensors, or torch's .pth.")
-# The constants that the peers' networks were trained with (torchvision's documentation), on the scale 0 to 255.
+@dataclasses.dataclass(frozen=True)
+class ImportWeightsConfig(ClassifyConfig):
+    """Published weights"""
+
+    dataset: str = override(ClassifyConfig, "dataset", "folder")
+    image_size: int | None = override(ClassifyConfig, "image_size", 224)
+    momentum: float = override(ClassifyConfig, "momentum", 0.0)  # No momentum has been gathered: none is stored.
+    weights: str = option(
+        None, "File with the weights: .safetensors, or torch's .pth.", needed="the file with the weights"
+    )
+
+
+# The constants that torchvision's networks were trained with (its documentation), on the scale 0 to 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; import_weights takes flags alone")
-    config = flags.values()
-    if not config["workdir"] or not WEIGHTS.value:
-        raise flags.UsageError("--workdir=FOLDER and --weights=FILE are needed")
-    if config["v1_5"] is False:
-        raise flags.UsageError("--nov1_5: the peers' weights are for v1.5, with the stride in the 3x3 convolution")
+def main(config: ImportWeightsConfig) -> int:
+    v1_5 = "--nov1_5: torchvision's weights are of v1.5, with the stride in the 3x3 convolution"
+    require(config.v1_5 is not False, v1_5)
+    size = config.image_size
+    if size is None:
+        raise UsageError("--image_size must be given")
     import jax
     import numpy as np
 
     import models
     from data import weights
     from data.dataset import DataError, Dataset
+    from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
     from experiments.setup import classification, preprocessing
-    from train import checkpoint, workdir
+    from experiments.setup.experiment import ClassificationInfo
+    from train.checkpoint import Checkpoints
+    from train.workdir import Workdir, WorkdirError
 
-    size = config["image_size"]
-    flags.require(size is not None and size > 0, f"--image_size={size}: must be more than 0")
-    flags.start_cache()
-    entries = weights.read(WEIGHTS.value)
+    start_cache()
+    entries = weights.read(config.weights)
     try:
-        model, variables = models.from_peer(config["model"], entries, image_size=size)
+        model, variables = models.from_peer(config.model, entries, image_size=size)
     except ValueError as error:
-        if config["model"] not in models.PEERS:
-            raise flags.UsageError(str(error)) from None
-        raise DataError(f"{WEIGHTS.value} does not fit --model={config['model']}: {error}") from None
-    config["v1_5"] = True if getattr(model, "v1_5", False) else None
-    names = tuple(preprocessing.unnamed(model.num_classes))
-    if config["data_dir"]:
-        names = classification.load_dataset(config).class_names
+        if config.model not in models.PEERS:
+            raise UsageError(str(error)) from None
+        raise DataError(f"{config.weights} does not fit --model={config.model}: {error}") from None
+    names = preprocessing.unnamed(model.num_classes)
+    run_config = of_classify(config, v1_5=True if getattr(model, "v1_5", False) else None)
+    if config.data_dir:
+        names = classification.load_dataset(run_config).class_names
         if len(names) != model.num_classes:
-            raise DataError(
-                f"--data_dir={config['data_dir']} has {len(names)} classes, the weights {model.num_classes}"
-            )
+            both = f"has {len(names)} classes, the weights {model.num_classes}"
+            raise DataError(f"--data_dir={config.data_dir} {both}")
 
     # --- The state before a first step, with these weights in it.
-    about = classification.About((size, size, 3), MEAN, STD, names)
-    setup = classification.setup(config, about, devices=1, steps=1)
-    shapes = jax.eval_shape(setup.task.init, jax.random.key(0))
+    info = ClassificationInfo((size, size, 3), MEAN, STD, tuple(names))
+    experiment = classification.create_experiment(run_config, info, devices=1, steps=1, checked=False)
+    shapes = jax.eval_shape(experiment.task.init, jax.random.key(0))
     optimizer = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
     state = shapes._replace(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer,
         step=np.int32(0),
-        key=jax.random.key(config["seed"]),
+        key=jax.random.key(config.seed),
     )
-    home = workdir.Workdir(config["workdir"])
-    if home.read_json("run.json") is not None:
-        raise workdir.WorkdirError(f"{home.path} holds a run already; choose a new --workdir")
-    checkpoints = checkpoint.Checkpoints(home.path, best=setup.task.best, report=run_record.print_line, about=about)
+    workdir = Workdir(config.workdir)
+    if workdir.read_json("run.json") is not None:
+        raise WorkdirError(f"{workdir.path} holds a run already; choose a new --workdir")
+    constants = dataclasses.asdict(info)
+    checkpoints = Checkpoints(workdir.path, best=experiment.task.best, constants=constants)
     checkpoints.save(0, state, record={})
     checkpoints.wait()
+    dataset = Dataset("folder", {}, tuple(names))
     run_record.write_start(
-        home, config, setup, dataset=Dataset("folder", {}, names), state=state, steps=1, devices="none: imported"
+        workdir, run_config, experiment, dataset=dataset, state=state, steps=1, devices="none: imported"
     )
-    found = {"model": config["model"], "classes": len(names), "v1_5": bool(config["v1_5"]), "workdir": str(home.path)}
+    found = {"model": config.model, "classes": len(names), "v1_5": bool(run_config.v1_5), "workdir": str(workdir.path)}
     print(json.dumps(found | {"parameters": run_record.parameter_count(state.params)}))
     return 0
 
 
+def of_classify(config: ImportWeightsConfig, **changed) -> ClassifyConfig:
+    """The config of a run of classify, which the imported network becomes."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(ClassifyConfig)}
+    return ClassifyConfig(**(values | changed))
+
+
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, ImportWeightsConfig)

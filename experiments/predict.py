@@ -1,126 +1,129 @@
-"""Labels picture files: python -m experiments.predict --workdir=W picture.png ... [--top=3]"""
+"""Predicts the labels of image files: python -m experiments.predict --workdir=W image.png ... [--top=3]"""
 
 import csv
+import dataclasses
 import pathlib
 import sys
 
-from absl import flags as absl_flags
-
-from experiments.cli import flags
+from experiments.cli import app
+from experiments.cli.app import require
+from experiments.cli.config import SEEDS
+from experiments.cli.options import option
 
 MOST = 100_000  # Samples of one call.
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the run.")
-TOP = absl_flags.DEFINE_integer("top", 1, "Most probable labels printed for each file.")
-SAMPLES = absl_flags.DEFINE_integer("samples", None, "Of a run of generate: how many pictures to make.")
-SEED = absl_flags.DEFINE_integer("seed", 0, "Of a run of generate: seed of the latent vectors.")
-OUT = absl_flags.DEFINE_string("out", None, "Of a run of generate: folder of the pictures; default W/predictions.")
-WHICH = absl_flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint to use.")
 
 
-def main(argv) -> int:
-    files = argv[1:]
-    if not WORKDIR.value:
-        raise flags.UsageError("--workdir=FOLDER is needed: the run whose network is used")
-    from experiments.reporting import run_record
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Prediction"""
 
-    run = run_record.load_run(WORKDIR.value)
-    if run["task"] == "generation":
-        return write_samples(run, files)
-    for name, value in (("samples", SAMPLES.value), ("out", OUT.value)):
-        flags.require(value is None, f"--{name}={value} is for runs of generate")
-    if not files:
-        raise flags.UsageError("no picture given: predict --workdir=W FILE ...")
-    labels = run["task"] != "segmentation"
-    if not 1 <= TOP.value <= len(run["class_names"]):
-        raise flags.UsageError(f"--top={TOP.value}: accepted are 1 to {len(run['class_names'])}, the number of classes")
-    flags.require(labels or TOP.value == 1, "--top is for runs of classify")
-    from train.parallel.devices import start_devices
+    workdir: str = option(None, "Folder of the run.", needed="the folder of the run")
+    top: int = option(1, "Most probable labels printed for each file.", "[1, inf)")
+    samples: int | None = option(None, "Of a run of generate: how many images to make.", f"[1, {MOST}]")
+    seed: int = option(0, "Of a run of generate: seed of the latent vectors.", SEEDS)
+    out: str | None = option(None, "Of a run of generate: folder of the images; default W/predictions.")
+    checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 
-    start_devices(None)
-    flags.start_cache()
+
+def main(config: PredictConfig, files: list[str]) -> int:
+    from experiments.setup import saved_run
+
+    run = saved_run.read(config.workdir)
+    if run.task == "generation":
+        return write_samples(config, run, files)
+    for name, value in (("samples", config.samples), ("out", config.out)):
+        require(value is None, f"--{name}={value} is supported for runs of generate")
+    require(bool(files), "no image given: predict --workdir=W FILE ...")
+    classes = len(run.info.class_names)
+    require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
+    labels = run.task == "classification"
+    require(labels or config.top == 1, "--top is supported for runs of classify")
+    start()
     import numpy as np
 
     from data import DataError
     from experiments.setup import preprocessing
+    from train.messages import say
 
-    pictures, kept, status = [], [], 0
+    images, readable, status = [], [], 0
     for file in files:
         try:
-            pictures.append(preprocessing.read_picture(file, run))
-            kept.append(file)
+            images.append(preprocessing.read_image(file, run))
+            readable.append(file)
         except DataError as error:
-            run_record.print_line(f"error: {error}")
+            say(f"error: {error}")
             status = 1
-    if kept:
-        (write_labels if labels else write_masks)(run, kept, np.stack(pictures))
+    if readable:
+        (write_labels if labels else write_masks)(config, run, readable, np.stack(images))
     return status
 
 
-def write_samples(run: dict, files: list[str]) -> int:
-    """PNG files of samples and a grid; their names as CSV on standard output."""
-    flags.require(not files, f"unexpected argument {next(iter(files), '')!r}: a run of generate makes pictures")
-    flags.require(TOP.value == 1, "--top is for runs of classify")
-    count = SAMPLES.value
-    if count is None:
-        raise flags.UsageError("--samples=N is needed: how many pictures a run of generate is to make")
-    flags.require(count > 0, f"--samples={count}: accepted are 1 to {MOST}")
-    flags.require(count <= MOST, f"--samples={count}: accepted are 1 to {MOST}")
-    flags.require(0 <= SEED.value < 2**32, f"--seed={SEED.value}: accepted are 0 to {2**32 - 1}")
+def start() -> None:
+    from experiments.cli.compilation_cache import start_cache
     from train.parallel.devices import start_devices
 
     start_devices(None)
-    flags.start_cache()
-    from experiments.reporting import generation_report, run_record
-    from experiments.setup import generation
+    start_cache()
 
-    setup = generation.read_again(run, scored=False)
-    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
-    classes = len(run["class_names"])
-    batch = generation_report.latent_batch(count, SEED.value, latents=setup.latents, classes=classes)
-    images = generation_report.samples(setup.task.predict_step, state, batch)
-    place = pathlib.Path(OUT.value) if OUT.value else run_record.absolute(str(WORKDIR.value)) / "predictions"
-    columns = generation_report.columns_of(classes, conditional=setup.model.conditional)
-    names = generation_report.write_samples(place, images, columns=columns)
+
+def write_samples(config: PredictConfig, run, files: list[str]) -> int:
+    """PNG files of samples and a grid; their names as CSV on standard output."""
+    require(not files, f"a run of generate takes no image files; given: {' '.join(files)!r}")
+    require(config.top == 1, "--top is supported for runs of classify")
+    if config.samples is None:
+        raise app.UsageError("--samples=N must be given: the number of images that a run of generate makes")
+    start()
+    from experiments.reporting import generation_report
+    from experiments.setup import generation, restore
+
+    experiment = restore.experiment_from_run(run)
+    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    classes, conditional = run.info.class_names, run.config.conditional
+    latents = generation.latents(run.config)
+    batch = generation_report.latent_batch(config.samples, config.seed, latents=latents, classes=len(classes))
+    images = generation_report.samples(experiment.task.predict_step, state, batch)
+    folder = pathlib.Path(config.out) if config.out else run.workdir / "predictions"
+    columns = generation_report.columns_of(len(classes), conditional=conditional)
+    names = generation_report.write_samples(folder, images, columns=columns)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "class"] if setup.model.conditional else ["file"])
+    writer.writerow(["file", "class"] if conditional else ["file"])
     for i, name in enumerate(names):
-        writer.writerow([name, run["class_names"][i % classes]] if setup.model.conditional else [name])
+        writer.writerow([name, classes[i % len(classes)]] if conditional else [name])
     return 0
 
 
-def write_labels(run: dict, files: list[str], pictures) -> None:
+def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
     """The most probable classes as CSV on standard output."""
     import numpy as np
 
-    from experiments.reporting import classification_report, run_record
-    from experiments.setup import classification
+    from experiments.setup import prediction, restore
 
-    setup = classification.read_again(run)
-    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
+    experiment = restore.experiment_from_run(run)
+    state = restore.restore(experiment, run.workdir, config.checkpoint)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])
-    for file, row in zip(files, classification_report.predictions(setup.task, state, pictures, 32), strict=True):
-        for i in np.argsort(-row, kind="stable")[: TOP.value]:
-            writer.writerow([file, run["class_names"][i], f"{row[i]:.6f}"])
+    for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
+        for i in np.argsort(-row, kind="stable")[: config.top]:
+            writer.writerow([file, run.info.class_names[i], f"{row[i]:.6f}"])
 
 
-def write_masks(run: dict, files: list[str], pictures) -> None:
-    """PNG files of classes and overlays, and a legend, in the run's folder; their names as CSV on standard output."""
-    from experiments.reporting import run_record, segmentation_report
-    from experiments.setup import segmentation
+def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
+    """PNG files of classes and overlays, and a legend, in the workdir; their names as CSV on standard output."""
+    from experiments.reporting import segmentation_report
+    from experiments.setup import prediction, restore
 
-    place = run_record.absolute(str(WORKDIR.value)) / "predictions"
+    folder = run.workdir / "predictions"
     for file in files:
-        inside = pathlib.Path(file).resolve().parent == place.resolve()
-        flags.require(not inside, f"{file} lies where masks are written, {place}; copy it to another folder")
-    setup = segmentation.read_again(run)
-    state = run_record.restore(setup, str(WORKDIR.value), str(WHICH.value))
-    found = segmentation_report.masks(setup.task, state, pictures)
-    rows = segmentation_report.write_masks(place, files, found, run["class_names"])
+        inside = pathlib.Path(file).resolve().parent == folder.resolve()
+        require(not inside, f"{file} lies where masks are written, {folder}; copy it to another folder")
+    experiment = restore.experiment_from_run(run)
+    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    found = prediction.masks(experiment.task, state, images)
+    rows = segmentation_report.write_masks(folder, files, found, run.info.class_names)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "mask", "overlay"])
     writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, PredictConfig, positional=True)

@@ -3,77 +3,75 @@
 With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that a device sends and holds in a step.
 """
 
+import dataclasses
 import json
 import re
 
-from absl import flags as absl_flags
-
-from experiments.cli import flags
-
-flags.define_model_flags()
-IMAGE_SIZE = absl_flags.DEFINE_string(
-    "image_size", None, "Pixels, SIDE or HEIGHTxWIDTH; default those of the pictures that the network is meant for."
-)
-CHANNELS = absl_flags.DEFINE_integer("channels", None, "Channels; default those of the same pictures.")
-CLASSES = absl_flags.DEFINE_integer("num_classes", None, "Classes; default those of the same pictures.")
-JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
-PARALLELISM = absl_flags.DEFINE_enum(
-    "parallelism", None, ["data", "hybrid"], "Add what a device sends and holds, for data parallelism or for both."
-)
-DEVICES = absl_flags.DEFINE_integer("devices", None, "parallelism: devices, 2 or more.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", None, "parallelism: images a step, over all devices.")
-MESH = absl_flags.DEFINE_string("mesh", None, "hybrid: HOSTSxLOCAL, dense layers divided inside each host, as 4x8.")
-FIGURE = absl_flags.DEFINE_string("figure", None, "hybrid: PNG file for a figure of the bytes against the devices.")
+from experiments.cli import app
+from experiments.cli.app import require
+from experiments.cli.config import NetworkConfig
+from experiments.cli.options import option
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; summary takes flags alone")
+@dataclasses.dataclass(frozen=True)
+class SummaryConfig(NetworkConfig):
+    """Summary"""
+
+    image_size: str | None = option(
+        None, "Pixels, SIDE or HEIGHTxWIDTH; default those of the images that the network is meant for."
+    )
+    channels: int | None = option(None, "Channels; default those of the same images.", "[1, inf)")
+    num_classes: int | None = option(None, "Classes; default those of the same images.", "[1, inf)")
+    json: bool = option(False, "Print one JSON object instead of a table.")
+    parallelism: str | None = option(
+        None,
+        "Add what a device sends and holds, for data parallelism or for both.",
+        choices=("data", "hybrid"),
+    )
+    devices: int | None = option(None, "parallelism: devices, 2 or more.")
+    batch_size: int | None = option(None, "parallelism: global batch size.")
+    mesh: str | None = option(None, "hybrid: HOSTSxLOCAL, dense layers sharded inside each host, as 4x8.")
+    figure: str | None = option(None, "hybrid: PNG file for a figure of the bytes against the devices.")
+
+
+def main(config: SummaryConfig) -> int:
     import models
+    from experiments.cli.compilation_cache import start_cache
     from experiments.setup import classification, communication
     from models import dcgan, summary
 
-    config = flags.values()
-    flags.start_cache()  # The kernels that tracing needs are kept there.
-    if config["model"] in models.SEGMENTERS:
-        default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
-    elif config["model"] in models.GENERATORS:
+    start_cache()  # The kernels that tracing needs are kept there.
+    if config.model in models.SEGMENTERS:
+        default, channels, classes = ("64", 1, 11) if config.model == "segnet_small" else ("360x480", 3, 11)
+    elif config.model in models.GENERATORS:
         default, channels, classes = "64", 3, 10
-    elif config["model"] in models.PEERS or config["model"].startswith("plain"):
+    elif config.model in models.PEERS or config.model.startswith("plain"):
         default, channels, classes = "224", 3, 1000
-    elif config["model"] in models.CIFAR:
+    elif config.model in models.CIFAR:
         default, channels, classes = "32", 3, 10
     else:
-        default, channels, classes = "28", 1, {"logistic": 2}.get(config["model"], 10)
-    channels = CHANNELS.value if CHANNELS.value is not None else channels
-    classes = CLASSES.value if CLASSES.value is not None else classes
-    for name, value in (("channels", channels), ("num_classes", classes)):
-        flags.require(value > 0, f"--{name}={value}: must be more than 0")
-    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", IMAGE_SIZE.value or default)
+        default, channels, classes = "28", 1, {"logistic": 2}.get(config.model, 10)
+    channels, classes = config.channels or channels, config.num_classes or classes
+    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", config.image_size or default)
     if size is None:
-        raise flags.UsageError(f"--image_size={IMAGE_SIZE.value}: accepted are SIDE, as 224, and HEIGHTxWIDTH")
+        raise app.UsageError(f"--image_size={config.image_size}: must be SIDE, as 224, or HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
-    asked = {"devices": DEVICES.value, "batch_size": BATCH_SIZE.value, "mesh": MESH.value, "figure": FIGURE.value}
-    for option, given in asked.items():
-        flags.require(
-            given is None or bool(PARALLELISM.value), f"--{option}={given} needs --parallelism=data or hybrid"
-        )
+    given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
+    for name, value in given.items():
+        require(value is None or bool(config.parallelism), f"--{name}={value} needs --parallelism=data or hybrid")
+    if config.model in models.GENERATORS:
+        square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
+        require(square, f"--image_size={config.image_size}: must be 32 or 64")
+        model = models.create(config.model, classes, size=image_shape[0], channels=channels)
+    else:
+        model = classification.network(config, classes)
     plan = None
-    try:
-        if config["model"] in models.GENERATORS:
-            square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
-            flags.require(square, f"--image_size={IMAGE_SIZE.value}: accepted are 32 and 64")
-            model = models.create(config["model"], classes, size=image_shape[0], channels=channels)
-        else:
-            model = classification.network(config, classes, None)
-        if PARALLELISM.value:
-            plan = communication.start(model, hybrid=PARALLELISM.value == "hybrid", **asked)
-        layers = summary.layers(model, image_shape)
-    except ValueError as error:
-        raise flags.UsageError(str(error)) from None
+    if config.parallelism:
+        plan = communication.start(model, hybrid=config.parallelism == "hybrid", **given)
+    layers = summary.layers(model, image_shape)
     total = {name: sum(getattr(x, name) for x in layers) for name in ("parameters", "multiply_adds", "units")}
     bytes_of = communication.report(model, image_shape, plan) if plan else {}
-    if JSON.value:
+    if config.json:
         print(json.dumps(total | bytes_of | {"layers": [x._asdict() for x in layers]}))
         return 0
     print(f"{'layer':<28} {'output':>16} {'units':>12} {'parameters':>14} {'multiply-adds':>16}")
@@ -90,4 +88,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, SummaryConfig)

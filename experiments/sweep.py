@@ -4,43 +4,49 @@ python -m experiments.sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4
 """
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
 import shlex
 import sys
 
-from absl import flags as absl_flags
-
-from experiments.cli import flags, subprocesses
+from experiments.cli import app, subprocesses
+from experiments.cli.app import require
+from experiments.cli.options import option
 from experiments.reporting import sweep_table
-from train import workdir
-
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "Folder of the sweep; each point's run is a folder in it.")
-GRID = absl_flags.DEFINE_string("grid", None, 'The grid, as "learning_rate=0.1,0.01 seed=0..4".')
-PRINT = absl_flags.DEFINE_bool("print_commands", False, "Only print the commands, one a line.")
+from train.workdir import Workdir, write_atomically
 
 
-def main(argv) -> int:
-    if not WORKDIR.value:
-        raise flags.UsageError("--workdir=FOLDER is needed: the runs are kept there")
-    if any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in argv[1:]):
-        raise flags.UsageError("--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
-    points = sweep_table.points(GRID.value or "")
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Sweep"""
+
+    workdir: str = option(
+        None, "Folder of the sweep; each point's run is a folder in it.", needed="the folder of the sweep"
+    )
+    grid: str = option("", 'The grid, as "learning_rate=0.1,0.01 seed=0..4".')
+    print_commands: bool = option(False, "Only print the commands, one a line.")
+
+
+def main(config: SweepConfig, classify_flags: list[str]) -> int:
+    own = any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in classify_flags)
+    require(not own, "--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
+    points = sweep_table.points(config.grid)
     runs = []
     for point in points:
-        run = pathlib.Path(WORKDIR.value, ",".join(f"{name}={value}" for name, value in point.items()))
-        own = [f"--{name}={value}" for name, value in point.items()]
-        runs.append([*argv[1:], *own, f"--workdir={run}"])
-    if PRINT.value:
+        run = pathlib.Path(config.workdir, ",".join(f"{name}={value}" for name, value in point.items()))
+        own_flags = [f"--{name}={value}" for name, value in point.items()]
+        runs.append([*classify_flags, *own_flags, f"--workdir={run}"])
+    if config.print_commands:
         print("\n".join(shlex.join([sys.executable, "-m", "experiments.classify", *run]) for run in runs))
         return 0
-    home = workdir.Workdir(WORKDIR.value)
+    workdir = Workdir(config.workdir)
     rows, failed, stopped = [], 0, 0
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
         done = subprocesses.run("classify", *arguments)
-        if done.status == 2 or done.status > 128:  # A bad flag is mended before more is run.
+        if done.status == 2 or done.status > 128:  # A bad flag must be fixed before more is run.
             stopped = done.status
             break
         if done.status:
@@ -54,17 +60,17 @@ def main(argv) -> int:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        workdir.write_atomically(home.path / "sweep.csv", text.getvalue())
-        sweep_table.picture(home.path, results)
-        sweep_table.curves(home.path, rows, list(points[0]))
+        write_atomically(workdir.path / "sweep.csv", text.getvalue())
+        sweep_table.draw(workdir.path, results)
+        sweep_table.curves(workdir.path, rows, list(points[0]))
         for setting, seeds, mean, spread in results:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")
-        print(f"table: {home.path / 'sweep.csv'}, pictures: sweep.png, sweep_curves.png", file=sys.stderr)
+        print(f"table: {workdir.path / 'sweep.csv'}, pictures: sweep.png, sweep_curves.png", file=sys.stderr)
     if failed:
-        print(f"error: {failed} of {len(points)} runs failed; the same command tries them again", file=sys.stderr)
+        print(f"error: {failed} of {len(points)} runs failed; the same command retries them", file=sys.stderr)
     return stopped or (1 if failed else 0)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    app.run(main, SweepConfig, positional=True)

@@ -72,9 +72,9 @@ def test_training_on_some_of_the_files(archive, tmp_path):
     assert some["test"] is splits["test"] and len(cifar10.train_on(dataset, "5").splits["train"][1]) == RECORDS
     assert "val" not in cifar10.train_on(dataset, "1-5").splits
     for wrong in ("0", "4-1", "1-6", "1-", "all"):
-        with pytest.raises(ValueError, match=rf"--train_batches={wrong}: accepted are 1 to 5"):
+        with pytest.raises(ValueError, match=rf"--train_batches={wrong}: must be 1 to 5"):
             cifar10.train_on(dataset, wrong)
-    with pytest.raises(ValueError, match="for --dataset=cifar10, not folder"):
+    with pytest.raises(ValueError, match="supported by --dataset=cifar10, not by folder"):
         cifar10.train_on(dataset._replace(name="folder"), "1-4")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import models
 from experiments.cli.flags import UsageError
-from experiments.setup import communication as communication_bytes
+from experiments.setup import communication as communication_setup
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from train.parallel import communication
@@ -48,14 +48,14 @@ class Tiny(AlexNetOWT):
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_formulas_equal_the_compiled_programs(devices):
     model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
-    counts = communication_bytes.Counts(model, shape)
+    counts = communication_setup.Counts(model, shape)
     for divided, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
-        found = communication_bytes.counted(model, shape, devices=devices, batch_size=16, hybrid_parallel=divided)
+        found = communication_setup.counted(model, shape, devices=devices, batch_size=16, hybrid_parallel=divided)
         assert found == formula["communication_bytes_per_device"]
 
 
 def test_alexnet_on_eight_devices_keeps_the_papers_budget():
-    counts = communication_bytes.Counts(AlexNetOWT(1000), (224, 224, 3))
+    counts = communication_setup.Counts(AlexNetOWT(1000), (224, 224, 3))
     assert counts.hybrid(8, 1024)["communication_bytes_per_device"] <= 142.2e6
     assert counts.data(8)["communication_bytes_per_device"] == pytest.approx(427.7e6, rel=1e-3)
     assert counts.data(8)["state_bytes_per_device"] == 8 * 61_100_840
@@ -75,18 +75,18 @@ def test_alexnet_on_eight_devices_keeps_the_papers_budget():
 @pytest.mark.parametrize(
     "wrong, named",
     [
-        ({"figure": "x.pdf"}, "--figure=x.pdf: accepted is the name of a .png file"),
-        ({"figure": "x.png", "mesh": "2x2"}, "--figure=x.png is for devices of one host, without --mesh"),
+        ({"figure": "x.pdf"}, "--figure=x.pdf: must be the name of a .png file"),
+        ({"figure": "x.png", "mesh": "2x2"}, "--figure=x.png is supported for devices of one host, without --mesh"),
         ({"mesh": "2x3"}, "--devices=4 is not --mesh=2x3"),
-        ({"mesh": "4"}, "--mesh=4: accepted is HOSTSxLOCAL"),
-        ({"devices": 1}, "--devices=1: --parallelism needs 2 or more"),
-        ({"batch_size": 10}, "--batch_size=10: must be given and divide by 4 devices"),
+        ({"mesh": "4"}, "--mesh=4: must be HOSTSxLOCAL"),
+        ({"devices": 1}, "--devices=1: must be 2 or more with --parallelism"),
+        ({"batch_size": 10}, "--batch_size=10: must be given, and divisible by 4 devices"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(wrong, named):
     asked = {"devices": 4, "batch_size": 16, "mesh": None, "figure": None} | wrong
     with pytest.raises(UsageError, match=named):
-        communication_bytes.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
+        communication_setup.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
 
 
 def test_summary_counts_as_a_user_starts_it(start):
@@ -99,5 +99,5 @@ def test_summary_counts_as_a_user_starts_it(start):
     found = json.loads(done.stdout.splitlines()[-1])
     done = start("summary", "--model=mlp", "--devices=2")
     assert done.returncode == 2 and "--devices=2 needs --parallelism=data or hybrid" in done.stderr
-    counts = communication_bytes.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
+    counts = communication_setup.Counts(models.create("mlp", 10), (28, 28, 1)).data(2)
     assert found["data"] == counts and found["parameters"] == 235_146

@@ -53,14 +53,14 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     kept = first.read_bytes()
     Image.new("RGB", (8, 10)).save(first)  # As many pictures of that size, but not the same.
     done = start("classify", workdir, f"--data_dir={tmp_path / 'd'}", *options)
-    assert done.returncode == 1 and "belongs to a run on other data: mean [" in done.stderr
+    assert done.returncode == 1 and "was created with different data: mean [" in done.stderr
     first.write_bytes(kept)
     (tmp_path / "d" / "train" / "dog").rename(tmp_path / "d" / "train" / "wolf")
     (tmp_path / "d" / "test" / "dog").rename(tmp_path / "d" / "test" / "wolf")
     done = start("evaluate", workdir)
     assert done.returncode == 2 and "['cat', 'dog'] in the run, ['cat', 'wolf'] here" in done.stderr
     done = start("classify", workdir, f"--data_dir={tmp_path / 'd'}", *options)
-    assert done.returncode == 1 and "class_names ['cat', 'dog'] there, ['cat', 'wolf'] here" in done.stderr
+    assert done.returncode == 1 and "class_names ['cat', 'dog'] (stored), ['cat', 'wolf'] (given)" in done.stderr
     shutil.rmtree(tmp_path / "d" / "train" / "wolf")
     shutil.rmtree(tmp_path / "d" / "test" / "wolf")
     done = start("classify", f"--workdir={tmp_path / 'v'}", f"--data_dir={tmp_path / 'd'}", *options)

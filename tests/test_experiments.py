@@ -76,7 +76,7 @@ def test_evaluate_scores_the_same(whole, start):
     assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
     assert scores["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     done = start("evaluate", f"--workdir={workdir}", "--tta=ten_view")
-    assert done.returncode == 2 and "--tta=ten_view is for runs with --augment=crop24" in done.stderr
+    assert done.returncode == 2 and "--tta=ten_view is supported by runs with --augment=crop24" in done.stderr
     assert len((workdir / "confusion.csv").read_text().splitlines()) == 11
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 
@@ -117,10 +117,10 @@ def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, at, step):
     arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL, "--save_every=7"]
     done = start("classify", *arguments, signal_at=at)
-    assert done.returncode == 128 + at.number and "the same command goes on" in done.stderr.splitlines()[-1]
+    assert done.returncode == 128 + at.number and "the same command resumes" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "stopped" / "summary.json").exists()
     done = start("classify", *arguments)
-    assert f"going on from step {step}" in done.stderr and same(result(done), whole[1])
+    assert f"resuming from step {step}" in done.stderr and same(result(done), whole[1])
     assert rows(tmp_path / "stopped") == rows(whole[0])
 
 
@@ -131,7 +131,7 @@ def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, st
     assert start("classify", *arguments, signal_at=after_row(6)).returncode == -signal.SIGKILL
     done = start("classify", *arguments, "--devices=2")
     summary = result(done)
-    assert "2 cpu devices (simulated)" in done.stderr and "going on from step" in done.stderr
+    assert "2 cpu devices (simulated)" in done.stderr and "resuming from step" in done.stderr
     assert abs(summary["accuracy"] - whole[1]["accuracy"]) < 0.1
     other = [f"--workdir={tmp_path / 'o'}", "--steps=1", "--learning_rate=1e-9", f"--init_from={workdir}"]
     found = result(start("classify", *other, "--model=mlp", "--hidden=16"))
@@ -160,7 +160,7 @@ def test_dry_run_and_summary(start, tmp_path, model):
     done = start("classify", f"--workdir={tmp_path / 'v/w'}", f"--model={model}", "--dry_run", *extra)
     summary = result(done)
     assert summary["step"] == 2 and summary["parameters"] > 0 and not summary.keys() & {"loss", "accuracy"}
-    assert "nothing of it is kept" in done.stderr and not any(word in done.stderr for word in ("loss", "report:"))
+    assert "all outputs are discarded" in done.stderr and not any(word in done.stderr for word in ("loss", "report:"))
     assert list(tmp_path.iterdir()) == []
     described = result(start("summary", f"--model={model}", "--image_size=28", "--json"))
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
@@ -175,7 +175,7 @@ def test_a_dry_run_on_generated_pictures(start, tmp_path):
     assert {path.name for path in (tmp_path / "w").iterdir()} == {"mine", ".lock"}
     assert done["examples"] == 2 and done["parameters"] == 3 * 32 * 32 * 4 + 4 + 4 * 1000 + 1000
     done = start("classify", f"--workdir={tmp_path / 'v'}", "--dry_run_data")
-    assert done.returncode == 2 and "--dry_run_data is for --dry_run" in done.stderr
+    assert done.returncode == 2 and "--dry_run_data needs --dry_run" in done.stderr
     small = ["--batch_size=4", "--parallelism=hybrid", "--devices=2", "--image_size=31"]
     done = start("classify", f"--workdir={tmp_path / 'v'}", *flags[2:6], *small, "--model=vgg11")
     assert done.returncode == 2 and "at least 32x32 pixels, not 31x31" in done.stderr, done.stderr
@@ -205,7 +205,7 @@ def test_sweep(start, tmp_path):
 BAD_FLAGS = {
     "--model=lenett": "did you mean lenet",
     "--dataset=mnst5k": "did you mean mnist5k",
-    "--data_dir=pictures": "--data_dir=pictures is not for mnist5k",
+    "--data_dir=pictures": "--data_dir=pictures is not supported by --dataset=mnist5k",
     "--learning_rat=1": "learning_rat",
     "--batch_size=0": "--batch_size=0",
     "--steps=-1": "--steps=-1",
@@ -215,9 +215,9 @@ BAD_FLAGS = {
     "--batch_size=many": "many",
     "--schedule=linear": "cosine",
     "--model=logistic": "--positive",
-    "--hidden=5": "takes --dropout",
+    "--hidden=5": "has --dropout",
     "--devices=0": "--devices=0",
-    "--devices=200": "accepted are 1 to the batch size, 128",
+    "--devices=200": "must be between 1 and the batch size, 128",
     "--seed=4294967296": "--seed=4294967296",
     "--weight_decay=inf": "--weight_decay=inf",
     "--warmup_steps=99999999999": "--warmup_steps=99999999999",
@@ -239,7 +239,7 @@ def test_a_bad_flag_is_one_line_and_status_2(start, tmp_path, flag):
 
 def test_a_batch_that_does_not_divide_names_the_nearest(start, tmp_path):
     done = start("classify", f"--workdir={tmp_path / 'w'}", "--batch_size=30", "--devices=4")
-    assert done.returncode == 2 and "nearest: 28 or 32" in done.stderr
+    assert done.returncode == 2 and "try 28 or 32" in done.stderr
 
 
 def test_folders_that_can_not_be_used(whole, start, tmp_path):
@@ -247,7 +247,7 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
     done = start("classify", f"--workdir={tmp_path / 'file' / 'w'}")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     done = start("classify", f"--workdir={whole[0]}", *SMALL, "--steps=25")
-    assert done.returncode == 1 and "--steps: 24 there, 25 here" in done.stderr
+    assert done.returncode == 1 and "--steps=24 (stored), 25 (given)" in done.stderr
     for name, text in (("run.json", "[]"), ("run.json", '{"flags": []}'), ("summary.json", "{")):
         broken = tmp_path / f"broken {name} {len(text)}"
         shutil.copytree(whole[0], broken)
@@ -287,4 +287,4 @@ def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, en
     assert done.returncode == 1 and f"{tmp_path / 'w' / 'checkpoints'}: File too large" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     done = start("classify", *arguments)
-    assert result(done)["step"] == 40 and "going on from step" in done.stderr
+    assert result(done)["step"] == 40 and "resuming from step" in done.stderr

@@ -5,15 +5,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from PIL import Image
 
 import data
 import models
 from experiments import filters
-from experiments.cli import flags
+from experiments.cli import compilation_cache
+from experiments.cli.app import UsageError
+from experiments.cli.config import ClassifyConfig
+from experiments.filters import FiltersConfig
 from experiments.reporting import figures_filters, run_record
 from experiments.setup import classification
+from experiments.setup.experiment import ClassificationInfo, Experiment
 from models import layers
 from train import checkpoint, workdir
 from train.state import State
@@ -139,14 +142,16 @@ def test_the_patches_of_a_planted_filter_are_where_its_pattern_is():
         images[image, y - 2 : y + 3, x - 2 : x + 3, 0] = np.where(cross, bright, 60)
     model = Planted(2 * cross - 1)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 12, 1)))
-    about = classification.About((16, 12, 1), (51.0,), (102.0,), ("a", "b"))
-    setup = classification.Setup(about, (16, 12, 1), model, None, None)
+    info = ClassificationInfo((16, 12, 1), (51.0,), (102.0,), ("a", "b"))
+    experiment = Experiment(info, (16, 12, 1), model, None, None)
     state = State(variables["params"], {}, None, jnp.zeros(()), None)
 
     def prepare(images):
         return (images.astype(jnp.float32) - 51.0) / 102.0
 
-    channels, patches, gradients = filters.excited_patches(state, images, setup=setup, prepare=prepare, name="conv2")
+    channels, patches, gradients = filters.excited_patches(
+        state, images, experiment=experiment, prepare=prepare, name="conv2"
+    )
     assert list(channels) == [1, 0] and patches.shape == gradients.shape == (2, 9, 7, 7, 1)
     for i, (image, (y, x)) in enumerate(places.items()):
         whole = np.pad(images[image] / 255, ((3, 3), (3, 3), (0, 0)), constant_values=0.5)
@@ -157,14 +162,11 @@ def test_the_patches_of_a_planted_filter_are_where_its_pattern_is():
 
 def make_run(path, model):
     """A run's folder with two checkpoints, the older one the best; their states."""
-    if "schedule" not in absl_flags.FLAGS:
-        flags.define_run_flags()
-    config = {flag.name: flag.default for flag in absl_flags.FLAGS.flags_by_module_dict()[flags.__name__]}
-    config |= {"workdir": str(path), "model": model}
-    dataset = data.load("mnist5k")
-    setup = classification.setup(config, classification.describe(config, dataset), devices=1, steps=1)
-    home, states = workdir.Workdir(path), [jax.jit(setup.task.init)(jax.random.key(seed)) for seed in (0, 1)]
-    run_record.write_start(home, config, setup, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
+    config, dataset = ClassifyConfig(workdir=str(path), model=model), data.load("mnist5k")
+    info = classification.dataset_info(config, dataset)
+    experiment = classification.create_experiment(config, info, devices=1, steps=1)
+    home, states = workdir.Workdir(path), [jax.jit(experiment.task.init)(jax.random.key(seed)) for seed in (0, 1)]
+    run_record.write_start(home, config, experiment, dataset=dataset, state=states[0], steps=1, devices="1 cpu device")
     checkpoints = checkpoint.Checkpoints(home.path)
     for step, state in enumerate(states):
         checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step / 2})
@@ -175,18 +177,17 @@ def make_run(path, model):
 
 @pytest.mark.slow
 def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsys, environment, start):
-    monkeypatch.setattr(flags, "start_cache", lambda: None)
+    monkeypatch.setattr(compilation_cache, "start_cache", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
     older, newer = make_run(tmp_path, "cnn")
     for which, state in (("best", older), ("latest", newer)):
-        assert filters.main([""], workdir=str(tmp_path), layer=1, checkpoint=which) == 0
+        assert filters.main(FiltersConfig(str(tmp_path), 1, which)) == 0
         kernels = np.asarray(state.params["conv1"]["kernel"]).transpose(3, 0, 1, 2)
         with Image.open(tmp_path / "filters_layer1.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), figures_filters.filter_grid(kernels))
         assert capsys.readouterr().out == f"conv1: filters of 5x5x1, 32 in all: {tmp_path}/filters_layer1.png\n"
-    for layer in (0, 4):
-        with pytest.raises(flags.UsageError, match=f"--layer={layer}: accepted are 1 to 3: 1 conv1, 2 conv2, 3 conv3$"):
-            filters.main([""], workdir=str(tmp_path), layer=layer, checkpoint="latest")
+    with pytest.raises(UsageError, match="--layer=4: must be between 1 and 3: 1 conv1, 2 conv2, 3 conv3$"):
+        filters.main(FiltersConfig(str(tmp_path), 4))
     done = start("filters", f"--workdir={tmp_path}", "--layer=2")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 and "9 patches of 10x10 pixels" in done.stdout
@@ -194,16 +195,17 @@ def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsy
         assert picture.width >= figures_filters.WIDTH
     done = start("filters", f"--workdir={tmp_path}", "--layer=4")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert start("filters", f"--workdir={tmp_path}", "--layer=0").stderr == "error: --layer=0: must be 1 or more\n"
 
 
 def test_the_command_on_what_has_no_convolution_and_on_what_is_no_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(flags, "start_cache", lambda: None)
+    monkeypatch.setattr(compilation_cache, "start_cache", lambda: None)
     _, state = make_run(tmp_path / "run", "mlp")
-    assert filters.main([""], workdir=str(tmp_path / "run"), layer=1, checkpoint="latest") == 0
+    assert filters.main(FiltersConfig(str(tmp_path / "run"))) == 0
     templates = np.asarray(state.params["dense1"]["kernel"]).T.reshape(-1, 28, 28, 1)
     with Image.open(tmp_path / "run" / "filters_layer1.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), figures_filters.filter_grid(templates))
-    with pytest.raises(flags.UsageError, match="--layer=2: mlp has no convolution, accepted is 1 dense1 alone"):
-        filters.main([""], workdir=str(tmp_path / "run"), layer=2, checkpoint="latest")
+    with pytest.raises(UsageError, match="--layer=2: mlp has no convolution; must be 1 dense1$"):
+        filters.main(FiltersConfig(str(tmp_path / "run"), 2))
     with pytest.raises(workdir.WorkdirError, match="holds no run"):
-        filters.main([""], workdir=str(tmp_path), layer=1, checkpoint="latest")
+        filters.main(FiltersConfig(str(tmp_path)))

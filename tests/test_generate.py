@@ -11,10 +11,12 @@ import pytest
 from outcome import result, same
 from PIL import Image
 
-from data import DataError
-from experiments.cli.flags import UsageError
+from data import ArgumentError, DataError
+from experiments.cli.app import UsageError
+from experiments.cli.config import GenerateConfig
 from experiments.reporting import generation_report
 from experiments.setup import fid_classifier, generation
+from experiments.setup.experiment import GenerationInfo
 from train.signals import Interrupted
 
 SHORT = ["--dataset=folder", "--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--log_every=1"]
@@ -61,7 +63,7 @@ def test_a_run(root, start, tmp_path):
     (again / "samples" / "step_0000002.png").write_text("damaged")  # Costs the strip over time a row, no more.
     (again / "samples" / "step_note.png").write_text("another's")
     done = start("generate", f"--workdir={again}", *run)
-    assert "going on from step 3" in done.stderr and "training the classifier" not in done.stderr
+    assert "resuming from step 3" in done.stderr and "training the classifier" not in done.stderr
     assert same(whole, result(done))
     (again / "run.json").unlink()  # Whose are the checkpoints now?
     done = start("generate", f"--workdir={again}", *run, "--seed=1")
@@ -84,12 +86,12 @@ def test_a_run(root, start, tmp_path):
     assert sorted(path.name for path in made[1].iterdir()) == names  # None of the call before.
 
     for command, flags, message in (
-        ("predict", ["--samples=0"], "--samples=0: accepted are 1 to 100000"),
+        ("predict", ["--samples=0"], "--samples=0: must be between 1 and 100000"),
         ("predict", [], "--samples=N is needed: how many pictures"),
         ("predict", ["--samples=1", "--top=2"], "--top is for runs of classify"),
         ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
-        ("predict", ["--samples=1", "x.png"], "unexpected argument 'x.png'"),
-        ("evaluate", ["--split=train"], "--split=train: samples are compared with pictures not trained on"),
+        ("predict", ["--samples=1", "x.png"], "takes no image files; given: 'x.png'"),
+        ("evaluate", ["--split=train"], "--split=train: samples are compared with images not trained on"),
     ):
         done = start(command, f"--workdir={workdir}", *flags)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -97,21 +99,18 @@ def test_a_run(root, start, tmp_path):
 
 def test_bad_input_is_one_line(root, start, tmp_path):
     for flags, status, message in (
-        (["--image_size=28"], 2, "--image_size=28: accepted are 32 and 64"),
+        (["--image_size=28"], 2, "--image_size=28: must be 32 or 64"),
         ([*SHORT, f"--data_dir={root}", "--eval_split=val"], 2, "--eval_split=val: folder has test, train"),
     ):
         done = start("generate", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
-    config = {"image_size": None, "ema": 0.5, "eval_split": None, "dry_run_data": False, "skip_corrupt": False}
-    config |= {"dataset": "mnist5k", "data_dir": None}
     for changed, message in (
-        ({"ema": 1.0}, "--ema=1.0: accepted are values in"),
         ({"dataset": "mnist5"}, "did you mean mnist5k?"),
-        ({"eval_split": "train"}, "--eval_split=train: samples are compared with pictures not trained on"),
+        ({"eval_split": "train"}, "--eval_split=train: samples are compared with images not trained on"),
     ):
-        with pytest.raises(UsageError, match=re.escape(message)):
-            generation.load_dataset(config | changed)
+        with pytest.raises((UsageError, ArgumentError), match=re.escape(message)):
+            generation.load_dataset(GenerateConfig(**changed))
 
 
 def write_pictures(place, **counts):
@@ -125,9 +124,8 @@ def write_pictures(place, **counts):
 
 
 def loaded(place, **changed):
-    config = {"image_size": None, "ema": 0.5, "eval_split": None, "dry_run_data": False, "dataset": "folder"}
     generation._load.cache_clear()
-    return generation.load_dataset(config | {"data_dir": str(place), "skip_corrupt": False} | changed)
+    return generation.load_dataset(GenerateConfig(dataset="folder", data_dir=str(place), **changed))
 
 
 def test_pictures_of_several_sizes(tmp_path):
@@ -154,7 +152,7 @@ def test_too_few_pictures(tmp_path):
         loaded(write_pictures(tmp_path / "untrained", test=2))
     place = write_pictures(tmp_path / "few", train=2, test=1)
     (place / "test" / "b" / "0.png").unlink()
-    with pytest.raises(DataError, match="1 picture in the split test; scores need 2 or more"):
+    with pytest.raises(DataError, match="1 image in the split test; scores need 2 or more"):
         loaded(place)
 
 
@@ -180,8 +178,8 @@ def test_sizes_of_pictures():
         kept = generation._kept(dataset, asked).splits["train"][0]
         assert kept.shape == (3, *expected) and kept.dtype == np.uint8
         np.testing.assert_allclose(kept.mean(), images.mean(), atol=8)
-    about = generation.About((28, 28, 1), (0.0,), (1.0,), ("a", "b"), ("",))
-    form = generation.form({"authors": True}, about, 32)
+    info = GenerationInfo((28, 28, 1), (0.0,), (1.0,), ("a", "b"), ("",))
+    form = generation.form(GenerateConfig(authors=True), info, 32)
     images = random.integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
     inside = np.asarray(form.to_network(images))
     assert inside.shape == (2, 32, 32, 1) and (inside[:, :2] == -1).all() and inside.max() <= 1

@@ -1,13 +1,18 @@
 """Krizhevsky's hybrid parallelism against one device, in float64 where rounding must not count."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from data.dataset import Dataset
 from experiments.cli import validation
-from experiments.cli.flags import UsageError
+from experiments.cli.app import UsageError
+from experiments.cli.config import ClassifyConfig
+from experiments.setup import training
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from models.vgg import VGG
@@ -201,8 +206,13 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     "flag, value", [("optimizer", "muon"), ("early_size", 16), ("accumulate", 2), ("remat", True), ("fc_passes", 3)]
 )
 def test_what_hybrid_cannot_do_is_refused_by_its_flag(flag, value):
-    config = {"model": "alexnet_owt", "batch_size": 16, "optimizer": "sgd", "early_size": None, "accumulate": 1}
-    config |= {"remat": False, "fc_passes": 2}
-    validation.check_hybrid(config, Tiny(CLASSES), 4)
+    config = ClassifyConfig(model="alexnet_owt", batch_size=16, fc_passes=2, parallelism="hybrid")
+    dataset = Dataset("", {"train": (None, np.zeros(32))}, ())
+
+    def check(config):
+        validation.check_classify(config)
+        return training.total_steps(config, dataset, 4)
+
+    assert check(config) == 20
     with pytest.raises(UsageError, match=f"--{flag}"):
-        validation.check_hybrid(config | {flag: value}, Tiny(CLASSES), 4)
+        check(dataclasses.replace(config, **{flag: value}))

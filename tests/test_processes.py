@@ -37,12 +37,12 @@ from tests.test_hybrid import Tiny
 
 models.REGISTRY["alexnet_owt"] = (Tiny, {"widths": (4, 8, 8, 8, 8), "units": 30})
 from experiments import classify
-from experiments.cli import flags
+from experiments.cli import app
 
-flags.run(classify.main)
+app.run(classify.main, classify.ClassifyConfig)
 """
 # In the second process alone, when the processes ask each other the third time after a step.
-STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:agree", 8)
+STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:largest", 8)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_two_processes_train_as_two_devices_of_one(whole, start, tmp_path):
 def test_two_processes_refuse_another_run_together(whole, pair):
     statuses, _, errors = pair(f"--workdir={whole[0]}", *RUN, "--seed=1")
     assert statuses == [1, 1], errors
-    assert "--seed: 0 there, 1 here" in errors[0] and "another process of this run has stopped" in errors[1]
+    assert "--seed=0 (stored), 1 (given)" in errors[0] and "another process of this run has stopped" in errors[1]
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
     statuses, _, errors = pair(f"--workdir={parts}", *RUN, stop_second=STOP_SECOND)
     assert statuses == [143, 143] and "stopped at step" in errors[0]
     statuses, resumed, errors = pair(f"--workdir={parts}", *RUN)
-    assert statuses == [0, 0] and "going on from step" in errors[0]
+    assert statuses == [0, 0] and "resuming from step" in errors[0]
     assert resumed["fingerprint"] == whole[1]["fingerprint"]
     rows = [(place / "metrics.csv").read_text().splitlines() for place in (whole[0], parts)]
     kept = [[row.split(",")[:5] for row in lines] for lines in rows]
@@ -126,10 +126,10 @@ def test_two_processes_divide_the_dense_layers(tmp_path, pair, start):
     assert statuses == [143, 143] and "stopped at step" in errors[0]
     shutil.copytree(parts, data)
     statuses, resumed, errors = pair(f"--workdir={parts}", *run, program=HYBRID)
-    assert statuses == [0, 0] and "going on from step" in errors[0] and resumed["step"] == 80
+    assert statuses == [0, 0] and "resuming from step" in errors[0] and resumed["step"] == 80
     # The same checkpoint on one device, in data parallelism.
     done = start(HYBRID, f"--workdir={data}", *run, "--parallelism=data", "--fc_passes=1")
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     assert result(done)["loss"] == pytest.approx(resumed["loss"], rel=0.01)
 
 
@@ -137,7 +137,7 @@ def test_arguments_that_are_incomplete():
     for given in (("a:1", None, 0), (None, 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
         with pytest.raises(ValueError, match="all three are needed"):
             processes.join(*given)
-    with pytest.raises(ValueError, match="--coordinator_address=localhost: accepted is HOST:PORT"):
+    with pytest.raises(processes.DeviceError, match="--coordinator_address=localhost: must be HOST:PORT"):
         processes.join("localhost", 2, 0)
 
 

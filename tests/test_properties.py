@@ -152,9 +152,13 @@ def test_evaluation_counts_each_example_once(examples, batch_size, rows, process
         return {"count": mask.sum(), "label": (mask * batch["label"]).sum(), "seen": seen}
 
     parts = [list(batches.eval_batches(images, labels, batch_size=size, part=(i, processes))) for i in range(processes)]
-    check_sums(loop.evaluate(None, eval_step, batches=joined(parts), examples=examples), examples)
+    check_sums(evaluated(None, eval_step, joined(parts), examples), examples)
     with pytest.raises(RuntimeError, match="the evaluation counted"):
-        loop.evaluate(None, eval_step, batches=joined(parts)[:-1] * 2 + joined(parts)[-1:] * 3, examples=examples)
+        evaluated(None, eval_step, joined(parts)[:-1] * 2 + joined(parts)[-1:] * 3, examples)
+
+
+def evaluated(state, eval_step, batches, examples):
+    return loop.evaluate(state, eval_step, data=loop.Data(lambda step: (), lambda: batches, examples))
 
 
 @functools.cache
@@ -174,7 +178,7 @@ def device_step(devices):
 def test_evaluation_on_devices_counts_each_example_once(devices, examples, rows):
     size = rows * devices  # Few sizes: each is compiled.
     found = batches.eval_batches(*split(examples), batch_size=size)
-    check_sums(loop.evaluate(np.zeros(()), device_step(devices), batches=found, examples=examples), examples)
+    check_sums(evaluated(np.zeros(()), device_step(devices), found, examples), examples)
 
 
 LONGEST = 250  # Steps. All schedules are computed for as many, so that each operation is compiled once.

@@ -1,13 +1,17 @@
 """Every flagfile is read and checked, and one of each form traced at full size; nothing is allocated."""
 
 import jax
+import numpy as np
 import pytest
-from absl import flags as absl_flags
+from absl import flags
 from commands import ROOT
 
 from data import stream
-from experiments.cli import flags, validation
-from experiments.setup import classification
+from data.dataset import Dataset
+from experiments.cli import options, validation
+from experiments.cli.config import ClassifyConfig
+from experiments.setup import classification, training
+from experiments.setup.experiment import ClassificationInfo
 from train.state import parameter_count
 
 FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
@@ -30,12 +34,6 @@ DEEPER = {f"cifar_{kind}{depth}" for kind in ("resnet", "plain") for depth in (3
 DEEPER |= {"resnet34", "resnet101", "resnet152"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def defined():
-    if "schedule" not in absl_flags.FLAGS:
-        flags.define_run_flags()
-
-
 TRACED = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "densenet" in path.stem else [])
     for path in RECIPES
@@ -45,26 +43,28 @@ TRACED = [
 
 @pytest.mark.parametrize("path", TRACED)
 def test_recipe(path):
-    absl_flags.FLAGS.unparse_flags()
-    for name in absl_flags.FLAGS.flag_values_dict():
-        absl_flags.FLAGS[name].unparse()
-    absl_flags.FLAGS(["classify", f"--flagfile={path}"])
-    config = flags.values()
-    shape = (28, 28, 1) if config["dataset"] == "mnist5k" else (32, 32, 3)
+    flag_values = flags.FlagValues()
+    options.define(ClassifyConfig, flag_values)
+    flag_values(["classify", f"--flagfile={path}", "--workdir=W"])
+    config = options.from_flags(ClassifyConfig, flag_values)
+    validation.check_classify(config)
+    shape = (28, 28, 1) if config.dataset == "mnist5k" else (32, 32, 3)
     examples, classes = 50_000, 10
-    if config["image_size"]:
-        side = stream.view(config["image_size"], config["augment"]).side
+    if config.image_size:
+        side = stream.view(config.image_size, config.augment).side
         shape, examples, classes = (side, side, 3), 1_281_167, 1000
-    about = classification.About(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], tuple(map(str, range(classes))))
-    about = about._replace(covariance=((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0)))
-    steps = validation.check(config, examples, 1)
-    setup = classification.setup(config, about, devices=1, steps=steps)
+    covariance = ((3600.0, 9.0, 9.0), (9.0, 3600.0, 9.0), (9.0, 9.0, 3600.0))
+    names = tuple(map(str, range(classes)))
+    info = ClassificationInfo(shape, (120.0,) * shape[-1], (60.0,) * shape[-1], names, covariance)
+    dataset = Dataset("", {"train": (None, np.broadcast_to(0, examples))}, names)
+    steps = training.total_steps(config, dataset, 1)
+    setup = classification.create_experiment(config, info, devices=1, steps=steps, checked=False)
     for share, rate in RATES.get(path.stem, ()):
         assert float(setup.learning_rate(round(share * steps))) == pytest.approx(rate, rel=1e-3)
     if path.stem in DEEPER:
         return
     state = jax.eval_shape(setup.task.init, jax.random.key(0))
-    size = config["batch_size"]
+    size = config.batch_size
     batch = {"image": jax.ShapeDtypeStruct((size, *shape), "uint8"), "label": jax.ShapeDtypeStruct((size,), "int32")}
     after, sums = jax.eval_shape(setup.task.train_step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)

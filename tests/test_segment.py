@@ -1,6 +1,7 @@
 """segment as a user starts it: scored again, masks written, bad input; its default data."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -12,9 +13,9 @@ from outcome import result, same
 from PIL import Image
 
 import models
-from experiments.cli.flags import UsageError
-from experiments.reporting import run_record
-from experiments.setup import segmentation
+from experiments.cli.app import UsageError
+from experiments.cli.config import SegmentConfig
+from experiments.setup import restore, saved_run, segmentation
 from models import segnet, vgg
 from train import checkpoint
 from train.state import State
@@ -70,8 +71,8 @@ def test_a_run_on_camvid(root, start, tmp_path):
     for name in ("flags.txt", "run.json", "metrics.csv", "report.html", "figures/predictions.png"):
         assert (workdir / name).exists()
     assert same(whole, result(start("evaluate", f"--workdir={workdir}")))
-    with pytest.raises(UsageError, match="--dataset=digit_scenes: the run is of camvid"):
-        segmentation.for_evaluation(run_record.load_run(str(workdir)), dataset="digit_scenes", data_dir=None)
+    with pytest.raises(UsageError, match="--dataset=digit_scenes: must be the run's own, camvid"):
+        segmentation.for_evaluation(saved_run.read(str(workdir)), dataset="digit_scenes", data_dir=None)
 
     # Killed before its last step: the rest has the same bits, exact batch statistics and all.
     again = tmp_path / "again"
@@ -79,7 +80,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     shutil.rmtree(again / "checkpoints" / "12")
     (again / "summary.json").unlink()
     done = start("segment", f"--workdir={again}", *run)
-    assert "going on from step 11" in done.stderr
+    assert "resuming from step 11" in done.stderr
     assert same(whole, result(done))
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
     assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
@@ -107,16 +108,21 @@ def test_a_run_on_camvid(root, start, tmp_path):
 
 
 def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):
-    config = {"dataset": "camvid", "data_dir": str(root), "image_size": "16x20", "crop": None, "flip": True}
-    config |= {"model": "segnet_basic", "decoder": None, "dtype": "float32", "dry_run": False, "dry_run_data": False}
-    config |= {"batch_size": 4, "class_weights": "none", "eval_split": None}
-    about = segmentation.describe(config, segmentation.load_dataset(config))
-    train, evaluation = segmentation.preparations(config, about)
+    config = SegmentConfig(
+        dataset="camvid",
+        data_dir=str(root),
+        image_size="16x20",
+        model="segnet_basic",
+        batch_size=4,
+        class_weights="none",
+    )
+    info = segmentation.dataset_info(config, segmentation.load_dataset(config))
+    train, evaluation = segmentation.preparations(config, info)
 
     def statistics(devices, sync_bn):
-        now = config | {"sync_bn": sync_bn}
-        exact = segmentation.exact(now, about, devices=devices, dtype=None, train=train, evaluation=evaluation)
-        variables = jax.jit(segmentation.network(now, about).init)(jax.random.key(0), np.zeros((1, 16, 20, 3)))
+        now = dataclasses.replace(config, sync_bn=sync_bn)
+        exact = segmentation.precise_bn(now, info, devices=devices, dtype=None, train=train, evaluation=evaluation)
+        variables = jax.jit(segmentation.network(now, info).init)(jax.random.key(0), np.zeros((1, 16, 20, 3)))
         return exact(State(variables["params"], variables["batch_stats"], (), 0, None), lambda: False).batch_stats
 
     whole = statistics(1, True)
@@ -150,32 +156,35 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
     ours = state(models.create("segnet", 3), 8, 0.0)
-    found = run_record.initial_state({"model": "segnet", "init_from": str(tmp_path)}, ours)
+    found = restore.init_from(SegmentConfig(model="segnet", init_from=str(tmp_path)), ours)
     for part in ("params", "batch_stats"):
         for layer, leaves in getattr(found, part).items():
             source = theirs if layer.startswith("conv") or (encoder == "vgg16_bn" and layer.startswith("bn")) else ours
             jax.tree.map(np.testing.assert_array_equal, leaves, getattr(source, part)[layer])
     with pytest.raises(UsageError, match=f"has --model={encoder}, this run --model=segnet_basic"):
-        run_record.initial_state({"model": "segnet_basic", "init_from": str(tmp_path)}, ours)
+        restore.init_from(SegmentConfig(model="segnet_basic", init_from=str(tmp_path)), ours)
 
 
 TRACE = """
 import sys, jax, numpy
-from absl import flags as absl_flags
-from experiments.cli import flags
-from experiments.setup import segmentation
+from absl import flags
+from experiments.cli import options
+from experiments.cli.config import SegmentConfig
+from experiments.setup import restore, saved_run, segmentation
 from train.state import parameter_count
-flags.define_segment_flags()
-absl_flags.FLAGS(["segment", f"--flagfile={sys.argv[1]}", "--dry_run", "--dry_run_data", "--image_size=36x47"])
-config = flags.values()
+options.define(SegmentConfig)
+small = ["--dry_run", "--dry_run_data", "--image_size=36x47", "--workdir=W"]
+flags.FLAGS(["segment", f"--flagfile={sys.argv[1]}", *small])
+config = options.from_flags(SegmentConfig)
 dataset = segmentation.load_dataset(config)
-setup = segmentation.setup(config, segmentation.describe(config, dataset), devices=1, steps=config["steps"])
+info = segmentation.dataset_info(config, dataset)
+setup = segmentation.create_experiment(config, info, devices=1, steps=config.steps)
 state = jax.eval_shape(setup.task.init, jax.random.key(0))
-images, labels = (part[: config["batch_size"]] for part in dataset.splits["train"])
+images, labels = (part[: config.batch_size] for part in dataset.splits["train"])
 sums = jax.eval_shape(setup.task.train_step, state, {"image": images, "label": labels})[1]
-exact, split = setup.task.prepare_eval is not None, config["eval_split"]
-assert sums["loss"].shape == () and (exact, split) == ((False, None) if "small" in config["model"] else (True, "val"))
-print(config["model"], parameter_count(state.params), float(setup.learning_rate(0)), float(setup.learning_rate(9999)))
+exact, split = setup.task.prepare_eval is not None, config.eval_split
+assert sums["loss"].shape == () and (exact, split) == ((False, None) if "small" in config.model else (True, "val"))
+print(config.model, parameter_count(state.params), float(setup.learning_rate(0)), float(setup.learning_rate(9999)))
 """
 
 
@@ -195,54 +204,29 @@ def test_bad_input_is_one_line(root, start, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     for flags, status, message in (
         (["--dataset=camvid"], 1, "--dataset=camvid needs --data_dir"),
-        (["--image_size=16x20"], 2, "--image_size=16x20 is not for --dataset=digit_scenes"),
-        (["--noflip"], 2, "--noflip is for --dataset=camvid"),
-        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes composes a step's scenes afresh"),
+        (["--image_size=16x20"], 2, "--image_size=16x20 is not supported by --dataset=digit_scenes"),
+        (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
+        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes composes the scenes of a step anew"),
         (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
-        (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "accepted is HEIGHTxWIDTH"),
-        (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "accepted are up to 30x44"),
+        (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "must be HEIGHTxWIDTH"),
+        (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "must be at most 30x44"),
     ):
         done = start("segment", workdir, "--batch_size=2", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
     done = start("classify", workdir, "--model=segnet")
-    assert done.returncode == 2 and "--model=segnet is for experiments.segment" in done.stderr
+    assert done.returncode == 2 and "--model=segnet is trained by experiments.segment" in done.stderr
 
 
 @pytest.mark.slow
 def test_the_default_data_and_network():
-    config = {
-        "dataset": "digit_scenes",
-        "data_dir": None,
-        "image_size": None,
-        "crop": None,
-        "class_weights": None,
-        "flip": True,
-        "eval_split": None,
-    }
-    config |= {
-        "dry_run_data": False,
-        "model": "segnet_small",
-        "decoder": None,
-        "sync_bn": True,
-        "dtype": "float32",
-    }
-    config |= {
-        "exact_batch_norm": False,
-        "dry_run": False,
-        "batch_size": 8,
-        "learning_rate": 0.1,
-        "schedule": "constant",
-        "momentum": 0.9,
-    }
-    config |= {"optimizer": "sgd", "nesterov": False, "weight_decay": 0.0, "warmup_steps": 0, "drops": ["0.5"]}
-    config |= {"drop_factor": 10.0, "parameter_groups": "none"}
+    config = SegmentConfig(optimizer="sgd", schedule="constant", learning_rate=0.1, batch_size=8)
     dataset = segmentation.load_dataset(config)
-    about = segmentation.describe(config, dataset)
-    assert about.image_shape == (64, 64, 1) and about.class_weights == (0.3, *[1.0] * 10)
-    computed = segmentation.describe(config | {"class_weights": "computed"}, dataset).class_weights
+    info = segmentation.dataset_info(config, dataset)
+    assert info.image_shape == (64, 64, 1) and info.class_weights == (0.3, *[1.0] * 10)
+    computed = segmentation.dataset_info(dataclasses.replace(config, class_weights="computed"), dataset).class_weights
     assert computed[0] < 0.2 < min(computed[1:])
-    setup = segmentation.setup(config, about, devices=1, steps=3)
+    setup = segmentation.create_experiment(config, info, devices=1, steps=3)
     state, step = jax.jit(setup.task.init)(jax.random.key(0)), jax.jit(setup.task.train_step)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 325_419
     images, labels = dataset.splits["train"]

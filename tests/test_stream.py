@@ -1,6 +1,8 @@
 """Pictures that are decoded when a batch asks for them: views, order, evaluation, corrupt files, a killed run."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 import signal
 
@@ -13,8 +15,11 @@ from PIL import Image
 import data
 from data import batches, folder, stream
 from data.dataset import DataError, binary_task
-from experiments.cli.flags import LATER, UsageError
+from experiments.cli.app import UsageError
+from experiments.cli.config import ClassifyConfig
 from experiments.setup import classification, preprocessing
+from experiments.setup.experiment import ClassificationInfo, eval_split
+from experiments.setup.saved_run import SavedRun
 
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
 
@@ -203,51 +208,53 @@ def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
     assert len(kept) == 3 and shows(kept[0], 3)
 
 
-CONFIG = LATER | {"model": "dcnn", "positive": None, "negative": None, "skip_corrupt": False, "augment": "none"}
-CONFIG |= {"dataset": "mnist5k", "data_dir": None, "tta": "none", "shift": 4, "cutout": 0}
-
-
 def test_the_device_cuts_and_flips(pictures):
-    config = CONFIG | {"dataset": "folder", "data_dir": str(pictures), "image_size": 32}
+    config = ClassifyConfig(dataset="folder", data_dir=str(pictures), image_size=32)
     for kind, side in (("crop", 37), ("resized_crop", 32)):
-        about = classification.describe(config, classification.load_dataset(config | {"augment": kind}))
-        assert about.image_shape == (side, side, 3)
-        train, evaluation, shape = preprocessing.prepare(config | {"augment": kind}, about)
+        augmented = dataclasses.replace(config, augment=kind)
+        info = classification.dataset_info(config, classification.load_dataset(augmented))
+        assert info.image_shape == (side, side, 3)
+        train, evaluation, shape = preprocessing.prepare(augmented, info)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
         images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
         assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
         assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
-    ten = preprocessing.prepare(
-        config | {"augment": "crop", "tta": "ten_view"}, about._replace(image_shape=(37, 37, 3))
-    )[1]
+    ten_view = dataclasses.replace(config, augment="crop", tta="ten_view")
+    ten = preprocessing.prepare(ten_view, dataclasses.replace(info, image_shape=(37, 37, 3)))[1]
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
+
+
+def run_of(image_shape, **flags):
+    """A stored run of classify, as far as image files are concerned."""
+    info = ClassificationInfo(image_shape, (0.0,), (1.0,), ("a", "b"))
+    return SavedRun(pathlib.Path(), "classification", ClassifyConfig(**flags), info, 1)
 
 
 def test_predict_sees_a_file_as_the_test_did(pictures):
     file = str(pictures / "test" / "bird" / "0.png")
     for kind in ("none", "crop"):
         seen = data.load("folder", str(pictures), image_size=32, augment=kind).splits["test"][0][0]
-        run = {"image_shape": list(seen.shape), "flags": {"image_size": 32, "augment": kind}}
-        np.testing.assert_array_equal(preprocessing.read_picture(file, run), seen)
-    whole = preprocessing.read_picture(
-        file, {"image_shape": [20, 30, 3], "flags": {"image_size": None, "augment": "none"}}
-    )
+        run = run_of(seen.shape, image_size=32, augment=kind)
+        np.testing.assert_array_equal(preprocessing.read_image(file, run), seen)
+    whole = preprocessing.read_image(file, run_of((20, 30, 3)))
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 
 def test_flags_that_do_not_fit_the_data(pictures):
     for values, message in (
-        ({"image_size": 32}, "--image_size=32 is for --dataset=folder or tfds:NAME, not mnist5k"),
-        ({"image_size": 0}, "--image_size=0: must be more than 0"),
-        ({"augment": "crop"}, "--augment=crop is for --dataset=folder or tfds:NAME with pictures of more than 64"),
-        ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: accepted are"),
+        ({"image_size": 32}, "--image_size=32 is supported by --dataset=folder and tfds:NAME, not by mnist5k"),
+        (
+            {"augment": "crop"},
+            "--augment=crop is supported by --dataset=folder and tfds:NAME with images",
+        ),
+        ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: must be tfds:NAME"),
     ):
-        with pytest.raises(UsageError, match=message):
-            classification.load_dataset(CONFIG | values)
+        with pytest.raises((UsageError, data.ArgumentError), match=message):
+            classification.load_dataset(ClassifyConfig(**values))
     found = load(pictures)
-    assert classification.eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
+    assert eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
     with pytest.raises(UsageError, match="has no split test, val or validation, only train"):
-        classification.eval_split(found._replace(splits={"train": 0}))
+        eval_split(found._replace(splits={"train": 0}))
 
 
 @pytest.mark.slow
@@ -267,7 +274,7 @@ def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path,
     third_row = SignalAt(signal.SIGKILL, "train.workdir:MetricsFile.append", 3)
     assert start("classify", f"--workdir={workdir}", *options, signal_at=third_row).returncode == -signal.SIGKILL
     again, error = run("classify", f"--workdir={workdir}", *options)
-    assert "going on from step" in error
+    assert "resuming from step" in error
     assert {k: whole[k] for k in ("fingerprint", "loss", "accuracy")} == {
         k: again[k] for k in ("fingerprint", "loss", "accuracy")
     }

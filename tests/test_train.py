@@ -233,18 +233,17 @@ def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
         try:
             return loop.train(
                 state,
+                record,
                 task=task,
-                record=record,
-                plan=loop.Plan(steps, eval_every=3, log_every=2, save_every=0),
+                plan=loop.Plan(steps, eval_every=3, log_every=2, save_every=0, learning_rate=lambda step: 0.05),
+                data=loop.Data(
+                    lambda step: batches.train_batches(images, labels, batch_size=8, seed=0, start=step),
+                    lambda: eval_step(batches.eval_batches(images[:30], labels[:30], batch_size=8)),
+                    30,
+                ),
                 devices=1,
-                train_batches=lambda step: batches.train_batches(images, labels, batch_size=8, seed=0, start=step),
-                eval_batches=lambda: eval_step(batches.eval_batches(images[:30], labels[:30], batch_size=8)),
-                eval_examples=30,
-                learning_rate=lambda step: 0.05,
-                checkpoints=checkpoint.Checkpoints(tmp_path),
-                metrics=metrics,
+                output=loop.Output(checkpoint.Checkpoints(tmp_path), metrics, lambda step, row: None),
                 stop=stop,
-                progress=lambda step, row: None,
             )
         finally:
             metrics.close()

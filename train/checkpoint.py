@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from train import leaves
+from train.messages import say
 from train.orbax_logging import drop_library_lines
 from train.parallel import processes
 
@@ -36,9 +37,9 @@ class Checkpoints:
     workdir: pathlib.Path
     keep: int = 2
     best: tuple[str, str] = ("accuracy", "max")
-    report: Callable[[str], Any] = print
+    report: Callable[[str], Any] = say
     owner: bool = True
-    about: Any = None  # Constants of the run, written into each checkpoint.
+    constants: Any = None  # Of the run, as JSON; written into each checkpoint.
     _manager: Any = None
 
     def __post_init__(self):
@@ -74,7 +75,7 @@ class Checkpoints:
             if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
                 raise FloatingPointError(f"{name} is not finite at step {step}; the checkpoints before it are kept")
         named = {name: [str(leaf.dtype), list(leaf.shape), leaves.bit_sum(leaf)] for name, leaf in arrays.items()}
-        text = json.dumps({"record": record, "metrics": metrics, "leaves": named, "constants": self.about})
+        text = json.dumps({"record": record, "metrics": metrics, "leaves": named, "constants": self.constants})
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
         self.wait()
         args = _orbax().args

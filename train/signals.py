@@ -4,11 +4,11 @@ import signal
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved, or with a step of None there is nothing to keep."""
+    """A signal asked the run to stop; its state is saved, or with a step of None nothing is kept."""
 
     def __init__(self, number: int, step: int | None):
-        goes_on = f"stopped at step {step}; the same command goes on from there"
-        super().__init__("stopped; nothing is kept" if step is None else goes_on)
+        resumes = f"stopped at step {step}; the same command resumes the run"
+        super().__init__("stopped; all outputs are discarded" if step is None else resumes)
         self.number, self.exit_status = number, 128 + number
 
 

@@ -16,11 +16,13 @@ class Task(NamedTuple):
     metrics: tuple[str, ...]  # the keys of `finish` of an evaluation's sums, for metrics.csv
     train_metrics: tuple[str, ...]  # those of a training step's sums
     best: tuple[str, str]  # (metric, "max" or "min")
-    # (state, stopped) -> what an evaluation scores and training goes on from; the state as it was where stopped() says
+    # (state, stopped) -> the state used for the evaluation and for the following steps; unchanged where stopped() says
     # that a signal has come.
     prepare_eval: Callable[..., Any] | None = None
-    early_step: Callable[..., Any] | None = None  # In the place of train_step for the first `early_steps` of a run:
-    early_steps: int = 0  # a branch inside one compiled step would cost a CPU a third of its speed.
+    # The training step of the first `early_steps`, see step_for. (A branch inside one compiled step would cost a CPU a
+    # third of its speed.)
+    early_step: Callable[..., Any] | None = None
+    early_steps: int = 0
     eval_rows: int = 250  # Examples of an evaluation's batch, at least.
     details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
     # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
@@ -28,6 +30,10 @@ class Task(NamedTuple):
     is_sharded: Callable[[Any], bool] | None = None
     shard: Callable[..., Any] = lambda state: state
     unshard: Callable[..., Any] = lambda state: state
+
+    def step_for(self, step: int) -> Callable[..., Any]:
+        """The training step that follows `step` finished ones."""
+        return self.early_step if self.early_step and step < self.early_steps else self.train_step
 
 
 def eval_batch(task: Task, *, batch_size: int, examples: int) -> int:

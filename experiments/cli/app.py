@@ -1,11 +1,16 @@
-"""How an entry point starts and fails: an expected failure is one line and an exit status, no traceback."""
+"""How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
 
 import logging
+import pathlib
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+
+from experiments.cli import options
 
 FLAGS = flags.FLAGS
 
@@ -21,8 +26,10 @@ def require(condition: bool, message: str) -> None:
 
 def _parse(argv):
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        ours = [FLAGS.module_help(name) for name in FLAGS.flags_by_module_dict() if name.startswith("experiments.")]
-        print("\n".join([f"{sys.modules['__main__'].__doc__}\n", *ours, FLAGS.main_module_help()]))
+        ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
+        ours = [name for name in ours if name != sys.argv[0]]
+        shown = [FLAGS.module_help(name) for name in ours]
+        print("\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help()]))
         sys.exit(0)
     try:
         return FLAGS(argv)
@@ -32,25 +39,27 @@ def _parse(argv):
             line = re.sub(
                 rf"(invalid literal for {kind}\(\)|could not convert string to {kind}).*", f"must be {accepted}", line
             )
+        line = re.sub(r"^flag (--\w+)(=None(?=: must be given))?", r"\1", line)
         print("error:", line, file=sys.stderr)
         sys.exit(2)
 
 
 def _explain(error: Exception) -> tuple[int, str] | None:
-    """(exit status, line) for a failure that is the user's to mend; None for one that is ours."""
+    """(exit status, line) of an error that the user can fix; None for an internal one, which keeps its traceback."""
     import jax
 
-    from data import DataError  # Late: a run listens to signals before it imports what is slow.
+    import data  # Late: a run listens to signals before it imports what is slow.
+    from models.errors import ModelError
     from train.checkpoint import CheckpointError
-    from train.parallel.devices import DeviceError
+    from train.parallel.processes import DeviceError
     from train.signals import Interrupted
     from train.workdir import WorkdirError
 
     if isinstance(error, Interrupted):
         return error.exit_status, str(error)
-    if isinstance(error, UsageError | DeviceError):
+    if isinstance(error, UsageError | DeviceError | ModelError | data.ArgumentError):
         return 2, f"error: {error}"
-    if isinstance(error, DataError | CheckpointError | WorkdirError | FloatingPointError):
+    if isinstance(error, data.DataError | CheckpointError | WorkdirError | FloatingPointError):
         return 1, f"error: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and re.search("gloo", str(error), re.IGNORECASE):
         return 1, f"error: another process of this run is gone: {str(error).splitlines()[0]}"
@@ -65,23 +74,35 @@ def _explain(error: Exception) -> tuple[int, str] | None:
     return None
 
 
-def one_line(text: str) -> str:
-    """`text` with what does not print escaped: a file's name may hold a line break."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def run(main: Callable[..., int | None], config_class: type | None = None, *, positional: bool = False) -> None:
+    """Runs `main(config)`, with `config` of `config_class` made from the flags, or `main(config, arguments)` where it
+    takes `positional` arguments; without a `config_class` `main(argv)`.
 
+    An expected failure is one line on standard error, with status 2 for a bad flag and 1 otherwise.
+    """
+    if config_class is not None:
+        options.define(config_class)
 
-def run(main) -> None:
-    """Runs `main(argv)`: an expected failure is one line on standard error, status 2 for a bad flag and 1 otherwise."""
+    def called(argv) -> Any:
+        if config_class is None:
+            return main(argv)
+        config = options.from_flags(config_class)
+        if positional:
+            return main(config, argv[1:])
+        name, extra = pathlib.Path(argv[0]).stem, " ".join(argv[1:])
+        require(not extra, f"{name} takes no positional arguments; given: {extra!r}")
+        return main(config)
 
     def guarded(argv):
         if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
-            return main(argv)
+            return called(argv)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
+            from train.messages import one_line
             from train.parallel.processes import leave_soon
 
             explained = _explain(error)

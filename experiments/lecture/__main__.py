@@ -124,16 +124,15 @@ def sound(path: pathlib.Path):
 
 def run_topic(name: str, place: pathlib.Path) -> int:
     """Runs one topic to its end; its exit status, 128 and the signal's number where one ended it."""
-    from train import loop
 
     began = time.perf_counter()
     module = name if name in RUNS else f"lecture.{name}"
     ended = subprocesses.run(module, f"--workdir={place}", *TOPICS[name])
     status = 128 + ended.signalled if ended.signalled else ended.status
     if status:
-        loop.say(f"{name} ended with exit status {status}; started again, the lecture goes on there")
+        say(f"{name} ended with exit status {status}; started again, the lecture goes on there")
     else:
-        loop.say(f"{name}: {time.perf_counter() - began:.0f} s")
+        say(f"{name}: {time.perf_counter() - began:.0f} s")
     return status
 
 
@@ -154,7 +153,6 @@ def main(argv) -> int:
     for name in only:
         flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
     from experiments.lecture import page as lecture_page
-    from train import loop
     from train import workdir as folder
 
     used = [run_section(pathlib.Path(place).absolute()) for place in values["use"]]  # Before anything takes long.
@@ -169,7 +167,7 @@ def main(argv) -> int:
     sections = [(run_section if name in RUNS else lesson_section)(home.path / name) for name in names]
     page = lecture_page.page("Introduction to neural networks, executed", INTRODUCTION, [*sections, *used])
     folder.write_atomically(home.path / "lecture.html", page)
-    loop.say(f"the page: {home.path / 'lecture.html'}")
+    say(f"the page: {home.path / 'lecture.html'}")
     seconds = round(time.perf_counter() - began, 1)
     print(json.dumps({"topics": names, "seconds": seconds, "page": str(home.path / "lecture.html")}))
     return 0

@@ -27,7 +27,7 @@ from absl import flags as absl_flags
 from data import batches
 from experiments.cli import flags
 from experiments.reporting import figures, report
-from train import loop
+from train.messages import say
 from train.task import Task
 from train.tasks import classification
 from train.workdir import Workdir, WorkdirError
@@ -74,7 +74,7 @@ class Lesson:
         kept = self.home.read_json(f"pieces/{name}.json")
         if kept is None:
             self.claim()
-            loop.say(name)
+            say(name)
             place.mkdir(exist_ok=True)
             found = json.loads(json.dumps(make()))
             self.home.write_json(f"pieces/{name}.json", {"found": found, "sha256": _digest(found)})
@@ -157,7 +157,7 @@ def train(
     state, step = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.train_step)
     source = batches.train_batches(images, labels, batch_size=batch_size, seed=seed)
     for done in range(steps + 1):
-        if watch is not None and (done == 0 or loop.due(done, every, steps)):
+        if watch is not None and (done == 0 or (done == steps or (every > 0 and done % every == 0))):
             watch(done, state)
         if done == steps:
             return state
@@ -226,7 +226,7 @@ def _in_folder(home: Workdir, name: str, experiment, *, options: dict[str, Any])
         raise WorkdirError(f"{home.path} belongs to another experiment ({pairs}); choose a new --workdir")
     summary = home.read_json("summary.json")
     if there is not None and summary is not None and _shown(home):
-        loop.say(f"this experiment is complete; another needs another --workdir: {home.path}")
+        say(f"this experiment is complete; another needs another --workdir: {home.path}")
         print(json.dumps(summary))
         return 0
     if (home.path / "run.json").exists():
@@ -242,6 +242,6 @@ def _in_folder(home: Workdir, name: str, experiment, *, options: dict[str, Any])
     home.write_json("lesson.json", {**found._asdict(), "figures": lesson.figures, "command": command})
     numbers = {"experiment": name, **found.numbers, "workdir": str(home.path)}
     home.write_json("summary.json", numbers)
-    loop.say(f"figures: {pathlib.Path(home.path, 'figures')}")
+    say(f"figures: {pathlib.Path(home.path, 'figures')}")
     print(json.dumps(numbers))
     return 0

@@ -3,49 +3,27 @@
 import functools
 import io
 import pathlib
-from collections.abc import Iterator
 
-import jax
 import numpy as np
 from PIL import Image
 
 import models
 from experiments.reporting import figures as draw
 from experiments.reporting import report
-from experiments.setup import preprocessing
+from experiments.setup import prediction, preprocessing
 from models import summary as layer_summary
-from train.parallel import data_parallel
-from train.tasks import classification
 from train.workdir import write_atomically
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 CAPTIONS = {
     "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole split that is scored",
-    "accuracy": "share of right answers: training, the mean since the row before; eval, the whole split that is scored",
+    "accuracy": "accuracy: training, the mean since the row before; eval, the whole split that is scored",
     "learning_rate": "the schedule at each logged step",
 }
 SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 
 
-def outputs(task, state, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """What the network gives for uint8 images [N, H, W, C], a batch at a time, on one device."""
-    step, batch_size = (
-        data_parallel.parallelize(task.predict_step, 1, donate=False),
-        max(1, min(batch_size, len(images))),
-    )
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        padded = np.pad(part, ((0, batch_size - len(part)), *((0, 0),) * 3))
-        yield np.asarray(step(state, {"image": padded}))[: len(part)]
-
-
-def predictions(task, state, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Probabilities [N, C] of uint8 images [N, H, W, C], on one device."""
-    found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
-    return np.concatenate(found) if found else np.zeros((0, 0))
-
-
-def weight_pictures(state, model: str, layer: str, image_shape):
+def weight_images(state, model: str, layer: str, image_shape):
     """The weights of the first layer of the network `model`, given by its path, as pictures [N, H, W, C]: a
     convolution's filters or a dense layer's templates."""
     if model in models.FIRST_FILTERS:
@@ -62,12 +40,12 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     write_atomically(path, png.getvalue())
 
 
-def write_page(folder, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
+def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
     """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
     (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
-    path, entries = folder / "figures", []
+    path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
-    curves = report.curves(report.read_metrics(folder / "metrics.csv"), skip=skip)
+    curves = report.curves(report.read_metrics(workdir / "metrics.csv"), skip=skip)
     titles = {name: draw.titled(name) for name in curves}
     drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
     for name, title, caption, figure in (*drawn, *figures):
@@ -76,7 +54,7 @@ def write_page(folder, *, layers, figures, tables, headline, skip, summary, comm
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(
-        folder / "report.html",
+        workdir / "report.html",
         title=f"{summary['model']} on {summary['dataset']}",
         summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in headline if key in summary},
         command=command,
@@ -86,21 +64,21 @@ def write_page(folder, *, layers, figures, tables, headline, skip, summary, comm
             ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
             ("This run", ["", ""], values),
         ],
-        resume_note="The same command, started again in the same folder, goes on where the run stopped.",
+        resume_note="The same command with the same --workdir resumes an interrupted run.",
     )
 
 
-def write_report(folder, setup, *, test, result, summary, command: str) -> None:
-    """A classifier's page."""
-    state, names = result.state, setup.about.class_names
+def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
+    """Writes the report of a classifier: figures/*.png and report.html in the workdir."""
+    state, names = result.state, experiment.info.class_names
     images, labels = preprocessing.shown(*test)
     confusion = result.sums["confusion"].astype(int)
-    probabilities = predictions(setup.task, state, images)
+    probabilities = prediction.probabilities(experiment.task, state, images)
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
-    among = f"{summary['split']} pictures"
+    among = f"{summary['split']} images"
     among = among if len(images) == summary["examples"] else f"a fixed sample of {len(images)} {among}"
-    layers = layer_summary.layers(setup.model, setup.input_shape)
-    weights = weight_pictures(state, summary["model"], layers[0].name, setup.input_shape)
+    layers = layer_summary.layers(experiment.model, experiment.input_shape)
+    weights = weight_images(state, summary["model"], layers[0].name, experiment.input_shape)
     kind = "filters" if len(layers[0].shape) == 3 else "templates"
     figures = (
         (
@@ -112,7 +90,7 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
         (
             "mistakes",
             "Surest mistakes",
-            f"{among} that the network gets wrong with the most confidence",
+            f"{among} that the network classifies wrongly with the highest probability",
             draw.mistakes_grid(images, labels, guess, sure, names),
         ),
         (
@@ -122,9 +100,9 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
             draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True),
         ),
     )
-    tables = [classification.class_table(result.sums, names)]
+    tables = [class_table(result.sums, names)]
     write_page(
-        folder,
+        workdir,
         layers=layers,
         figures=figures,
         tables=tables,
@@ -133,3 +111,13 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
         summary=summary,
         command=command,
     )
+
+
+def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
+    """The report's table of recall and precision by class."""
+    confusion, rows = sums["confusion"], []
+    for i, name in enumerate(class_names):
+        true, predicted = confusion[i].sum(), confusion[:, i].sum()
+        share = [f"{confusion[i, i] / n:.3f}" if n else "none" for n in (true, predicted)]
+        rows.append([name, f"{true:.0f}", *share])
+    return "Classes", ["class", "examples", "recall", "precision"], rows

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.cli.config import GenerateConfig
 from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
+from experiments.setup.experiment import Experiment
+from experiments.setup.generation import latents
 from models import summary as layer_summary
 from train.parallel import data_parallel, processes
 from train.state import State
@@ -67,14 +70,22 @@ def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     classification_report.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
-def remember(workdir: str, predict, state, *, latents, classes: int, conditional: bool) -> None:
-    """Samples of the same latent vectors as at any other step, in the run's folder."""
-    columns = columns_of(classes, conditional=conditional)
-    images = samples(predict, state, latent_batch(ROWS * columns, SHOWN_SEED, latents=latents, classes=classes))
-    if processes.is_main():
-        place = pathlib.Path(workdir).absolute() / "samples"
-        place.mkdir(parents=True, exist_ok=True)
-        write_png(place / f"step_{int(state.step):07d}.png", tiled(images, columns))
+class SampleWriter:
+    """A task's `prepare_eval`: keeps samples of the same latent vectors at each evaluation, as step_NNNNNNN.png."""
+
+    def __init__(self, folder: pathlib.Path, config: GenerateConfig, experiment: Experiment):
+        self._folder, self._predict = folder, experiment.task.predict_step
+        classes = len(experiment.info.class_names)
+        self._columns = columns_of(classes, conditional=config.conditional)
+        self._batch = latent_batch(ROWS * self._columns, SHOWN_SEED, latents=latents(config), classes=classes)
+
+    def __call__(self, state, stopped):
+        del stopped
+        images = samples(self._predict, state, self._batch)
+        if processes.is_main():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_png(self._folder / f"step_{int(state.step):07d}.png", tiled(images, self._columns))
+        return state
 
 
 def _is_grid(path: pathlib.Path, width: int) -> bool:
@@ -123,22 +134,22 @@ def share_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
     return "Classes", ["class", "samples"], [[n, f"{100 * s:.1f} %"] for n, s in zip(class_names, shares, strict=True)]
 
 
-def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+def write_report(workdir, config, experiment, *, test, result, summary, command: str) -> None:
     """A GAN's page."""
     del test
-    classes, height = len(setup.about.class_names), setup.about.image_shape[0]
-    columns = columns_of(classes, conditional=setup.model.conditional)
-    batch = latent_batch(ROWS * columns, SHOWN_SEED, latents=setup.latents, classes=classes)
-    predict = setup.task.predict_step
+    classes, height = len(experiment.info.class_names), experiment.info.image_shape[0]
+    columns = columns_of(classes, conditional=config.conditional)
+    batch = latent_batch(ROWS * columns, SHOWN_SEED, latents=latents(config), classes=classes)
+    predict = experiment.task.predict_step
     images = samples(predict, result.state, batch) / 255.0
     lines = samples(predict, result.state, between(batch, 4, 8)) / 255.0
-    paths = [path for path in sorted((folder / "samples").glob("step_*.png")) if _is_grid(path, columns * height)]
+    paths = [path for path in sorted((workdir / "samples").glob("step_*.png")) if _is_grid(path, columns * height)]
     figures = [
         (
             "samples",
             "Samples",
             "not picked: the first latent vectors of a fixed seed"
-            + (", a column for each class" if setup.model.conditional else ""),
+            + (", a column for each class" if config.conditional else ""),
             draw.image_grid(images, title="Samples", columns=columns, normalize=False),
         ),
         (
@@ -159,10 +170,10 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
             ),
         )
     classification_report.write_page(
-        folder,
-        layers=layer_summary.layers(setup.model, setup.input_shape),
+        workdir,
+        layers=layer_summary.layers(experiment.model, experiment.input_shape),
         figures=figures,
-        tables=[share_table(result.sums, setup.about.class_names)],
+        tables=[share_table(result.sums, experiment.info.class_names)],
         headline=HEADLINE,
         skip=SKIP,
         summary=summary,

@@ -9,6 +9,7 @@ from PIL import Image
 from data import decode
 from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
+from experiments.setup import prediction
 from models import summary as layer_summary
 from train.tasks import segmentation
 
@@ -35,16 +36,6 @@ def palette(class_names) -> np.ndarray:
         if class_names[0] == "background":
             colours[0] = 40
     return np.concatenate([colours, np.zeros((1, 3))]).astype(np.uint8)
-
-
-def masks(task, state, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """Classes uint8 [N, H, W] of uint8 images [N, H, W, C], on one device."""
-    return np.concatenate(
-        [
-            logits.argmax(-1).astype(np.uint8)
-            for logits in classification_report.outputs(task, state, images, batch_size)
-        ]
-    )
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -108,13 +99,13 @@ def figure(images, labels, guesses, class_names):
     return shown
 
 
-def write_report(folder, setup, *, test, result, summary, command: str) -> None:
+def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
     """A segmentation's page."""
     import matplotlib
 
-    names, (images, labels) = setup.about.class_names, test
+    names, (images, labels) = experiment.info.class_names, test
     rows = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
-    guesses = masks(setup.task, result.state, images[rows])
+    guesses = prediction.masks(experiment.task, result.state, images[rows])
     with matplotlib.rc_context(draw.STYLE):
         shown = figure(images[rows], labels[rows], guesses, names)
     confusion = result.sums["confusion"].astype(int)
@@ -134,8 +125,8 @@ def write_report(folder, setup, *, test, result, summary, command: str) -> None:
     )
     tables = [class_table(result.sums, names)]
     classification_report.write_page(
-        folder,
-        layers=layer_summary.layers(setup.model, setup.input_shape),
+        workdir,
+        layers=layer_summary.layers(experiment.model, experiment.input_shape),
         figures=figures,
         tables=tables,
         headline=HEADLINE,

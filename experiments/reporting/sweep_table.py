@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.cli import flags
+from experiments.cli.app import UsageError
 
 
 def points(grid: str) -> list[dict[str, str]]:
@@ -18,21 +18,21 @@ def points(grid: str) -> list[dict[str, str]]:
     try:
         parts = shlex.split(grid)
     except ValueError as error:
-        raise flags.UsageError(f"--grid={grid}: {error}") from None
+        raise UsageError(f"--grid={grid}: {error}") from None
     for part in parts:
         name, equals, text = part.partition("=")
         if not (equals and text and re.fullmatch(r"[a-z]\w*", name)) or name in (*axes, "workdir", "dry_run"):
-            raise flags.UsageError(f"--grid: cannot read {part!r}; accepted is name=value,value or name=first..last")
+            raise UsageError(f"--grid: cannot read {part!r}; must be name=value,value or name=first..last")
         span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
         if span and int(span[2]) - int(span[1]) >= 10_000:
-            raise flags.UsageError(f"--grid: {part!r} has more than 10,000 values")
+            raise UsageError(f"--grid: {part!r} has more than 10,000 values")
         axes[name] = [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else text.split(",")
         if len(set(axes[name])) < len(axes[name]):
-            raise flags.UsageError(f"--grid: {part!r} names a value twice")
+            raise UsageError(f"--grid: {part!r} names a value twice")
         if not axes[name] or any(not re.fullmatch(r"[\w.+-]+", value) for value in axes[name]):
-            raise flags.UsageError(f"--grid: cannot read {part!r}; values are numbers or words, a range goes upwards")
+            raise UsageError(f"--grid: cannot read {part!r}; values are numbers or words, a range goes upwards")
     if not axes:
-        raise flags.UsageError('--grid="name=value,value ..." is needed')
+        raise UsageError('--grid="name=value,value ..." is needed')
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -63,11 +63,11 @@ def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
         figures.save_figure(figure, path)
 
 
-def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
+def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
     """sweep_curves.png: test accuracy over the steps, a line for each run, a colour for each setting."""
     from experiments.reporting import report
 
-    with _figure(home / "sweep_curves.png", height=4.2, title="Test accuracy") as axes:
+    with _figure(workdir / "sweep_curves.png", height=4.2, title="Test accuracy") as axes:
         colours: dict[str, str] = {}
         for row in rows:
             name = setting(row, names)
@@ -81,10 +81,10 @@ def curves(home: pathlib.Path, rows: list[dict], names: list[str]) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Beside the curves, whose ends it would hide.
 
 
-def picture(home: pathlib.Path, results: list[list]) -> None:
+def draw(workdir: pathlib.Path, results: list[list]) -> None:
     """sweep.png: mean accuracy and standard deviation of each setting."""
     title = "Mean and standard deviation over seeds" if max(row[1] for row in results) > 1 else "Test accuracy"
-    with _figure(home / "sweep.png", height=1.6 + 0.4 * len(results), title=title) as axes:
+    with _figure(workdir / "sweep.png", height=1.6 + 0.4 * len(results), title=title) as axes:
         means, spreads = [100 * row[2] for row in results], [100 * row[3] for row in results]
         axes.errorbar(means, range(len(results)), xerr=spreads, fmt="o", capsize=4)
         axes.set_yticks(range(len(results)), [row[0] for row in results])

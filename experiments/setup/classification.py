@@ -1,235 +1,170 @@
-"""From flags to a data set, a network and a task: the same for training, evaluation and prediction."""
+"""From classify's config to a data set, a network and a task: for training, evaluation and prediction."""
 
 import functools
-import math
-from typing import Any, NamedTuple
+
+import flax.linen as nn
 
 import data
 import models
 from data import augment, cifar10, generated, stream
 from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistics
-from experiments.cli import validation
-from experiments.cli.flags import UsageError, require
+from experiments.cli import options
+from experiments.cli.app import UsageError, require
+from experiments.cli.config import ClassifyConfig, NetworkConfig
 from experiments.setup import preprocessing
-from train import backpropagation, optimizers
+from experiments.setup.experiment import (
+    ClassificationInfo,
+    DatasetInfo,
+    Experiment,
+    gradient_descent,
+    network_dtype,
+    train_split,
+)
+from models import summary
+from models.errors import ModelError
+from train import backpropagation
 from train.parallel import hybrid
 from train.parallel.devices import axis_of
-from train.task import Task
 from train.tasks import classification
 
-MODEL_FLAGS = (
-    *("hidden", "activation", "slope", "dropout", "depth", "blocks", "growth_rate", "bottleneck", "compression"),
-    *("dropout_after", "local_response_norm", "v1_5"),
-)
 # Pixels of the training images that a network is fitted to: 512 images of CIFAR-10.
 PATCH_PIXELS = 524_288
 
 
-class About(NamedTuple):
-    """What a run's network was made for; kept in run.json and in each checkpoint."""
-
-    image_shape: tuple[int, ...]  # [H, W, C] of the pictures, before any crop
-    mean: tuple[float, ...]  # by channel, on the scale 0 to 255
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
-    covariance: tuple[tuple[float, ...], ...] = ()  # of the channels, for --colour_noise; empty without it
-
-
-class Setup(NamedTuple):
-    about: Any
-    input_shape: tuple[int, ...]  # [H, W, C] that the network sees
-    model: Any
-    task: Task
-    learning_rate: Any
-
-
-def network(config: dict, classes: int, axis: str | None):
-    """The Linen module. Raises UsageError for an unknown network or an option that it does not take."""
-    values = {name: config[name] for name in MODEL_FLAGS if config[name] is not None}
-    if "hidden" in values:
-        try:
-            values["hidden"] = tuple(int(size) for size in values["hidden"])
-        except ValueError:
-            raise UsageError(f"--hidden={','.join(values['hidden'])}: whole numbers with commas are accepted") from None
-        require(
-            min(values["hidden"], default=1) > 0, f"--hidden={','.join(config['hidden'])}: sizes must be more than 0"
+def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None = None) -> Dataset:
+    """The data set, as a binary task where --positive asks for one; image files are resized to `shape` if given."""
+    data.find(config.dataset)
+    size, augmentation = config.image_size, config.augment
+    if config.dry_run_data:
+        dataset = generated.load(stream.view(size, augmentation) if size else None)
+    else:
+        dataset = data.load(
+            config.dataset,
+            config.data_dir,
+            skip_corrupt=config.skip_corrupt,
+            image_size=size,
+            augment=augmentation,
+            shape=shape,
         )
-    slope = config["slope"]
-    require(slope is None or config["activation"] == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
-    require(slope is None or math.isfinite(slope), f"--slope={slope}: must be finite")
-    for name in ("depth", "blocks", "growth_rate", "compression"):
-        require(config[name] is None or config[name] > 0, f"--{name}={config[name]}: must be more than 0")
-    require((config["compression"] or 0) <= 1, f"--compression={config['compression']}: accepted are values in (0, 1]")
-    require(0 <= (config["dropout"] or 0) < 1, f"--dropout={config['dropout']}: accepted are rates in [0, 1)")
-    try:
-        known = models.options(config["model"])
-        for name in values:
-            taken = ", ".join(f"--{flag}" for flag in MODEL_FLAGS if flag in known) or "none of these flags"
-            require(name in known, f"--{name} is not for --model={config['model']}, which takes {taken}")
-        if "activation" in values:
-            from models.layers import activation
-
-            activation(values["activation"])
-        settings = {"axis_name": axis, "sync_bn": config["sync_bn"]}
-        settings["author_weights"] = config.get("parameter_groups") == "author"
-        return models.create(config["model"], classes, **values, **{k: v for k, v in settings.items() if k in known})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
+    supported = "is supported by --dataset=folder and tfds:NAME"
+    require(streamed or size is None, f"--image_size={size} {supported}, not by {config.dataset}")
+    require(
+        streamed or augmentation not in ("crop", "resized_crop"),
+        f"--augment={augmentation} {supported} with images of more than 64 pixels a side, or with --image_size",
+    )
+    require(
+        not (config.alternate_flip and streamed), "--alternate_flip is supported for images held in memory, not streams"
+    )
+    if config.train_batches:
+        dataset = cifar10.train_on(dataset, config.train_batches)
+    return binary_task(dataset, config.positive, config.negative) if config.positive else dataset
 
 
-def load_dataset(config: dict, *, shape: tuple[int, int, int] | None = None) -> Dataset:
-    """The data set, as a binary task where --positive asks for one; picture files are resized to `shape` if given."""
-    with validation.usage_errors():
-        data.find(config["dataset"])
-        size, kind = config["image_size"], config["augment"]
-        require(size is None or size > 0, f"--image_size={size}: must be more than 0")
-        require(config["negative"] is None or config["positive"] is not None, "--negative needs --positive")
-        if config["model"] == "logistic" and config["positive"] is None:
-            raise UsageError("--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)")
-        if config["dry_run_data"]:
-            dataset = generated.load(stream.view(size, kind) if size else None)
-        else:
-            dataset = data.load(
-                config["dataset"],
-                config["data_dir"],
-                skip_corrupt=config["skip_corrupt"],
-                image_size=size,
-                augment=kind,
-                shape=shape,
-            )
-        streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
-        where = "--dataset=folder or tfds:NAME"
-        require(streamed or size is None, f"--image_size={size} is for {where}, not {config['dataset']}")
-        require(
-            streamed or kind not in ("crop", "resized_crop"),
-            f"--augment={kind} is for {where} with pictures of more than 64 pixels a side, or with --image_size",
-        )
-        require(
-            not config["alternate_flip"] or (kind == "flip_shift" and not streamed),
-            "--alternate_flip is for --augment=flip_shift with pictures held in memory",
-        )
-        if config["train_batches"]:
-            dataset = cifar10.train_on(dataset, config["train_batches"])
-        return binary_task(dataset, config["positive"], config["negative"]) if config["positive"] else dataset
-
-
-def describe(config: dict, dataset: Dataset) -> About:
-    """The constants of a data set, from its training split; the covariance from a sample, where noise needs it."""
-    images, _ = validation.train_split(dataset)
+def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo:
+    """The facts of a data set, from its training split; the covariance from a sample, where noise needs it."""
+    images, _ = train_split(dataset)
     streamed = isinstance(images, stream.Stream)
     mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
-    covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config["colour_noise"] else ()
-    return About(images.shape[1:], mean, std, dataset.class_names, covariance)
+    covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config.colour_noise else ()
+    return ClassificationInfo(tuple(images.shape[1:]), mean, std, dataset.class_names, covariance)
 
 
-def fit(config: dict, state, images, about: About):
-    """`state`, where the network's start depends on the training images fitted to a fixed sample of them."""
-    if config["model"] not in models.FIT or config["init_from"]:
-        return state
-    height, width = images.shape[1:3]
-    count = max(1, PATCH_PIXELS // (height * width))
-    sample = images[stream.sample(len(images), count)]
-    fitted = models.FIT[config["model"]](state.batch_stats, augment.normalize(sample, about.mean, about.std))
-    return state._replace(batch_stats=fitted)
+def network(
+    config: NetworkConfig, classes: int, *, axis: str | None = None, sync_bn: bool = True, author: bool = False
+) -> nn.Module:
+    """The Linen module `config.model` with the options given. Raises ModelError for an unknown network, UsageError for
+    an option that it does not support."""
+    known = models.options(config.model)
+    flags = [name for name, spec in options.specs(type(config)).items() if spec.network]
+    given = {name: getattr(config, name) for name in flags if getattr(config, name) is not None}
+    for name in given:
+        supported = ", ".join(f"--{flag}" for flag in flags if flag in known) or "none of these flags"
+        require(name in known, f"--{name} is not supported by --model={config.model}, which has {supported}")
+    settings = {"axis_name": axis, "sync_bn": sync_bn, "author_weights": author}
+    return models.create(config.model, classes, **given, **{k: v for k, v in settings.items() if k in known})
 
 
-def eval_split(dataset: Dataset, asked: str | None = None) -> str:
-    """The split that a run is scored on: the one `asked` for, or test, else val or, as tfds has it, validation."""
-    for split in (asked,) if asked else ("test", "val", "validation"):
-        if split in dataset.splits:
-            return split
-    known = ", ".join(dataset.splits)
-    require(not asked, f"--eval_split={asked}: {dataset.name} has {known}")
-    raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
-
-
-def gradient_descent(config: dict, steps: int):
-    """(learning-rate schedule, optimizer). Raises UsageError for numbers that make none."""
-    try:
-        drops = [float(drop) for drop in config["drops"]]
-    except ValueError:
-        raise UsageError(f"--drops={','.join(config['drops'])}: numbers with commas are accepted") from None
-    require(all(0 < drop < 1 for drop in drops), f"--drops={','.join(config['drops'])}: must lie between 0 and 1")
-    factor = config["drop_factor"]
-    require(1 < factor < math.inf, f"--drop_factor={factor}: must be finite and more than 1")
-    rate = optimizers.schedule(
-        config["schedule"],
-        learning_rate=config["learning_rate"],
-        steps=steps,
-        warmup_steps=config["warmup_steps"],
-        drops=drops,
-        drop_factor=factor,
-    )
-    author = config["parameter_groups"] == "author"
-    known = ", ".join(models.AUTHOR_GROUPS)
-    require(not author or config["model"] in models.AUTHOR_GROUPS, f"--parameter_groups=author is for --model={known}")
-    optimizer = optimizers.create(
-        config["optimizer"],
-        rate,
-        momentum=config["momentum"],
-        nesterov=config["nesterov"],
-        weight_decay=config["weight_decay"],
-        groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
-    )
-    return rate, optimizer
-
-
-def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Setup:
-    """`setup`, where the network can see the images."""
-    return setup(config, about, devices=devices, steps=steps, checked=True)
-
-
-def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool = False) -> Setup:
-    """The network and its task, for a new run or for one that is read again; `checked` against what it sees."""
+def create_experiment(
+    config: ClassifyConfig, info: ClassificationInfo, *, devices: int, steps: int, checked: bool = True
+) -> Experiment:
+    """The network and its task, for a run on `devices`. Unless `checked`, as for a stored run, the network may be one
+    that can't see the images."""
     axis = axis_of(devices)
-    for other, names in (("segment", models.SEGMENTERS), ("generate", models.GENERATORS)):
-        require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
-    model = network(config, len(about.class_names), axis)
-    rate, optimizer = gradient_descent(config, steps)
-    precision = {"dtype": validation.lower_precision(config)}
-    train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, about)
-    written_out = None
-    if config["gradients"] == "backpropagation":
-        layers = validation.layer_specs(config, model, input_shape)
-        written_out = functools.partial(backpropagation.gradients, layers=layers, prepare=train_prepare, axis=axis)
+    for command in ("segment", "generate"):
+        names = {"segment": models.SEGMENTERS, "generate": models.GENERATORS}[command]
+        require(config.model not in names, f"--model={config.model} is trained by experiments.{command}")
+    author = config.parameter_groups == "author"
+    model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
+    learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
+    train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, info)
+    early_steps, early_size = preprocessing.early(config, input_shape, steps)
+    if config.parallelism == "hybrid":
+        require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")
+    if checked:
+        check_shapes(config, model, input_shape, early_size)
     task = classification.create(
         model=model,
         optimizer=optimizer,
         image_shape=input_shape,
-        class_names=about.class_names,
+        class_names=info.class_names,
         train_prepare=train_prepare,
         eval_prepare=eval_prepare,
         axis=axis,
-        smoothing=config["label_smoothing"],
-        early=preprocessing.early(config, input_shape, steps),
-        **precision,
-        accumulate=config["accumulate"],
-        remat=config["remat"],
-        gradients=written_out,
+        smoothing=config.label_smoothing,
+        early=(early_steps, early_size),
+        dtype=network_dtype(config),
+        accumulate=config.accumulate,
+        remat=config.remat,
+        gradients=written_out(config, model, input_shape, train_prepare, axis),
     )
-    made, hybrid_parallel = Setup(about, input_shape, model, task, rate), config["parallelism"] == "hybrid"
-    if hybrid_parallel:
-        validation.check_hybrid(config, model, devices)
-    if checked:  # Before the hybrid step's own shapes are traced.
-        validation.check_shapes(config, made)
-    if hybrid_parallel:
+    if config.parallelism == "hybrid":
         task = hybrid.parallelized(
             task,
             model=model,
             optimizer=optimizer,
             prepare=train_prepare,
-            smoothing=config["label_smoothing"],
+            smoothing=config.label_smoothing,
             axis=axis,
             devices=devices,
-            passes=config["fc_passes"],
-            update=config["fc_update"],
-            **precision,
+            passes=config.fc_passes,
+            update=config.fc_update,
+            dtype=network_dtype(config),
         )
-    return made._replace(task=task)
+    return Experiment(info, input_shape, model, task, learning_rate)
 
 
-def read_again(run: dict) -> Setup:
-    """The setup of run.json, on one device."""
-    about = About(*(tuple(run[name]) for name in ("image_shape", "mean", "std", "class_names")))
-    about = about._replace(covariance=tuple(map(tuple, run.get("covariance", ()))))
-    return setup(run["flags"], about, devices=1, steps=run["steps"])
+def written_out(config: ClassifyConfig, model, input_shape, prepare, axis: str | None):
+    """The gradients of --gradients=backpropagation, else None."""
+    if config.gradients == "autodiff":
+        return None
+    supported = "perceptron, mlp and lenet"
+    require(hasattr(model, "layer_specs"), f"--gradients=backpropagation supports {supported}, not {config.model}")
+    layers = model.layer_specs(input_shape)
+    return functools.partial(backpropagation.gradients, layers=layers, prepare=prepare, axis=axis)
+
+
+def check_shapes(config: ClassifyConfig, model, input_shape, early_size: tuple[int, int] | None) -> None:
+    """Raises ModelError where the network can't see the images, UsageError where its weights do not fit the smaller
+    ones of the run's first steps."""
+    weights = [layer.parameters for layer in summary.layers(model, input_shape)]
+    if early_size is None:
+        return
+    flag = f"--early_size={config.early_size}: "
+    try:
+        early_layers = summary.layers(model, (*early_size, input_shape[2]))
+    except ModelError as error:
+        raise UsageError(f"{flag}{error}") from None
+    same = weights == [layer.parameters for layer in early_layers]
+    require(same, f"{flag}the weights of --model={config.model} depend on the image size")
+
+
+def data_dependent_init(config: ClassifyConfig, state, images, info: DatasetInfo):
+    """`state`, where the network's initial weights depend on the training images fitted to a fixed sample of them."""
+    if config.model not in models.FIT or config.init_from:
+        return state
+    height, width = images.shape[1:3]
+    count = max(1, PATCH_PIXELS // (height * width))
+    sample = images[stream.sample(len(images), count)]
+    fitted = models.FIT[config.model](state.batch_stats, augment.normalize(sample, info.mean, info.std))
+    return state._replace(batch_stats=fitted)

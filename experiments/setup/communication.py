@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.cli.flags import require
+from experiments.cli.app import require
 from models import summary
 from train.parallel import communication, data_parallel, hybrid
 from train.parallel.devices import axis_of, start_devices
@@ -100,24 +100,20 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
     hosts = 1
     if mesh is not None:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
-        require(
-            match is not None and hybrid, f"--mesh={mesh}: accepted is HOSTSxLOCAL, as 4x8, with --parallelism=hybrid"
-        )
+        require(match is not None and hybrid, f"--mesh={mesh}: must be HOSTSxLOCAL, as 4x8, with --parallelism=hybrid")
         hosts, local = (int(number) for number in match.groups()) if match else (1, 1)
         require(devices in (None, hosts * local), f"--devices={devices} is not --mesh={mesh}")
         devices = hosts * local
-    require(figure is None or mesh is None, f"--figure={figure} is for devices of one host, without --mesh")
-    require(
-        figure is None or figure.lower().endswith(".png"), f"--figure={figure}: accepted is the name of a .png file"
-    )
-    require(devices is not None and devices > 1, f"--devices={devices}: --parallelism needs 2 or more")
+    require(figure is None or mesh is None, f"--figure={figure} is supported for devices of one host, without --mesh")
+    require(figure is None or figure.lower().endswith(".png"), f"--figure={figure}: must be the name of a .png file")
+    require(devices is not None and devices > 1, f"--devices={devices}: must be 2 or more with --parallelism")
     require(
         batch_size is not None and batch_size > 0 and batch_size % devices == 0,
-        f"--batch_size={batch_size}: must be given and divide by {devices} devices",
+        f"--batch_size={batch_size}: must be given, and divisible by {devices} devices",
     )
     require(
         not hybrid or hasattr(model, "SHARDED"),
-        "--parallelism=hybrid is for alexnet_owt and vggN: they have dense layers",
+        "--parallelism=hybrid is supported by alexnet_owt and vggN: they have dense layers",
     )
     if hosts == 1 and devices <= COMPILED:
         jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.

@@ -14,7 +14,8 @@ from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments.cli.compilation_cache import cache_folder
 from experiments.lecture import topic
-from train import leaves, loop, optimizers
+from train import leaves, optimizers
+from train.messages import say
 from train.signals import Interrupted, Stop
 from train.tasks import classification
 
@@ -66,7 +67,7 @@ def load(
     like = jax.eval_shape(task.init, jax.random.key(SEED))
     found = _read(path, like)
     if found is None:
-        loop.say(f"training the classifier that scores samples, {steps} steps, once for these pictures")
+        say(f"training the classifier that scores samples, {steps} steps, once for these pictures")
         found = _train(task, images, labels, batch=batch, steps=steps, stop=stop)
         _write(path, found)
     variables = {"params": found.params, "batch_stats": found.batch_stats}

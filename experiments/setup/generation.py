@@ -1,8 +1,8 @@
-"""From generate's flags to a data set, the networks and a task."""
+"""From generate's config to a data set, the networks and a task."""
 
+import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +12,19 @@ import data
 import models
 from data import generated, stream
 from data.dataset import Dataset, pixel_statistics
-from experiments.cli import validation
-from experiments.cli.flags import require
-from experiments.reporting import generation_report
-from experiments.setup import classification, fid_classifier
+from experiments.cli.app import require
+from experiments.cli.config import GenerateConfig
+from experiments.setup import fid_classifier
+from experiments.setup.experiment import Experiment, GenerationInfo, gradient_descent, network_dtype, train_split
 from models import dcgan
-from train import loop
+from train.messages import say
 from train.parallel.devices import axis_of
-from train.task import Task
+from train.signals import Stop
 from train.tasks import gan, gan_scores
 
 ITEMS = 1000  # Test pictures, and samples and training pictures of a draw, that are compared.
 BYTES = 4 << 30  # Of all pictures in memory.
 BORDER = 8  # Pictures smaller than the networks' by up to 1 / BORDER are padded; others are resized.
-
-
-class About(NamedTuple):
-    """What a run's networks were made for; kept in run.json and in each checkpoint."""
-
-    image_shape: tuple[int, ...]  # [H, W, C] of the pictures
-    mean: tuple[float, ...]  # by channel, on the scale 0 to 255
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
-    classifier: tuple[str, ...] = ()  # The fingerprint of the one that samples are scored with, once it is there.
 
 
 def _squares(images: np.ndarray, side: int) -> np.ndarray:
@@ -57,10 +47,10 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
     for split, (images, labels) in dataset.splits.items():
         rows = np.arange(len(labels)) if split == "train" else stream.sample(len(labels), ITEMS)
         if len(rows) < 2:  # A single picture has no covariance.
-            raise data.DataError(f"{dataset.name}: {len(rows)} picture in the split {split}; scores need 2 or more")
+            raise data.DataError(f"{dataset.name}: {len(rows)} image in the split {split}; scores need 2 or more")
         size = len(rows) * math.prod(images.shape[1:])
         if size > BYTES:
-            raise data.DataError(f"{dataset.name}: {len(rows)} pictures of {split} take {size >> 30} GiB, more than 4")
+            raise data.DataError(f"{dataset.name}: {len(rows)} images of {split} take {size >> 30} GiB, more than 4")
         short = min(images.shape[1:3])
         side = asked or (32 if short <= 32 else 64)
         padded = side - side // BORDER <= short <= side
@@ -73,7 +63,7 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
     load = functools.partial(data.load, name, data_dir, skip_corrupt=skip_corrupt)
     try:
         dataset = load()
-        whole = not isinstance(validation.train_split(dataset)[0], stream.Stream)
+        whole = not isinstance(train_split(dataset)[0], stream.Stream)
     except data.SizesDiffer:
         if asked is None:
             raise
@@ -85,38 +75,42 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
 
 @functools.cache
 def _generated(asked: int | None) -> Dataset:
-    """Noise in the place of the pictures."""
+    """Random images instead of the data set's."""
     dataset = generated.load(None)
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
     return _kept(dataset._replace(splits=splits), asked)
 
 
-def load_dataset(config: dict) -> Dataset:
-    """The data set of the flags."""
-    size = config["image_size"]
-    require(size in (None, *dcgan.SIZES), f"--image_size={size}: accepted are 32 and 64")
-    require(0 <= config["ema"] < 1, f"--ema={config['ema']}: accepted are values in [0, 1)")
-    require(config["eval_split"] != "train", "--eval_split=train: samples are compared with pictures not trained on")
-    if config["dry_run_data"]:
+def load_dataset(config: GenerateConfig) -> Dataset:
+    """The data set, in memory: all training images, of each other split at most ITEMS."""
+    size = config.image_size
+    require(size in (None, *dcgan.SIZES), f"--image_size={size}: must be 32 or 64")
+    require(config.eval_split != "train", "--eval_split=train: samples are compared with images not trained on")
+    if config.dry_run_data:
         return _generated(size)
-    with validation.usage_errors():
-        return _load(config["dataset"], config["data_dir"], size, config["skip_corrupt"])
+    return _load(config.dataset, config.data_dir, size, config.skip_corrupt)
 
 
-def describe(config: dict, dataset: Dataset) -> About:
-    """The constants of a data set, from its training split."""
-    images, _ = validation.train_split(dataset)
-    return About(images.shape[1:], *pixel_statistics(images), dataset.class_names)
+def dataset_info(dataset: Dataset) -> GenerationInfo:
+    """The facts of a data set, from its training split."""
+    images, _ = train_split(dataset)
+    return GenerationInfo(tuple(images.shape[1:]), *pixel_statistics(images), dataset.class_names)
 
 
-def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
-    """The classifier, and how far training pictures are from the test pictures by its features: the mean over draws."""
-    dataset = load_dataset(config)
+def create_scorer(
+    config: GenerateConfig, info: GenerationInfo, dataset: Dataset, split: str, *, stop: Stop | None = None
+) -> tuple[gan.Scorer, GenerationInfo]:
+    """(what evaluations on `split` score samples with, the info with its fingerprint). Its classifier may have to be
+    trained; Interrupted where a signal comes meanwhile.
+
+    The scorer's floor is the Frechet distance of training images to test images by the classifier's features, the mean
+    over draws.
+    """
     images, labels = dataset.splits["train"]
-    tests = dataset.splits[classification.eval_split(dataset, config["eval_split"])][0]
-    classifier = fid_classifier.load(images, labels, len(about.class_names), stop=stop, trial=config["dry_run"])
-    if about.classifier not in ((), (classifier.fingerprint,)):
-        loop.say("the classifier was trained anew: scores differ a little from those of the run before")
+    tests, _ = dataset.splits[split]
+    classifier = fid_classifier.load(images, labels, len(info.class_names), stop=stop, trial=config.dry_run)
+    if info.classifier not in ((), (classifier.fingerprint,)):
+        say("the classifier was trained again: scores differ a little from those of the stored run")
     step = jax.jit(lambda images: classifier.features(images)[0])
 
     def gaussian(images):
@@ -126,14 +120,19 @@ def _scorer(config: dict, about: About, *, stop) -> tuple[gan.Scorer, About]:
     real = gaussian(tests)
     draws = [np.random.default_rng(i).permutation(len(images))[: len(tests)] for i in range(gan.DRAWS)]
     floor = np.mean([gan_scores.frechet_distance(gaussian(images[rows]), real) for rows in draws])
-    about = about._replace(classifier=(classifier.fingerprint,))
-    return gan.Scorer(classifier.features, images, labels, float(floor)), about
+    info = dataclasses.replace(info, classifier=(classifier.fingerprint,))
+    return gan.Scorer(classifier.features, images, labels, float(floor)), info
 
 
-def form(config: dict, about: About, size: int) -> gan.Form:
+def latents(config: GenerateConfig):
+    """The function keys [B] -> latent vectors [B, L]."""
+    return functools.partial(dcgan.latents, authors=config.authors)
+
+
+def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
     """Between pictures uint8 [B, H, W, C] and the networks' [B, size, size, C] in -1 .. 1, black around them."""
-    before = (size - about.image_shape[0]) // 2
-    after = size - about.image_shape[0] - before
+    before = (size - info.image_shape[0]) // 2
+    after = size - info.image_shape[0] - before
     edges = ((0, 0), (before, after), (before, after), (0, 0))
 
     def to_network(images):
@@ -143,62 +142,35 @@ def form(config: dict, about: About, size: int) -> gan.Form:
         inside = made[:, before : size - after, before : size - after]
         return jnp.clip(jnp.round((inside + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
-    return gan.Form(to_network, to_picture, functools.partial(dcgan.latents, authors=config["authors"]))
+    return gan.Form(to_network, to_picture, latents(config))
 
 
-class Generation(NamedTuple):
-    """As build.Setup, with where latent vectors come from."""
-
-    about: Any
-    input_shape: tuple[int, ...]
-    model: Any
-    task: Task
-    learning_rate: Any
-    latents: Any
-
-
-def setup(config: dict, about: About, *, devices: int, steps: int, scored: bool = True, stop=None) -> Generation:
-    """The networks and their task, for a new run or for one that is read again; `scored` with what evaluations need, of
-    which the classifier may have to be trained. Raises Interrupted where `stop` says so meanwhile."""
+def create_experiment(
+    config: GenerateConfig, info: GenerationInfo, *, devices: int, steps: int, scorer: gan.Scorer | None = None
+) -> Experiment:
+    """The networks and their task, for a run on `devices`; without a `scorer` one that can't be evaluated."""
     axis = axis_of(devices)
-    rate, optimizer = classification.gradient_descent(config, steps)
-    size = next((size for size in dcgan.SIZES if about.image_shape[0] <= size), dcgan.SIZES[-1])
-    input_shape = (size, size, about.image_shape[2])
+    learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
+    size = next((size for size in dcgan.SIZES if info.image_shape[0] <= size), dcgan.SIZES[-1])
+    input_shape = (size, size, info.image_shape[2])
     model = models.create(
-        config["model"],
-        len(about.class_names),
+        config.model,
+        len(info.class_names),
         size=size,
         channels=input_shape[2],
-        authors=config["authors"],
-        conditional=config["conditional"],
+        authors=config.authors,
+        conditional=config.conditional,
         axis_name=axis,
-        sync_bn=config["sync_bn"],
+        sync_bn=config.sync_bn,
     )
-    made, shown = form(config, about, size), None
-    if config["workdir"] and not config["dry_run"]:
-        shown = functools.partial(
-            generation_report.remember,
-            config["workdir"],
-            latents=made.latents,
-            classes=len(about.class_names),
-            conditional=config["conditional"],
-        )
-    judge, about = _scorer(config, about, stop=stop) if scored else (None, about)
     task = gan.create(
         model=model,
         optimizer=optimizer,
         image_shape=input_shape,
-        form=made,
-        scorer=judge,
-        ema=config["ema"],
+        form=form(config, info, size),
+        scorer=scorer,
+        ema=config.ema,
         axis=axis,
-        shown=shown,
-        dtype=validation.lower_precision(config),
+        dtype=network_dtype(config),
     )
-    return Generation(about, input_shape, model, task, rate, made.latents)
-
-
-def read_again(run: dict, *, scored: bool) -> Generation:
-    """The setup of run.json, on one device."""
-    about = About(*(tuple(run.get(name, ())) for name in About._fields))
-    return setup(run["flags"], about, devices=1, steps=run["steps"], scored=scored)
+    return Experiment(info, input_shape, model, task, learning_rate)

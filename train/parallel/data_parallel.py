@@ -8,7 +8,39 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train import leaves
 from train.parallel.devices import AXIS
+from train.task import Task
+
+
+class DeviceSteps:
+    """A task's steps mapped over `devices`, each compiled at its first call."""
+
+    def __init__(self, task: Task, devices: int):
+        self._task = task
+        self._train = {
+            step: parallelize(step, devices, donate=True, is_sharded=task.is_sharded)
+            for step in (task.train_step, task.early_step)
+            if step is not None
+        }
+        self.evaluate = parallelize(task.eval_step, devices, donate=False)  # (state, batch) -> sums
+
+    def train(self, step: int):
+        """The training step that follows `step` finished ones, (state, batch) -> (state, sums)."""
+        return self._train[self._task.step_for(step)]
+
+    def shard(self, state):
+        """The state as the training steps take it."""
+        return self._task.shard(state)
+
+    def unshard(self, state):
+        """The state with whole leaves, as evaluations and checkpoints have it."""
+        return self._task.unshard(state)
+
+    def to_local(self, state):
+        """The whole state in this process's own memory, to use it without the others."""
+        state = self._task.unshard(state)
+        return state if jax.process_count() == 1 else leaves.from_host(leaves.to_host(state), state)
 
 
 def parallelize(step, devices: int, *, donate: bool, is_sharded=None, through: str = "pmap"):

@@ -6,12 +6,9 @@ import jax
 
 from train.parallel import processes
 from train.parallel.host_memory import keep_memory
+from train.parallel.processes import DeviceError
 
 AXIS = "data"
-
-
-class DeviceError(ValueError):
-    """More devices asked for than there are."""
 
 
 def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, str]:
@@ -25,20 +22,15 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
     by_user = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count and not by_user:
         jax.config.update("jax_num_cpu_devices", max(1, count // (group[1] or 1)))
-    try:
-        processes.join(*group)
-    except ValueError as error:
-        raise DeviceError(" ".join(str(error).split())) from None
-    devices, (_, together) = jax.devices(), processes.index_and_count()
+    processes.join(*group)
+    devices, together = jax.devices(), jax.process_count()
     cpu = devices[0].platform == "cpu"
     used = count or (len(devices) if not cpu or by_user or together > 1 else 1)
 
-    def check():
+    with processes.fail_together():
         if used > len(devices) or (together > 1 and used != len(devices)):
             where = "this machine has" if together == 1 else f"{together} processes have"
             raise DeviceError(f"--devices={used}: {where} {len(devices)}")
-
-    processes.run_on_all_processes(check)
     simulated = " (simulated)" if cpu and used > together else ""
     simulated += f" in {together} processes" if together > 1 else ""
     return used, f"{used} {devices[0].device_kind} device{'s' if used > 1 else ''}{simulated}"

@@ -3,13 +3,14 @@
 Every process runs the same program. Process 0 alone writes the run's folder; the others follow what it restored.
 """
 
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,23 +18,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train import leaves
+from train.signals import Stop
 
 WAIT = 300  # Seconds for the processes to find each other.
+AGREE_EVERY = 10
+
+
+class DeviceError(Exception):
+    """The devices or processes asked for can't be used: more than there are, or flags that don't fit together."""
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Connects to the other processes, if there are any: those that the arguments name, or those of a SLURM step, a TPU
     pod or an indexed Kubernetes job, which jax finds by itself. Call it before the first array.
 
-    Raises ValueError where the arguments are incomplete. A process whose others don't answer ends with status 1, or at
+    Raises DeviceError where the arguments are incomplete. A process whose others don't answer ends with status 1, or at
     a signal: nothing is begun, and jax would end it too, with a stack of C++.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
-        raise ValueError(f"--coordinator_address={coordinator}: accepted is HOST:PORT")
+        raise DeviceError(f"--coordinator_address={coordinator}: must be HOST:PORT")
     given = coordinator, count, index
     if any(value is not None for value in given):
         if coordinator is None or count is None or index is None or not 0 <= index < count:
-            raise ValueError(
+            raise DeviceError(
                 f"--coordinator_address={coordinator} --num_processes={count} --process_id={index}: all three are "
                 "needed, with 0 <= process_id < num_processes"
             )
@@ -46,6 +53,8 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     limit = _after(WAIT, _give_up, f"the processes {where} did not find each other in {WAIT} s")
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=10 * WAIT)
+    except ValueError as error:
+        raise DeviceError(" ".join(str(error).split())) from None
     except RuntimeError as error:
         raise ConnectionError(f"the processes don't find each other: {' '.join(str(error).split())}") from None
     finally:
@@ -93,18 +102,31 @@ def largest(number: int) -> int:
     return int(number) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def run_on_all_processes(make: Callable[[], Any]) -> Any:
-    """`make()` on every process. Where it fails on one all stop, the others with ConnectionError: none is left waiting
-    for an answer."""
+def stopped(stop: Stop, step: int) -> int:
+    """The number of a signal that any process got, or 0. Several processes ask each other every AGREE_EVERY steps only:
+    to ask means to wait for the devices."""
+    alone = jax.process_count() == 1
+    return largest(stop.number) if alone or step % AGREE_EVERY == 0 else 0
+
+
+def stopped_alone(stop: Stop) -> int:
+    """The number of a signal that ends an evaluation, or 0: of several processes none may end it without the others."""
+    return stop.number if jax.process_count() == 1 else 0
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """A block that every process runs. Where it fails on one, all stop, the others with ConnectionError, so that none
+    waits for one that is gone."""
+    failure = None
     try:
-        made, failure = make(), None
+        yield
     except Exception as error:
-        made, failure = None, error
+        failure = error
     if largest(failure is not None) and failure is None:
         raise ConnectionError("another process of this run has stopped; its own message says why")
     if failure is not None:
         raise failure
-    return made
 
 
 def broadcast_json(value: Any) -> Any:

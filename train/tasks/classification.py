@@ -209,13 +209,3 @@ def create(
         early_step=make_step(early_size) if early_steps else None,
         early_steps=early_steps,
     )
-
-
-def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
-    """The report's table of recall and precision by class."""
-    confusion, rows = sums["confusion"], []
-    for i, name in enumerate(class_names):
-        true, predicted = confusion[i].sum(), confusion[:, i].sum()
-        share = [f"{confusion[i, i] / n:.3f}" if n else "none" for n in (true, predicted)]
-        rows.append([name, f"{true:.0f}", *share])
-    return "Classes", ["class", "examples", "recall", "precision"], rows

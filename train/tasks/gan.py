@@ -237,30 +237,20 @@ def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def create(
-    *, model, optimizer, image_shape, form: Form, scorer: Scorer | None, ema: float, axis, shown=None, dtype=None
-) -> Task:
+def create(*, model, optimizer, image_shape, form: Form, scorer: Scorer | None, ema: float, axis, dtype=None) -> Task:
     """The task for a `models.dcgan.DCGAN`; `image_shape` is what the networks see. Without a `scorer` it
-    can't be evaluated. Before each evaluation `shown(predict_step, state)` may draw samples."""
+    can't be evaluated."""
     first = functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape, ema=0.0)
     common = {"model": model, "form": form, "dtype": dtype}
     train_metrics = ("loss", "loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")
     distances = ("classifier_fid", "floor", "ceiling", "inception_score", "coverage_min", "coverage_max")
-    predict = functools.partial(predict_step, **common)
-
-    def prepare_eval(state, stopped):
-        del stopped
-        shown(predict, state)
-        return state
-
     return Task(
         name="generation",
         init=functools.partial(first, ema=ema),
         train_step=functools.partial(train_step, optimizer=optimizer, ema=ema, axis=axis, **common),
-        prepare_eval=prepare_eval if shown else None,
         eval_step=functools.partial(eval_step, scorer=scorer, first=first, axis=axis, **common),
         finish=functools.partial(finish, floor=scorer.floor if scorer else 0.0),
-        predict_step=predict,
+        predict_step=functools.partial(predict_step, **common),
         metrics=(*train_metrics, *distances, "memorisation", "samples"),
         train_metrics=train_metrics,
         best=("classifier_fid", "min"),

@@ -155,14 +155,14 @@ def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
     return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
 
 
-def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
+def precise_bn(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
     """A function of the state that puts the mean of the batches' statistics in the place of the running averages, as
     SegNet's authors do before each evaluation. (Their variances are those of a sample: m / (m - 1) times ours, of m
     pixels of a batch.) Training does not depend on what it puts there. `model` is one device's."""
     step = functools.partial(batch_statistics, model=model, prepare=prepare, dtype=dtype)
     step = data_parallel.parallelize(step, 1, donate=False)
 
-    def exact(state: State, stopped: Callable[[], object]) -> State:
+    def with_statistics(state: State, stopped: Callable[[], object]) -> State:
         # On one device, wherever the state lies.
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
         here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
@@ -177,7 +177,7 @@ def exact_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=N
 
         return state._replace(batch_stats=jax.tree.map(placed, total, state.batch_stats))
 
-    return exact
+    return with_statistics
 
 
 def details(sums, *, class_names) -> dict:

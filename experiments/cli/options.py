@@ -1,0 +1,217 @@
+"""Absl flags from the fields of a frozen dataclass: default, help text and accepted values are written once.
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        '''Training'''  # the heading under which --help lists these flags
+        batch_size: int = option(128, "Global batch size.", "[1, inf)")
+
+`define` makes the flags, `from_flags` reads them into a `Config`, `from_json` reads one that `to_json` made. Types are
+bool, int, float, str, and tuples of int, float or str (lists with commas); each may be None as well.
+"""
+
+import dataclasses
+import math
+import re
+import shlex
+import types
+import typing
+from typing import Any, NamedTuple
+
+from absl import flags
+
+NUMBERS = {int: "a whole number", float: "a number"}
+
+
+class Interval(NamedTuple):
+    """Numbers from `low` to `high`; without an end that is open."""
+
+    low: float
+    high: float
+    low_open: bool
+    high_open: bool
+
+    @classmethod
+    def parsed(cls, text: str) -> "Interval":
+        """The interval of a text such as "[0, 1)" or "(0, inf)"."""
+        match = re.fullmatch(r"([(\[])([^,]+), ([^,]+)([)\]])", text)
+        assert match, text
+        return cls(float(match[2]), float(match[3]), match[1] == "(", match[4] == ")")
+
+    def holds(self, value: float) -> bool:
+        """False for nan."""
+        above = self.low < value or (value == self.low and not self.low_open)
+        return above and (value < self.high or (value == self.high and not self.high_open))
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"must be finite and greater than {self.low:g}" if self.low_open else f"must be {self.low:g} or more"
+        if not (self.low_open or self.high_open):
+            return f"must be between {self.low:.10g} and {self.high:.10g}"
+        low = f"{'greater than' if self.low_open else 'at least'} {self.low:g}"
+        return f"must be {low} and {'less than' if self.high_open else 'at most'} {self.high:g}"
+
+
+class Spec(NamedTuple):
+    """What a field's flag has beside its type and its default."""
+
+    help: str
+    interval: Interval | None
+    choices: tuple[str, ...] | None
+    needed: str
+    resumable: bool
+    network: bool
+
+
+def option(
+    default: Any,
+    help: str,
+    interval: str | None = None,
+    *,
+    choices: typing.Sequence[str] | None = None,
+    needed: str = "",
+    resumable: bool = False,
+    network: bool = False,
+) -> Any:
+    """A field that is a flag. `interval`, as "[0, 1)", bounds a number or each number of a tuple. `needed` says what a
+    flag that must be given is for. A `resumable` flag may differ when a run resumes; a `network` flag is an option of
+    some networks, see models.create."""
+    bounds = Interval.parsed(interval) if interval else None
+    spec = Spec(help, bounds, tuple(choices) if choices else None, needed, resumable, network)
+    return dataclasses.field(default=default, metadata={"flag": spec})
+
+
+def override(base: type, name: str, default: Any) -> Any:
+    """The field `name` of the dataclass `base` with another default."""
+    return dataclasses.field(default=default, metadata=base.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
+
+
+def specs(config_class: type) -> dict[str, Spec]:
+    """The flags of a config class (or object), by name."""
+    return {field.name: field.metadata["flag"] for field in dataclasses.fields(config_class)}
+
+
+class _Kind(NamedTuple):
+    scalar: type
+    is_tuple: bool
+    optional: bool
+
+
+def _kinds(config_class: type) -> dict[str, _Kind]:
+    found = {}
+    for name, hint in typing.get_type_hints(config_class).items():
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = [part for part in parts if part is not type(None)]
+        is_tuple = typing.get_origin(kinds[0]) is tuple
+        found[name] = _Kind(typing.get_args(kinds[0])[0] if is_tuple else kinds[0], is_tuple, len(kinds) < len(parts))
+    return found
+
+
+def _converted(value: Any, kind: _Kind, spec: Spec) -> Any:
+    """The typed value of a flag's value, or of one from JSON. Raises ValueError that says what is accepted."""
+    if value is None:
+        if not kind.optional:
+            raise ValueError("must be given" if not spec.needed else f"must be given: {spec.needed}")
+        return None
+    if kind.is_tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError("must be a list")
+        return tuple(_converted(item, kind._replace(is_tuple=False, optional=False), spec) for item in value)
+    if kind.scalar in NUMBERS:
+        try:
+            number = kind.scalar(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None or (kind.scalar is int and number != float(value)):
+            raise ValueError(f"must be {NUMBERS[kind.scalar]}{', or several with commas' if kind.is_tuple else ''}")
+        value = number
+    elif not isinstance(value, kind.scalar):
+        raise ValueError(f"must be a {kind.scalar.__name__}")
+    if spec.interval and not spec.interval.holds(value):
+        raise ValueError(str(spec.interval))
+    if spec.choices and value not in spec.choices:
+        raise ValueError(f"must be one of {', '.join(spec.choices)}")
+    return value
+
+
+def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Makes a flag of each field of `config_class`, checked when the command line is parsed."""
+    kinds = _kinds(config_class)
+    for field in dataclasses.fields(config_class):
+        spec, kind, default = field.metadata["flag"], kinds[field.name], typing.cast(Any, field.default)
+        declared = next(base for base in config_class.__mro__[::-1] if field.name in vars(base))
+        heading = (declared.__doc__ or "").split("\n")[0].rstrip(".")
+        common: dict[str, Any] = {"flag_values": flag_values, "module_name": heading}
+        if kind.is_tuple:
+            items = None if default is None else list(map(str, default))
+            flags.DEFINE_list(field.name, items, spec.help, **common)
+        elif spec.choices:
+            flags.DEFINE_enum(field.name, default, spec.choices, spec.help, **common)
+        else:
+            makers: dict[type, Any] = {
+                bool: flags.DEFINE_bool,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }
+            makers[kind.scalar](field.name, default, spec.help, **common)
+
+        def check(value, kind=kind, spec=spec):
+            try:
+                _converted(value, kind, spec)
+            except ValueError as error:
+                raise flags.ValidationError(str(error)) from None
+            return True
+
+        flags.register_validator(field.name, check, flag_values=flag_values)
+
+
+def from_flags(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
+    """A `config_class` of the parsed flags."""
+    all_specs, kinds = specs(config_class), _kinds(config_class)
+    values = {name: _converted(flag_values[name].value, kinds[name], spec) for name, spec in all_specs.items()}
+    if "epochs" in values and flag_values["epochs"].present and not flag_values["steps"].present:
+        values["steps"] = None  # A default number of steps is not what was asked for.
+    return config_class(**values)
+
+
+def from_json(config_class: type, stored: dict[str, Any]) -> Any:
+    """A `config_class` of stored flags; those added since they were stored have their defaults. Raises ValueError for
+    one that is unknown or out of bounds."""
+    all_specs, kinds, values = specs(config_class), _kinds(config_class), {}
+    for name, value in stored.items():
+        if name not in all_specs:
+            raise ValueError(f"--{name}={value}: this version has no such flag")
+        try:
+            values[name] = _converted(value, kinds[name], all_specs[name])
+        except ValueError as error:
+            raise ValueError(f"--{name}={value}: {error}") from None
+    return config_class(**values)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The flags by name, for JSON: the items of a list as text, as they are typed."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: list(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def given(value: Any) -> str:
+    """A flag's value, as a message names it."""
+    if value is None:
+        return "(not given)"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def flag_lines(config: Any) -> list[str]:
+    """The flags as arguments of a command line, or lines of a file for --flagfile."""
+    lines = []
+    for name, value in sorted(to_json(config).items()):
+        if isinstance(value, bool):
+            lines.append(f"--{'' if value else 'no'}{name}")
+        elif value is not None:
+            lines.append(f"--{name}={given(value)}")
+    return lines
+
+
+def command_line(command: str, config: Any) -> str:
+    """The command with all its flags, for a shell."""
+    return f"python -m experiments.{command} {shlex.join(flag_lines(config))}"

@@ -1,0 +1,93 @@
+"""What classify, segment and generate make of their config: facts of the data set, a network, an optimizer, a task."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+import models
+from data.dataset import Dataset
+from experiments.cli.app import UsageError, require
+from experiments.cli.config import TrainingConfig
+from train import optimizers
+from train.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The facts of a data set that a network is made for; kept in run.json and in each checkpoint."""
+
+    image_shape: tuple[int, ...]  # [H, W, C] of the images, before any crop
+    mean: tuple[float, ...]  # by channel, on the scale 0 to 255
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationInfo(DatasetInfo):
+    covariance: tuple[tuple[float, ...], ...] = ()  # of the channels, for --colour_noise; empty without it
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationInfo(DatasetInfo):
+    class_weights: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationInfo(DatasetInfo):
+    classifier: tuple[str, ...] = ()  # The fingerprint of the classifier that samples are scored with, once known.
+
+
+class Experiment(NamedTuple):
+    info: DatasetInfo
+    input_shape: tuple[int, ...]  # [H, W, C] that the network sees
+    model: nn.Module
+    task: Task
+    learning_rate: Callable[[int], Any]  # step -> rate
+
+
+def train_split(dataset: Dataset) -> tuple[Any, Any]:
+    """(images, labels) of the training split."""
+    if "train" not in dataset.splits:
+        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
+    return dataset.splits["train"]
+
+
+def eval_split(dataset: Dataset, given: str | None = None) -> str:
+    """The split that a run is evaluated on: the one `given`, or test, else val or, as tfds has it, validation."""
+    for split in (given,) if given else ("test", "val", "validation"):
+        if split in dataset.splits:
+            return split
+    known = ", ".join(dataset.splits)
+    require(not given, f"--eval_split={given}: {dataset.name} has {known}")
+    raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
+
+
+def gradient_descent(config: TrainingConfig, steps: int, *, model: str):
+    """(learning-rate schedule, optax optimizer) of a run of `steps` steps."""
+    schedule = optimizers.schedule(
+        config.schedule,
+        learning_rate=config.learning_rate,
+        steps=steps,
+        warmup_steps=config.warmup_steps,
+        drops=config.drops,
+        drop_factor=config.drop_factor,
+    )
+    author = config.parameter_groups == "author"
+    known = ", ".join(models.AUTHOR_GROUPS)
+    require(not author or model in models.AUTHOR_GROUPS, f"--parameter_groups=author is supported by --model={known}")
+    optimizer = optimizers.create(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        groups=models.AUTHOR_GROUPS[model] if author else (),
+    )
+    return schedule, optimizer
+
+
+def network_dtype(config: TrainingConfig) -> str | None:
+    """The type that a network computes in where it is not its parameters' own."""
+    return None if config.dtype == "float32" else config.dtype

@@ -1,0 +1,79 @@
+"""Predictions of a trained network, a batch at a time on one device; and a stored run loaded for a notebook."""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.setup import restore, saved_run
+from experiments.setup.experiment import Experiment
+from train.parallel import data_parallel
+from train.state import State
+from train.task import Task
+
+BATCH_SIZE = {"classification": 256, "segmentation": 8}
+
+
+@functools.cache
+def _compiled(step):
+    return data_parallel.parallelize(step, 1, donate=False)
+
+
+def outputs(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
+    """The task's outputs for uint8 images [N, H, W, C], batch by batch; the last batch is padded with zeros."""
+    size = max(1, min(batch_size or BATCH_SIZE[task.name], len(images)))
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padded = np.pad(part, ((0, size - len(part)), *((0, 0),) * 3))
+        yield np.asarray(_compiled(task.predict_step)(state, {"image": padded}))[: len(part)]
+
+
+def probabilities(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+    """Of each class [N, C] for uint8 images [N, H, W, C]."""
+    found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
+    return np.concatenate(found) if found else np.zeros((0, 0))
+
+
+def masks(task: Task, state: State, images: np.ndarray) -> np.ndarray:
+    """The class of each pixel, uint8 [N, H, W], for uint8 images [N, H, W, C]."""
+    return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images)])
+
+
+class LoadedRun(NamedTuple):
+    """A trained network with its config, ready to predict."""
+
+    workdir: pathlib.Path
+    config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
+    experiment: Experiment
+    state: State
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.experiment.info.class_names
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `experiment.model.apply` takes: the trees "params" and "batch_stats"."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities [N, classes] of a run of classify, the class of each pixel [N, H, W] of a run of segment, for
+        uint8 images [N, H, W, C] of the run's size. Raises ValueError for others, or for a run of generate."""
+        task, shape = self.experiment.task, self.experiment.info.image_shape
+        if task.name not in BATCH_SIZE:
+            raise ValueError(f"a run of generate makes images: python -m experiments.predict --workdir={self.workdir}")
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or images.ndim != 4:
+            wanted = f"uint8 of shape [N, {', '.join(map(str, shape))}]"
+            raise ValueError(f"images must be {wanted}, not {images.dtype} of shape {list(images.shape)}")
+        return (masks if task.name == "segmentation" else probabilities)(task, self.state, images)
+
+
+def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:
+    """The trained network of a workdir, from its newest ("latest") or its "best" checkpoint. Raises WorkdirError."""
+    run = saved_run.read(str(workdir))
+    experiment = restore.experiment_from_run(run)
+    return LoadedRun(run.workdir, run.config, experiment, restore.restore(experiment, run.workdir, checkpoint))

@@ -1,0 +1,51 @@
+"""A run as its workdir describes it: run.json, read and checked."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from experiments.cli import options
+from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
+from experiments.setup.experiment import ClassificationInfo, DatasetInfo, GenerationInfo, SegmentationInfo
+from train.workdir import WorkdirError
+
+TASKS: dict[str, tuple[type, type[DatasetInfo]]] = {
+    "classification": (ClassifyConfig, ClassificationInfo),
+    "segmentation": (SegmentConfig, SegmentationInfo),
+    "generation": (GenerateConfig, GenerationInfo),
+}
+
+
+class SavedRun(NamedTuple):
+    workdir: pathlib.Path
+    task: str  # a key of TASKS
+    config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
+    info: Any  # that task's DatasetInfo
+    steps: int
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
+    """The run of a workdir, which a command was given by `flag`. Raises WorkdirError where there is none, or where
+    another version's flags can't be read."""
+    path = pathlib.Path(workdir, "run.json")
+    try:
+        run = json.loads(path.read_text())
+        config_class, info_class = TASKS[run["task"]]
+        fields = {field.name for field in dataclasses.fields(info_class)} & run.keys()
+        info = info_class(**{name: _tuples(run[name]) for name in fields})
+        sound = len(info.image_shape) == 3 and all(int(n) > 0 for n in info.image_shape) and info.mean and info.std
+        if not sound or not info.class_names or not all(isinstance(name, str) for name in info.class_names):
+            raise ValueError("facts of the data set are missing")
+        steps, flags = int(run["steps"]), dict(run["flags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WorkdirError(f"--{flag}={workdir} holds no run: no readable run.json there") from None
+    try:
+        config = options.from_json(config_class, flags)
+    except ValueError as error:
+        raise WorkdirError(f"{path}: {error}") from None
+    return SavedRun(pathlib.Path(workdir).absolute(), run["task"], config, info, steps)

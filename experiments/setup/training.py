@@ -1,0 +1,187 @@
+"""What classify, segment and generate share: devices, workdir, checks, the state that a run starts from, batches."""
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from data import batches
+from data.dataset import Dataset
+from experiments.cli import options
+from experiments.cli.app import require
+from experiments.cli.compilation_cache import start_cache
+from experiments.cli.config import TrainingConfig
+from experiments.reporting.run_record import Progress, columns, describe
+from experiments.setup.experiment import Experiment, train_split
+from train import loop
+from train.checkpoint import Checkpoints
+from train.messages import say
+from train.parallel import data_parallel, processes
+from train.parallel import devices as device_module
+from train.signals import Interrupted, Stop
+from train.state import State
+from train.task import Task, eval_batch
+from train.workdir import MetricsFile, Workdir
+
+
+class Devices(NamedTuple):
+    number: int  # over all processes
+    description: str
+
+
+def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
+    """Starts the devices and the compilation cache, and finds the other processes, if there are any."""
+    group = (config.coordinator_address, config.num_processes, config.process_id)
+    started = Devices(*device_module.start_devices(config.devices, group=group))
+    stop.listen()  # jax.distributed has taken the signals.
+    start_cache()
+    return started
+
+
+def open_workdir(config: TrainingConfig) -> Workdir:
+    """The run's workdir, locked. Of several processes the first has it, the others write to one that is removed."""
+    with processes.fail_together():
+        if processes.is_main():
+            return Workdir(config.workdir)
+        return _temporary_workdir(None, "nutshell_process_")
+
+
+def _temporary_workdir(parent: pathlib.Path | None, prefix: str) -> Workdir:
+    place = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return Workdir(place)
+
+
+@contextlib.contextmanager
+def refused_together(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
+    """A block that refuses what can't be run, on all processes if on one, whose flags must be the same. The workdir is
+    removed if it was made for this run."""
+    first = processes.broadcast_json(options.to_json(config))
+    try:
+        with processes.fail_together():
+            for name, value in options.to_json(config).items():
+                own = name in ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
+                both = f"--{name}={value} in this process, --{name}={first[name]} in the first"
+                require(own or repr(value) == repr(first[name]), both)
+            yield
+    except BaseException:
+        workdir.remove_if_made()
+        raise
+
+
+def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> int:
+    """The number of training steps, after the batch was checked against the data set and the devices."""
+    examples, batch = len(train_split(dataset)[1]), config.batch_size
+    require(batch <= examples, f"--batch_size={batch}: must be at most {examples}, the size of the training split")
+    lower = batch // device_count * device_count
+    near = " or ".join(str(size) for size in (lower, lower + device_count) if size)
+    require(batch % device_count == 0, f"--batch_size={batch} is not divisible by {device_count} devices; try {near}")
+    for name in ("accumulate", "fc_passes"):
+        parts, rows = getattr(config, name, 1), batch // device_count
+        require(rows % parts == 0, f"--{name}={parts}: must divide the {rows} rows of the batch on a device")
+    steps = config.steps or max(1, math.ceil((config.epochs or 10.0) * examples / batch))
+    require(steps < 2**31, f"{steps} steps: must be fewer than {2**31}")
+    warmup = config.warmup_steps
+    require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be fewer than the run's {steps} steps")
+    return steps
+
+
+def check_steps(experiment: Experiment, state: State, batch, *, device_count: int, always: bool) -> None:
+    """Traces the training steps for a batch of shapes. Raises ValueError where a reduction over devices is missing; for
+    a single device they are traced where `always` asks for it."""
+    if device_count == 1 and not always:
+        return
+    shapes = jax.eval_shape(experiment.task.shard, state)
+    for step in filter(None, (experiment.task.train_step, experiment.task.early_step)):
+        data_parallel.check_reductions(
+            step, shapes, batch=batch, devices=device_count, is_sharded=experiment.task.is_sharded
+        )
+
+
+def initialize(experiment: Experiment, config: TrainingConfig, dataset: Dataset, *, device_count: int) -> State:
+    """The state before the first step, of random weights; its training step is checked before anything is trained."""
+    images, labels = train_split(dataset)
+    state = data_parallel.parallelize(experiment.task.init, 1, donate=False)(jax.random.key(config.seed))
+    image = jax.ShapeDtypeStruct((config.batch_size, *images.shape[1:]), "uint8")
+    batch = {"image": image, "label": labels[: config.batch_size]}
+    check_steps(experiment, state, batch, device_count=device_count, always=config.dry_run)
+    return state
+
+
+def restore(checkpoints: Checkpoints, state: State) -> tuple[State, dict] | None:
+    """(state, record) of the workdir's newest checkpoint, or None for a new run."""
+    with processes.fail_together():
+        return checkpoints.restore(state)
+
+
+def dry_run(
+    config: Any, workdir: Workdir, dataset: Dataset, split: str, device_count: int
+) -> tuple[Any, Workdir, Dataset, int]:
+    """(config, workdir, data set, steps) of a dry run: two small steps and a small evaluation, in a workdir that is
+    removed."""
+    for left in workdir.path.glob(".dry_run_*"):  # Of a dry run that was killed.
+        shutil.rmtree(left, ignore_errors=True)
+    atexit.register(workdir.remove_if_made)  # The last that is registered runs first.
+    images, labels = dataset.splits[split]
+    size = 2 * device_count * getattr(config, "fc_passes", 1) * getattr(config, "accumulate", 1)
+    small = dataset._replace(splits=dataset.splits | {split: (images[:size], labels[:size])})
+    return dataclasses.replace(config, batch_size=size), _temporary_workdir(workdir.path, ".dry_run_"), small, 2
+
+
+def announce(devices: Devices, dataset: Dataset, state: State) -> None:
+    start = int(state.step)
+    resumed = f"; resuming from step {start}" if start else ""
+    say(f"{devices.description}; {describe(dataset, state)}{resumed}")
+
+
+def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
+    every = config.eval_every or max(1, -(-steps // 10))
+    return loop.Plan(steps, every, config.log_every, config.save_every, learning_rate)
+
+
+def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:
+    """Batches of this process's rows of the training split, and of `split` for evaluations."""
+    part, (images, labels) = processes.index_and_count(), dataset.splits[split]
+    eval_size = eval_batch(task, batch_size=config.batch_size, examples=len(labels))
+    eval_size = -(-eval_size // device_count) * device_count
+    train_batches = functools.partial(
+        batches.train_batches,
+        *train_split(dataset),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        part=part,
+        flip=getattr(config, "alternate_flip", False),
+    )
+    return loop.Data(
+        lambda step: train_batches(start=step),
+        functools.partial(batches.eval_batches, images, labels, batch_size=eval_size, part=part),
+        len(labels),
+    )
+
+
+@contextlib.contextmanager
+def output(
+    config: TrainingConfig, workdir: Workdir, checkpoints: Checkpoints, task: Task, state: State, record, steps: int
+) -> Iterator[loop.Output]:
+    """Where the loop's results go, for the state and the record that it starts from."""
+    start = int(state.step)
+    metrics = MetricsFile(workdir.path, columns(task), step=min(start, record.get("reported", 0)))
+    try:
+        with Progress(start, steps, shown=not config.dry_run) as progress:
+            yield loop.Output(checkpoints, metrics, progress)
+    except FloatingPointError:
+        checkpoints.wait()  # The message says that those before are kept.
+        raise
+    except Interrupted as interrupted:
+        if config.dry_run:
+            raise Interrupted(interrupted.number, None) from None
+        raise
+    metrics.close()

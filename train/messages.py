@@ -1,0 +1,16 @@
+"""Lines for the person who watches a run, on standard error: standard output is for results."""
+
+import sys
+
+from train.parallel import processes
+
+
+def one_line(text: str) -> str:
+    """`text` with what does not print escaped: a file's name may hold a line break."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(line: str) -> None:
+    """Prints one line. Of several processes the first alone does."""
+    if processes.is_main():
+        print(one_line(line), file=sys.stderr, flush=True)

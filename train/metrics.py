@@ -1,0 +1,95 @@
+"""Sums of metrics, added up on the host in float64 and divided once; and the wall-clock time of a run."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def add(total, sums):
+    """The tree `total`, or None, plus a tree of sums, on the host in float64."""
+    host = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+    return host if total is None else jax.tree.map(np.add, total, host)
+
+
+def check_finite(sums, step: int) -> None:
+    """Raises FloatingPointError where the loss is not a finite number."""
+    if not np.isfinite(sums["loss"]):
+        advice = "the checkpoints before it are kept; try a lower --learning_rate in a new --workdir"
+        raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {step}; {advice}")
+
+
+class TrainingMetrics:
+    """The sums over the training steps since the last row of metrics.csv."""
+
+    def __init__(self, stored: dict[str, float] | None):
+        self.sums: Any = jax.tree.map(np.float64, stored)
+        self._pending: tuple[int, Any] | None = None
+
+    def push(self, step: int, sums) -> None:
+        """Takes the sums of `step`, just dispatched, and fetches those of the step before: the host never waits for the
+        step that the devices are computing."""
+        self.collect()
+        self._pending = step, sums
+
+    def collect(self) -> None:
+        """Waits for the last step's sums. Raises FloatingPointError where the loss is not finite."""
+        if self._pending is not None:
+            (step, sums), self._pending = self._pending, None
+            self.sums = add(self.sums, sums)
+            check_finite(self.sums, step)
+
+    def to_json(self) -> dict[str, float] | None:
+        return None if self.sums is None else jax.tree.map(float, self.sums)
+
+
+class Timer:
+    """The seconds of a run and of its compilations, and the images that its training steps take a second.
+
+    Evaluations, checkpoints and compilations are not part of an interval: images per second are those of training.
+    """
+
+    def __init__(self, seconds_before: float):
+        """`seconds_before`: those of the run's earlier starts."""
+        self._before, self._started = seconds_before, time.perf_counter()
+        self._compiled: set[Any] = set()
+        self.compile_seconds = 0.0
+        self._images = 0
+        self._interval: float | None = None
+        self._total_images, self._total_seconds = 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def is_new(self, function) -> bool:
+        """Whether the function was not called yet: its first call compiles it."""
+        return function not in self._compiled
+
+    def call(self, function, *arguments):
+        """`function(*arguments)`; the seconds of a first call count as compilation."""
+        start, new = time.perf_counter(), self.is_new(function)
+        result = function(*arguments)
+        if new:
+            self._compiled.add(function)
+            self.compile_seconds += time.perf_counter() - start
+        return result
+
+    def start_interval(self) -> None:
+        self._images, self._interval = 0, time.perf_counter()
+
+    def count(self, images: int) -> None:
+        self._images += images
+
+    def images_per_second(self) -> dict[str, float]:
+        """{"images_per_second": the rate since the interval's start}; {} where no image was counted."""
+        if self._interval is None or not self._images:
+            return {}
+        seconds = time.perf_counter() - self._interval
+        self._total_images, self._total_seconds = self._total_images + self._images, self._total_seconds + seconds
+        return {"images_per_second": round(self._images / seconds, 1)}
+
+    def mean_images_per_second(self) -> float:
+        """Over all intervals whose rate was taken; 0 without any."""
+        return self._total_images / self._total_seconds if self._total_seconds else 0.0
