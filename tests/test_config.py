@@ -1,0 +1,142 @@
+"""Configs: flags from the fields of a dataclass, checked when they are parsed, written and read again."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import pytest
+from absl import flags
+from commands import ROOT
+
+import models
+from experiments.cli import options, validation
+from experiments.cli.app import UsageError
+from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
+from experiments.cli.options import option
+from experiments.setup import classification
+
+CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig)
+
+
+def parsed(config_class, *arguments):
+    flag_values = flags.FlagValues()
+    options.define(config_class, flag_values)
+    assert flag_values(["command", "--workdir=W", *arguments]) == ["command"]
+    return options.from_flags(config_class, flag_values)
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_without_flags_a_config_has_its_defaults(config_class):
+    assert parsed(config_class) == config_class(workdir="W")
+
+
+def test_values_have_the_fields_types():
+    config = parsed(ClassifyConfig, "--hidden=30,20", "--drops=0.1", "--nesterov", "--slope=-1", "--steps=7")
+    assert (config.hidden, config.drops, config.nesterov, config.slope) == ((30, 20), (0.1,), True, -1.0)
+    assert config.steps == 7 and config.bottleneck is None and isinstance(config.slope, float)
+
+
+@pytest.mark.parametrize(
+    "flag, accepted",
+    {
+        "--batch_size=0": "must be 1 or more",
+        "--momentum=1": "must be at least 0 and less than 1",
+        "--momentum=nan": "must be at least 0 and less than 1",
+        "--learning_rate=inf": "must be finite and greater than 0",
+        "--weight_decay=-1e-9": "must be 0 or more",
+        "--compression=0": "must be greater than 0 and at most 1",
+        "--seed=4294967296": "must be between 0 and 4294967295",
+        "--drops=0.5,1": "must be greater than 0 and less than 1",
+        "--drops=half": "must be a number, or several with commas",
+        "--hidden=3.5": "must be a whole number, or several with commas",
+        "--schedule=linear": "value should be one of <constant|step|cosine|one_cycle>",
+    }.items(),
+)
+def test_a_value_out_of_bounds_is_refused_when_it_is_parsed(flag, accepted):
+    with pytest.raises(flags.IllegalFlagValueError) as caught:
+        parsed(ClassifyConfig, flag)
+    assert flag.split("=")[0] in str(caught.value) and accepted in str(caught.value)
+
+
+def test_every_field_has_a_help_text_and_a_default_that_is_accepted():
+    for config_class in CONFIGS:
+        for name, spec in options.specs(config_class).items():
+            assert spec.help.strip().endswith((".", ";")), f"{config_class.__name__}.{name}"
+        options.from_json(config_class, options.to_json(config_class(workdir="W")))
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_json_and_flag_lines_give_the_config_again(config_class):
+    config = config_class(workdir="a b", drops=(0.25, 0.5), nesterov=True, steps=3, eval_split="val")
+    assert options.from_json(config_class, json.loads(json.dumps(options.to_json(config)))) == config
+    assert parsed(config_class, *options.flag_lines(config)) == config
+
+
+def test_flags_added_later_have_their_defaults_in_older_runs():
+    assert options.from_json(ClassifyConfig, {"model": "mlp", "hidden": ["5"]}) == ClassifyConfig(
+        model="mlp", hidden=(5,)
+    )
+    with pytest.raises(ValueError, match="--warp=3: this version has no such flag"):
+        options.from_json(ClassifyConfig, {"warp": 3})
+    with pytest.raises(ValueError, match="--batch_size=many: must be a whole number"):
+        options.from_json(ClassifyConfig, {"batch_size": "many"})
+    with pytest.raises(ValueError, match="--model=None: must be given"):
+        options.from_json(ClassifyConfig, {"model": None})
+
+
+class Scaled(nn.Module):
+    """Logits that are `scale` times a perceptron's."""
+
+    num_classes: int
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return self.scale * nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
+    """The field alone makes the flag, checks it, stores it in run.json and hands it to the network."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Extended(ClassifyConfig):
+        scale: float | None = option(None, "scaled: factor of the logits.", "(0, inf)", network=True)
+
+    monkeypatch.setitem(models.MODELS, "scaled", models.ModelSpec(Scaled))
+    config = parsed(Extended, "--model=scaled", "--scale=2.5")
+    assert classification.network(config, 10).scale == 2.5
+    assert options.to_json(config)["scale"] == 2.5 and "--scale=2.5" in options.flag_lines(config)
+    with pytest.raises(flags.IllegalFlagValueError, match="must be finite and greater than 0"):
+        parsed(Extended, "--scale=0")
+    with pytest.raises(UsageError, match="--scale is not supported by --model=mlp"):
+        classification.network(parsed(Extended, "--model=mlp", "--scale=2"), 10)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"devices": 200}, "--devices=200: must be between 1 and the batch size, 128"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum above 0"),
+        ({"negative": "3"}, "--negative needs --positive"),
+        ({"model": "logistic"}, "--positive=DIGIT"),
+        ({"slope": 0.1}, "--slope=0.1 needs --activation=leaky_relu"),
+        ({"alternate_flip": True}, "--alternate_flip needs --augment=flip_shift"),
+        ({"fc_passes": 2}, "--fc_passes=2 --fc_update=accumulate need --parallelism=hybrid"),
+        ({"gradients": "backpropagation", "dtype": "bfloat16"}, "--dtype=bfloat16 is not supported by"),
+        ({"dry_run_data": True}, "--dry_run_data needs --dry_run"),
+    ],
+)
+def test_flags_that_depend_on_each_other(given, message):
+    with pytest.raises(UsageError, match=message):
+        validation.check_classify(ClassifyConfig(**given))
+    validation.check_classify(ClassifyConfig())
+
+
+def test_only_these_files_read_absls_flags():
+    readers = {
+        str(path.relative_to(ROOT))
+        for package in ("data", "models", "train", "experiments")
+        for path in (ROOT / package).rglob("*.py")
+        if "from absl" in path.read_text()
+    }
+    assert readers == {"experiments/cli/app.py", "experiments/cli/options.py"}
