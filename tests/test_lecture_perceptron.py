@@ -1,5 +1,6 @@
 """The lecture's single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
 
+import contextlib
 import json
 import math
 
@@ -9,22 +10,21 @@ import numpy as np
 import pytest
 
 from experiments.lecture import activations, page, perceptron, softmax, topic
-from train import workdir
 from train.tasks import losses
+from train.workdir import Workdir
 
 
-def found(experiment, place, *, seeds=1, **options):
-    """What a tiny run says, of the form that the lecture's page needs."""
-    home = workdir.Workdir(str(place))
-    run = topic.Lesson(home, {"seeds": seeds, **options})
-    first = experiment.experiment(run)
-    page.checked_formula(first.formula)
-    assert 2 <= len(first.text) <= 5 and json.loads(json.dumps(first.numbers)) == first.numbers
-    assert all(len(row) == len(header) for _, header, rows in first.tables for row in rows)
-    for name, _, _ in run.figures:
-        assert (place / "figures" / f"{name}.png").stat().st_size > 10_000
-    home.close()
-    return first
+def run_small(module, path, *, seeds=1, **options):
+    """The TopicResult of a small run; checks that it has the form that the lecture page needs."""
+    with contextlib.closing(Workdir(str(path))) as workdir:
+        this_topic = topic.Topic(workdir, {"seeds": seeds, **options})
+        result = module.experiment(this_topic)
+    page.checked_formula(result.formula)
+    assert 2 <= len(result.text) <= 5 and json.loads(json.dumps(result.numbers)) == result.numbers
+    assert all(len(row) == len(header) for _, header, rows in result.tables for row in rows)
+    for name, _, _ in this_topic.figures:
+        assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
+    return result
 
 
 def test_points():
@@ -89,7 +89,7 @@ def test_logistic_regression_is_gradient_descent():
 
 
 def test_xor_needs_the_hidden_layer(tmp_path):
-    numbers = found(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
+    numbers = run_small(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
     right = {name: value["mean"] for name, value in numbers.items()}
     assert right["xor_mlp"] > 0.95 and max(right["xor_perceptron"], right["xor_logistic"]) < 0.8
     assert min(right[f"separable_{method}"] for method in perceptron.METHODS) > 0.95
@@ -114,7 +114,7 @@ def test_derivatives_and_saturation(tmp_path):
             assert activations.saturated(name, std=std) == pytest.approx(share, abs=1e-4)
             some = activations.saturated(name, std=std, positive=True)
             assert some == pytest.approx(positive, abs=1e-4)
-    numbers = found(activations, tmp_path).numbers
+    numbers = run_small(activations, tmp_path).numbers
     assert numbers["sigmoid"]["largest_derivative"] == pytest.approx(0.25, abs=1e-6)
     assert numbers["leaky_relu"]["smallest_derivative"] == pytest.approx(0.01)
 
@@ -139,7 +139,7 @@ def test_strongest_pictures():
 
 @pytest.mark.slow
 def test_output_units(tmp_path):
-    said = found(softmax, tmp_path, steps=15)
+    said = run_small(softmax, tmp_path, steps=15)
     share, untrained = said.numbers["share_of_own_class"]["mean"], said.numbers["share_untrained"]["mean"]
     assert share > 0.5 > untrained
     assert said.numbers["entropy_T0.25"] < said.numbers["entropy_T1"] < said.numbers["entropy_T4"] < math.log(10)

@@ -20,6 +20,7 @@ import data
 import models
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models.initializers import kaiming_normal
 from models.layers import Conv, Dense, avg_pool, max_pool, relu
 from train.tasks import losses
@@ -111,7 +112,7 @@ def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict
         scores = {name: probe(seen[name][fit], labels[fit], seen[name][rest], labels[rest]) for name in LAYERS}
         found["trained" if step else "untrained"] = {name: float(score) for name, score in scores.items()}
 
-    topic.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
+    small_training.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
     return found
 
 
@@ -122,7 +123,7 @@ def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
     for name in ("convolution", "dense"):
         model = SignalNet(name == "convolution")
         task = create(model=model, optimizer=optax.adam(0.01), image_shape=(LENGTH, 1), class_names=tuple(SHAPES))
-        params = topic.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
+        params = small_training.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
         right = np.asarray(jax.jit(model.apply)({"params": params}, new)).argmax(-1) == new_labels
         found[name] = {"accuracy": float(right.mean()), "parameters": sum(w.size for w in jax.tree.leaves(params))}
         if name == "convolution":
@@ -152,16 +153,16 @@ def plot_signals(weights, title: str):
     return figure
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     dataset, model = data.load("mnist5k"), models.create("cnn", 10)
     splits = {name: (images / np.float32(255), labels) for name, (images, labels) in dataset.splits.items()}
     optimizer, names = optax.sgd(0.05, momentum=0.9), dataset.class_names
     task = create(model=model, optimizer=optimizer, image_shape=(28, 28, 1), class_names=names)
     read = jax.jit(functools.partial(features, model))
-    make = functools.partial(probe_layers, splits, task, read, steps=this.options["steps"])
-    probes = [this.piece(f"digits_{seed}", functools.partial(make, seed)) for seed in this.seeds]
-    make = functools.partial(classify_signals, steps=this.options["signal_steps"])
-    heard = [this.piece(f"signals_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+    make = functools.partial(probe_layers, splits, task, read, steps=this_topic.options["steps"])
+    probes = [this_topic.cached(f"digits_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
+    make = functools.partial(classify_signals, steps=this_topic.options["signal_steps"])
+    heard = [this_topic.cached(f"signals_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
 
     by = {n: {x: topic.mean_and_std([one[n][x] for one in probes]) for x in LAYERS} for n in ("untrained", "trained")}
     size = {name: heard[0][name]["parameters"] for name in ("convolution", "dense")}
@@ -176,10 +177,10 @@ def experiment(this: topic.Lesson) -> topic.Found:
     series = {n: (list(by[n].values()), colour, "-") for n, colour in (("untrained", "eval"), ("trained", "train"))}
     drawn = topic.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
     caption = f"a linear probe on each layer, fitted on {10 * LABELLED} digits; mean and standard deviation over seeds"
-    this.figure("probes", drawn, title="Linear probes by layer", caption=caption)
+    this_topic.figure("probes", drawn, title="Linear probes by layer", caption=caption)
     title = f"Shapes told in noise: {told['convolution']} by convolution, {told['dense']} by a dense network"
     caption = "grey: what the networks see; in colour: the shape inside, and the filters learned by the first seed"
-    this.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
+    this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
     layers = ", ".join(f"{said[layer]} ({layer})" for layer in LAYERS)
     text = [
@@ -192,7 +193,7 @@ def experiment(this: topic.Lesson) -> topic.Found:
         f"convolution does {'better with fewer parameters' if better else 'no better here'}.",
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
-    return topic.Found("Abstraction: from pixels to classes", text, FORMULA, numbers)
+    return topic.TopicResult("Abstraction: from pixels to classes", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,9 @@ def bars(found, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     narrow, wide = STDS
-    found = run.piece("shares", measure)
+    found = this_topic.cached("shares", measure)
     leak = found["leaky_relu"]["smallest_derivative"]
 
     def percent(name: str, key: str) -> str:
@@ -128,14 +128,14 @@ def experiment(run: topic.Lesson) -> topic.Found:
     kept = " and ".join(map(titled, keep)) or "no function"
     title = f"Not saturated at any z > 0: {kept}" if keep else "For z > 0 every function saturates"
     caption = f"each function and its derivative by z; grey where the derivative is under {THRESHOLD:g} of its largest"
-    run.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
+    this_topic.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
 
     growth = {name: found[name][f"saturated_std{wide}"] - found[name][f"saturated_std{narrow}"] for name in found}
     most = max(growth, key=lambda name: growth[name])
     shares = f"{percent(most, f'saturated_std{wide}')} of them instead of {percent(most, f'saturated_std{narrow}')}"
     title = f"Inputs {wide / narrow:g} times as wide saturate {titled(most)} at {shares}"
     caption = f"share of normal inputs whose derivative is under {THRESHOLD:g} of the largest, computed by quadrature"
-    run.figure("saturation", bars(found, title), title="Saturation", caption=caption)
+    this_topic.figure("saturation", bars(found, title), title="Saturation", caption=caption)
 
     text = (
         "The lecture says that sigmoidal units saturate: where the derivative is close to 0 no gradient comes through. "
@@ -153,7 +153,9 @@ def experiment(run: topic.Lesson) -> topic.Found:
     header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 alone"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
-    return topic.Found("Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)])
+    return topic.TopicResult(
+        "Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)]
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models import layer_specs
 from train import backpropagation, optimizers
 from train.equality import tree_error
@@ -98,7 +99,7 @@ def errors_by_layer(images, labels) -> dict:
 def trained(task, splits, *, seed: int, steps: int) -> dict:
     """Test accuracy after the steps, and the median milliseconds of a step."""
     (images, labels), (tests, answers) = splits["train"], splits["test"]
-    state = topic.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
+    state = small_training.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
     guesses = np.asarray(jax.jit(task.predict_step)(state, {"image": tests})).argmax(-1)
     step, batch, times = jax.jit(task.train_step), {"image": images[:BATCH], "label": labels[:BATCH]}, []
     for _ in range(TIMED + 2):
@@ -168,21 +169,23 @@ def draw_differences(errors: dict):
     return shown
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps = run.options["steps"]
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps = this_topic.options["steps"]
     splits = data.load("mnist5k").splits
     rows = np.arange(0, len(splits["train"][1]), len(splits["train"][1]) // EXAMPLES)[:EXAMPLES]
     images, labels = (part[rows] for part in splits["train"])
-    errors = run.piece("differences", lambda: errors_by_layer(images, labels))
+    errors = this_topic.cached("differences", lambda: errors_by_layer(images, labels))
     ways = tasks(splits["train"][0])
     runs: dict[str, list] = {}
     for name, task in ways.items():
-        for seed in run.seeds:
+        for seed in this_topic.seeds:
             make = functools.partial(trained, task, splits, seed=seed, steps=steps)
-            runs.setdefault(name, []).append(run.piece(f"{name}_{seed}", make))
+            runs.setdefault(name, []).append(this_topic.cached(f"{name}_{seed}", make))
     title = "Gradients by the equations and by automatic differentiation"
-    run.figure("differences", draw_differences(errors), title=title, caption="lenet, 32 digits, first step, by layer")
-    run.figure(
+    this_topic.figure(
+        "differences", draw_differences(errors), title=title, caption="lenet, 32 digits, first step, by layer"
+    )
+    this_topic.figure(
         "errors",
         draw_errors(images[0, ..., 0], error_pictures(images, labels)),
         title="The error of each layer",
@@ -212,7 +215,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
     }
     table = ("Differences by layer", ["layer", "float32", "float64"])
     rows_of = [[name, f"{single:.1e}", f"{double:.1e}"] for name, (single, double) in errors.items()]
-    return topic.Found("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
+    return topic.TopicResult("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
 
 
 if __name__ == "__main__":

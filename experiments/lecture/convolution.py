@@ -19,6 +19,7 @@ import data
 from data import augment
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models import initializers
 from models.layers import Conv, Dense, max_pool, relu
 
@@ -101,7 +102,7 @@ class OneLayer(nn.Module):
 def measure(task, splits, seed: int, *, steps: int) -> dict[str, Any]:
     """One network trained: numbers of parameters, accuracy by shift, and the layer's weights where they are few."""
     (images, labels), predict = splits["test"], jax.jit(task.predict_step)
-    state = topic.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
+    state = small_training.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
     guesses = [np.asarray(predict(state, {"image": shifted(images, shift)})).argmax(-1) for shift in SHIFTS]
     layer = {name: np.asarray(leaf) for name, leaf in state.params["layer"].items()}
     size = sum(leaf.size for leaf in layer.values())
@@ -128,7 +129,7 @@ def differences(layer, image_HW) -> dict[str, float]:
     }
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     dataset, normalize = data.load("mnist5k"), functools.partial(augment.normalize, mean=(0.0,), std=(255.0,))
     found: dict[str, list] = {}
     for kind in NAMES:
@@ -139,8 +140,8 @@ def experiment(this: topic.Lesson) -> topic.Found:
             class_names=dataset.class_names,
             prepare=normalize,
         )
-        make = functools.partial(measure, task, dataset.splits, steps=this.options["steps"])
-        found[kind] = [this.piece(f"{kind}_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+        make = functools.partial(measure, task, dataset.splits, steps=this_topic.options["steps"])
+        found[kind] = [this_topic.cached(f"{kind}_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     first = {kind: ones[0] for kind, ones in found.items()}
     layer, picture = first["convolution"]["layer"], dataset.splits["test"][0][0, :, :, 0] / np.float32(255)
     accuracy = {kind: np.array([one["accuracy"] for one in ones]) for kind, ones in found.items()}
@@ -148,7 +149,7 @@ def experiment(this: topic.Lesson) -> topic.Found:
     factors = {kind: inside[kind] / inside["convolution"] for kind in ("dense", "local")}
     at = {f"accuracy_shift_{s}": {k: topic.mean_and_std(v[:, s]) for k, v in accuracy.items()} for s in SHIFTS}
     numbers = {"parameters": counts, "layer_parameters": inside, "times_fewer_than": factors, **at}
-    numbers |= this.piece("equation", lambda: differences(layer, picture))
+    numbers |= this_topic.cached("equation", lambda: differences(layer, picture))
     still, moved = at["accuracy_shift_0"], at["accuracy_shift_3"]
     best, other = moved["convolution"], max((moved[kind] for kind in ("dense", "local")), key=lambda x: x["mean"])
     holds = best["mean"] - other["mean"] > best["std"] + other["std"]
@@ -162,10 +163,10 @@ def experiment(this: topic.Lesson) -> topic.Found:
     caption = (
         "each digit in one of eight directions; mean and standard deviation over seeds; none was shifted in training"
     )
-    this.figure("accuracy_by_shift", drawn, title="Accuracy on shifted digits", caption=caption)
+    this_topic.figure("accuracy_by_shift", drawn, title="Accuracy on shifted digits", caption=caption)
     filters = np.moveaxis(layer["kernel"], -1, 0)
     drawn = figures.image_grid(filters, title=f"The {MAPS} filters of the first seed", signed=True)
-    this.figure("filters", drawn, title="Learned filters", caption="red weights are positive, blue ones negative")
+    this_topic.figure("filters", drawn, title="Learned filters", caption="red weights are positive, blue ones negative")
     shares = ({NAMES[kind]: [100 * x for x in part[kind].values()] for kind in NAMES} for part in (still, moved))
     said = [", ".join(f"{name} {mean:.1f} ± {std:.1f} %" for name, (mean, std) in part.items()) for part in shares]
     text = [
@@ -178,7 +179,7 @@ def experiment(this: topic.Lesson) -> topic.Found:
         f"{said[1]}. All three layers are pooled alike, and what was learned in the middle holds "
         + ("better beside it where weights are shared." if holds else "no better beside it where weights are shared."),
     ]
-    return topic.Found("Convolution: the same weights at all places", text, FORMULA, numbers)
+    return topic.TopicResult("Convolution: the same weights at all places", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, activation
 from train.task import Task
@@ -107,7 +108,7 @@ def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> l
         found = task.finish(evaluate(state, {"image": digits.images, "label": digits.labels, "mask": mask}))
         curve.append({"step": step, "loss": found["loss"], "accuracy": found["accuracy"]})
 
-    topic.train(
+    small_training.train(
         task, digits.images, digits.labels, batch_size=BATCH_SIZE, steps=steps, seed=seed, every=every, watch=watch
     )
     return curve

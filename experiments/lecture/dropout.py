@@ -16,6 +16,7 @@ import data
 from experiments.cli import flags
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models.mlp import MLP
 from train import optimizers
 
@@ -108,7 +109,7 @@ def one_net(digits, *, hidden: int, rate: float, steps: int, seed: int) -> dict[
         found["test"].append(float(hits[len(labels) :].mean()))
 
     sizes = {"batch_size": BATCH_SIZE, "steps": steps, "every": max(1, steps // EVALUATIONS)}
-    state = topic.train(task, images, labels, **sizes, seed=seed, watch=watch)
+    state = small_training.train(task, images, labels, **sizes, seed=seed, watch=watch)
     weights, bias = (np.asarray(state.params["dense1"][name]) for name in ("kernel", "bias"))
     h = np.maximum(test_images.reshape(len(test_images), -1) / np.float32(255) @ weights + bias[None], 0)
     accuracies, live = (found["test"][-1], found["train"][-1]), int((h > 0).any(0).sum())
@@ -144,14 +145,16 @@ def draw_curves(found: dict[str, list[dict]], title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps, hidden, rate = (run.options[name] for name in ("steps", "hidden", "rate"))
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps, hidden, rate = (this_topic.options[name] for name in ("steps", "hidden", "rate"))
     flags.require(hidden >= SHOWN, f"--hidden={hidden}: must be {SHOWN} or more")
     flags.require(rate < 1, f"--rate={rate}: accepted are values between 0 and 1")
     digits, found = data.load("mnist5k"), {}
     for name, used in (("without", 0.0), ("with", rate)):
         net = functools.partial(one_net, digits, hidden=hidden, rate=used, steps=steps)
-        found[name] = [run.piece(f"{name}_seed{seed}", functools.partial(net, seed=seed)) for seed in run.seeds]
+        found[name] = [
+            this_topic.cached(f"{name}_seed{seed}", functools.partial(net, seed=seed)) for seed in this_topic.seeds
+        ]
     numbers: dict[str, Any] = {"training_digits": 10 * A_CLASS, "hidden": hidden, "rate": rate, "steps": steps}
     for key in MEASURED:
         with_, without = ([seed[key] for seed in found[name]] for name in ("with", "without"))
@@ -162,13 +165,13 @@ def experiment(run: topic.Lesson) -> topic.Found:
     test, train = (" with dropout, ".join(f"{100 * x:.1f}\N{NO-BREAK SPACE}%" for x in said[k]) for k in MEASURED[:2])
     drawn = draw_curves(found, f"Test digits right: {test}\N{NO-BREAK SPACE}without")
     caption = "accuracy of the whole net, no unit off; mean and standard deviation over seeds"
-    run.figure("accuracy", drawn, title="Training and test accuracy", caption=caption)
+    this_topic.figure("accuracy", drawn, title="Training and test accuracy", caption=caption)
     for (name, (label, _)), mean in zip(NETS.items(), said["activation_correlation"][::-1], strict=True):
         pictures = np.reshape(found[name][0]["features"], (-1, 28, 28))
         title = f"{label.capitalize()}: two units' activations correlate by {mean:.2f} in the mean"
         drawn = figures.image_grid(pictures, title=title, signed=True, columns=6)
         caption = f"weights of {SHOWN} units, begun at {SMALL:g} of Kaiming's; where noise is left, little was learned"
-        run.figure(f"features_{name}", drawn, title=f"First-layer features, {label}", caption=caption)
+        this_topic.figure(f"features_{name}", drawn, title=f"First-layer features, {label}", caption=caption)
 
     def seen(key, sign):
         """Whether the difference has this sign and is above its standard deviation over seeds."""
@@ -189,7 +192,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         f"At test time the lecture multiplies activations by {1 - rate:g}: over {MASKS:,} masks its training "
         f"output comes within {100 * numbers['mean_over_masks_error']['mean']:.1f} % of that in the mean.",
     ]
-    return topic.Found("Dropout: units that do not lean on each other", text, FORMULA, numbers)
+    return topic.TopicResult("Dropout: units that do not lean on each other", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def half_right(net: dict) -> str:
     return f"is half right after {half['mean']:.0f} steps" if half else deep_nets.verdict(net["accuracy"]["mean"])
 
 
-def told(numbers: dict, checked: list[list], steps: int) -> topic.Found:
+def told(numbers: dict, checked: list[list], steps: int) -> topic.TopicResult:
     """The numbers in words."""
     ten = deep_nets.power_of_ten
     spread = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
@@ -158,20 +158,22 @@ def told(numbers: dict, checked: list[list], steps: int) -> topic.Found:
         f"He et al. saw 30 layers stall with Glorot's variance and learn with Kaiming's; at {depth} here {seen}."
     )
     table = ("Draws against the equations", ["kernel", "what", "m", "n", "by the equation", "drawn"], checked)
-    return topic.Found("Initial weights", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Initial weights", text, FORMULA, numbers, [table])
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps, depths = run.options["steps"], run.options["depths"].split(",")
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps, depths = this_topic.options["steps"], this_topic.options["depths"].split(",")
     known = all(re.fullmatch("[0-9]{1,3}", depth) and 3 <= int(depth) <= 100 for depth in depths)
     flags.require(known, f"--depths={','.join(depths)}: accepted are whole numbers from 3 to 100, with commas")
-    digits, checked = deep_nets.digits(), run.piece("draws", draws)
+    digits, checked = deep_nets.digits(), this_topic.cached("draws", draws)
     # --- A tanh net at the start: five hidden layers, as Glorot has.
     inits, fresh = {"standard": standard, "glorot": glorot_uniform}, {}
     tasks = deep_nets.tasks(6, WIDTH_TANH, ["tanh"], digits, optax.sgd(RATE), inits)
     for (_, name), task in tasks.items():
         look = functools.partial(at_the_start, task, deep_nets.DeepMLP(6, WIDTH_TANH, "tanh"), digits)
-        fresh[name] = [run.piece(f"tanh_{name}_seed{s}", functools.partial(look, seed=s)) for s in run.seeds]
+        fresh[name] = [
+            this_topic.cached(f"tanh_{name}_seed{s}", functools.partial(look, seed=s)) for s in this_topic.seeds
+        ]
     numbers: dict = {"tanh": {}, "relu": {}}
     for what, unit in (("activations", "activation"), ("gradients", "gradient ∂loss/∂s over layer 5's std")):
         stds = {name: np.array([seed[what]["std"] for seed in per]) for name, per in fresh.items()}
@@ -181,16 +183,19 @@ def experiment(run: topic.Lesson) -> topic.Found:
         older, newer = (f"{ratio[name]['mean']:.2g}" for name in fresh)
         title = f"Spread of layer 1's {what} over layer 5's: {older} with standard weights, {newer} with Glorot's"
         caption = f"{what} of an untrained net of tanh(s), s = Wh + b, by layer, seed 0; standard weights: U(±1/√m)"
-        run.figure(what, draw_histograms(fresh, what, unit, title), title=what.capitalize(), caption=caption)
+        this_topic.figure(what, draw_histograms(fresh, what, unit, title), title=what.capitalize(), caption=caption)
 
     # --- Deep ReLU nets, trained.
     for depth in map(int, depths):
-        model = deep_nets.DeepMLP(depth, run.options["width"], "relu")
+        model = deep_nets.DeepMLP(depth, this_topic.options["width"], "relu")
         tasks = deep_nets.tasks(depth, model.width, ["relu"], digits, optax.sgd(RATE, MOMENTUM))
         nets, curves = numbers["relu"].setdefault(str(depth), {}), {}
         for (_, name), task in tasks.items():
             work = functools.partial(fit, task, model, digits, steps=steps)
-            pieces = [run.piece(f"relu{depth}_{name}_seed{s}", functools.partial(work, seed=s)) for s in run.seeds]
+            pieces = [
+                this_topic.cached(f"relu{depth}_{name}_seed{s}", functools.partial(work, seed=s))
+                for s in this_topic.seeds
+            ]
             curves[name] = [piece["curve"] for piece in pieces]
             last = [curve[-1] for curve in curves[name]]
             half = [half_way(curve) for curve in curves[name]]
@@ -203,7 +208,9 @@ def experiment(run: topic.Lesson) -> topic.Found:
         title = f"{depth} layers: " + ", ".join(f"{name.title()} {half_right(net)}" for name, net in nets.items())
         lines = [(curves["glorot"], "Glorot", "eval"), (curves["kaiming"], "Kaiming", "train")]
         caption = f"dense layers of ReLU, SGD of rate {RATE:g} with momentum {MOMENTUM:g}; mean and range over seeds"
-        run.figure(f"layers{depth}", deep_nets.draw_accuracy(lines, title), title=f"{depth} layers", caption=caption)
+        this_topic.figure(
+            f"layers{depth}", deep_nets.draw_accuracy(lines, title), title=f"{depth} layers", caption=caption
+        )
     return told(numbers, checked, steps)
 
 

@@ -163,9 +163,12 @@ def boundaries(found, seed: int, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     found = {
-        name: [run.piece(f"{name}_seed_{i}", functools.partial(measure, name, i, run.options)) for i in run.seeds]
+        name: [
+            this_topic.cached(f"{name}_seed_{i}", functools.partial(measure, name, i, this_topic.options))
+            for i in this_topic.seeds
+        ]
         for name in DATA
     }
     right = {(n, m): topic.mean_and_std([one[m]["accuracy"] for one in found[n]]) for n in DATA for m in METHODS}
@@ -173,9 +176,9 @@ def experiment(run: topic.Lesson) -> topic.Found:
     solvers = [m for m in METHODS if right["xor", m]["mean"] >= SOLVED]
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
     title = f"XOR is solved by {names}{' alone' * (len(solvers) == 1)}"
-    figure = boundaries({name: found[name][0] for name in DATA}, run.seeds[0], title)
+    figure = boundaries({name: found[name][0] for name in DATA}, this_topic.seeds[0], title)
     caption = "test points of the first seed, right answers; the background is the answer, paler where it is less sure"
-    run.figure("boundaries", figure, title="Decision boundaries", caption=caption)
+    this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
     both = ", ".join(f"{METHODS[m]} {said['xor', m]}" for m in METHODS)
     text = (
         "The perceptron and logistic regression make the same correction, (y − answer) x: the perceptron's answer is a "
@@ -188,7 +191,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
     rows = [[DATA[n], *(said[n, m] for m in METHODS)] for n in DATA]
     table = ("Right answers on new points", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return topic.Found("Where a unit draws the line", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Where a unit draws the line", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":

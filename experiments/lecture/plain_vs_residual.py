@@ -150,8 +150,8 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps, maps, pool, wanted = (run.options[name] for name in ("steps", "maps", "pool", "dataset"))
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps, maps, pool, wanted = (this_topic.options[name] for name in ("steps", "maps", "pool", "dataset"))
     flags.require(wanted in DATASETS, f"--dataset={wanted}: accepted are {', '.join(DATASETS)}")
     flags.require(steps >= 20, f"--steps={steps}: must be 20 or more")
     flags.require(pool <= 4, f"--pool={pool}: accepted are 1 to 4")
@@ -163,8 +163,8 @@ def experiment(run: topic.Lesson) -> topic.Found:
         task = create_task(dataset, net, maps=maps, pool=pool, steps=steps)
         train = functools.partial(training_errors, jax.jit(task.init), jax.jit(task.train_step), images, labels)
         errors[net] = [
-            run.piece(f"{dataset.name}_{net}_seed{seed}", functools.partial(train, steps=steps, seed=seed))
-            for seed in run.seeds
+            this_topic.cached(f"{dataset.name}_{net}_seed{seed}", functools.partial(train, steps=steps, seed=seed))
+            for seed in this_topic.seeds
         ]
     curves = {net: 100 * moving_average(values, window) for net, values in errors.items()}
     final = {net: values[:, -1] / 100 for net, values in curves.items()}
@@ -182,9 +182,9 @@ def experiment(run: topic.Lesson) -> topic.Found:
     )
     caption = (
         f"share of wrong answers in the training batches, mean over the last {window} steps; line and band: mean and "
-        f"standard deviation over {len(run.seeds)} seeds"
+        f"standard deviation over {len(this_topic.seeds)} seeds"
     )
-    run.figure("training_error", draw(curves, window, title), title="Training error", caption=caption)
+    this_topic.figure("training_error", draw(curves, window, title), title="Training error", caption=caption)
     worse = {kind: gap["mean"] > 2 * gap["standard_error"] for kind, gap in gaps.items()}
     text = [
         "The lecture: beyond some depth a plain network gets worse even on its training data, though the deeper one "
@@ -197,7 +197,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         "maps, and Adam for these few steps; He et al. train on CIFAR-10 of 32x32 pixels with 16, 32 and 64 maps for "
         "64,000 steps of momentum. So this shows how hard a deep plain network is to train, not where it ends.",
     ]
-    return topic.Found("Plain and residual networks: degradation", text, FORMULA, numbers)
+    return topic.TopicResult("Plain and residual networks: degradation", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -98,12 +98,12 @@ def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, fl
     return found
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     images, labels = data.load("mnist5k").splits["test"]
-    rows, digits = np.random.default_rng(0).permutation(len(images)), min(this.options["digits"], len(images))
+    rows, digits = np.random.default_rng(0).permutation(len(images)), min(this_topic.options["digits"], len(images))
     padded = np.pad(images[rows], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
     make = functools.partial(measure, padded, labels[rows], digits=digits)
-    found = [this.piece(f"seed_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+    found = [this_topic.cached(f"seed_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     change = {
         move: {pool: topic.mean_and_std([one[move][pool] for one in found]) for pool in POOLS} for move in found[0]
     }
@@ -119,7 +119,9 @@ def experiment(this: topic.Lesson) -> topic.Found:
             series, places, title, xlabel=xlabel, ylabel="relative change of the features, %", xticks=places
         )
         caption = f"|f(Tx) - f(x)| / |f(x)| over {digits} test digits; mean and standard deviation over filter banks"
-        this.figure(f"change_by_{at.split('_')[0]}", drawn, title=f"Change by {xlabel.split(',')[0]}", caption=caption)
+        this_topic.figure(
+            f"change_by_{at.split('_')[0]}", drawn, title=f"Change by {xlabel.split(',')[0]}", caption=caption
+        )
 
     def holds(move):
         """Whether every pooled change is below the unpooled one by more than both standard deviations."""
@@ -151,7 +153,7 @@ def experiment(this: topic.Lesson) -> topic.Found:
     ]
     wanted = ("shift_1", "rotation_15", "between_classes")
     numbers = {"digits": digits, **{move: change[move] for move in wanted}, "shift_1_of_between_classes": kept}
-    return topic.Found("Pooling: small moves matter less", text, FORMULA, numbers)
+    return topic.TopicResult("Pooling: small moves matter less", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from train import optimizers
 from train.task import Task
 
@@ -75,7 +76,7 @@ def measure(seed: int, steps: int) -> dict[str, Any]:
     splits, task = data.load("mnist5k").splits, create(steps)
     tests, answers = splits["test"]
     untrained, predict = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.predict_step)
-    trained = topic.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
+    trained = small_training.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
     before, after = (
         np.concatenate([predict(state, {"image": part}) for part in np.split(tests, 4)])
         for state in (untrained, trained)
@@ -132,8 +133,11 @@ def picture_grid(images, labels, pictures, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    found = [run.piece(f"seed_{i}", functools.partial(measure, i, run.options["steps"])) for i in run.seeds]
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    found = [
+        this_topic.cached(f"seed_{i}", functools.partial(measure, i, this_topic.options["steps"]))
+        for i in this_topic.seeds
+    ]
     images, labels = data.load("mnist5k").splits["test"]
     by_unit = {
         state: np.stack([own_share(np.array(one[state]), labels) for one in found])
@@ -150,22 +154,23 @@ def experiment(run: topic.Lesson) -> topic.Found:
     figure = temperature_bars(images[found[0]["unsure"], :, :, 0], logits, title)
     caption = f"softmax of the same ten logits: the test digit, {labels[found[0]['unsure']]}, that the first seed's "
     caption += f"network is the least certain of; the largest entropy is ln 10 = {np.log(10):.2f} nats"
-    run.figure("temperature", figure, title="Temperature", caption=caption)
+    this_topic.figure("temperature", figure, title="Temperature", caption=caption)
     title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % are its digit"
     figure = picture_grid(images, labels, np.array(found[0]["trained"]), title)
     caption = f"the {SHOWN} test digits with the largest logit of each output unit, the largest first, of the first "
     caption += "seed's network; a digit of another class is framed"
-    run.figure("output_units", figure, title="What excites the output units", caption=caption)
+    this_topic.figure("output_units", figure, title="What excites the output units", caption=caption)
 
     grows = ", ".join(f"{value:.2f} nats at T = {temperature:g}" for temperature, value in nats.items())
     worst = by_unit["trained"].mean(0).min()
     text = (
         "Softmax makes probabilities of logits. A temperature T divides the logits first: for the digit in the figure "
         f"the entropy is {grows}. Its most probable class does not depend on T.",
-        f"The lecture calls an output unit a grandmother cell: it answers to one thing. After {run.options['steps']} "
-        f"steps the network is right on {100 * accuracy['mean']:.1f} % of test digits, and of the {TOP} that excite a "
-        f"unit the most {said['trained']} are of its class; before training it was {said['untrained']} (mean and "
-        f"standard deviation over seeds). The lowest share of a unit is {100 * worst:.0f} %.",
+        "The lecture calls an output unit a grandmother cell: it responds to a single concept. After "
+        f"{this_topic.options['steps']} steps the test accuracy is {100 * accuracy['mean']:.1f} %, and of the {TOP} "
+        f"test digits that excite a unit the most, {said['trained']} belong to its class; before training it was "
+        f"{said['untrained']} (mean and standard deviation over seeds). The lowest fraction for any unit is "
+        f"{100 * worst:.0f} %.",
     )
     numbers = {
         "share_of_own_class": share["trained"],
@@ -176,7 +181,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
     }
     rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
     table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
-    return topic.Found("Softmax and grandmother cells", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Softmax and grandmother cells", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
     return shown
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     parts, counts = split(), {name: totals(name) for name in (*SIDE_BY_SIDE, "alexnet_owt")}
     alexnet = communication.Counts(models.create("alexnet_owt", 1000), (224, 224, 3))
     data = [alexnet.data(k)["communication_bytes_per_device"] / 1e6 for k in DEVICES]
@@ -151,25 +151,25 @@ def experiment(run: topic.Lesson) -> topic.Found:
     first, layers = outputs[0].shape[-1], outputs[1:]
     dense = [[first + sum(x.shape[-1] for x in layers[:i]), row.shape[-1]] for i, row in enumerate(layers)]
 
-    run.figure(
+    this_topic.figure(
         "alexnet_split",
         draw_split(parts),
         title="AlexNet's split",
         caption="shares of the convolutions and the dense layers (AlexNet-OWT, one column)",
     )
-    run.figure(
+    this_topic.figure(
         "traffic",
         draw_traffic(data, hybrid, crossing),
         title="What devices send",
         caption="bytes by the ring formula; hybrid: convolutions by data, dense layers by model (Krizhevsky 2014)",
     )
-    run.figure(
+    this_topic.figure(
         "side_by_side",
         draw_side_by_side({name: weighted(name) for name in SIDE_BY_SIDE}, counts),
         title="VGG-19, a plain and a residual network",
         caption="from the picture above to the classes below, coloured by the maps' size (He et al. 2016, figure 3)",
     )
-    run.figure(
+    this_topic.figure(
         "dense_block",
         draw_dense_block(dense),
         title="A dense block",
@@ -199,7 +199,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         "dense_block": dense,
     }
     tables = [("Counts", ["network", "units", "weights", "multiply-adds"], rows)]
-    return topic.Found("The large networks, counted", text, FORMULA, numbers, tables)
+    return topic.TopicResult("The large networks, counted", text, FORMULA, numbers, tables)
 
 
 if __name__ == "__main__":

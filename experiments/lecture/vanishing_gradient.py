@@ -14,6 +14,7 @@ from experiments.cli import flags
 from experiments.lecture import deep_nets, topic
 from experiments.lecture.deep_nets import INITS
 from experiments.reporting import figures
+from experiments.setup import small_training
 
 OPTIONS = {
     "steps": (800, "Training steps of the ReLU net and of the sigmoid net."),
@@ -48,7 +49,9 @@ def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int
     images, labels = deep_nets.some(digits, EXAMPLES)
     found = {}
     for name, steps in (("start", 0), ("after", AFTER)):
-        state = topic.train(task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed)
+        state = small_training.train(
+            task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed
+        )
         found[name] = deep_nets.gradient_norms(state.params, images, labels, model=model)
     return found
 
@@ -79,8 +82,8 @@ def draw_norms(found: dict, when: str, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    hidden, steps = run.options["hidden_layers"], run.options["steps"]
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    hidden, steps = this_topic.options["hidden_layers"], this_topic.options["steps"]
     # Deeper, and the sigmoid's gradient falls below the range of float32.
     flags.require(hidden <= 50, f"--hidden_layers={hidden}: accepted are 1 to 50")
     depth, digits = hidden + 1, deep_nets.digits()
@@ -91,7 +94,8 @@ def experiment(run: topic.Lesson) -> topic.Found:
     for (name, init), task in tasks.items():
         measure = functools.partial(norms, deep_nets.DeepMLP(depth, WIDTH, name), task, digits)
         found[name, init] = [
-            run.piece(f"norms_{name}_{init}_seed{seed}", functools.partial(measure, seed=seed)) for seed in run.seeds
+            this_topic.cached(f"norms_{name}_{init}_seed{seed}", functools.partial(measure, seed=seed))
+            for seed in this_topic.seeds
         ]
     numbers: dict = {"layers": depth, **{key: {} for key in MEASURED}}
     for (name, init), seeds in found.items():
@@ -107,7 +111,8 @@ def experiment(run: topic.Lesson) -> topic.Found:
     def curves(task, name, rate):
         fit = functools.partial(deep_nets.train, task, digits, steps=steps, every=max(1, steps // 16))
         return [
-            run.piece(f"train_{name}_rate{rate:g}_seed{seed}", functools.partial(fit, seed=seed)) for seed in run.seeds
+            this_topic.cached(f"train_{name}_rate{rate:g}_seed{seed}", functools.partial(fit, seed=seed))
+            for seed in this_topic.seeds
         ]
 
     def final(per_seed):
@@ -134,7 +139,9 @@ def experiment(run: topic.Lesson) -> topic.Found:
             f"{ten(means['relu_kaiming'])} times it with ReLU (Kaiming)"
         )
         caption = f"Frobenius norm of the gradient of each layer's weights, {place.lower()}; mean and range over seeds"
-        run.figure(f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption)
+        this_topic.figure(
+            f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption
+        )
     percent = {name: f"{100 * value['mean']:.1f} %" for name, value in accuracy.items()}
     says = {name: verdict(value["mean"]) for name, value in accuracy.items()}
     title = f"{depth} layers: ReLU {says['relu']} ({percent['relu']}), sigmoid {says['sigmoid']} ({percent['sigmoid']})"
@@ -143,7 +150,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         f"(Glorot), its best of {', '.join(f'{rate:g}' for rate in RATES)}; mean and range over seeds"
     )
     nets_shown = [(relu, "ReLU", "test"), (sigmoid[best], "sigmoid", "eval")]
-    run.figure("accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep nets", caption=caption)
+    this_topic.figure("accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep nets", caption=caption)
 
     gone = [label for name, (label, _) in LINES.items() if ratio[f"{name}_glorot"] < VANISHED]
     dim = first["relu_glorot"] / first["relu_kaiming"]
@@ -166,7 +173,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         for name, init in found
     ]
     header = ["activation", "weights", "layer 1 / last, start", f"layer 1 / last, {AFTER} steps", "layer 1, start"]
-    return topic.Found("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
+    return topic.TopicResult("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import models
 from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments.cli.compilation_cache import cache_folder
-from experiments.lecture import topic
+from experiments.setup import small_training
 from train import leaves, loop, optimizers
 from train.signals import Interrupted, Stop
 from train.tasks import classification
@@ -90,7 +90,7 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
         if stop is not None and stop.number:
             raise Interrupted(stop.number, 0)
 
-    return topic.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
+    return small_training.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
 
 
 def _read(path: pathlib.Path, like):
