@@ -15,7 +15,7 @@ from models.initializers import fans, glorot_uniform, kaiming_normal
 
 
 def plain(model, inputs=784):
-    """Parameters of a DeepMLP with zero biases, N(0, 2 / fan_in), and seven inputs."""
+    """Parameters of a DeepMLP (zero biases, weights from N(0, 2 / fan_in)), seven inputs and labels."""
     random, names = np.random.default_rng(0), deep_nets.layer_names(model.depth)
     sizes = [inputs, *[model.width] * (model.depth - 1), 10]
     params = {
@@ -42,7 +42,7 @@ def test_draws_are_the_equations(name):
         said = 2 / ((1 + slope**2) * m)
         np.testing.assert_allclose(w.var(), said, rtol=0.02)
         assert abs(w.mean()) < 0.02 * math.sqrt(said)
-        np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Normal, not uniform.
+        np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Kurtosis of a normal distribution.
     np.testing.assert_array_equal(initialization.kaiming(0.0)(key, shape), kaiming_normal(key, shape))
 
 

@@ -1,4 +1,4 @@
-"""The lecture's single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
+"""The topics on single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
 
 import contextlib
 import json
@@ -47,14 +47,14 @@ def test_points():
 
 
 def test_rosenblatts_rule():
-    """By hand; and it stops on separable points after no more corrections than Novikoff's theorem allows."""
+    """Single steps by hand; on separable points the number of corrections is within the bound of Novikoff's theorem."""
     params = {"w": jnp.array([1.0, -1.0]), "b": jnp.array(0.5)}
     correct = jax.jit(perceptron.correct)
     for x, y, w, b in (
-        ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Right: as it was.
+        ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Correct: no change.
         ((2.0, 1.0), 0.0, (-1.0, -2.0), -0.5),
         ((0.0, 3.0), 1.0, (1.0, 2.0), 1.5),
-        ((0.0, 0.5), 1.0, (1.0, -0.5), 1.5),  # On the line the answer is 0.
+        ((0.0, 0.5), 1.0, (1.0, -0.5), 1.5),  # On the boundary the output is 0.
     ):
         after = correct(params, np.array(x, np.float32), np.float32(y))
         np.testing.assert_allclose(after["w"], w)
@@ -97,7 +97,7 @@ def test_xor_needs_the_hidden_layer(tmp_path):
 
 
 def test_derivatives_and_saturation(tmp_path):
-    z = np.linspace(-3, 3, 10)  # Not 0, where two have a kink.
+    z = np.linspace(-3, 3, 10)  # Without 0, where two functions have a kink.
     for name, function in activations.ACTIVATIONS.items():
         small = jax.jit(lambda z, f=function: (f(z + 1e-2) - f(z - 1e-2)) / 2e-2)(z)
         np.testing.assert_allclose(activations.derivative(name, z), small, atol=2e-3)
@@ -129,12 +129,12 @@ def test_softmax_and_entropy():
     assert nats == sorted(nats) and nats[0] == 0 and nats[-1] == pytest.approx(math.log(3))
 
 
-def test_strongest_pictures():
+def test_strongest_images():
     logits = np.array([[0.0, 5.0], [2.0, -1.0], [3.0, 4.0], [1.0, 9.0]])
-    pictures = softmax.strongest(logits, 2)
-    np.testing.assert_array_equal(pictures, [[2, 1], [3, 0]])
-    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 1, 0])), [0.5, 0.5])
-    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 0, 0])), [1.0, 0.5])
+    indices = softmax.strongest(logits, 2)
+    np.testing.assert_array_equal(indices, [[2, 1], [3, 0]])
+    np.testing.assert_allclose(softmax.own_share(indices, np.array([1, 0, 1, 0])), [0.5, 0.5])
+    np.testing.assert_allclose(softmax.own_share(indices, np.array([1, 0, 0, 0])), [1.0, 0.5])
 
 
 @pytest.mark.slow
