@@ -9,18 +9,13 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from data.dataset import DataError, Dataset
-from data.decode import FAILURES, read_picture, whole
-from data.folder import SUFFIXES
+from data.decode import FAILURES, read_image, whole
 from data.image_files import each
-from data.prepare import tar
-from data.prepare.unpack import plain, write
 
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
@@ -53,7 +48,7 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
-        if not _stays(path, root):
+        if not stays_inside(path, root):
             raise DataError(f"{path} leads out of {root}")
         lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
@@ -85,51 +80,7 @@ def problems(data_dir: str) -> list[str]:
     return [found for found in each(lambda i: check(lines[i]), len(lines), title="checking") if found]
 
 
-def collect(source: pathlib.Path, target: pathlib.Path) -> int:
-    """Copies the lists, pictures and annotations of a folder or archive in the authors' layout to `target`; their
-    number. Nothing outside either is read or written: of an archive's names the last two components count. A file of
-    the same size that is there already stays. Raises DataError for a file that is no archive, a damaged one, or one
-    with two files for one place."""
-    count, taken = 0, dict[pathlib.Path, str]()
-    with tar.named(source):
-        for name, place, size, content in _contents(source, target):
-            if place in taken:
-                raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
-            taken[place] = name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            count += write(content, size, place)
-    return count
-
-
-def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, int, IO[bytes]]]:
-    """(name, place in `target`, bytes, content) of each list, picture and annotation in a folder or archive; no other
-    file is opened. Of links, those that stay inside the folder."""
-    if source.is_dir():
-        inner = target.resolve() != source.resolve()  # What lies in the target was collected before.
-        for path in sorted(source.rglob("*")):
-            name = str(path.relative_to(source))
-            place = _place(target, name)
-            if place and path.is_file() and _stays(path, source) and not (inner and _stays(path, target)):
-                with open(path, "rb") as content:
-                    yield name, place, path.stat().st_size, content
-        return
-    with tar.opened(source) as archive:
-        for member in archive:
-            place = _place(target, member.name)
-            inside = archive.extractfile(member) if place and member.isfile() else None
-            if place and inside:
-                yield member.name, place, member.size, inside
-
-
-def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where a list, picture or annotation of that name belongs; None for anything else."""
-    *_, folder, last = "", *name.split("/")
-    if plain(last) and last.endswith(".txt"):
-        return target / last
-    return target / folder / last if plain(last) and plain(folder) and last.lower().endswith(SUFFIXES) else None
-
-
-def _stays(path: pathlib.Path, root: pathlib.Path) -> bool:
+def stays_inside(path: pathlib.Path, root: pathlib.Path) -> bool:
     """Whether the path, its links followed, lies below `root`. Raises DataError where they can't be followed."""
     try:
         return path.resolve().is_relative_to(root.resolve())
@@ -141,7 +92,7 @@ def _inside(root: pathlib.Path, path: str) -> str:
     """The last two components of the path, below `root`. Raises DataError where no file is there, or one elsewhere."""
     *_, folder, name = "", *path.replace("\\", "/").split("/")
     found = root / folder / name
-    if ".." in (folder, name) or not _stays(found, root):
+    if ".." in (folder, name) or not stays_inside(found, root):
         raise DataError(f"{path} leads out of {root}")
     if not found.is_file():
         raise DataError(f"{found} is missing: its partner stands alone")
@@ -151,10 +102,10 @@ def _inside(root: pathlib.Path, path: str) -> str:
 def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Class numbers uint8 [H, W], void is 11; resized to `size` (H, W) by the nearest pixel. Raises DataError."""
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise DataError(f"{path}: an annotation is an 8-bit picture of class numbers, not {picture.mode}")
-            values = np.asarray(picture, np.uint8)
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise DataError(f"{path}: an annotation is an 8-bit picture of class numbers, not {image.mode}")
+            values = np.asarray(image, np.uint8)
     except DataError:
         raise
     except FAILURES as error:
@@ -165,13 +116,13 @@ def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarra
 
 
 def _read(pair: tuple[str, str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-    picture, label = read_picture(pair[0], channels=3), read_annotation(pair[1])
-    if picture.shape[:2] != label.shape:
-        shapes = f"{picture.shape[0]}x{picture.shape[1]} and {label.shape[0]}x{label.shape[1]}"
+    image, label = read_image(pair[0], channels=3), read_annotation(pair[1])
+    if image.shape[:2] != label.shape:
+        shapes = f"{image.shape[0]}x{image.shape[1]} and {label.shape[0]}x{label.shape[1]}"
         raise DataError(f"{pair[0]} and its annotation differ in size: {shapes}")
-    if size and picture.shape[:2] != size:
-        return read_picture(pair[0], channels=3, crop=whole(size)), read_annotation(pair[1], size)
-    return picture, label
+    if size and image.shape[:2] != size:
+        return read_image(pair[0], channels=3, crop=whole(size)), read_annotation(pair[1], size)
+    return image, label
 
 
 def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: str | None = None) -> Dataset:

@@ -32,7 +32,7 @@ def whole(size: tuple[int, int]) -> Crop:
     return lambda height, width: ((0, 0, width, height), size)
 
 
-def read_picture(
+def read_image(
     path: str,
     *,
     channels: int,
@@ -58,26 +58,26 @@ def read_picture(
                     opened.draft(None, (opened.width // scale, opened.height // scale))
             opened.load()
             turn = TURNS.get(opened.getexif().get(ORIENTATION))
-            picture = opened if turn is None else opened.transpose(turn)
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-                values = np.asarray(picture, np.float64)
-                wide = values.max(initial=0) > 255 or picture.mode.startswith("I")
-                picture = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-            picture = picture.convert("L" if channels == 1 else "RGB")
+            image = opened if turn is None else opened.transpose(turn)
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                values = np.asarray(image, np.float64)
+                wide = values.max(initial=0) > 255 or image.mode.startswith("I")
+                image = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            image = image.convert("L" if channels == 1 else "RGB")
             if crop is not None:
-                x, y = picture.width / width, picture.height / height
-                inside = (box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height))
-                picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
+                x, y = image.width / width, image.height / height
+                inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
+                image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     except FAILURES as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
-    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 
-def picture_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:
+def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:
     """(height, width) as the header has them, before any rotation; None for what is not a readable picture."""
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as opened:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data import image_files
 from data.dataset import DataError, Dataset
-from data.decode import picture_size, read_picture
+from data.decode import image_size, read_image
 from data.stream import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -37,7 +37,7 @@ def load(
     """
     root, files, names = listing(data_dir)
     channels, size = (shape[2], shape[:2]) if shape else (3, None)
-    found = {split: _pictures(root, split, files[split], names, channels=channels) for split in sorted(files)}
+    found = {split: _image_split(root, split, files[split], names, channels=channels) for split in sorted(files)}
     splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
     return Dataset("folder", splits, names)
 
@@ -52,7 +52,7 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     listed = {split: _list(root / split) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
-    flat = {split: paths for split in splits if split not in listed and (paths := _pictures_in(root / split))}
+    flat = {split: paths for split in splits if split not in listed and (paths := _images_in(root / split))}
     if not listed:
         raise DataError(f"--data_dir={data_dir} holds no pictures as SPLIT/CLASS/*.jpg, jpeg or png")
     names = tuple(next(iter(listed.values())))
@@ -77,10 +77,10 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
 def _list(folder: pathlib.Path) -> dict[str, list[str]]:
     """The paths by class, both sorted: text, since a million objects of pathlib take half a gigabyte."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {path.name: _pictures_in(path) for path in classes}
+    return {path.name: _images_in(path) for path in classes}
 
 
-def _pictures_in(folder: pathlib.Path) -> list[str]:
+def _images_in(folder: pathlib.Path) -> list[str]:
     return sorted(f.path for f in os.scandir(folder) if os.path.splitext(f.name)[1].lower() in SUFFIXES)
 
 
@@ -128,9 +128,9 @@ def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
     return [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
 
 
-def _pictures(
+def _image_split(
     root: pathlib.Path, split: str, files: list[tuple[str, int]], names, *, channels: int
-) -> image_files.Pictures:
+) -> image_files.ImageSplit:
     def key(skip_corrupt):
         digest = hashlib.sha256(repr((list(names), channels, skip_corrupt)).encode())
         for path, label in files:
@@ -139,13 +139,13 @@ def _pictures(
             digest.update(os.fsencode(os.path.relpath(path, root)) + f"\0{state}\n".encode())
         return digest.hexdigest()
 
-    return image_files.Pictures(
+    return image_files.ImageSplit(
         name=split,
         length=len(files),
         channels=channels,
         where=lambda example: files[example][0],
-        read=lambda example, crop: read_picture(files[example][0], channels=channels, crop=crop),
-        size=lambda example: picture_size(files[example][0]),
+        read=lambda example, crop: read_image(files[example][0], channels=channels, crop=crop),
+        size=lambda example: image_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
         key=key,
         cache=root.with_name(f"{root.name}.{split}"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from data import cache, image_files, store
 from data.dataset import DataError, Dataset
-from data.decode import picture_size, read_picture
+from data.decode import image_size, read_image
 from data.stream import View
 
 # NAME[/CONFIG][:VERSION]; a config never starts with a dot, so no path leads out of the folder.
@@ -117,7 +117,7 @@ def check_features(builder, name: str) -> None:
 
 def read_split(
     builder, split: str, count: int, *, place: pathlib.Path, channels: int | None = None
-) -> image_files.Pictures:
+) -> image_files.ImageSplit:
     """One split of `builder`, read where it is asked, by default with as many channels as it is stored with; a record
     that can't be read raises DataError."""
     import tensorflow_datasets as tfds
@@ -152,15 +152,15 @@ def read_split(
         return found
 
     beside = place.with_name(f"{place.name}.{split}")  # tfds takes folders named like versions alone for its own.
-    return image_files.Pictures(
+    return image_files.ImageSplit(
         name=split,
         length=count,
         channels=channels,
         where=where,
-        read=lambda example, crop: read_picture(
+        read=lambda example, crop: read_image(
             where(example), channels=channels, content=record(example)["image"], crop=crop
         ),
-        size=lambda example: picture_size(where(example), content=record(example)["image"]),
+        size=lambda example: image_size(where(example), content=record(example)["image"]),
         labels=labels,
         key=key,
         cache=beside,

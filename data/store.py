@@ -40,7 +40,7 @@ def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tupl
     return Builder(data_dir=str(folder), file_format="array_record")
 
 
-def write_pictures(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
+def write_image_files(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
     """Writes picture files as they are, [(path, label)] of each split, once, for --dataset=tfds:NAME; the store appears
     whole or not at all."""
     import tensorflow_datasets as tfds

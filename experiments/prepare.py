@@ -47,18 +47,19 @@ def main(argv) -> int:
 
 def cifar10(source: pathlib.Path | None) -> int:
     from data import cifar10, store
+    from data.prepare import cifar10 as archive
 
     folder = pathlib.Path(DATA_DIR.value) if DATA_DIR.value else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
         print(f"cifar10 is prepared already in {folder}", file=sys.stderr)
         return 0
     if source is None:
-        source = folder / "downloads" / cifar10.URL.rsplit("/", 1)[1]
+        source = folder / "downloads" / archive.URL.rsplit("/", 1)[1]
         if not source.exists():
-            cifar10.download(source)
-    splits = cifar10.read_archive(str(source))
-    if cifar10.md5(source) != cifar10.MD5:
-        print(f"warning: {source} has another MD5 than the official archive, {cifar10.MD5}", file=sys.stderr)
+            archive.download(source)
+    splits = archive.read_archive(str(source))
+    if archive.md5(source) != archive.MD5:
+        print(f"warning: {source} has another MD5 than the official archive, {archive.MD5}", file=sys.stderr)
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
     return 0
@@ -66,9 +67,10 @@ def cifar10(source: pathlib.Path | None) -> int:
 
 def camvid(source: pathlib.Path | None) -> int:
     from data import DataError, camvid
+    from data.prepare.camvid import collect
 
     flags.require(bool(source and DATA_DIR.value), "--dataset=camvid needs --source=FOLDER_OR_ARCHIVE and --data_dir")
-    if source and not camvid.collect(source, pathlib.Path(str(DATA_DIR.value))):
+    if source and not collect(source, pathlib.Path(str(DATA_DIR.value))):
         raise DataError(f"--source={SOURCE.value} holds no lists SPLIT.txt and no pictures")
     wrong = camvid.problems(str(DATA_DIR.value))
     for line in wrong:
@@ -98,7 +100,7 @@ def pictures(source: pathlib.Path | None) -> int:
             print(f"{place} is there already and stays as it is; to make it anew, remove it first", file=sys.stderr)
             return 0
         _, files, names = folder.listing(root)
-        place = store.write_pictures(pathlib.Path(SHARDS.value), "pictures", files, names)
+        place = store.write_image_files(pathlib.Path(SHARDS.value), "pictures", files, names)
         counts = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
         print(f"{counts} in {place}: --dataset=tfds:pictures --data_dir={SHARDS.value}", file=sys.stderr)
     return 0

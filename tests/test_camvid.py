@@ -10,6 +10,7 @@ from PIL import Image
 
 from data import camvid
 from data.dataset import DataError
+from data.prepare.camvid import collect
 
 
 @pytest.fixture
@@ -137,14 +138,14 @@ def test_collecting_and_checking(root, tmp_path, start):
     before = camvid.load(str(root))
     for i, source in enumerate((root, archive)):
         target = tmp_path / "to" / str(i)
-        assert camvid.collect(source, target) >= 13 and camvid.problems(str(target)) == []
+        assert collect(source, target) >= 13 and camvid.problems(str(target)) == []
         for split, arrays in camvid.load(str(target)).splits.items():
             for ours, theirs in zip(arrays, before.splits[split], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
         assert not any(path.is_symlink() for path in target.rglob("*"))
     (root / "train" / "loop.png").symlink_to("loop.png")  # Passed over.
     for _ in range(2):  # A target inside the source is not collected again.
-        assert camvid.collect(root, root / "out") == 13 and camvid.problems(str(root / "out")) == []
+        assert collect(root, root / "out") == 13 and camvid.problems(str(root / "out")) == []
     shutil.rmtree(root / "out")
     (root / "train" / "loop.png").unlink()
     assert not list(tmp_path.glob("evil*")) and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["0", "1"]
@@ -154,14 +155,14 @@ def test_collecting_and_checking(root, tmp_path, start):
     (root / "train" / "a 0.png").unlink()
     (root / "train" / "a 0.png").symlink_to(secret)
     shutil.copytree(root, tmp_path / "above" / "SegNet" / "camvid", symlinks=True)
-    camvid.collect(tmp_path / "above", tmp_path / "to" / "link")
+    collect(tmp_path / "above", tmp_path / "to" / "link")
     assert camvid.problems(str(tmp_path / "to" / "link")) == [
         f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing: its partner stands alone"
     ]
     shutil.copytree(root, tmp_path / "two" / "a")
     shutil.copytree(root, tmp_path / "two" / "b")
     with pytest.raises(DataError, match="has two files for .*notes.txt: a/notes.txt and b/notes.txt"):
-        camvid.collect(tmp_path / "two", tmp_path / "to" / "two")
+        collect(tmp_path / "two", tmp_path / "to" / "two")
 
     target = tmp_path / "to" / "2"
     (root / "trainannot" / "a 1.png").unlink()

@@ -108,7 +108,7 @@ def test_pictures_of_every_mode(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     picture.save(path)
     for channels in (1, 3):
-        found = decode.read_picture(str(path), channels=channels, crop=decode.whole((40, 30)))
+        found = decode.read_image(str(path), channels=channels, crop=decode.whole((40, 30)))
         assert found.shape == (40, 30, channels) and found.dtype == np.uint8
         np.testing.assert_allclose(found[..., 0], grey, atol=3)
 
@@ -119,7 +119,7 @@ def test_exif_rotation_and_resizing(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.
     Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
-    found = decode.read_picture(str(tmp_path / "a.png"), channels=1, crop=decode.whole((8, 4)))
+    found = decode.read_image(str(tmp_path / "a.png"), channels=1, crop=decode.whole((8, 4)))
     assert found[-1].min() > 200 and found[0].max() < 50
 
 
@@ -127,9 +127,9 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     for name, content in (("text.png", b"hello"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
-            decode.read_picture(str(tmp_path / name), channels=1, crop=decode.whole((8, 8)))
+            decode.read_image(str(tmp_path / name), channels=1, crop=decode.whole((8, 8)))
     with pytest.raises(DataError, match="absent.png"):
-        decode.read_picture(str(tmp_path / "absent.png"), channels=1, crop=decode.whole((8, 8)))
+        decode.read_image(str(tmp_path / "absent.png"), channels=1, crop=decode.whole((8, 8)))
 
 
 def test_an_unknown_data_set_is_refused():

@@ -9,7 +9,7 @@ from data import decode, stream
 
 def cut(image, view, path, **options):
     Image.fromarray(image).save(path, **options)
-    return decode.read_picture(str(path), channels=3, crop=stream.middle(view))
+    return decode.read_image(str(path), channels=3, crop=stream.middle(view))
 
 
 def test_the_middle_square_is_that_of_the_resized_picture(tmp_path):
@@ -29,7 +29,7 @@ def test_a_picture_is_turned_though_its_other_exif_data_are_damaged(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\x02" + turned + damaged + b"\0\0\0\0"
     image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8)
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    found = decode.read_picture(str(tmp_path / "a.png"), channels=1)
+    found = decode.read_image(str(tmp_path / "a.png"), channels=1)
     np.testing.assert_array_equal(found[..., 0], np.rot90(image, -1))
 
 

@@ -194,7 +194,7 @@ def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatc
 
 
 def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
-    monkeypatch.setattr(folder, "read_picture", None)
+    monkeypatch.setattr(folder, "read_image", None)
     found = binary_task(load(pictures), "cat")
     images, labels = found.splits["test"]
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])

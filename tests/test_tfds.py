@@ -70,7 +70,7 @@ def test_small_pictures_are_read_into_memory_and_kept(small, monkeypatch):
     images, labels = found.splits["train"]
     assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == made
     assert images.dtype == np.uint8 and labels.dtype == np.int32
-    monkeypatch.setattr(from_tfds, "read_picture", None)  # The second time nothing is decoded.
+    monkeypatch.setattr(from_tfds, "read_image", None)  # The second time nothing is decoded.
     np.testing.assert_array_equal(data.load("tfds:tiny", str(small)).splits["train"][0], images)
     monkeypatch.setenv("TFDS_DATA_DIR", str(small))
     assert len(data.load("tfds:tiny:1.0.0").splits["train"][1]) == 9

@@ -186,7 +186,7 @@ def test_the_split_by_an_archives_name():
 def test_shards_are_read_like_the_folder(tmp_path, start):
     unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))
-    store.write_pictures(tmp_path / "s", "pictures", listed, names)
+    store.write_image_files(tmp_path / "s", "pictures", listed, names)
     ours = data.load("tfds:pictures", str(tmp_path / "s"))
     theirs = data.load("folder", str(tmp_path / "d"))
     assert ours.class_names == theirs.class_names

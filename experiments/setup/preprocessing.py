@@ -19,9 +19,9 @@ def read_picture(file: str, run: dict) -> np.ndarray:
     pictures, the whole of others, resized. Raises DataError."""
     height, width, channels = run["image_shape"]
     if run.get("task") == "segmentation" or in_memory(run):
-        return decode.read_picture(file, channels=channels, crop=decode.whole((height, width)))
+        return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
     size, kind = run["flags"]["image_size"], run["flags"]["augment"]
-    return decode.read_picture(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
+    return decode.read_image(file, channels=channels, crop=stream.middle(stream.view(size, kind)))
 
 
 def on_own_data(run: dict, *, dataset: str | None, data_dir: str | None) -> dict:
