@@ -82,7 +82,7 @@ def test_training_on_some_of_the_files(archive, tmp_path):
 def test_another_structure_is_refused(archive, tmp_path):
     with pytest.raises(DataError, match="expected 20 records of 3,073"):
         prepare_cifar10.read_archive(str(archive(lambda content: content[:-1])))
-    with pytest.raises(DataError, match="holds the label 77"):
+    with pytest.raises(DataError, match="contains the label 77"):
         prepare_cifar10.read_archive(str(archive(lambda content: b"\x4d" + content[1:])))
     with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
         prepare_cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))

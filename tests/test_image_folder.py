@@ -65,9 +65,9 @@ def test_corrupt_pictures_stop_by_name_or_are_left_out_and_counted(pictures, cap
     with pytest.raises(DataError, match=r"bad\.png: .*--skip_corrupt"):
         folder.load(str(pictures))
     assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
-    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err
+    assert "test: 1 of 5 images skipped" in capsys.readouterr().err
     assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
-    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err, "from the cache too"
+    assert "test: 1 of 5 images skipped" in capsys.readouterr().err, "from the cache too"
 
 
 def test_a_folder_that_can_not_be_written_is_read(pictures, monkeypatch, capsys):
@@ -84,11 +84,11 @@ def test_a_folder_that_can_not_be_written_is_read(pictures, monkeypatch, capsys)
 
 
 def test_what_is_no_such_folder_is_refused(pictures, tmp_path):
-    with pytest.raises(DataError, match="needs --data_dir"):
+    with pytest.raises(DataError, match="requires --data_dir"):
         folder.load(None)
     with pytest.raises(DataError, match="no such folder"):
         folder.load(str(tmp_path / "absent"))
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="contains no images"):
         folder.load(str(pictures / "train"))
     for split in ("train", "test"):
         (pictures / split / "a\nb").mkdir()
@@ -141,7 +141,7 @@ def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
     for name in ("a b.png", "c.png", "d.png"):
         Image.new("RGB", (6, 8), (9, 9, 9)).save(flat / name)
     assert sorted(folder.load(str(pictures)).splits) == ["test", "train"]
-    assert "val is left out: it holds no class folders" in capsys.readouterr().err
+    assert "val is skipped: it has no class folders" in capsys.readouterr().err
     for lines in (
         "a b.png cat\n\n/some where/else/c.png bird\nd.png bird\nnot_here.png cat\n",
         "a b.png 1\nc.png 0\nd.png 0",
@@ -151,10 +151,11 @@ def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
         np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
         assert sorted(found.splits) == ["test", "train", "val"]
         told = capsys.readouterr().err
-        assert ("val.txt names 1 pictures that are not there" in told) == ("not_here" in lines)
+        assert ("val.txt names 1 images that do not exist" in told) == ("not_here" in lines)
     for line, wrong in (("c.png 2", "'c.png 2'"), ("c.png 0", "'c.png 0'"), ("c" * 90, f"'{'c' * 80} ...'")):
         labels.write_text(f"a b.png cat\n{line}\n")
-        with pytest.raises(DataError, match=re.escape(f"val.txt, line 2: {wrong} ends with no class of the 2 here")):
+        message = f"val.txt, line 2: {wrong} does not end with one of the 2 classes"
+        with pytest.raises(DataError, match=re.escape(message)):
             folder.load(str(pictures))
     labels.write_text("a b.png cat\nc.png cat\nd.png cat\nc.png bird\n")
     with pytest.raises(DataError, match=r"val\.txt gives c\.png two classes, cat and bird"):

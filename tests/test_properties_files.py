@@ -291,7 +291,7 @@ def test_an_invalid_label_file_is_refused_by_name(content, data):
         wrong = data.draw(st.sampled_from(WRONG)) if kind == "class" else str(data.draw(above))
         assume(wrong not in names)
         lines[place][1] = wrong
-        expected = f"line {place + 1}: {f'{image} {wrong}'.strip()!r} ends with no class of the {len(names)} here"
+        expected = f"line {place + 1}: {f'{image} {wrong}'.strip()!r} does not end with one of the {len(names)} classes"
     elif kind == "no line":
         del lines[place]
         expected = f"names no class for {image}"

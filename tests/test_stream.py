@@ -146,13 +146,13 @@ def test_a_corrupt_picture_stops_by_name_or_is_left_out_and_counted(pictures, tm
         bad = root / split / "bird" / "0.png"
         bad.write_bytes(bad.read_bytes()[:60])
     found = load(root)
-    with pytest.raises(DataError, match=r"train/bird/0\.png: .*; --skip_corrupt leaves"):
+    with pytest.raises(DataError, match=r"train/bird/0\.png: .*; --skip_corrupt skips"):
         take(found, count=20)
     with pytest.raises(DataError, match=r"test/bird/0\.png: "):
         list(batches.eval_batches(*found.splits["test"], batch_size=4))
     found = load(root, skip_corrupt=True)
     error = capsys.readouterr().err
-    assert "train: 1 of 14 pictures left out" in error and "test/bird/0.png" in error
+    assert "train: 1 of 14 images skipped" in error and "test/bird/0.png" in error
     images, labels = found.splits["test"]
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 1])
     parts = list(batches.eval_batches(images, labels, batch_size=4))
@@ -161,12 +161,12 @@ def test_a_corrupt_picture_stops_by_name_or_is_left_out_and_counted(pictures, tm
     assert equal(take(found, start=2, count=4), take(found)[2:])
     load(root, skip_corrupt=True)  # Kept beside the folder: no picture is tried again.
     error = capsys.readouterr().err
-    assert "test: 1 of 6 pictures left out" in error and "0.png" not in error
+    assert "test: 1 of 6 images skipped" in error and "0.png" not in error
     shutil.copy(pictures / "test" / "bird" / "0.png", root / "test" / "bird" / "0.png")
     assert len(load(root, skip_corrupt=True).splits["test"][1]) == 6
     for path in (root / "test").rglob("*.*"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no picture of the split test can be read"):
+    with pytest.raises(DataError, match="no image of the split test can be read"):
         load(root, skip_corrupt=True)
 
 
@@ -240,7 +240,7 @@ def test_flags_that_do_not_fit_the_data(pictures):
         ({"image_size": 32}, "--image_size=32 is for --dataset=folder or tfds:NAME, not mnist5k"),
         ({"image_size": 0}, "--image_size=0: must be more than 0"),
         ({"augment": "crop"}, "--augment=crop is for --dataset=folder or tfds:NAME with pictures of more than 64"),
-        ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: accepted are"),
+        ({"dataset": "tfds:../x"}, "--dataset=tfds:../x: must be"),
     ):
         with pytest.raises(UsageError, match=message):
             classification.load_dataset(CONFIG | values)

@@ -133,7 +133,7 @@ def test_what_is_not_prepared_names_the_folder_and_the_command(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "../x", "x/..", "/etc", "x/../../etc", "x:1", "x/.hidden", "x/a/b", "x\n", "x y"])
 def test_a_name_leads_out_of_no_folder(name):
-    with pytest.raises(ValueError, match=re.escape(f"--dataset=tfds:{name}: accepted are tfds:NAME")):
+    with pytest.raises(ValueError, match=re.escape(f"--dataset=tfds:{name}: must be tfds:NAME")):
         data.load(f"tfds:{name}")
 
 

@@ -78,7 +78,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
     unpack.unpack(tmp_path / "flat.tar", tmp_path, split="f")
     assert files(tmp_path / "f") == ["5.jpg"]
     told = capsys.readouterr().err
-    assert "left out: '../cat/1.jpg'" in told and "left out: 'link.JPEG'" in told
+    assert "skipped: '../cat/1.jpg'" in told and "skipped: 'link.JPEG'" in told
 
 
 def test_splits_and_classes_are_never_mixed(tmp_path):
@@ -132,7 +132,7 @@ def test_what_is_no_archive_of_pictures(tmp_path):
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         add(archive, "notes.txt", b"text")
-    for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "holds no pictures")):
+    for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "contains no images")):
         with pytest.raises(DataError, match=message):
             unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))

@@ -29,7 +29,7 @@ def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     records = np.frombuffer(content, np.uint8).reshape(cifar10.RECORDS, RECORD)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
-        raise DataError(f"{name} holds the label {labels.max()}, expected 0 to 9")
+        raise DataError(f"{name} contains the label {labels.max()}, expected 0 to 9")
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 

@@ -106,7 +106,7 @@ def _write(path: pathlib.Path, state) -> None:
     """Keeps it; a cache that can't be written is said and done without."""
     with contextlib.suppress(OSError):  # Where this fails, so does what follows.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cache.write(path, path.stem, what="the classifier is trained", **_kept(leaves.to_host(state)))
+    cache.write(path, path.stem, what="training the classifier", **_kept(leaves.to_host(state)))
 
 
 def _kept(tree: dict[str, Any]) -> dict[str, Any]:
