@@ -1,4 +1,4 @@
-"""Archives of pictures: nested as ImageNet's, nothing outside the folder, broken off and gone on with."""
+"""Archives of images: nested as in ImageNet, nothing written outside the folder, interrupted and resumed."""
 
 import io
 import pathlib
@@ -27,7 +27,7 @@ def add(archive, name, content, kind=tarfile.REGTYPE, link=""):
 
 
 def nested(path, members=()):
-    """Two classes of three pictures, and `members` in the second."""
+    """Two classes of three images, and `members` in the second."""
     with tarfile.open(path, "w") as outer:
         for i, name in enumerate(("n01", "n02")):
             text = io.BytesIO()
@@ -126,7 +126,7 @@ def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 8, "the class that was whole is not written again"
 
 
-def test_what_is_no_archive_of_pictures(tmp_path):
+def test_invalid_archives_are_rejected(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive")
     whole = nested(tmp_path / "b.tar").read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
