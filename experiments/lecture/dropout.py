@@ -95,8 +95,7 @@ def _task(hidden: int, rate: float, steps: int, class_names):
 
 
 def one_net(digits, *, hidden: int, rate: float, steps: int, seed: int) -> dict[str, Any]:
-    """Trains a network on few digits; returns its accuracy curves, the MEASURED values and, for seed 0, some "
-    "weights."""
+    """Trains a network on few digits. Returns accuracy curves, the MEASURED values and, for seed 0, some weights."""
     (images, labels), (test_images, test_labels) = digits.splits["train"], digits.splits["test"]
     images, labels = images[few_digits(labels)], labels[few_digits(labels)]
     task, both = _task(hidden, rate, steps, digits.class_names), np.concatenate([images, test_images])

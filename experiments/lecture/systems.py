@@ -1,5 +1,4 @@
-"""Parameter counts and diagrams of the large networks of the lecture: python -m experiments.lecture.systems "
-"--workdir=W"""
+"""The large networks of the lecture, counted and drawn: python -m experiments.lecture.systems --workdir=W"""
 
 import models
 from experiments.lecture import topic
