@@ -1,4 +1,4 @@
-"""The registry of data sets: `load("mnist5k")`. Nothing here imports the rest of the project."""
+"""The registry of data sets: `load("mnist5k")`. This package does not import the rest of the project."""
 
 import difflib
 import functools
@@ -13,8 +13,7 @@ from data.dataset import SizesDiffer as SizesDiffer
 
 def _mnist5k(data_dir: str | None, **_) -> Dataset:
     if data_dir is not None:
-        embedded = "is not supported by --dataset=mnist5k, which is embedded; use --dataset=folder"
-        raise ArgumentError(f"--data_dir={data_dir} {embedded}")
+        raise ArgumentError(f"--data_dir={data_dir} is not supported by --dataset=mnist5k, which is built in")
     return mnist5k.load()
 
 
@@ -26,7 +25,7 @@ REGISTRY: dict[str, Callable[..., Dataset]] = {
 
 
 def find(name: str) -> Callable[..., Dataset]:
-    """The function that loads the data set `name`. Raises ArgumentError for an unknown one."""
+    """The function that loads the data set `name`. Raises ArgumentError if it is unknown."""
     if name.startswith("tfds:"):
         from_tfds.parse(name)
         return functools.partial(from_tfds.load, name)
@@ -46,14 +45,14 @@ def load(
     augment: str = "none",
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """The data set `name`, from `data_dir` where it is not embedded. Pictures in files are streamed where they are
-    large or `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
+    """Loads the data set `name`, from `data_dir` unless it is built in. Images in files are streamed if they are large
+    or if `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
 
-    Raises ArgumentError for an unknown name or a folder that is not for it, DataError where its files are missing or
-    damaged or hold one class alone.
+    Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
+    or contain only one class.
     """
     view, always = stream.view(image_size, augment), image_size is not None
     dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
     if len(dataset.class_names) < 2:
-        raise DataError(f"{name} holds one class alone, {dataset.class_names[0]}: two or more are needed")
+        raise DataError(f"{name} has only one class, {dataset.class_names[0]}; at least two are required")
     return dataset

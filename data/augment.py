@@ -1,4 +1,4 @@
-"""Augmentation and normalisation on the device, inside jit, drawn for each image alone."""
+"""Augmentation, drawn independently for each image, and normalization, on the device inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,16 @@ import numpy as np
 
 
 def normalize(images, mean, std):
-    """uint8 [B, H, W, C] -> float32 with mean 0 and variance 1 by channel; `mean` and `std` are on 0 to 255."""
+    """uint8 [B, H, W, C] -> float32 with mean 0 and variance 1 per channel; `mean` and `std` are in 0 to 255."""
     return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)) / jnp.asarray(
         std, jnp.float32
     ).reshape(1, 1, 1, -1)
 
 
 def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: float = 0.1):
-    """A small random shift (pixels), rotation and scaling of each image [B, H, W, C] -> float32 (bilinear).
+    """Shifts (pixels), rotates and scales each image [B, H, W, C] slightly at random -> float32 (bilinear).
 
-    `keys` [B] holds one key an image.
+    `keys` [B] has one key per image.
     """
     height, width = images.shape[1:3]
 
@@ -42,9 +42,9 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
 def colour_noise(images, keys, *, covariance, std, scale: float):
     """Normalised images [B, H, W, C] plus, for each image, a multiple from N(0, scale^2) of each principal component of
     the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1,
-    which has the eigenvalue itself: on the scale 0 to 255 that would swamp the picture).
+    which has the eigenvalue instead: on the scale 0 to 255 that noise would dominate the image).
 
-    `covariance` [C, C] and `std` [C] are on the scale 0 to 255; `keys` [B] holds one key an image.
+    `covariance` [C, C] and `std` [C] are on the scale 0 to 255; `keys` [B] has one key per image.
     """
     variances, components = np.linalg.eigh(np.asarray(covariance))
     directions = jnp.asarray(components * np.sqrt(variances.clip(0)) / np.asarray(std)[:, None], jnp.float32)
@@ -56,10 +56,10 @@ def colour_noise(images, keys, *, covariance, std, scale: float):
 
 
 def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0, flip: bool = True):
-    """A random mirror image (if `flip`) and shift of up to `shift` pixels of each image [B, H, W, C], zero or reflected
-    outside; then a square of `cutout` pixels set to zero (DeVries & Taylor 2017), where that is more than 0.
+    """Mirrors (if `flip`) and shifts each image [B, H, W, C] at random by up to `shift` pixels, with zero or reflection
+    padding; then sets a square of `cutout` pixels to zero (DeVries & Taylor 2017), if greater than 0.
 
-    On normalised images zero is the mean. `keys` [B] holds one key an image.
+    On normalized images zero is the mean. `keys` [B] has one key per image.
     """
     height, width = images.shape[1:3]
 
@@ -83,7 +83,7 @@ def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: i
 
 
 def flip_crop(images, keys, *, size: int):
-    """A random mirror image and crop of `size` pixels of each image [B, H, W, C] -> [B, size, size, C]."""
+    """Mirrors and crops each image at random, [B, H, W, C] -> [B, size, size, C]."""
 
     def change(image_HWC, key):
         flip_key, crop_key = jax.random.split(key)
@@ -96,8 +96,8 @@ def flip_crop(images, keys, *, size: int):
 
 
 def flip_crop_pair(images, labels, keys, *, size: tuple[int, int], flip: bool):
-    """A random mirror image (if `flip`) and crop of `size` pixels, the same of each image [B, H, W, C] and its labels
-    [B, H, W]."""
+    """Mirrors (if `flip`) and crops each image [B, H, W, C] and its labels [B, H, W] in the same random way to `size`
+    (height, width)."""
 
     def change(image_HWC, label_HW, key):
         flip_key, crop_key = jax.random.split(key)
@@ -119,8 +119,8 @@ def flip_views(images):
 
 
 def ten_views(images, size: int):
-    """The four corners and the middle of `size` pixels and their mirror images, [B, H, W, C] -> [10, B, size, size, C]
-    (Krizhevsky, Sutskever & Hinton 2012, section 4.1)."""
+    """The crops of `size` pixels at the four corners and the centre and their mirror images, [B, H, W, C] ->
+    [10, B, size, size, C] (Krizhevsky, Sutskever & Hinton 2012, section 4.1)."""
     bottom, right = images.shape[1] - size, images.shape[2] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = jnp.concatenate([images[:, y : y + size, x : x + size] for y, x in corners])
@@ -128,6 +128,6 @@ def ten_views(images, size: int):
 
 
 def center_crop(images, size: int):
-    """The middle `size` pixels of images [B, H, W, C]."""
+    """The central `size` x `size` pixels of images [B, H, W, C]."""
     top, left = ((side - size) // 2 for side in images.shape[1:3])
     return images[:, top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Batches whose order is a pure function of (seed, epoch) and whose position is the step: nothing else to save."""
+"""Batches as a pure function of (seed, step), so that a checkpoint needs no other state to resume the input."""
 
 import functools
 from collections.abc import Iterator
@@ -10,32 +10,31 @@ from data.stream import Stream
 
 @functools.lru_cache(maxsize=2)
 def order(seed: int, epoch: int, *, examples: int) -> np.ndarray:
-    """The permutation [examples] of one epoch."""
+    """The order [examples] of one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 def places(step: int, *, batch_size: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, place in its order), both [batch_size], of the examples of one step."""
+    """(epoch, position in its order), both [batch_size], of the examples of one step."""
     return divmod(step * batch_size + np.arange(batch_size), examples)
 
 
 def rows(seed: int, step: int, *, batch_size: int, examples: int) -> np.ndarray:
-    """The examples [batch_size] of one step. The epochs follow each other without a gap: each example comes once in
-    each, and a batch may hold the end of one and the start of the next."""
+    """The indices [batch_size] of the examples of one step. Each epoch contains every example once, and a batch may
+    contain the end of one epoch and the start of the next."""
     epochs, at = places(step, batch_size=batch_size, examples=examples)
     return np.concatenate([order(seed, int(e), examples=examples)[at[epochs == e]] for e in np.unique(epochs)])
 
 
 @functools.lru_cache(maxsize=2)
 def coins(seed: int, *, examples: int) -> np.ndarray:
-    """A fixed 0 or 1 for each example [examples]."""
+    """A fixed random 0 or 1 for each example [examples]."""
     return np.random.default_rng((seed, 0, 1)).integers(2, size=examples)
 
 
 def mirrored(seed: int, step: int, picked, *, batch_size: int, examples: int) -> np.ndarray:
-    """True [batch_size] where a step mirrors the picture of its examples `picked` [batch_size]: by a coin in the first
-    epoch, then in turn, so that two epochs show both views of every picture (Jordan 2024, "94% on CIFAR-10 in 3.29
-    seconds", section 3.6)."""
+    """Whether a step mirrors each of its examples `picked` [batch_size]: at random in the first epoch, then alternating
+    so that two epochs show both views of every image (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.6)."""
     epochs, _ = places(step, batch_size=batch_size, examples=examples)
     return (coins(seed, examples=examples)[picked] + epochs) % 2 == 1
 
@@ -43,8 +42,8 @@ def mirrored(seed: int, step: int, picked, *, batch_size: int, examples: int) ->
 def train_batches(
     images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1), flip: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches {"image": [B, H, W, C], "label": [B]} from step `start` on. `part` = (process, processes): of
-    each batch the rows [B / processes] of one process. With `flip` pictures in memory are `mirrored`."""
+    """Infinite batches {"image": [B, H, W, C], "label": [B]} from step `start` on. With `part` = (process, processes),
+    only the rows [B / processes] of one process. With `flip`, images in memory are `mirrored`."""
     index, count = part
     local = batch_size // count
     if isinstance(images, Stream):
@@ -68,15 +67,15 @@ def train_batches(
 
 
 def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order, beside its "row" in the split; the last batch is filled up with zeros, and "mask"
-    [B] is 0.0 there. `part` as for `train_batches`."""
+    """Batches of every example once, in order, with its "row" in the split. The last batch is padded with zeros, where
+    "mask" [B] is 0.0. `part` is as in `train_batches`."""
     index, count = part
     local, total = batch_size // count, len(labels)
     spans = [
         (min(start + index * local, total), min(start + (index + 1) * local, total))
         for start in range(0, total, batch_size)
     ]
-    if isinstance(images, Stream):  # Decoded while the device is at work on the batch before.
+    if isinstance(images, Stream):  # Decoded while the device processes the previous batch.
         chunks = images.chunks(local, rows=np.concatenate([np.arange(*span) for span in spans]))
         parts = (next(chunks) if low < high else images[:0] for low, high in spans)
     else:

@@ -1,42 +1,37 @@
-"""CamVid (Brostow, Fauqueur & Cipolla 2009) as SegNet's authors published it: SPLIT.txt lists a picture and its
-annotation a line, which lie in SPLIT/ and SPLITannot/.
+"""CamVid (Brostow, Fauqueur & Cipolla 2009) as published by the authors of SegNet: each line of SPLIT.txt lists an
+image in SPLIT/ and its annotation in SPLITannot/.
 
-An annotation is an 8-bit picture of class numbers; the last one is void. The lists hold absolute paths of their
-authors' machines: the last two components alone count, inside the data set's folder.
+An annotation is an 8-bit image of class numbers; the last class is void. The lists contain absolute paths on the
+authors' machines; only the last two components are used, relative to the data set's folder.
 """
 
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from data.dataset import DataError, Dataset
-from data.decode import FAILURES, read_picture, whole
-from data.folder import SUFFIXES
+from data.decode import FAILURES, read_image, whole
 from data.image_files import each
-from data.prepare import tar
-from data.prepare.unpack import plain, write
 
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
 )
 VOID = len(CLASSES)
-# The weights in the authors' network files. They can't be computed from the labels that they published: with the median
-# frequency over the pictures that a class is in, SignSymbol's would be 3.8.
+# The weights in the authors' network files. They can't be reproduced from the published labels: median frequency
+# balancing over the images that contain a class gives 3.8 for SignSymbol.
 PUBLISHED_WEIGHTS = (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614)
-# A picture and an annotation; not two pairs in one line, where a line break was lost.
+# An image and an annotation; does not match two pairs on one line.
 _PATH = r"\S(?:(?!\.(?:png|jpe?g)[\s/\\]).)*"
 LINE = re.compile(rf"({_PATH}\.(?:png|jpe?g))\s+({_PATH}\.png)", re.IGNORECASE)
 
 
 def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tuple[str, str]]]:
-    """[(picture, annotation)] of each split, or of `split` alone if it is there. Raises DataError, naming the line or
-    the file, for a folder of another form or a partner that is missing."""
+    """The pairs (image, annotation) of each split, or only of `split` if it exists. Raises DataError with the line or
+    the file if the layout is wrong or a file is missing."""
     splits: dict[str, list[tuple[str, str]]] = {}
     lines = _lines(data_dir)
     for root, name, where, line in [line for line in lines if line[1] == split] or lines:
@@ -45,34 +40,34 @@ def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tu
 
 
 def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
-    """(folder, split, place in messages, text) of the lists' lines. Raises DataError where there are none."""
+    """(folder, split, location for messages, text) of each line of the lists. Raises DataError if there are none."""
     if not data_dir:
-        raise DataError("--dataset=camvid needs --data_dir=FOLDER, which holds SPLIT.txt, SPLIT/ and SPLITannot/")
+        raise DataError("--dataset=camvid requires --data_dir=FOLDER, which contains SPLIT.txt, SPLIT/ and SPLITannot/")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
-        if not _stays(path, root):
+        if not stays_inside(path, root):
             raise DataError(f"{path} leads out of {root}")
         lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
-        if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Else another text than a list.
+        if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Otherwise not a list.
             found += [(root, path.stem, f"{path}, line {i}", line) for i, line in lines]
     if not found:
-        raise DataError(f"--data_dir={data_dir} holds no list SPLIT.txt of pictures in SPLIT/ and SPLITannot/")
+        raise DataError(f"--data_dir={data_dir} contains no list SPLIT.txt of images in SPLIT/ and SPLITannot/")
     return found
 
 
 def _pair(root: pathlib.Path, where: str, line: str) -> tuple[str, str]:
     match = LINE.fullmatch(line)
     if match is None:
-        raise DataError(f"{where}: {line!r} is not a picture and its annotation")
+        raise DataError(f"{where}: {line!r} is not an image and its annotation")
     return _inside(root, match[1]), _inside(root, match[2])
 
 
 def problems(data_dir: str) -> list[str]:
-    """Each pair of files that `load` would stop at; it may also ask for one size."""
+    """The error messages of `load` for all pairs of files, except for differing image sizes."""
 
     def check(line) -> str:
         try:
@@ -85,107 +80,62 @@ def problems(data_dir: str) -> list[str]:
     return [found for found in each(lambda i: check(lines[i]), len(lines), title="checking") if found]
 
 
-def collect(source: pathlib.Path, target: pathlib.Path) -> int:
-    """Copies the lists, pictures and annotations of a folder or archive in the authors' layout to `target`; their
-    number. Nothing outside either is read or written: of an archive's names the last two components count. A file of
-    the same size that is there already stays. Raises DataError for a file that is no archive, a damaged one, or one
-    with two files for one place."""
-    count, taken = 0, dict[pathlib.Path, str]()
-    with tar.named(source):
-        for name, place, size, content in _contents(source, target):
-            if place in taken:
-                raise DataError(f"{source} has two files for {place}: {taken[place]} and {name}")
-            taken[place] = name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            count += write(content, size, place)
-    return count
-
-
-def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, int, IO[bytes]]]:
-    """(name, place in `target`, bytes, content) of each list, picture and annotation in a folder or archive; no other
-    file is opened. Of links, those that stay inside the folder."""
-    if source.is_dir():
-        inner = target.resolve() != source.resolve()  # What lies in the target was collected before.
-        for path in sorted(source.rglob("*")):
-            name = str(path.relative_to(source))
-            place = _place(target, name)
-            if place and path.is_file() and _stays(path, source) and not (inner and _stays(path, target)):
-                with open(path, "rb") as content:
-                    yield name, place, path.stat().st_size, content
-        return
-    with tar.opened(source) as archive:
-        for member in archive:
-            place = _place(target, member.name)
-            inside = archive.extractfile(member) if place and member.isfile() else None
-            if place and inside:
-                yield member.name, place, member.size, inside
-
-
-def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where a list, picture or annotation of that name belongs; None for anything else."""
-    *_, folder, last = "", *name.split("/")
-    if plain(last) and last.endswith(".txt"):
-        return target / last
-    return target / folder / last if plain(last) and plain(folder) and last.lower().endswith(SUFFIXES) else None
-
-
-def _stays(path: pathlib.Path, root: pathlib.Path) -> bool:
-    """Whether the path, its links followed, lies below `root`. Raises DataError where they can't be followed."""
+def stays_inside(path: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether the path, with links resolved, lies below `root`. Raises DataError if it can't be resolved."""
     try:
         return path.resolve().is_relative_to(root.resolve())
-    except (ValueError, RuntimeError, OSError) as error:  # A NUL in the name, links in a circle.
+    except (ValueError, RuntimeError, OSError) as error:  # A NUL in the name, or circular links.
         raise DataError(f"{path}: {error}") from None
 
 
 def _inside(root: pathlib.Path, path: str) -> str:
-    """The last two components of the path, below `root`. Raises DataError where no file is there, or one elsewhere."""
+    """`root` joined with the last two components of `path`. Raises DataError if the file is missing or elsewhere."""
     *_, folder, name = "", *path.replace("\\", "/").split("/")
     found = root / folder / name
-    if ".." in (folder, name) or not _stays(found, root):
+    if ".." in (folder, name) or not stays_inside(found, root):
         raise DataError(f"{path} leads out of {root}")
     if not found.is_file():
-        raise DataError(f"{found} is missing: its partner stands alone")
+        raise DataError(f"{found} is missing, although a list names it")
     return str(found)
 
 
 def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Class numbers uint8 [H, W], void is 11; resized to `size` (H, W) by the nearest pixel. Raises DataError."""
+    """Class numbers uint8 [H, W], 11 for void, resized to `size` (H, W) with nearest neighbours. Raises DataError."""
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise DataError(f"{path}: an annotation is an 8-bit picture of class numbers, not {picture.mode}")
-            values = np.asarray(picture, np.uint8)
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise DataError(f"{path}: an annotation is an 8-bit image of class numbers, not {image.mode}")
+            values = np.asarray(image, np.uint8)
     except DataError:
         raise
     except FAILURES as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if values.max(initial=0) > VOID:
-        raise DataError(f"{path} holds the label {values.max()}, expected 0 to {VOID}")
+        raise DataError(f"{path} contains the label {values.max()}, expected 0 to {VOID}")
     return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST)) if size else values
 
 
 def _read(pair: tuple[str, str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-    picture, label = read_picture(pair[0], channels=3), read_annotation(pair[1])
-    if picture.shape[:2] != label.shape:
-        shapes = f"{picture.shape[0]}x{picture.shape[1]} and {label.shape[0]}x{label.shape[1]}"
+    image, label = read_image(pair[0], channels=3), read_annotation(pair[1])
+    if image.shape[:2] != label.shape:
+        shapes = f"{image.shape[0]}x{image.shape[1]} and {label.shape[0]}x{label.shape[1]}"
         raise DataError(f"{pair[0]} and its annotation differ in size: {shapes}")
-    if size and picture.shape[:2] != size:
-        return read_picture(pair[0], channels=3, crop=whole(size)), read_annotation(pair[1], size)
-    return picture, label
+    if size and image.shape[:2] != size:
+        return read_image(pair[0], channels=3, crop=whole(size)), read_annotation(pair[1], size)
+    return image, label
 
 
 def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: str | None = None) -> Dataset:
-    """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, or of `split` alone if it is there, resized
-    to `size` (H, W). Raises DataError for a folder of another form, for a file that can't be read, and without a size
-    for pictures of several sizes."""
+    """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each split, or only of `split` if it exists, resized to
+    `size` (H, W). Raises DataError if the layout is wrong, a file can't be read, or sizes differ and `size` is None."""
     splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     first: tuple[int, ...] = ()
     lists = listing(data_dir, split)
     if size:
-        need = 4 * math.prod(size) * sum(map(len, lists.values()))  # Bytes: three channels and a label each pixel.
+        need = 4 * math.prod(size) * sum(map(len, lists.values()))  # Bytes: three channels and a label per pixel.
         if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
             asked = f"--image_size={size[0]}x{size[1]}"
-            raise DataError(f"{asked}: the pictures would take {need / 1e9:,.0f} GB of memory")
+            raise DataError(f"{asked}: the images would take {need / 1e9:,.0f} GB of memory")
     for name, pairs in lists.items():
 
         def read(i, pairs=pairs):
@@ -212,13 +162,14 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
 
 
 def computed_weights(labels: np.ndarray, classes: int = VOID) -> tuple[float, ...]:
-    """The median of the classes' frequencies over each one's own, of labels [N, H, W]; a class's frequency is its share
-    of the pixels of the pictures that it is in (Eigen & Fergus 2015, section 6.3). 0 for a class that is nowhere."""
+    """Median frequency balancing for labels [N, H, W] (Eigen & Fergus 2015, section 6.3): the median of the class
+    frequencies divided by each one. The frequency of a class is its fraction of the pixels of the images that contain
+    it. The weight of a class that does not occur is 0."""
     counts_NC = np.stack([np.bincount(label.ravel(), minlength=classes)[:classes] for label in labels]).astype(float)
     pixels = labels[0].size * (counts_NC > 0).sum(0)
     frequency = counts_NC.sum(0) / np.maximum(pixels, 1)
     there = frequency > 0
     if not there.any():
-        raise DataError("the training pictures hold no pixel of a class, only void")
+        raise DataError("the training images contain only void")
     weights = np.where(there, np.median(frequency[there]) / np.where(there, frequency, 1.0), 0.0)
     return tuple(float(weight) for weight in weights)

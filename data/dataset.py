@@ -1,4 +1,4 @@
-"""What a data set is."""
+"""The type of a data set, and statistics and binary tasks of data sets."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set is missing or damaged; the message says which file and what to do."""
+    """A data set is missing or damaged; the message names the file and the remedy."""
 
 
 class ArgumentError(ValueError):
@@ -14,12 +14,12 @@ class ArgumentError(ValueError):
 
 
 class SizesDiffer(DataError):
-    """Small pictures of several sizes, and nothing says to which they are to be cut."""
+    """Small images differ in size, and no target size is given."""
 
 
 class Dataset(NamedTuple):
-    """`splits` holds for each name the images, uint8 [N, H, W, C], and labels, int32 [N]. The images are an array, or a
-    data.stream.Stream, which stands for one and decodes what it is indexed with."""
+    """`splits` maps names to images uint8 [N, H, W, C] and labels int32 [N]. The images are an array or a
+    data.stream.Stream, which can be indexed like one and decodes on access."""
 
     name: str
     splits: dict[str, tuple[Any, np.ndarray]]
@@ -27,9 +27,9 @@ class Dataset(NamedTuple):
 
 
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
-    """The class `positive` (label 1) against the class `negative`, or against all others where that is None (label 0).
+    """The class `positive` (label 1) against the class `negative` or, if that is None, all others (label 0).
 
-    Raises ArgumentError for a class that the data set lacks.
+    Raises ArgumentError if the data set does not have the class.
     """
     for name in filter(None, (positive, negative)):
         if name not in dataset.class_names:
@@ -49,7 +49,7 @@ def _moments(images) -> tuple[np.ndarray, np.ndarray]:
     """Mean [C] and covariance [C, C] of the channels over the pixels of uint8 images [N, H, W, C]."""
     channels = images.shape[-1]
     total, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
-    for start in range(0, len(images), 64):  # A float copy of all would take gigabytes.
+    for start in range(0, len(images), 64):  # A float copy of all images would take gigabytes.
         pixels = np.asarray(images[start : start + 64]).reshape(-1, channels).astype(np.float64)
         total, products, count = total + pixels.sum(0), products + pixels.T @ pixels, count + len(pixels)
     mean = total / count
@@ -62,7 +62,7 @@ def pixel_covariance(images) -> tuple[tuple[float, ...], ...]:
 
 
 def pixel_statistics(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel of uint8 images [N, H, W, C], on the scale 0 to 255."""
+    """Mean and standard deviation per channel of uint8 images [N, H, W, C], on the scale 0 to 255."""
     mean, covariance = _moments(images)
     variance = np.maximum(np.diag(covariance), 1e-6)
     return tuple(float(m) for m in mean), tuple(float(s) for s in np.sqrt(variance))

@@ -1,4 +1,4 @@
-"""Picture files of any size and mode to the arrays that a network was trained on."""
+"""Decodes image files of any size and mode to arrays."""
 
 import io
 import struct
@@ -9,42 +9,43 @@ from PIL import Image, UnidentifiedImageError
 
 from data.dataset import DataError
 
-ORIENTATION = 0x0112  # The EXIF tag, and what undoes each of its values. ImageOps' own stops at other damaged tags.
+ORIENTATION = 0x0112  # The EXIF tag; TURNS undoes its values. ImageOps.exif_transpose fails on other damaged tags.
 _T = Image.Transpose
 TURNS: dict[object, Image.Transpose] = {
     **{2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE},
     **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
 }
-# What Pillow raises for damaged files, their EXIF data included.
+# What Pillow raises for damaged files, including their EXIF data.
 FAILURES = (
     *(OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError),
     *(struct.error, EOFError, KeyError, IndexError, OverflowError),
 )
 
 
-# (height, width) of a picture -> the (left, top, right, bottom) of it that is wanted, and the (height, width) that it
-# becomes, in pixels.
+# Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
+# it to, in pixels.
 Crop = Callable[[int, int], tuple[tuple[float, float, float, float], tuple[int, int]]]
 
 
 def whole(size: tuple[int, int]) -> Crop:
-    """All of the picture, as `size` (height, width)."""
+    """The whole image, resized to `size` (height, width)."""
     return lambda height, width: ((0, 0, width, height), size)
 
 
-def read_picture(
+def read_image(
     path: str,
     *,
     channels: int,
     content: bytes | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """The picture file as uint8 [H, W, channels]: EXIF rotation applied, transparency laid on black, 16-bit values
-    scaled, grey or colour as `channels` (1 or 3) asks, and of it what `crop` cuts out, resized bilinearly. A JPEG whose
-    crop is at least twice as large as what it becomes is decoded at a half, a quarter or an eighth of its size.
+    """Reads an image file as uint8 [H, W, channels], in grey or colour according to `channels` (1 or 3).
 
-    `content` is the file's bytes where they come from elsewhere; `path` then only names them. Raises DataError, with
-    the file's name, for what is not a readable picture.
+    Applies EXIF rotation, composites transparency onto black, scales 16-bit values, and crops and resizes (bilinearly)
+    by `crop`. A JPEG whose crop is at least twice the target size is decoded at 1/2, 1/4 or 1/8 of its resolution.
+
+    If `content`, the bytes of the file, is given, `path` is only used in messages. Raises DataError with the file's
+    name if it is not a readable image.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as opened:
@@ -58,27 +59,27 @@ def read_picture(
                     opened.draft(None, (opened.width // scale, opened.height // scale))
             opened.load()
             turn = TURNS.get(opened.getexif().get(ORIENTATION))
-            picture = opened if turn is None else opened.transpose(turn)
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-                values = np.asarray(picture, np.float64)
-                wide = values.max(initial=0) > 255 or picture.mode.startswith("I")
-                picture = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-            picture = picture.convert("L" if channels == 1 else "RGB")
+            image = opened if turn is None else opened.transpose(turn)
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                values = np.asarray(image, np.float64)
+                wide = values.max(initial=0) > 255 or image.mode.startswith("I")
+                image = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            image = image.convert("L" if channels == 1 else "RGB")
             if crop is not None:
-                x, y = picture.width / width, picture.height / height
-                inside = (box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height))
-                picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
+                x, y = image.width / width, image.height / height
+                inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
+                image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     except FAILURES as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture that can be read" if unknown else getattr(error, "strerror", None) or error
+        reason = "not an image that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
-    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 
-def picture_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:
-    """(height, width) as the header has them, before any rotation; None for what is not a readable picture."""
+def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:
+    """(height, width) in the header, before any rotation; None if it is not a readable image."""
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as opened:
             return opened.height, opened.width

@@ -1,9 +1,8 @@
-"""digit_scenes: scenes of 64x64 pixels composed from mnist5k's digits, to be segmented into digits and background.
+"""digit_scenes: synthetic scenes of 64x64 pixels for segmentation into the digits of mnist5k and background.
 
-Three to six digits, each scaled by 0.8 to 1.3 and placed at random with all of its ink inside the scene, the later over
-the earlier, on smooth noise.
-Training scenes are composed afresh for each step from the 4,000 training digits; the 500 test scenes, of the 1,000 test
-digits, are fixed.
+A scene has three to six digits on smooth noise, scaled by 0.8 to 1.3 and placed at random entirely inside the scene;
+later digits cover earlier ones. Training scenes are generated at each step from the 4,000 training digits; the 500 test
+scenes, from the 1,000 test digits, are fixed.
 """
 
 import jax
@@ -16,26 +15,26 @@ from data.dataset import Dataset
 SIDE, TEST_SCENES, TEST_SEED = 64, 500, 0
 FEWEST, MOST = 3, 6
 CLASSES = ("background", *map(str, range(10)))
-# In the loss. Digits cover a tenth of a scene: background of weight 1 hides them, of less than 0.3 it widens them.
+# In the loss. Digits cover a tenth of a scene: background weight 1 suppresses them, below 0.3 it inflates them.
 WEIGHTS = (0.3, *[1.0] * 10)
-INK = 0.5  # A pixel belongs to the topmost digit with more ink than this.
+INK = 0.5  # A pixel belongs to the topmost digit whose ink exceeds this.
 
 
 def _weights(start, scale, size: int):
-    """[SIDE, size]: what each pixel of the scene takes from each row of a digit that begins at `start`, in pixels, and
-    is `scale` times as large: linear interpolation, nothing outside."""
+    """Linear interpolation weights [SIDE, size] of the scene's pixels for the rows of a digit that starts at `start`
+    (pixels) and is scaled by `scale`; zero outside the digit."""
     place = (jnp.arange(SIDE) + 0.5 - start) / scale - 0.5
     return jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None] - jnp.arange(size)[None]))
 
 
 def _background(key):
-    """Smooth noise [SIDE, SIDE] with mean 0.25 and standard deviation 0.12, before it is cut to 0 .. 1."""
+    """Smooth noise [SIDE, SIDE] with mean 0.25 and standard deviation 0.12, then clipped to 0 .. 1."""
     noise = jax.image.resize(jax.random.normal(key, (8, 8)), (SIDE, SIDE), "cubic")
     return jnp.clip(0.25 + 0.12 * (noise - noise.mean()) / noise.std(), 0.0, 1.0)
 
 
 def _extent(digits):
-    """(first, end), both [N, 2]: the rows and columns between which the ink of each of the digits [N, H, W] lies."""
+    """(first, end), both [N, 2]: the bounding box in rows and columns of the ink of digits [N, H, W]."""
     inked = jnp.stack([(digits > 0).any(2), (digits > 0).any(1)], 1)
     return inked.argmax(2), inked.shape[2] - inked[..., ::-1].argmax(2)
 
@@ -68,7 +67,7 @@ def scenes(keys, digits, labels):
 
 
 def load() -> Dataset:
-    """train: the digits [4000, 28, 28, 1] and their labels, that scenes are made of; test: 500 scenes and labels
+    """train: the digits [4000, 28, 28, 1] and labels that scenes are composed of; test: 500 scenes and labels
     [500, SIDE, SIDE]."""
     splits = mnist5k.load().splits
     keys = jax.random.split(jax.random.key(TEST_SEED), TEST_SCENES)

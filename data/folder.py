@@ -1,8 +1,8 @@
-"""Pictures in folders, SPLIT/CLASS/*.jpg or png, the layout of ImageNet too; a split may also be flat, SPLIT/*.jpg,
-with its classes in SPLIT.txt.
+"""Images in folders, SPLIT/CLASS/*.jpg or png, as for ImageNet. A split may also be flat, SPLIT/*.jpg, with its classes
+in SPLIT.txt.
 
-Small ones of one size are decoded once and kept as an array in a file next to the folder; the file is made again when
-any picture is added, removed or changed. Others are decoded when a batch asks for them.
+Small images of equal size are decoded once and cached as an array in a file next to the folder, until an image is
+added, removed or changed. Others are decoded when a batch needs them.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 
 from data import image_files
 from data.dataset import DataError, Dataset
-from data.decode import picture_size, read_picture
+from data.decode import image_size, read_image
 from data.stream import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -28,36 +28,36 @@ def load(
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """The splits of the folder, colour pictures with classes sorted by name: arrays, or streams of `view` where a
-    picture is large or `always`; with `shape` (h, w, channels) arrays of whole pictures resized to it.
+    """Loads the splits of the folder, with colour images and classes sorted by name. They are arrays, or streams of
+    `view` if an image is large or if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
 
-    A picture that can't be decoded is named; the first stops the load, or the stream, with DataError, or with
-    `skip_corrupt` all are left out and counted. DataError too for a missing folder, classes that differ between splits,
-    and small pictures whose sizes do.
+    An image that can't be decoded raises DataError with its name, on loading or in the stream; with `skip_corrupt` all
+    such images are reported and skipped. Also raises DataError if the folder is missing, if classes differ between
+    splits, or if small images differ in size.
     """
     root, files, names = listing(data_dir)
     channels, size = (shape[2], shape[:2]) if shape else (3, None)
-    found = {split: _pictures(root, split, files[split], names, channels=channels) for split in sorted(files)}
+    found = {split: _image_split(root, split, files[split], names, channels=channels) for split in sorted(files)}
     splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
     return Dataset("folder", splits, names)
 
 
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
-    """(folder, [(path, label)] of each split, the classes' names). Raises DataError as `load` does."""
+    """(folder, [(path, label)] of each split, class names). Raises DataError as `load` does."""
     if not data_dir:
-        raise DataError("--dataset=folder needs --data_dir=FOLDER, which holds SPLIT/CLASS/*.jpg or png")
+        raise DataError("--dataset=folder requires --data_dir=FOLDER, which contains SPLIT/CLASS/*.jpg or png")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     listed = {split: _list(root / split) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
-    flat = {split: paths for split in splits if split not in listed and (paths := _pictures_in(root / split))}
+    flat = {split: paths for split in splits if split not in listed and (paths := _images_in(root / split))}
     if not listed:
-        raise DataError(f"--data_dir={data_dir} holds no pictures as SPLIT/CLASS/*.jpg, jpeg or png")
+        raise DataError(f"--data_dir={data_dir} contains no images as SPLIT/CLASS/*.jpg, jpeg or png")
     names = tuple(next(iter(listed.values())))
     for name in (*names, *splits):
-        if not name.isprintable():  # It may be no text at all, which no report can show.
+        if not name.isprintable():  # It may not be valid text, which reports could not show.
             raise DataError(f"--data_dir={data_dir}: the name of the folder {name!r} can't be printed")
     for split, classes in listed.items():
         if tuple(classes) != names:
@@ -70,43 +70,42 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
         if labels.is_file():
             files[split] = _labelled(paths, labels, names)
         else:
-            print(f"{root / split} is left out: it holds no class folders, and there is no {labels}", file=sys.stderr)
+            print(f"{root / split} is skipped: it has no class folders, and there is no {labels}", file=sys.stderr)
     return root, files, names
 
 
 def _list(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The paths by class, both sorted: text, since a million objects of pathlib take half a gigabyte."""
+    """The paths by class, both sorted; strings, since a million pathlib objects take half a gigabyte."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {path.name: _pictures_in(path) for path in classes}
+    return {path.name: _images_in(path) for path in classes}
 
 
-def _pictures_in(folder: pathlib.Path) -> list[str]:
+def _images_in(folder: pathlib.Path) -> list[str]:
     return sorted(f.path for f in os.scandir(folder) if os.path.splitext(f.name)[1].lower() in SUFFIXES)
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The pictures of a flat split with the classes of a file whose lines are NAME CLASS: all classes by their names,
-    or all by their places among the sorted ones, from 0. Raises DataError, naming the line or the picture, where they
-    don't fit."""
+    """The images of a flat split with classes from a file with lines NAME CLASS, where CLASS is always a name or always
+    an index into the sorted names. Raises DataError with the line or the image if they don't match."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
     lines = [line if line.strip() else "" for line in labels.read_text(errors="replace").splitlines()]
-    # Spaces at a line's end may belong to the class's name.
+    # Trailing spaces may be part of the class name.
     readings = [[_entry(line, known) or _entry(line.strip(), known) for line in lines] for known in (by_name, by_place)]
-    # Where names are numbers, a file that is right as names is taken so.
+    # If class names are numbers, a reading as names has precedence.
     entries = next((r for r in readings if all(e or not line for e, line in zip(r, lines, strict=True))), None)
     if entries is None:
         wrong = min(readings, key=lambda r: sum(e is None for e in r))
         number = next(i for i, line in enumerate(lines) if line and wrong[i] is None)
         line = lines[number].strip()
         line = line if len(line) <= 80 else f"{line[:80]} ..."
-        raise DataError(f"{labels}, line {number + 1}: {line!r} ends with no class of the {len(names)} here")
+        raise DataError(f"{labels}, line {number + 1}: {line!r} does not end with one of the {len(names)} classes")
     found: dict[str, int] = {}
     for name, label in filter(None, entries):
         if found.setdefault(name, label) != label:
             raise DataError(f"{labels} gives {name} two classes, {names[found[name]]} and {names[label]}")
     surplus = len(found.keys() - {os.path.basename(path) for path in paths})
     if surplus:
-        print(f"warning: {labels} names {surplus:,} pictures that are not there", file=sys.stderr)
+        print(f"warning: {labels} names {surplus:,} images that do not exist", file=sys.stderr)
     missing = [path for path in paths if os.path.basename(path) not in found]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -115,7 +114,7 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
 
 
 def _entry(line: str, known: dict[str, int]) -> tuple[str, int] | None:
-    """(file's name, class) of a line; both may hold spaces."""
+    """(file name, class) of a line; both may contain spaces."""
     words = line.split(" ")
     for i in range(1, len(words)):
         label = known.get(" ".join(words[i:]))
@@ -128,24 +127,24 @@ def _files(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
     return [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
 
 
-def _pictures(
+def _image_split(
     root: pathlib.Path, split: str, files: list[tuple[str, int]], names, *, channels: int
-) -> image_files.Pictures:
+) -> image_files.ImageSplit:
     def key(skip_corrupt):
         digest = hashlib.sha256(repr((list(names), channels, skip_corrupt)).encode())
         for path, label in files:
-            status = os.stat(path) if os.path.exists(path) else None  # Of a link to nothing the decoder tells.
+            status = os.stat(path) if os.path.exists(path) else None  # The decoder reports dangling links.
             state = f"{label}\0{status.st_size}\0{status.st_mtime_ns}" if status else "absent"
             digest.update(os.fsencode(os.path.relpath(path, root)) + f"\0{state}\n".encode())
         return digest.hexdigest()
 
-    return image_files.Pictures(
+    return image_files.ImageSplit(
         name=split,
         length=len(files),
         channels=channels,
         where=lambda example: files[example][0],
-        read=lambda example, crop: read_picture(files[example][0], channels=channels, crop=crop),
-        size=lambda example: picture_size(files[example][0]),
+        read=lambda example, crop: read_image(files[example][0], channels=channels, crop=crop),
+        size=lambda example: image_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
         key=key,
         cache=root.with_name(f"{root.name}.{split}"),

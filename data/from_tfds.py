@@ -1,7 +1,7 @@
 """Image classification sets as TensorFlow Datasets prepares them in array_record: --dataset=tfds:NAME.
 
-Preparing most of them needs TensorFlow, once; reading them doesn't. The pictures' bytes are taken as they are stored
-and decoded by data.decode, like files, so that one picture gives one array wherever it lies.
+Preparing most of them requires TensorFlow; reading them does not. Images are decoded from the stored bytes by
+data.decode, like files, so that an image gives the same array wherever it is stored.
 """
 
 import functools
@@ -14,15 +14,15 @@ import numpy as np
 
 from data import cache, image_files, store
 from data.dataset import ArgumentError, DataError, Dataset
-from data.decode import picture_size, read_picture
+from data.decode import image_size, read_image
 from data.stream import View
 
-# NAME[/CONFIG][:VERSION]; a config never starts with a dot, so no path leads out of the folder.
+# NAME[/CONFIG][:VERSION]; a config can't start with a dot, so paths stay inside the folder.
 NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
 
 
 def parse(name: str) -> tuple[str, str | None, str | None]:
-    """(name, config, version) of "tfds:NAME[/CONFIG][:VERSION]". Raises ValueError for anything else."""
+    """Parses "tfds:NAME[/CONFIG][:VERSION]" to (name, config, version). Raises ArgumentError if it is malformed."""
     match = NAME.fullmatch(name)
     if match is None:
         raise ArgumentError(f"--dataset={name}: must be tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:1.2.3")
@@ -38,15 +38,15 @@ def load(
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """All labelled splits of a prepared set: arrays, or streams of `view` where a picture is large or `always`; with
-    `shape` (h, w, channels) arrays of whole pictures resized to it.
+    """Loads all labelled splits of a prepared data set. They are arrays, or streams of `view` if an image is large or
+    if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
 
-    Raises DataError, with the command that prepares it, for a set that isn't prepared or not in array_record, and for
-    one that is damaged or isn't for image classification.
+    Raises DataError if the data set is not prepared in array_record, with the command that prepares it, or if it is
+    damaged or not for image classification.
     """
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
     place = find(name, root)
-    import tensorflow_datasets as tfds  # Late: its import is needed for prepared stores alone.
+    import tensorflow_datasets as tfds  # Imported late: only prepared stores need it.
 
     with store.damage(place):
         builder = tfds.builder_from_directory(place)
@@ -60,7 +60,7 @@ def load(
     found = {s: read_split(builder, s, count, place=place, channels=channels) for s, count in counts.items()}
     labelled = {split: one for split, one in found.items() if one.labels().min() >= 0}  # Unknown labels are -1.
     for split in found.keys() - labelled.keys():
-        print(f"{name}: the split {split} has no labels and is left out", file=sys.stderr)
+        print(f"{name}: the split {split} has no labels and is skipped", file=sys.stderr)
     if not labelled:
         raise DataError(f"{place} has no split with labels")
     names = tuple(builder.info.features["label"].names)
@@ -69,16 +69,16 @@ def load(
 
 
 def how(name: str, root: pathlib.Path) -> str:
-    """What to run. Not `tfds build`: tfds' command line needs Apache Beam too."""
+    """The command that prepares the data set. Not `tfds build`, which also requires Apache Beam."""
     if name == "tfds:pictures":
         return f"run `python -m experiments.prepare --dataset=folder --data_dir=FOLDER --shards={root}`"
     arguments = f"{name.removeprefix('tfds:')!r}, data_dir={str(root)!r}, file_format='array_record'"
     code = f"import tensorflow_datasets as tfds; tfds.builder({arguments}).download_and_prepare()"
-    return f"run `python -c \"{code}\"` (it needs TensorFlow, once: pip install -e '.[prepare]')"
+    return f"run `python -c \"{code}\"` (requires TensorFlow once: pip install -e '.[prepare]')"
 
 
 def find(name: str, root: pathlib.Path) -> pathlib.Path:
-    """ROOT/NAME/[CONFIG/]VERSION, the newest version unless one is given. Raises DataError where there is none."""
+    """ROOT/NAME/[CONFIG/]VERSION, by default of the newest version. Raises DataError if there is none."""
     title, config, version = parse(name)
     folder = root / title / config if config else root / title
     configs = sorted({path.parent.parent.name for path in folder.glob("*/*/dataset_info.json")})
@@ -97,7 +97,7 @@ def find(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def check_features(builder, name: str) -> None:
-    """Raises DataError for a set without an 8-bit `image` and a `label` that is one of some classes."""
+    """Raises DataError unless the data set has an 8-bit `image` and a class `label`."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -117,9 +117,9 @@ def check_features(builder, name: str) -> None:
 
 def read_split(
     builder, split: str, count: int, *, place: pathlib.Path, channels: int | None = None
-) -> image_files.Pictures:
-    """One split of `builder`, read where it is asked, by default with as many channels as it is stored with; a record
-    that can't be read raises DataError."""
+) -> image_files.ImageSplit:
+    """A split of `builder`, read on demand, by default with the stored number of channels. Unreadable records raise
+    DataError."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -133,7 +133,7 @@ def read_split(
             return source[int(example)]
 
     def where(example):
-        return f"{place}: picture {int(example)} of {split}"
+        return f"{place}: image {int(example)} of {split}"
 
     def key(skip_corrupt):
         lengths, status = builder.info.splits[split].shard_lengths, (place / "dataset_info.json").stat()
@@ -141,26 +141,26 @@ def read_split(
 
     @functools.cache
     def labels():
-        """They lie in the records, beside the pictures: one pass over all of them, once."""
+        """The labels are in the records with the images, so this reads all records once and caches the labels."""
         path = beside.with_name(f"{beside.name}.labels.npz")
         kept = cache.read(path, key(False), "labels")
         if kept is not None:
             return kept["labels"]
         passed = image_files.each(lambda i: int(record(i)["label"]), count, title=f"labels of {split}")
         found = np.fromiter(passed, np.int32, count)
-        cache.write(path, key(False), what="the labels are read", labels=found)
+        cache.write(path, key(False), what="reading the labels", labels=found)
         return found
 
-    beside = place.with_name(f"{place.name}.{split}")  # tfds takes folders named like versions alone for its own.
-    return image_files.Pictures(
+    beside = place.with_name(f"{place.name}.{split}")  # tfds only considers folders whose names are versions.
+    return image_files.ImageSplit(
         name=split,
         length=count,
         channels=channels,
         where=where,
-        read=lambda example, crop: read_picture(
+        read=lambda example, crop: read_image(
             where(example), channels=channels, content=record(example)["image"], crop=crop
         ),
-        size=lambda example: picture_size(where(example), content=record(example)["image"]),
+        size=lambda example: image_size(where(example), content=record(example)["image"]),
         labels=labels,
         key=key,
         cache=beside,

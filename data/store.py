@@ -9,11 +9,11 @@ import numpy as np
 
 from data.dataset import DataError
 
-PREFIX = "nutshell_"  # Not to be taken for tfds' own builders of the same names.
+PREFIX = "nutshell_"  # Distinguishes stores from tfds' own builders of the same name.
 
 
 def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tuple[str, ...]):
-    import tensorflow_datasets as tfds  # Late: its import is needed for prepared stores alone.
+    import tensorflow_datasets as tfds  # Imported late: only prepared stores need it.
 
     shape = next(iter(splits.values()))[0].shape[1:] if splits else (None, None, 3)
 
@@ -40,9 +40,9 @@ def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tupl
     return Builder(data_dir=str(folder), file_format="array_record")
 
 
-def write_pictures(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
-    """Writes picture files as they are, [(path, label)] of each split, once, for --dataset=tfds:NAME; the store appears
-    whole or not at all."""
+def write_image_files(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
+    """Writes the image files [(path, label)] of each split unchanged to a store for --dataset=tfds:NAME, atomically.
+    An existing store is kept."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -72,24 +72,24 @@ def exists(folder: pathlib.Path, name: str, *, prefix: str = PREFIX) -> bool:
 
 
 def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
-    """Writes images uint8 [N, H, W, C] and labels [N] of each split once; the store appears whole or not at all."""
+    """Writes images uint8 [N, H, W, C] and labels [N] of each split, atomically. An existing store is kept."""
     return _prepared(_builder(folder, name, splits, classes))
 
 
 def _prepared(builder) -> pathlib.Path:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download, of unknown size.
+        with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download of unknown size.
             builder.download_and_prepare()
-    except RuntimeError as error:  # array_record's, of a full disk too.
+    except RuntimeError as error:  # From array_record, also if the disk is full.
         raise DataError(f"{builder.data_dir} can't be written: {' '.join(str(error).split())}") from None
     place = pathlib.Path(builder.data_dir)
-    for left in place.parent.glob("incomplete.*"):  # Of earlier calls that were killed.
+    for left in place.parent.glob("incomplete.*"):  # Left by calls that were killed.
         shutil.rmtree(left, ignore_errors=True)
     return place
 
 
 def read(folder: pathlib.Path, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """All splits in memory, in the order in which they were written. Raises DataError for a damaged store."""
+    """Reads all splits into memory in the order written. Raises DataError if the store is damaged."""
     import tensorflow_datasets as tfds
 
     place = max((folder / (PREFIX + name)).glob("*/dataset_info.json")).parent
@@ -106,7 +106,7 @@ def read(folder: pathlib.Path, name: str) -> dict[str, tuple[np.ndarray, np.ndar
 
 @contextlib.contextmanager
 def damage(place: pathlib.Path):
-    """Inside it, whatever array_record and tfds say of a cut or changed file, which is not one type, is a DataError."""
+    """Converts the various exceptions of array_record and tfds for damaged files to DataError."""
     try:
         yield
     except Exception as error:

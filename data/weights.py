@@ -1,7 +1,7 @@
-"""Reads files of network weights: safetensors, and torch's own .pth without torch and without running what is in it.
+"""Reads network weights from safetensors and .pth files, without PyTorch and without running code from the file.
 
-A .pth file is a pickle, a small program. Here it can build dictionaries, lists, numbers and strings, and call the few
-functions of torch that rebuild a tensor; whatever else it names is refused before it is looked up.
+A .pth file is a pickle, which can call arbitrary functions. Here it can only create dictionaries, lists, numbers and
+strings and call the PyTorch functions that rebuild tensors; any other name raises an error before it is looked up.
 """
 
 import collections

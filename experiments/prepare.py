@@ -51,18 +51,19 @@ def main(config: PrepareConfig) -> int:
 
 def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
     from data import cifar10, store
+    from data.prepare import cifar10 as archive
 
     folder = pathlib.Path(config.data_dir) if config.data_dir else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
         print(f"cifar10 is prepared already in {folder}", file=sys.stderr)
         return 0
     if source is None:
-        source = folder / "downloads" / cifar10.URL.rsplit("/", 1)[1]
+        source = folder / "downloads" / archive.URL.rsplit("/", 1)[1]
         if not source.exists():
-            cifar10.download(source)
-    splits = cifar10.read_archive(str(source))
-    if cifar10.md5(source) != cifar10.MD5:
-        print(f"warning: {source} has another MD5 than the official archive, {cifar10.MD5}", file=sys.stderr)
+            archive.download(source)
+    splits = archive.read_archive(str(source))
+    if archive.md5(source) != archive.MD5:
+        print(f"warning: {source} has another MD5 than the official archive, {archive.MD5}", file=sys.stderr)
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
     return 0
@@ -70,10 +71,11 @@ def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
 
 def camvid(config: PrepareConfig, source: pathlib.Path | None) -> int:
     from data import DataError, camvid
+    from data.prepare.camvid import collect
     from train.messages import one_line
 
     require(bool(source and config.data_dir), "--dataset=camvid needs --source=FOLDER_OR_ARCHIVE and --data_dir")
-    if source and not camvid.collect(source, pathlib.Path(str(config.data_dir))):
+    if source and not collect(source, pathlib.Path(str(config.data_dir))):
         raise DataError(f"--source={config.source} holds no lists SPLIT.txt and no images")
     wrong = camvid.problems(str(config.data_dir))
     for line in wrong:
@@ -103,7 +105,7 @@ def image_folder(config: PrepareConfig, source: pathlib.Path | None) -> int:
             print(f"{place} is there already and stays as it is; to make it anew, remove it first", file=sys.stderr)
             return 0
         _, files, names = folder.listing(root)
-        place = store.write_pictures(pathlib.Path(config.shards), "pictures", files, names)
+        place = store.write_image_files(pathlib.Path(config.shards), "pictures", files, names)
         counts = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
         print(f"{counts} in {place}: --dataset=tfds:pictures --data_dir={config.shards}", file=sys.stderr)
     return 0

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data import camvid
 from data.dataset import DataError
+from data.prepare.camvid import collect
 
 
 @pytest.fixture
@@ -55,18 +56,18 @@ def test_palettes_are_class_numbers(root):
         (lambda root: shutil.rmtree(root / "test"), r"test/a 0\.png is missing"),
         (
             lambda root: Image.fromarray(np.full((6, 8), 12, np.uint8)).save(root / "testannot" / "a 1.png"),
-            r"testannot/a 1\.png holds the label 12, expected 0 to 11",
+            r"testannot/a 1\.png contains the label 12, expected 0 to 11",
         ),
         (lambda root: Image.new("RGB", (8, 6)).save(root / "testannot" / "a 1.png"), r"a 1\.png: an annotation is an"),
         (lambda root: Image.new("L", (8, 7)).save(root / "testannot" / "a 1.png"), "differ in size: 6x8 and 7x8"),
-        (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not a picture"),
-        (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not a picture and its"),
+        (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not an image"),
+        (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not an image and its"),
         (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "leads out of"),
         (  # The line break between two pairs is lost.
             lambda root: (root / "train.txt").write_text((root / "train.txt").read_text().replace("\n", "", 1)),
-            "line 1: .* is not a picture and its annotation",
+            "line 1: .* is not an image and its annotation",
         ),
-        (lambda root: [path.unlink() for path in root.glob("t*.txt")], "holds no list"),
+        (lambda root: [path.unlink() for path in root.glob("t*.txt")], "contains no list"),
     ],
 )
 def test_what_is_wrong_is_named(root, change, message):
@@ -108,16 +109,16 @@ def test_several_sizes_need_one(root):
 
 def test_what_does_not_fit_in_memory_is_refused(root, monkeypatch):
     monkeypatch.setattr(camvid.os, "sysconf", lambda name: 100_000)  # 10 GB, whatever this machine has.
-    with pytest.raises(DataError, match="--image_size=99999x99999: the pictures would take 200 GB"):
+    with pytest.raises(DataError, match="--image_size=99999x99999: the images would take 200 GB"):
         camvid.load(str(root), size=(99999, 99999))
 
 
 def test_median_frequency_by_hand():
-    with pytest.raises(DataError, match="no pixel of a class, only void"):
+    with pytest.raises(DataError, match="contain only void"):
         camvid.computed_weights(np.full((2, 2, 4), camvid.VOID, np.uint8))
     labels = np.full((2, 2, 4), camvid.VOID, np.uint8)
     labels[0, 0, :2], labels[0, 1], labels[1, 0, 0] = 0, 1, 0
-    # Class 0: 3 of 16 pixels; class 1: 4 of the 8 pixels of the one picture that it is in.
+    # Class 0: 3 of 16 pixels; class 1: 4 of the 8 pixels of the one image that contains it.
     frequency = np.array([3 / 16, 4 / 8])
     expected = [*(np.median(frequency) / frequency), *[0.0] * 9]
     np.testing.assert_allclose(camvid.computed_weights(labels), expected)
@@ -137,14 +138,14 @@ def test_collecting_and_checking(root, tmp_path, start):
     before = camvid.load(str(root))
     for i, source in enumerate((root, archive)):
         target = tmp_path / "to" / str(i)
-        assert camvid.collect(source, target) >= 13 and camvid.problems(str(target)) == []
+        assert collect(source, target) >= 13 and camvid.problems(str(target)) == []
         for split, arrays in camvid.load(str(target)).splits.items():
             for ours, theirs in zip(arrays, before.splits[split], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
         assert not any(path.is_symlink() for path in target.rglob("*"))
     (root / "train" / "loop.png").symlink_to("loop.png")  # Passed over.
     for _ in range(2):  # A target inside the source is not collected again.
-        assert camvid.collect(root, root / "out") == 13 and camvid.problems(str(root / "out")) == []
+        assert collect(root, root / "out") == 13 and camvid.problems(str(root / "out")) == []
     shutil.rmtree(root / "out")
     (root / "train" / "loop.png").unlink()
     assert not list(tmp_path.glob("evil*")) and sorted(p.name for p in (tmp_path / "to").iterdir()) == ["0", "1"]
@@ -154,20 +155,20 @@ def test_collecting_and_checking(root, tmp_path, start):
     (root / "train" / "a 0.png").unlink()
     (root / "train" / "a 0.png").symlink_to(secret)
     shutil.copytree(root, tmp_path / "above" / "SegNet" / "camvid", symlinks=True)
-    camvid.collect(tmp_path / "above", tmp_path / "to" / "link")
+    collect(tmp_path / "above", tmp_path / "to" / "link")
     assert camvid.problems(str(tmp_path / "to" / "link")) == [
-        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing: its partner stands alone"
+        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing, although a list names it"
     ]
     shutil.copytree(root, tmp_path / "two" / "a")
     shutil.copytree(root, tmp_path / "two" / "b")
     with pytest.raises(DataError, match="has two files for .*notes.txt: a/notes.txt and b/notes.txt"):
-        camvid.collect(tmp_path / "two", tmp_path / "to" / "two")
+        collect(tmp_path / "two", tmp_path / "to" / "two")
 
     target = tmp_path / "to" / "2"
     (root / "trainannot" / "a 1.png").unlink()
     Image.fromarray(np.full((6, 8), 99, np.uint8)).save(root / "testannot" / "a 0.png")
     done = start("prepare", "--dataset=camvid", f"--source={root}", f"--data_dir={target}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "trainannot/a 1.png is missing" in done.stderr and "testannot/a 0.png holds the label 99" in done.stderr
+    assert "trainannot/a 1.png is missing" in done.stderr and "testannot/a 0.png contains the label 99" in done.stderr
     done = start("prepare", "--dataset=camvid", f"--source={archive}", f"--data_dir={tmp_path / 'to' / '3'}")
     assert done.returncode == 0 and "2 test, 3 train in" in done.stderr

@@ -12,6 +12,7 @@ import pytest
 import data
 from data import cifar10, store
 from data.dataset import DataError
+from data.prepare import cifar10 as prepare_cifar10
 
 RECORDS = 20
 
@@ -25,8 +26,8 @@ def archive(tmp_path, monkeypatch):
 
     def make(change=None, names=None):
         with tarfile.open(path, "w:gz") as file:
-            for name in names or sum(cifar10.FILES.values(), []):
-                records = random.integers(0, 256, (RECORDS, cifar10.RECORD), dtype=np.uint8)
+            for name in names or sum(prepare_cifar10.FILES.values(), []):
+                records = random.integers(0, 256, (RECORDS, prepare_cifar10.RECORD), dtype=np.uint8)
                 records[:, 0] %= 10
                 content = records.tobytes()
                 content = change(content) if change else content
@@ -40,13 +41,13 @@ def archive(tmp_path, monkeypatch):
 
 def test_red_green_and_blue_are_planes():
     record = bytes([3]) + bytes([1] * 1024) + bytes([2] * 1024) + bytes(range(256)) * 4
-    images, labels = cifar10.parse(record * cifar10.RECORDS, "x")
+    images, labels = prepare_cifar10.parse(record * cifar10.RECORDS, "x")
     assert labels[0] == 3 and images.shape == (10_000, 32, 32, 3)
     np.testing.assert_array_equal(images[0, 1, 5], [1, 2, 37])
 
 
 def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path):
-    splits = cifar10.read_archive(str(archive()))
+    splits = prepare_cifar10.read_archive(str(archive()))
     assert {name: len(y) for name, (_, y) in splits.items()} == {"train": 100, "test": 20}
     with pytest.raises(DataError, match=r"prepare --dataset=cifar10 --data_dir=.*absent`"):
         data.load("cifar10", str(tmp_path / "absent"))
@@ -63,7 +64,7 @@ def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path):
 
 
 def test_training_on_some_of_the_files(archive, tmp_path):
-    splits = cifar10.read_archive(str(archive()))
+    splits = prepare_cifar10.read_archive(str(archive()))
     dataset = cifar10.Dataset("cifar10", splits, cifar10.CLASSES)
     images, labels = splits["train"]
     some = cifar10.train_on(dataset, "2-4").splits
@@ -72,7 +73,7 @@ def test_training_on_some_of_the_files(archive, tmp_path):
     assert some["test"] is splits["test"] and len(cifar10.train_on(dataset, "5").splits["train"][1]) == RECORDS
     assert "val" not in cifar10.train_on(dataset, "1-5").splits
     for wrong in ("0", "4-1", "1-6", "1-", "all"):
-        with pytest.raises(ValueError, match=rf"--train_batches={wrong}: must be 1 to 5"):
+        with pytest.raises(ValueError, match=rf"--train_batches={wrong}: must be a number from 1 to 5"):
             cifar10.train_on(dataset, wrong)
     with pytest.raises(ValueError, match="supported by --dataset=cifar10, not by folder"):
         cifar10.train_on(dataset._replace(name="folder"), "1-4")
@@ -80,27 +81,27 @@ def test_training_on_some_of_the_files(archive, tmp_path):
 
 def test_another_structure_is_refused(archive, tmp_path):
     with pytest.raises(DataError, match="expected 20 records of 3,073"):
-        cifar10.read_archive(str(archive(lambda content: content[:-1])))
-    with pytest.raises(DataError, match="holds the label 77"):
-        cifar10.read_archive(str(archive(lambda content: b"\x4d" + content[1:])))
+        prepare_cifar10.read_archive(str(archive(lambda content: content[:-1])))
+    with pytest.raises(DataError, match="contains the label 77"):
+        prepare_cifar10.read_archive(str(archive(lambda content: b"\x4d" + content[1:])))
     with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
-        cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))
+        prepare_cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))
     with pytest.raises(DataError, match=r"pickled Python version; the binary one is cifar-10-binary\.tar\.gz"):
-        cifar10.read_archive(str(archive(names=["data_batch_1"])))
+        prepare_cifar10.read_archive(str(archive(names=["data_batch_1"])))
     damaged = archive()
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
     damaged.write_bytes(content)
     with pytest.raises(DataError, match="can't be read as an archive"):
-        cifar10.read_archive(str(damaged))
+        prepare_cifar10.read_archive(str(damaged))
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(DataError, match="can't be read as an archive"):
-        cifar10.read_archive(str(tmp_path / "text"))
+        prepare_cifar10.read_archive(str(tmp_path / "text"))
 
 
-def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch):
     content = np.random.default_rng(0).bytes(300_000)
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(prepare_cifar10, "MD5", hashlib.md5(content).hexdigest())
     ranges = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -127,13 +128,13 @@ def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch):
         url, target = f"http://127.0.0.1:{server.server_port}/a", tmp_path / "new" / "a"
         for _ in range(2):
             with pytest.raises(DataError, match=r"broke off"):
-                cifar10.download(target, url)
+                prepare_cifar10.download(target, url)
             assert not target.exists()
-        cifar10.download(target, url)
+        prepare_cifar10.download(target, url)
         assert target.read_bytes() == content and ranges[:2] == [0, 150_000] and ranges[2] >= 150_000
-        monkeypatch.setattr(cifar10, "MD5", "0" * 32)
-        with pytest.raises(DataError, match="another MD5"):
-            cifar10.download(tmp_path / "b", url)
+        monkeypatch.setattr(prepare_cifar10, "MD5", "0" * 32)
+        with pytest.raises(DataError, match="wrong MD5"):
+            prepare_cifar10.download(tmp_path / "b", url)
         assert not list(tmp_path.glob("b*"))
     finally:
         server.shutdown()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import models
-from experiments.cli.flags import UsageError
+from experiments.cli.app import UsageError
 from experiments.setup import communication as communication_setup
 from models.alexnet import AlexNetOWT
 from models.layers import relu

@@ -1,4 +1,4 @@
-"""The digits, the order of batches, augmentation and picture files."""
+"""The digits, the order of batches, augmentation and image files."""
 
 import jax
 import numpy as np
@@ -50,13 +50,13 @@ def test_training_goes_on_at_a_step():
         np.testing.assert_array_equal(next(whole)["label"], next(again)["label"])
 
 
-def test_two_epochs_show_both_views_of_every_picture():
-    pictures = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 1), np.uint8)
-    pictures[:, :, 1] += 100
+def test_two_epochs_show_both_views_of_every_image():
+    images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 1), np.uint8)
+    images[:, :, 1] += 100
     labels = np.arange(30, dtype=np.int32)
 
     def take(steps, start=0, part=(0, 1)):
-        stream = batches.train_batches(pictures, labels, batch_size=8, seed=1, start=start, part=part, flip=True)
+        stream = batches.train_batches(images, labels, batch_size=8, seed=1, start=start, part=part, flip=True)
         return [next(stream) for _ in range(steps)]
 
     seen = take(8)  # Two epochs of 30 and a little of the third.
@@ -69,7 +69,7 @@ def test_two_epochs_show_both_views_of_every_picture():
     np.testing.assert_array_equal(take(1, start=4)[0]["image"], seen[4]["image"])
     halves = [take(4, part=(i, 2))[3]["image"] for i in (0, 1)]
     np.testing.assert_array_equal(np.concatenate(halves), seen[3]["image"])
-    assert (pictures[:, 0, 0, 0] < 100).all()
+    assert (images[:, 0, 0, 0] < 100).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 16])
@@ -98,17 +98,17 @@ def test_normalisation(mnist5k):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK", "I;16"])
-def test_pictures_of_every_mode(tmp_path, mode):
+def test_images_of_every_mode(tmp_path, mode):
     grey = np.zeros((40, 30), np.uint8)
     grey[10:30, 5:15] = 255 if mode == "1" else 128
     if mode == "I;16":
-        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
     else:
-        picture = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    picture.save(path)
+    image.save(path)
     for channels in (1, 3):
-        found = decode.read_picture(str(path), channels=channels, crop=decode.whole((40, 30)))
+        found = decode.read_image(str(path), channels=channels, crop=decode.whole((40, 30)))
         assert found.shape == (40, 30, channels) and found.dtype == np.uint8
         np.testing.assert_allclose(found[..., 0], grey, atol=3)
 
@@ -119,17 +119,17 @@ def test_exif_rotation_and_resizing(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.
     Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
-    found = decode.read_picture(str(tmp_path / "a.png"), channels=1, crop=decode.whole((8, 4)))
+    found = decode.read_image(str(tmp_path / "a.png"), channels=1, crop=decode.whole((8, 4)))
     assert found[-1].min() > 200 and found[0].max() < 50
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path):
+def test_invalid_image_files_are_named(tmp_path):
     for name, content in (("text.png", b"hello"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
-            decode.read_picture(str(tmp_path / name), channels=1, crop=decode.whole((8, 8)))
+            decode.read_image(str(tmp_path / name), channels=1, crop=decode.whole((8, 8)))
     with pytest.raises(DataError, match="absent.png"):
-        decode.read_picture(str(tmp_path / "absent.png"), channels=1, crop=decode.whole((8, 8)))
+        decode.read_image(str(tmp_path / "absent.png"), channels=1, crop=decode.whole((8, 8)))
 
 
 def test_an_unknown_data_set_is_refused():

@@ -1,4 +1,4 @@
-"""Crops of picture files, and JPEGs decoded at a part of their size."""
+"""Crops of image files, and JPEGs decoded at a reduced resolution."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,10 @@ from data import decode, stream
 
 def cut(image, view, path, **options):
     Image.fromarray(image).save(path, **options)
-    return decode.read_picture(str(path), channels=3, crop=stream.middle(view))
+    return decode.read_image(str(path), channels=3, crop=stream.middle(view))
 
 
-def test_the_middle_square_is_that_of_the_resized_picture(tmp_path):
+def test_central_square_equals_that_of_the_resized_image(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
     view, path = stream.View(224), tmp_path / "a.png"
     np.testing.assert_array_equal(cut(image, view, path), image[16:240, 48:272])  # No scaling.
@@ -23,13 +23,13 @@ def test_the_middle_square_is_that_of_the_resized_picture(tmp_path):
     assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
 
 
-def test_a_picture_is_turned_though_its_other_exif_data_are_damaged(tmp_path):
+def test_exif_rotation_with_other_damaged_exif_data(tmp_path):
     turned = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
     damaged = b"\x02\x03\0\x02\0\0\0\x0220\0\0"  # Text in the place of a number.
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\x02" + turned + damaged + b"\0\0\0\0"
     image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8)
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    found = decode.read_picture(str(tmp_path / "a.png"), channels=1)
+    found = decode.read_image(str(tmp_path / "a.png"), channels=1)
     np.testing.assert_array_equal(found[..., 0], np.rot90(image, -1))
 
 

@@ -90,11 +90,12 @@ class Places:
     def cifar10_archive(self):
         """An archive of the official form and size, of black pictures."""
         from data import cifar10
+        from data.prepare import cifar10 as prepare_cifar10
 
         path = self.new_folder("made") / "cifar-10-binary.tar.gz"
         with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-            for name in sum(cifar10.FILES.values(), []):
-                content = bytes(cifar10.RECORD * cifar10.RECORDS)
+            for name in sum(prepare_cifar10.FILES.values(), []):
+                content = bytes(prepare_cifar10.RECORD * cifar10.RECORDS)
                 member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))

@@ -34,7 +34,7 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     done = start("evaluate", workdir, there)
     assert done.returncode == 1 and r"a\nbad.png" in done.stderr and "--skip_corrupt" in done.stderr
     done = start("evaluate", workdir, there, "--skip_corrupt")
-    assert done.returncode == 0 and "2 of 14 pictures left out" in done.stderr, done.stderr
+    assert done.returncode == 0 and "2 of 14 images skipped" in done.stderr, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])
     assert (scores["examples"], scores["split"]) == (12, "val")
 
@@ -64,5 +64,5 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     shutil.rmtree(tmp_path / "d" / "train" / "wolf")
     shutil.rmtree(tmp_path / "d" / "test" / "wolf")
     done = start("classify", f"--workdir={tmp_path / 'v'}", f"--data_dir={tmp_path / 'd'}", *options)
-    assert done.returncode == 1 and done.stderr == "error: folder holds one class alone, cat: two or more are needed\n"
+    assert done.returncode == 1 and done.stderr == "error: folder has only one class, cat; at least two are required\n"
     assert not (tmp_path / "v").exists()

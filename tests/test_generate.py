@@ -142,7 +142,7 @@ def test_pictures_of_several_sizes(tmp_path):
 def test_damaged_pictures_can_be_left_out(tmp_path):
     place = write_pictures(tmp_path / "some", train=3, test=2)
     (place / "train" / "b" / "0.png").write_text("no picture")
-    with pytest.raises(DataError, match="--skip_corrupt leaves such pictures out"):
+    with pytest.raises(DataError, match="--skip_corrupt skips such images"):
         loaded(place)
     assert len(loaded(place, skip_corrupt=True).splits["train"][1]) == 5
 

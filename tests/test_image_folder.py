@@ -1,4 +1,4 @@
-"""The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its pictures."""
+"""The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its images."""
 
 import os
 import re
@@ -15,93 +15,93 @@ from data.dataset import DataError, pixel_covariance
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_dir(tmp_path):
     root, random = tmp_path / "pictures", np.random.default_rng(0)
     for split, count in (("train", 3), ("test", 2)):
         for name in ("cat", "bird"):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                picture = Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8))
-                picture.save(root / split / name / f"{i}.png")
+                image = Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+                image.save(root / split / name / f"{i}.png")
     return root
 
 
-def test_classes_are_sorted_and_modes_become_rgb(pictures):
-    Image.new("L", (6, 8), 7).save(pictures / "train" / "cat" / "x.JPG")
-    Image.new("CMYK", (6, 8), (255, 0, 0, 0)).save(pictures / "train" / "cat" / "y.jpeg")
-    (pictures / "train" / "cat" / "notes.txt").write_text("not a picture")
-    found = folder.load(str(pictures))
+def test_classes_are_sorted_and_modes_become_rgb(image_dir):
+    Image.new("L", (6, 8), 7).save(image_dir / "train" / "cat" / "x.JPG")
+    Image.new("CMYK", (6, 8), (255, 0, 0, 0)).save(image_dir / "train" / "cat" / "y.jpeg")
+    (image_dir / "train" / "cat" / "notes.txt").write_text("not an image")
+    found = folder.load(str(image_dir))
     assert found.class_names == ("bird", "cat")
     images, labels = found.splits["train"]
     assert images.shape == (8, 8, 6, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 1, 1])
     assert (images[6] == 7).all() and images[7][..., 0].max() < 60 and images[7][..., 2].min() > 150
-    np.testing.assert_array_equal(images[0], np.asarray(Image.open(pictures / "train" / "bird" / "0.png")))
+    np.testing.assert_array_equal(images[0], np.asarray(Image.open(image_dir / "train" / "bird" / "0.png")))
 
 
-def test_the_cache_notices_changed_added_and_removed_files(pictures, monkeypatch):
-    first = folder.load(str(pictures)).splits["train"][0]
+def test_cache_is_invalidated_by_changed_added_and_removed_files(image_dir, monkeypatch):
+    first = folder.load(str(image_dir)).splits["train"][0]
     calls = []
     original = encoded.in_memory
     monkeypatch.setattr(encoded, "in_memory", lambda split, skip: calls.append(split.name) or original(split, skip))
-    np.testing.assert_array_equal(folder.load(str(pictures)).splits["train"][0], first)
+    np.testing.assert_array_equal(folder.load(str(image_dir)).splits["train"][0], first)
     assert calls == []
-    path = pictures / "train" / "cat" / "0.png"
+    path = image_dir / "train" / "cat" / "0.png"
     Image.new("RGB", (6, 8), (1, 2, 3)).save(path)
-    assert (folder.load(str(pictures)).splits["train"][0][3] == (1, 2, 3)).all() and calls == ["train"]
+    assert (folder.load(str(image_dir)).splits["train"][0][3] == (1, 2, 3)).all() and calls == ["train"]
     path.unlink()
-    assert len(folder.load(str(pictures)).splits["train"][1]) == 5 and calls == ["train"] * 2
-    cache = pictures.with_name("pictures.train.npz")
+    assert len(folder.load(str(image_dir)).splits["train"][1]) == 5 and calls == ["train"] * 2
+    cache = image_dir.with_name("pictures.train.npz")
     content = cache.read_bytes()
     entry = content.find(b"PK\x01\x02")  # Of the archive's directory.
     for damaged in (content[:100], content[: entry + 10] + b"\x07" + content[entry + 11 :]):
         calls.clear()
         cache.write_bytes(damaged)  # Cut short; said to be compressed in a way that no one knows.
-        assert len(folder.load(str(pictures)).splits["train"][1]) == 5 and calls == ["train"]
+        assert len(folder.load(str(image_dir)).splits["train"][1]) == 5 and calls == ["train"]
 
 
-def test_corrupt_pictures_stop_by_name_or_are_left_out_and_counted(pictures, capsys):
-    (pictures / "test" / "cat" / "bad.png").write_bytes(b"broken")
+def test_corrupt_images_raise_or_are_skipped(image_dir, capsys):
+    (image_dir / "test" / "cat" / "bad.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"bad\.png: .*--skip_corrupt"):
-        folder.load(str(pictures))
-    assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
-    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err
-    assert len(folder.load(str(pictures), skip_corrupt=True).splits["test"][1]) == 4
-    assert "test: 1 of 5 pictures left out" in capsys.readouterr().err, "from the cache too"
+        folder.load(str(image_dir))
+    assert len(folder.load(str(image_dir), skip_corrupt=True).splits["test"][1]) == 4
+    assert "test: 1 of 5 images skipped" in capsys.readouterr().err
+    assert len(folder.load(str(image_dir), skip_corrupt=True).splits["test"][1]) == 4
+    assert "test: 1 of 5 images skipped" in capsys.readouterr().err, "from the cache too"
 
 
-def test_a_folder_that_can_not_be_written_is_read(pictures, monkeypatch, capsys):
-    first = folder.load(str(pictures)).splits["train"][0]
-    pictures.with_name("pictures.train.npz").unlink()
+def test_read_only_folder(image_dir, monkeypatch, capsys):
+    first = folder.load(str(image_dir)).splits["train"][0]
+    image_dir.with_name("pictures.train.npz").unlink()
 
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(np, "savez", refuse)
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    np.testing.assert_array_equal(folder.load(str(pictures)).splits["train"][0], first)
+    np.testing.assert_array_equal(folder.load(str(image_dir)).splits["train"][0], first)
     assert "can't be written (Read-only file system)" in capsys.readouterr().err
 
 
-def test_what_is_no_such_folder_is_refused(pictures, tmp_path):
-    with pytest.raises(DataError, match="needs --data_dir"):
+def test_invalid_folders_are_rejected(image_dir, tmp_path):
+    with pytest.raises(DataError, match="requires --data_dir"):
         folder.load(None)
     with pytest.raises(DataError, match="no such folder"):
         folder.load(str(tmp_path / "absent"))
-    with pytest.raises(DataError, match="holds no pictures"):
-        folder.load(str(pictures / "train"))
+    with pytest.raises(DataError, match="contains no images"):
+        folder.load(str(image_dir / "train"))
     for split in ("train", "test"):
-        (pictures / split / "a\nb").mkdir()
+        (image_dir / split / "a\nb").mkdir()
     with pytest.raises(DataError, match=r"'a\\nb' can't be printed"):
-        folder.load(str(pictures))
+        folder.load(str(image_dir))
     for split in ("train", "test"):
-        (pictures / split / "a\nb").rmdir()
-    Image.new("RGB", (7, 8)).save(pictures / "train" / "cat" / "other.png")
+        (image_dir / split / "a\nb").rmdir()
+    Image.new("RGB", (7, 8)).save(image_dir / "train" / "cat" / "other.png")
     with pytest.raises(DataError, match=r"other\.png is 8x7, expected 8x6"):
-        folder.load(str(pictures))
-    os.rename(pictures / "test" / "cat", pictures / "test" / "dog")
+        folder.load(str(image_dir))
+    os.rename(image_dir / "test" / "cat", image_dir / "test" / "dog")
     with pytest.raises(DataError, match=r"differ: \['bird', 'dog'\] and \['bird', 'cat'\]"):
-        folder.load(str(pictures))
+        folder.load(str(image_dir))
 
 
 def test_flip_and_shift_are_drawn_for_each_image():
@@ -135,33 +135,34 @@ def test_cutout_and_crops():
     np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])
 
 
-def test_a_flat_split_with_a_file_of_classes(pictures, capsys):
-    flat, labels = pictures / "val", pictures / "val.txt"
+def test_a_flat_split_with_a_file_of_classes(image_dir, capsys):
+    flat, labels = image_dir / "val", image_dir / "val.txt"
     flat.mkdir()
     for name in ("a b.png", "c.png", "d.png"):
         Image.new("RGB", (6, 8), (9, 9, 9)).save(flat / name)
-    assert sorted(folder.load(str(pictures)).splits) == ["test", "train"]
-    assert "val is left out: it holds no class folders" in capsys.readouterr().err
+    assert sorted(folder.load(str(image_dir)).splits) == ["test", "train"]
+    assert "val is skipped: it has no class folders" in capsys.readouterr().err
     for lines in (
         "a b.png cat\n\n/some where/else/c.png bird\nd.png bird\nnot_here.png cat\n",
         "a b.png 1\nc.png 0\nd.png 0",
     ):
         labels.write_text(lines)
-        found = folder.load(str(pictures))
+        found = folder.load(str(image_dir))
         np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
         assert sorted(found.splits) == ["test", "train", "val"]
         told = capsys.readouterr().err
-        assert ("val.txt names 1 pictures that are not there" in told) == ("not_here" in lines)
+        assert ("val.txt names 1 images that do not exist" in told) == ("not_here" in lines)
     for line, wrong in (("c.png 2", "'c.png 2'"), ("c.png 0", "'c.png 0'"), ("c" * 90, f"'{'c' * 80} ...'")):
         labels.write_text(f"a b.png cat\n{line}\n")
-        with pytest.raises(DataError, match=re.escape(f"val.txt, line 2: {wrong} ends with no class of the 2 here")):
-            folder.load(str(pictures))
+        message = f"val.txt, line 2: {wrong} does not end with one of the 2 classes"
+        with pytest.raises(DataError, match=re.escape(message)):
+            folder.load(str(image_dir))
     labels.write_text("a b.png cat\nc.png cat\nd.png cat\nc.png bird\n")
     with pytest.raises(DataError, match=r"val\.txt gives c\.png two classes, cat and bird"):
-        folder.load(str(pictures))
+        folder.load(str(image_dir))
     labels.write_text("a b.png cat\n")
     with pytest.raises(DataError, match=r"names no class for c\.png and 1 more"):
-        folder.load(str(pictures))
+        folder.load(str(image_dir))
 
 
 def test_classes_called_by_numbers_or_with_spaces(tmp_path):

@@ -1,4 +1,4 @@
-"""The lecture's page, and what its experiments are built on: pieces that are kept, other flags refused."""
+"""The lecture page and what its topics share: cached results, resuming, rejected flags."""
 
 import contextlib
 import json
@@ -7,9 +7,9 @@ import shlex
 import signal
 
 import pytest
+from absl import flags
 
-from experiments.cli import subprocesses
-from experiments.cli.flags import UsageError
+from experiments.cli import options, subprocesses
 from experiments.lecture import __main__ as lecture
 from experiments.lecture import page as lecture_page
 from experiments.lecture import topic
@@ -35,7 +35,7 @@ def test_formula_is_checked():
             lecture_page.checked_formula(bad)
 
 
-def test_page_is_escaped_and_whole(tmp_path):
+def test_page_is_escaped_and_self_contained(tmp_path):
     figure = figures.new_figure()
     figure.add_subplot().plot([1, 2])
     figures.save_figure(figure, tmp_path / "x.png")
@@ -55,19 +55,19 @@ def test_page_is_escaped_and_whole(tmp_path):
     assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
-def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
     made, fails = [], [True]
 
-    def experiment(run):
+    def experiment(this_topic):
         def make(seed):
             if seed == 1 and fails:
                 raise RuntimeError("killed")
             made.append(seed)
             return seed / 2
 
-        found = [run.piece(f"seed_{seed}", lambda seed=seed: make(seed)) for seed in run.seeds]
-        return topic.Found("T", ["text"], "", {"score": topic.mean_and_std(found)})
+        found = [this_topic.cached(f"seed_{seed}", lambda seed=seed: make(seed)) for seed in this_topic.seeds]
+        return topic.TopicResult("T", ["text"], "", {"score": topic.mean_and_std(found)})
 
     def start(seeds=3):
         return topic.run("name", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
@@ -79,26 +79,37 @@ def test_an_experiment_goes_on(tmp_path, capsys, monkeypatch):
     first = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(first)["score"] == {"mean": 0.5, "std": 0.5}
     assert start() == 0 and made == [0, 1, 2] and capsys.readouterr().out.splitlines()[-1] == first
-    section = lecture.lesson_section(tmp_path / "w")
+    section = lecture.topic_section(tmp_path / "w")
     assert section.title == "T" and section.command == "python -m experiments.lecture.name --seeds=3 --workdir=NEW"
-    (tmp_path / "w" / "lesson.json").unlink()  # Made again from the pieces.
-    assert start() == 0 and made == [0, 1, 2] and lecture.lesson_section(tmp_path / "w").title == "T"
-    with pytest.raises(WorkdirError, match="--seeds: 3 there, 2 here"):
+    (tmp_path / "w" / "lesson.json").unlink()  # Recreated from the cached results.
+    assert start() == 0 and made == [0, 1, 2] and lecture.topic_section(tmp_path / "w").title == "T"
+    with pytest.raises(WorkdirError, match=r"different flags: --seeds=3 \(stored\), 2 \(given\); use a new"):
         start(2)
-    piece = tmp_path / "w" / "pieces" / "seed_1.json"
-    for text in ("{}", '{"found": 3}', piece.read_text().replace("0.5", "0.6")):
+    stored = tmp_path / "w" / "pieces" / "seed_1.json"
+    for text in ("{}", '{"found": 3}', stored.read_text().replace("0.5", "0.6")):
         (tmp_path / "w" / "summary.json").unlink(missing_ok=True)
-        piece.write_text(text)
-        with pytest.raises(WorkdirError, match="seed_1.json is damaged: without it, it is computed again"):
+        stored.write_text(text)
+        with pytest.raises(WorkdirError, match="seed_1.json is damaged; delete it to recompute it"):
             start()
-    piece.unlink()
+    stored.unlink()
     assert start() == 0 and made == [0, 1, 2, 1]
-    with pytest.raises(UsageError, match="--seeds=3000000000: accepted are 1 to 2147483647"):
-        start(3_000_000_000)
-    with pytest.raises(UsageError, match="--seeds=0: must be more than 0"):
-        start(0)
-    with contextlib.closing(Workdir(str(tmp_path / "v"))) as home, pytest.raises(ValueError, match="piece"):
-        topic.Lesson(home, {"seeds": 1}).piece("../x", int)
+    with contextlib.closing(Workdir(str(tmp_path / "v"))) as workdir, pytest.raises(ValueError, match="result name"):
+        topic.Topic(workdir, {"seeds": 1}).cached("../x", int)
+
+
+@pytest.mark.parametrize(
+    "flag, accepted",
+    [
+        ("--seeds=101", "must be between 1 and 100"),
+        ("--steps=3000000000", "must be between 1 and 2147483647"),
+        ("--rate=nan", "must be finite and greater than 0"),
+    ],
+)
+def test_a_topics_flags_are_checked_when_they_are_parsed(flag, accepted):
+    flag_values = flags.FlagValues()
+    options.define(topic.config_class({"seeds": topic.SEEDS, "steps": (9, "Steps."), "rate": (0.5, "A.")}), flag_values)
+    with pytest.raises(flags.IllegalFlagValueError, match=accepted):
+        flag_values(["topic", "--workdir=W", flag])
 
 
 @pytest.mark.slow
@@ -111,12 +122,12 @@ def test_lecture(start, tmp_path):
     assert "61,100,840" in page and "143,667,240" in page and "494,184 units" in page
     before = (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns
     again = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")
-    assert "this experiment is complete" in again.stderr and (tmp_path / "w" / "lecture.html").read_text() == page
+    assert "run already complete" in again.stderr and (tmp_path / "w" / "lecture.html").read_text() == page
     assert (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns == before
     for flags, status, message in (
-        (["--only=sysems"], 2, "--only=sysems: accepted are perceptron,"),
-        ([f"--use={tmp_path}"], 1, f"{tmp_path} holds no finished run or experiment: run.json: No such file"),
-        ([f"--use={tmp_path},,x"], 2, f"--use={tmp_path},,x: accepted are workdirs, with commas"),
+        (["--only=sysems"], 2, "--only=sysems: must be one of perceptron,"),
+        ([f"--use={tmp_path}"], 1, f"{tmp_path} contains no finished run or topic: run.json: No such file"),
+        ([f"--use={tmp_path},,x"], 2, f"--use={tmp_path},,x: must be a comma-separated list of workdirs"),
     ):
         done = start("lecture", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr and len(done.stderr.splitlines()) == 1
@@ -125,37 +136,37 @@ def test_lecture(start, tmp_path):
     assert not (tmp_path / "w" / "activations" / "run.json").exists()
 
 
-def test_sections_of_what_is_damaged_or_foreign(tmp_path):
-    place = tmp_path / "a b"
-    (place / "figures").mkdir(parents=True)
+def test_sections_of_damaged_or_unrelated_folders(tmp_path):
+    workdir = tmp_path / "a b"
+    (workdir / "figures").mkdir(parents=True)
     summary = {"model": "mlp", "dataset": "mnist5k", "accuracy": 0.5, "examples": 10, "workdir": "x"}
 
     def kept(**changed):
-        (place / "run.json").write_text(json.dumps({"task": "classification"} | changed.get("run", {})))
-        (place / "summary.json").write_text(json.dumps(summary | changed.get("summary", {})))
+        (workdir / "run.json").write_text(json.dumps({"task": "classification"} | changed.get("run", {})))
+        (workdir / "summary.json").write_text(json.dumps(summary | changed.get("summary", {})))
         found = {"title": "T", "text": ["x"], "formula": "", "tables": [], "numbers": {}, "command": "c", "figures": []}
-        (place / "lesson.json").write_text(json.dumps(found | changed.get("lesson", {})))
+        (workdir / "lesson.json").write_text(json.dumps(found | changed.get("lesson", {})))
 
     kept()
-    section = lecture.run_section(place)
-    assert shlex.split(section.command)[-2:] == [f"--flagfile={place / 'flags.txt'}", "--workdir=NEW"]
-    assert "workdir" not in section.numbers and lecture.lesson_section(place).title == "T"
+    section = lecture.run_section(workdir)
+    assert shlex.split(section.command)[-2:] == [f"--flagfile={workdir / 'flags.txt'}", "--workdir=NEW"]
+    assert "workdir" not in section.numbers and lecture.topic_section(workdir).title == "T"
     for make, changed in (
         (lecture.run_section, {"run": {"task": ["a"]}}),
         (lecture.run_section, {"summary": {"accuracy": [1]}}),
-        (lecture.lesson_section, {"lesson": {"text": 5}}),
-        (lecture.lesson_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
+        (lecture.topic_section, {"lesson": {"text": 5}}),
+        (lecture.topic_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
     ):
         kept(**changed)
-        with pytest.raises(WorkdirError, match="is damaged or of no finished run"):
-            make(place)
+        with pytest.raises(WorkdirError, match="is damaged or not from a finished run"):
+            make(workdir)
     kept()
-    (place / "figures" / "layer1.png").write_text("no picture")
-    with pytest.raises(WorkdirError, match="or a figure beside it, is damaged"):
-        lecture.run_section(place)
+    (workdir / "figures" / "layer1.png").write_text("not an image")
+    with pytest.raises(WorkdirError, match="or one of its figures is damaged"):
+        lecture.run_section(workdir)
 
 
-def test_signals_are_a_childs_only_while_it_runs(monkeypatch, environment):
+def test_signal_handlers_are_restored_after_a_child_process(monkeypatch, environment):
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert subprocesses.run("summary", "--model=nosuch").status == 2
@@ -170,5 +181,5 @@ def test_a_stopped_lecture_leaves_nothing_running(launch, tmp_path, number):
     done = running.wait()
     assert done.returncode == 128 + number and "plain_vs_residual ended with exit status" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    with contextlib.closing(Workdir(str(tmp_path / "plain_vs_residual"))):  # Nobody holds it.
+    with contextlib.closing(Workdir(str(tmp_path / "plain_vs_residual"))):  # Not locked by a process.
         assert not (tmp_path / "plain_vs_residual/summary.json").exists()

@@ -1,4 +1,4 @@
-"""The lecture's experiments on convolution, pooling and abstraction: their mathematics, and short runs of each."""
+"""The topics convolution, pooling and abstraction: their mathematics, and short runs of each."""
 
 import functools
 import json
@@ -16,8 +16,8 @@ from models.cnn import CNN
 from models.layers import Conv, max_pool
 
 
-def test_convolution_is_the_four_loops_and_a_sparse_matrix():
-    """The lecture subtracts its threshold: the layer's bias is -b."""
+def test_convolution_equals_loops_and_sparse_matrix():
+    """The lecture subtracts the threshold b, so the bias of the layer is -b."""
     random, b = np.random.default_rng(0), 0.7
     a_HW, w_KL = random.normal(size=(9, 8)), random.normal(size=(3, 2))
     params = {"kernel": w_KL[..., None, None], "bias": np.array([-b])}
@@ -30,7 +30,7 @@ def test_convolution_is_the_four_loops_and_a_sparse_matrix():
     np.testing.assert_allclose(np.tanh(a_HW.reshape(-1) @ matrix - b).reshape(7, 7), expected, atol=1e-6)
 
 
-def test_convolution_is_the_locally_connected_layer_with_equal_weights_at_all_places():
+def test_convolution_is_a_locally_connected_layer_with_equal_weights():
     nets = {kind: convolution.OneLayer(kind) for kind in convolution.NAMES}
     images = np.random.default_rng(0).normal(size=(3, 28, 28, 1)).astype(np.float32)
     shapes = {k: jax.eval_shape(net.init, jax.random.key(0), images)["params"] for k, net in nets.items()}
@@ -59,7 +59,7 @@ def test_shifted_digits():
     places = [tuple(np.argwhere(image[..., 0])[0]) for image in convolution.shifted(images, 2)]
     assert len(set(places[:8])) == 8 and places[0] == places[8]
     assert {(y - 3, x - 3) for y, x in places} == {(2 * y, 2 * x) for y, x in convolution.DIRECTIONS}
-    assert not convolution.shifted(images, 4).any()  # Pushed out, not round to the other side.
+    assert not convolution.shifted(images, 4).any()  # Shifted out of the image, not wrapped around.
     np.testing.assert_array_equal(convolution.shifted(images, 0), images)
 
 
@@ -72,8 +72,8 @@ def test_moves():
     np.testing.assert_allclose(move(images, np.zeros(2), 0.0), images, atol=1e-6)
 
 
-def test_pooling_forgets_places_inside_a_window():
-    """One feature moved inside its window: the maximum is the same, the unpooled features have changed by sqrt(2)."""
+def test_pooling_is_invariant_within_a_window():
+    """If one feature moves within its window the maximum stays; the unpooled features change by sqrt(2)."""
     before, after = np.zeros((2, 1, 8, 8, 1), np.float32)
     before[0, 4, 4], after[0, 7, 6] = 3.0, 3.0
     pools = {name: pool for name, (*_, pool) in pooling.POOLS.items()}
@@ -86,32 +86,32 @@ def test_pooling_forgets_places_inside_a_window():
     expected = [[a[0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].max() for j in range(2)] for i in range(2)]
     one, two = jax.jit(lambda a: (pools["max_4"](a), max_pool(max_pool(a, 2), 2)))(a)
     np.testing.assert_array_equal(one[0, :, :, 0], expected)
-    np.testing.assert_array_equal(two, one)  # As convolution.OneLayer pools: the maximum of maxima.
+    np.testing.assert_array_equal(two, one)  # convolution.OneLayer pools like this.
 
 
 def test_oriented_filters():
     bank = pooling.gabor(np.random.default_rng(0))
     assert bank.shape == (7, 7, 1, 8)
-    np.testing.assert_allclose(bank.sum((0, 1, 2)), 0, atol=1e-6)  # Nothing is seen in an even picture.
+    np.testing.assert_allclose(bank.sum((0, 1, 2)), 0, atol=1e-6)  # No response to a constant image.
     np.testing.assert_allclose((bank**2).sum((0, 1, 2)), 1, rtol=1e-6)
     assert np.abs(np.corrcoef(bank.reshape(49, 8).T) - np.eye(8)).max() < 0.95
 
 
 def test_probe():
-    """Classes that a line separates are told apart, however large the features; others are not."""
+    """The probe separates linearly separable classes at any feature scale, and no others."""
     random = np.random.default_rng(0)
     labels = np.arange(200) % 10
     x = random.normal(size=(200, 12)).astype(np.float32)
-    told = x + 4 * np.eye(12, dtype=np.float32)[labels]
+    separable = x + 4 * np.eye(12, dtype=np.float32)[labels]
 
-    def right(x):
+    def accuracy(x):
         return float(abstraction.probe(x[:100], labels[:100], x[100:], labels[100:]))
 
-    assert right(told) > 0.95 and right(x) < 0.3
-    assert right(x + told) == pytest.approx(right(1000 * (x + told) + 7), abs=0.011)
+    assert accuracy(separable) > 0.95 and accuracy(x) < 0.3
+    assert accuracy(x + separable) == pytest.approx(accuracy(1000 * (x + separable) + 7), abs=0.011)
 
 
-def test_features_are_what_the_next_layer_sees():
+def test_features_are_inputs_of_the_next_layer():
     model, images = models.create("cnn", 10), np.random.default_rng(0).uniform(size=(2, 28, 28, 1)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     seen = jax.jit(lambda variables, images: abstraction.features(model, variables, images))(variables, images)
@@ -121,13 +121,13 @@ def test_features_are_what_the_next_layer_sees():
     assert tuple(abstraction.LAYERS) == ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
     layer = variables["params"]["logits"]
     np.testing.assert_allclose(seen["logits"], seen["dense"] @ layer["kernel"] + layer["bias"][None], atol=1e-5)
-    scale = (1 + 1e-5) ** -0.5  # Of a batch norm that has seen nothing yet.
+    scale = (1 + 1e-5) ** -0.5  # Of an untrained batch norm.
     dense = np.maximum(seen["conv3"] @ variables["params"]["dense"]["kernel"] * scale, 0)
     np.testing.assert_allclose(seen["dense"], dense, atol=1e-5)
 
 
 def test_signals():
-    """The convolution's answer does not depend on the place; the dense network's does, and it has more parameters."""
+    """The output of the convolution does not depend on the position; that of the larger dense network does."""
     x, labels, places = abstraction.signals(np.random.default_rng(0), 200)
     for signal, label, place in zip(x, labels, places, strict=True):
         signal[place : place + 32, 0] -= list(abstraction.SHAPES.values())[label]

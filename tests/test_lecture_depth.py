@@ -1,4 +1,4 @@
-"""Both forms of dropout, correlations, the looped network beside the unrolled one, both experiments in small."""
+"""Both forms of dropout, correlations, the scanned network against the unrolled one, small runs of both topics."""
 
 import json
 import xml.etree.ElementTree
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import data
-from experiments.cli.flags import UsageError
+from experiments.cli.app import UsageError
 from experiments.lecture import dropout, plain_vs_residual, topic
 from models.layers import Dropout
 from models.resnet_cifar import CifarResNet
 
-FAST = {"xla_backend_optimization_level": 0}  # To compile: what runs once need not run fast.
+FAST = {"xla_backend_optimization_level": 0}  # Compiles faster; these programs run only once.
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.8])
 def test_the_forms_of_dropout_differ_by_a_factor(rate):
-    """The lecture's output is 1 - p times the inverted form's for the same mask, and at test time."""
+    """The output in the lecture's form is 1 - p times that of inverted dropout, with the same mask and at test time."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.uniform(0.5, 2.0, (64, 50)), jnp.float32)
     inverted = jax.jit(lambda x: Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(1)}))
@@ -33,8 +33,8 @@ def test_the_forms_of_dropout_differ_by_a_factor(rate):
     np.testing.assert_allclose(test, (1 - rate) * Dropout(rate).apply({}, x, False), rtol=1e-6)
 
 
-def test_dropout_is_right_in_expectation():
-    """The mean over n masks is the test output, up to a deviation of x sqrt(p (1 - p) / n)."""
+def test_expectation_of_dropout():
+    """The mean over n masks is the test output, with standard deviation x sqrt(p (1 - p) / n)."""
     x, masks = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, 2000), jnp.float32), 2000
     for rate in (0.2, 0.5):
         found = dropout.mean_over_masks(x, jax.random.key(0), rate=rate, masks=masks)
@@ -45,7 +45,7 @@ def test_dropout_is_right_in_expectation():
 
 def test_mean_correlation():
     a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, -1.0, -1.0, 1.0])  # Uncorrelated.
-    columns = np.stack([a, -3 * a + 1, b, np.full(4, 7.0)], axis=1)  # |r| of the pairs: 1, 0, 0; the last has none.
+    columns = np.stack([a, -3 * a + 1, b, np.full(4, 7.0)], axis=1)  # |r| of pairs: 1, 0, 0; the last is constant.
     assert dropout.mean_correlation(columns) == pytest.approx(1 / 3)
     assert dropout.mean_correlation(columns[:, 2:]) == 0.0
 
@@ -57,14 +57,14 @@ def test_few_digits(mnist5k):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_loop_is_the_published_network(residual):
-    """With 16 maps and its stacked weights taken apart, NarrowNet is CifarResNet, statistics included."""
+def test_scanned_network_equals_published_network(residual):
+    """With 16 maps and unstacked weights NarrowNet equals CifarResNet, including batch statistics."""
     model, deep = plain_vs_residual.NarrowNet(10, 14, residual, 16), CifarResNet(10, 14, residual)
     random, images = np.random.default_rng(0), jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
     shapes = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: random.uniform(-0.2, 0.5, leaf.shape).astype(np.float32), shapes)
 
-    def apart(tree):
+    def unstack(tree):
         found = {name: leaf for name, leaf in tree.items() if not name.startswith("stage")}
         for stage in (1, 2, 3):
             after = 1
@@ -82,14 +82,14 @@ def test_the_loop_is_the_published_network(residual):
         return jax.jit(apply, compiler_options=FAST)
 
     logits, changed = outputs(model)(variables)
-    expected, others = outputs(deep)({kind: apart(tree) for kind, tree in variables.items()})
+    expected, others = outputs(deep)({kind: unstack(tree) for kind, tree in variables.items()})
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
-    statistics = apart(changed["batch_stats"])
+    statistics = unstack(changed["batch_stats"])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), statistics, others["batch_stats"])
 
 
 @pytest.mark.parametrize("net", plain_vs_residual.NETS)
-def test_layers_are_counted(net):
+def test_number_of_layers(net):
     depth, residual = plain_vs_residual.NETS[net]
     assert (depth, residual) == (int(net[-2:]), net.startswith("residual"))
     model = plain_vs_residual.NarrowNet(10, depth, residual, 4)
@@ -98,13 +98,13 @@ def test_layers_are_counted(net):
     assert sum(shape[0] if len(shape) == 5 else 1 for shape in kernels) == depth
 
 
-def test_each_block_has_a_draw_of_its_own():
+def test_blocks_are_initialized_independently():
     model = plain_vs_residual.NarrowNet(10, 20, True, 4)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 7, 7, 1))), compiler_options=FAST)
     params = init(jax.random.key(0))["params"]
     kernels = np.asarray(params["stage3_rest"]["conv1"]["kernel"])
     assert kernels.shape == (2, 3, 3, 16, 16) and np.abs(np.corrcoef(kernels.reshape(2, -1))[0, 1]) < 0.1
-    np.testing.assert_allclose(kernels.var((1, 2, 3, 4)), 2 / (9 * 16), rtol=0.1)  # Kaiming's, of one block's fan.
+    np.testing.assert_allclose(kernels.var((1, 2, 3, 4)), 2 / (9 * 16), rtol=0.1)  # Kaiming, fan-in of one block.
 
 
 def test_moving_average():
@@ -113,7 +113,7 @@ def test_moving_average():
     np.testing.assert_allclose(plain_vs_residual.moving_average(values, 4), [[3.0], [2.0]])
 
 
-def test_the_choice_of_a_data_set(tmp_path, monkeypatch):
+def test_choice_of_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(plain_vs_residual.cifar10, "default_dir", lambda: tmp_path)
     assert plain_vs_residual.choose("auto").name == "mnist5k"
     with pytest.raises(data.DataError, match="cifar10 is not prepared"):
@@ -121,13 +121,13 @@ def test_the_choice_of_a_data_set(tmp_path, monkeypatch):
     place = tmp_path / "nutshell_cifar10" / "1.0.0"
     place.mkdir(parents=True)
     (place / "dataset_info.json").write_text("damaged")
-    monkeypatch.setattr(data, "load", lambda name: name)  # What would be read: a damaged store is not passed over.
+    monkeypatch.setattr(data, "load", lambda name: name)  # A damaged store is not skipped.
     assert plain_vs_residual.choose("auto") == "cifar10"
     assert plain_vs_residual.choose("mnist5k") == "mnist5k"
 
 
-def finished(module, name, workdir, **options):
-    """(lesson.json, summary.json) of an experiment in small, with its page's parts checked."""
+def run_small(module, name, workdir, **options):
+    """(lesson.json, summary.json) of a small run of a topic, after checks of formula and figures."""
     defaults = {option: default for option, (default, _) in ({"seeds": topic.SEEDS} | module.OPTIONS).items()}
     taken = defaults | options
     assert topic.run(name, module.experiment, workdir=str(workdir), options=taken) == 0
@@ -143,7 +143,7 @@ def finished(module, name, workdir, **options):
 def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(dropout, "MASKS", 100)
-    found, numbers = finished(dropout, "dropout", tmp_path, seeds=2, steps=8, hidden=36)
+    found, numbers = run_small(dropout, "dropout", tmp_path, seeds=2, steps=8, hidden=36)
     assert [name for name, *_ in found["figures"]] == ["accuracy", "features_without", "features_with"]
     for key in ("test_accuracy", "train_accuracy", "activation_correlation", "weight_correlation"):
         assert all(0 <= numbers[key][name]["mean"] <= 1 for name in dropout.NETS)
@@ -156,12 +156,12 @@ def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
     assert scores["with"]["mean"] == pytest.approx(np.mean([piece["test"][-1] for piece in pieces.values()]))
     for option, value in (("rate", 1.0), ("hidden", 35)):
         with pytest.raises(UsageError, match=f"--{option}={value}"):
-            finished(dropout, "dropout", tmp_path / "none", **{option: value})
+            run_small(dropout, "dropout", tmp_path / "none", **{option: value})
     assert not (tmp_path / "none" / "options.json").exists()
 
 
 class Shallow(plain_vs_residual.NarrowNet):
-    """Compiles in a second; the deep networks do not."""
+    """Stands in for the deep networks, which take long to compile."""
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -169,19 +169,19 @@ class Shallow(plain_vs_residual.NarrowNet):
         return nn.Dense(self.num_classes)(x) * (0.0 if self.depth == 56 and not self.residual else 1.0)
 
 
-def test_the_standard_error_of_a_gap():
-    deep, shallow = np.array([0.2, 0.4]), np.array([0.1, 0.1])  # Gaps of 0.1 and 0.3: 0.1 is their standard error.
+def test_standard_error_of_gap():
+    deep, shallow = np.array([0.2, 0.4]), np.array([0.1, 0.1])  # The gaps 0.1 and 0.3 have standard error 0.1.
     found = plain_vs_residual.gap(deep, shallow, 1000)
     assert found["mean"] == pytest.approx(0.2) and found["standard_error"] == pytest.approx(0.1)
-    few = plain_vs_residual.gap(np.array([0.5, 0.5]), np.array([0.5, 0.5]), 25)  # Seeds agree; 25 pictures tell little.
+    few = plain_vs_residual.gap(np.array([0.5, 0.5]), np.array([0.5, 0.5]), 25)  # Seeds agree, but 25 images are few.
     assert few["std"] == 0 and few["standard_error"] == pytest.approx((2 * 0.25 / 25 / 2) ** 0.5)
 
 
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
-    """Stand-ins, of which plain-56 learns nothing: the text and the numbers tell."""
+    """With stand-in networks, of which plain-56 learns nothing; text and numbers must show it."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(plain_vs_residual, "NarrowNet", Shallow)
-    found, numbers = finished(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)
+    found, numbers = run_small(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)
     errors, gaps = numbers["training_error"], numbers["56_minus_20_layers"]
     assert (numbers["dataset"], numbers["pixels_a_side"], numbers["window_steps"]) == ("mnist5k", 7, 5)
     assert errors["plain-56"]["mean"] > 0.8 and errors["plain-20"]["mean"] < 0.75
@@ -192,4 +192,4 @@ def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
     assert len(kept) == 50 and all(round(64 * error, 9).is_integer() for error in kept)
     for option, value in (("dataset", "mnist"), ("steps", 19), ("pool", 5)):
         with pytest.raises(UsageError, match=f"--{option}={value}"):
-            finished(plain_vs_residual, "plain_vs_residual", tmp_path / "none", **{option: value})
+            run_small(plain_vs_residual, "plain_vs_residual", tmp_path / "none", **{option: value})

@@ -1,4 +1,4 @@
-"""Gradients by layer against the chain rule, initial weights against the equations, both experiments in small."""
+"""Gradients by layer against the chain rule, initial weights against the equations, small runs of both topics."""
 
 import json
 import math
@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.cli.flags import UsageError
+from experiments.cli.app import UsageError
 from experiments.lecture import deep_nets, initialization, page, topic, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
 
 
 def plain(model, inputs=784):
-    """Parameters of a DeepMLP with zero biases, N(0, 2 / fan_in), and seven inputs."""
+    """Parameters of a DeepMLP (zero biases, weights from N(0, 2 / fan_in)), seven inputs and labels."""
     random, names = np.random.default_rng(0), deep_nets.layer_names(model.depth)
     sizes = [inputs, *[model.width] * (model.depth - 1), 10]
     params = {
@@ -27,7 +27,7 @@ def plain(model, inputs=784):
 
 @pytest.mark.parametrize("name", initialization.SHAPES)
 def test_draws_are_the_equations(name):
-    """m inputs and n outputs of a unit: a convolution's window counts for both."""
+    """m is the fan-in and n the fan-out; the window of a convolution counts in both."""
     shape = initialization.SHAPES[name]
     m, n = (784, 128) if name.startswith("dense") else (3 * 3 * 64, 3 * 3 * 128)
     assert fans(shape) == (m, n)
@@ -36,18 +36,18 @@ def test_draws_are_the_equations(name):
         w = np.asarray(draw(key, shape), np.float64)
         assert w.shape == shape and np.abs(w).max() <= bound * (1 + 1e-6)
         assert np.abs(w).max() > 0.999 * bound and abs(w.mean()) < 0.01 * bound
-        np.testing.assert_allclose(w.var(), bound**2 / 3, rtol=0.02)  # U(+-b) has the variance b^2 / 3.
+        np.testing.assert_allclose(w.var(), bound**2 / 3, rtol=0.02)  # U(-b, b) has variance b^2 / 3.
     for slope in (0.0, 0.25, 1.0):
         w = np.asarray(initialization.kaiming(slope)(key, shape), np.float64)
         said = 2 / ((1 + slope**2) * m)
         np.testing.assert_allclose(w.var(), said, rtol=0.02)
         assert abs(w.mean()) < 0.02 * math.sqrt(said)
-        np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Normal, not uniform.
+        np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Kurtosis of a normal distribution.
     np.testing.assert_array_equal(initialization.kaiming(0.0)(key, shape), kaiming_normal(key, shape))
 
 
 def test_kaiming_keeps_the_signal_of_a_leaky_rectifier():
-    """E[s^2] of a layer's sums is that of the layer before, whatever the slope (He et al. 2015, eq. 15)."""
+    """E[s^2] of the pre-activations is the same in each layer, for any slope (He et al. 2015, eq. 15)."""
     for slope in (0.0, 0.25, 0.9):
         s = np.asarray(jax.random.normal(jax.random.key(0), (200, 900)))
         w = np.asarray(initialization.kaiming(slope)(jax.random.key(1), (900, 900)))
@@ -56,7 +56,7 @@ def test_kaiming_keeps_the_signal_of_a_leaky_rectifier():
 
 
 def test_gradient_norms_are_the_chain_rule():
-    """A sigmoid net of three layers by hand: delta_l = (W delta_{l+1}) s (1 - s), the gradient h delta^T."""
+    """A three-layer sigmoid network by hand: delta_l = (W delta_{l+1}) s (1 - s), with gradient h delta^T."""
     model = deep_nets.DeepMLP(3, 5, "sigmoid")
     params, images, labels = plain(model)
     w1, w2, w3 = (np.asarray(params[name]["kernel"], np.float64) for name in ("dense1", "dense2", "logits"))
@@ -77,8 +77,8 @@ def test_gradient_norms_are_the_chain_rule():
 
 
 def test_relu_layers_share_one_product():
-    """Without biases a ReLU net is homogeneous in each kernel, so <W, dL/dW> is the same for all (why the ratio of its
-    norms does not vanish even where Glorot's weights make them all small)."""
+    """Without biases a ReLU network is homogeneous in each kernel, so <W, dL/dW> is the same for all layers. That is
+    why the ratio of the norms does not vanish even when Glorot initialization makes all of them small."""
     model = deep_nets.DeepMLP(4, 16, "relu")
     params, images, labels = plain(model)
     grads = deep_nets.gradients(params, images, labels, model=model)
@@ -87,7 +87,7 @@ def test_relu_layers_share_one_product():
     np.testing.assert_allclose(products, products[0], rtol=1e-3)
 
 
-def test_tasks_differ_in_their_weights_alone():
+def test_tasks_differ_only_in_their_weights():
     digits = deep_nets.digits()
     assert abs(float(digits.prepare(digits.images).mean())) < 1e-3
     images, labels = deep_nets.some(digits, 100)
@@ -138,10 +138,10 @@ def test_vanishing_gradient(start, monkeypatch):
     numbers, text, _ = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
     assert numbers["layers"] == 3 and len(numbers["ratio"]) == 6
     ratio = {name: value["mean"] for name, value in numbers["ratio"].items()}
-    assert numbers[vanishing_gradient.MEASURED[1]] == numbers["ratio"]  # After no step.
+    assert numbers[vanishing_gradient.MEASURED[1]] == numbers["ratio"]  # AFTER is 0 here.
     assert ratio["sigmoid_glorot"] < 0.5 < ratio["relu_kaiming"]
     assert set(numbers["accuracy"]) == {"relu", "sigmoid"} and set(numbers["sigmoid_rates"]) == {"1"}
-    assert "the ReLU net does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    assert "the ReLU network does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
     with pytest.raises(UsageError, match="--hidden_layers=51"):
         start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)
 
@@ -159,7 +159,7 @@ def test_initialization(start, monkeypatch):
         np.testing.assert_allclose(float(found), float(said), rtol=0.02, err_msg=what)
     deep = numbers["relu"]["4"]
     assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
-    assert deep["glorot"]["steps_to_half"] is None and "at 4 here Glorot does not learn" in text
+    assert deep["glorot"]["steps_to_half"] is None and "here, with 4 layers, Glorot does not learn" in text
     for depths in ("2", "", "22,x"):
-        with pytest.raises(UsageError, match=f"--depths={depths}: accepted are whole numbers"):
+        with pytest.raises(UsageError, match=f"--depths={depths}: must be comma-separated"):
             start("initialization", initialization, where=f"bad{depths}", depths=depths)

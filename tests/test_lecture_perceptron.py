@@ -1,5 +1,6 @@
-"""The lecture's single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
+"""The topics on single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
 
+import contextlib
 import json
 import math
 
@@ -9,22 +10,21 @@ import numpy as np
 import pytest
 
 from experiments.lecture import activations, page, perceptron, softmax, topic
-from train import workdir
 from train.tasks import losses
+from train.workdir import Workdir
 
 
-def found(experiment, place, *, seeds=1, **options):
-    """What a tiny run says, of the form that the lecture's page needs."""
-    home = workdir.Workdir(str(place))
-    run = topic.Lesson(home, {"seeds": seeds, **options})
-    first = experiment.experiment(run)
-    page.checked_formula(first.formula)
-    assert 2 <= len(first.text) <= 5 and json.loads(json.dumps(first.numbers)) == first.numbers
-    assert all(len(row) == len(header) for _, header, rows in first.tables for row in rows)
-    for name, _, _ in run.figures:
-        assert (place / "figures" / f"{name}.png").stat().st_size > 10_000
-    home.close()
-    return first
+def run_small(module, path, *, seeds=1, **options):
+    """The TopicResult of a small run; checks that it has the form that the lecture page needs."""
+    with contextlib.closing(Workdir(str(path))) as workdir:
+        this_topic = topic.Topic(workdir, {"seeds": seeds, **options})
+        result = module.experiment(this_topic)
+    page.checked_formula(result.formula)
+    assert 2 <= len(result.text) <= 5 and json.loads(json.dumps(result.numbers)) == result.numbers
+    assert all(len(row) == len(header) for _, header, rows in result.tables for row in rows)
+    for name, _, _ in this_topic.figures:
+        assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
+    return result
 
 
 def test_points():
@@ -47,14 +47,14 @@ def test_points():
 
 
 def test_rosenblatts_rule():
-    """By hand; and it stops on separable points after no more corrections than Novikoff's theorem allows."""
+    """Single steps by hand; on separable points the number of corrections is within the bound of Novikoff's theorem."""
     params = {"w": jnp.array([1.0, -1.0]), "b": jnp.array(0.5)}
     correct = jax.jit(perceptron.correct)
     for x, y, w, b in (
-        ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Right: as it was.
+        ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Correct: no change.
         ((2.0, 1.0), 0.0, (-1.0, -2.0), -0.5),
         ((0.0, 3.0), 1.0, (1.0, 2.0), 1.5),
-        ((0.0, 0.5), 1.0, (1.0, -0.5), 1.5),  # On the line the answer is 0.
+        ((0.0, 0.5), 1.0, (1.0, -0.5), 1.5),  # On the boundary the output is 0.
     ):
         after = correct(params, np.array(x, np.float32), np.float32(y))
         np.testing.assert_allclose(after["w"], w)
@@ -89,7 +89,7 @@ def test_logistic_regression_is_gradient_descent():
 
 
 def test_xor_needs_the_hidden_layer(tmp_path):
-    numbers = found(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
+    numbers = run_small(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
     right = {name: value["mean"] for name, value in numbers.items()}
     assert right["xor_mlp"] > 0.95 and max(right["xor_perceptron"], right["xor_logistic"]) < 0.8
     assert min(right[f"separable_{method}"] for method in perceptron.METHODS) > 0.95
@@ -97,7 +97,7 @@ def test_xor_needs_the_hidden_layer(tmp_path):
 
 
 def test_derivatives_and_saturation(tmp_path):
-    z = np.linspace(-3, 3, 10)  # Not 0, where two have a kink.
+    z = np.linspace(-3, 3, 10)  # Without 0, where two functions have a kink.
     for name, function in activations.ACTIVATIONS.items():
         small = jax.jit(lambda z, f=function: (f(z + 1e-2) - f(z - 1e-2)) / 2e-2)(z)
         np.testing.assert_allclose(activations.derivative(name, z), small, atol=2e-3)
@@ -114,7 +114,7 @@ def test_derivatives_and_saturation(tmp_path):
             assert activations.saturated(name, std=std) == pytest.approx(share, abs=1e-4)
             some = activations.saturated(name, std=std, positive=True)
             assert some == pytest.approx(positive, abs=1e-4)
-    numbers = found(activations, tmp_path).numbers
+    numbers = run_small(activations, tmp_path).numbers
     assert numbers["sigmoid"]["largest_derivative"] == pytest.approx(0.25, abs=1e-6)
     assert numbers["leaky_relu"]["smallest_derivative"] == pytest.approx(0.01)
 
@@ -129,17 +129,17 @@ def test_softmax_and_entropy():
     assert nats == sorted(nats) and nats[0] == 0 and nats[-1] == pytest.approx(math.log(3))
 
 
-def test_strongest_pictures():
+def test_strongest_images():
     logits = np.array([[0.0, 5.0], [2.0, -1.0], [3.0, 4.0], [1.0, 9.0]])
-    pictures = softmax.strongest(logits, 2)
-    np.testing.assert_array_equal(pictures, [[2, 1], [3, 0]])
-    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 1, 0])), [0.5, 0.5])
-    np.testing.assert_allclose(softmax.own_share(pictures, np.array([1, 0, 0, 0])), [1.0, 0.5])
+    indices = softmax.strongest(logits, 2)
+    np.testing.assert_array_equal(indices, [[2, 1], [3, 0]])
+    np.testing.assert_allclose(softmax.own_share(indices, np.array([1, 0, 1, 0])), [0.5, 0.5])
+    np.testing.assert_allclose(softmax.own_share(indices, np.array([1, 0, 0, 0])), [1.0, 0.5])
 
 
 @pytest.mark.slow
 def test_output_units(tmp_path):
-    said = found(softmax, tmp_path, steps=15)
+    said = run_small(softmax, tmp_path, steps=15)
     share, untrained = said.numbers["share_of_own_class"]["mean"], said.numbers["share_untrained"]["mean"]
     assert share > 0.5 > untrained
     assert said.numbers["entropy_T0.25"] < said.numbers["entropy_T1"] < said.numbers["entropy_T4"] < math.log(10)

@@ -54,7 +54,7 @@ def contents(members):
             continue
         if isinstance(content, list):
             yield from contents(content)
-            content = archive_bytes(content)  # An archive may also be called like a picture.
+            content = archive_bytes(content)  # An archive may also be named like an image.
         yield name.rstrip("/").rpartition("/")[2], content if is_file(name, kind) else b""
 
 
@@ -153,7 +153,7 @@ def test_members_of_an_archive_never_leave_their_folder(members, fixed):
         root, outside, source = base / "target", base / "outside", base / "some.tar"
         outside.mkdir()
         (outside / "kept.jpg").write_bytes(b"kept")
-        good = ("good/good.jpg", tarfile.REGTYPE, b"good picture", "")
+        good = ("good/good.jpg", tarfile.REGTYPE, b"good image", "")
         members = [*placed(members, outside), good]
         source.write_bytes(archive_bytes(members))
         before = snapshot(base)
@@ -174,9 +174,9 @@ def test_members_of_an_archive_never_leave_their_folder(members, fixed):
                 assert (path.name, content) in known
                 assert path.name.lower().endswith(folder.SUFFIXES) or path == root / "val.txt"
         if count is not None:
-            pictures = [path for path, content in written.items() if content != "folder" and path.parent != root]
-            assert 1 <= len(pictures) <= count
-            assert written[root / "train" / "good" / "good.jpg"] == b"good picture"
+            images = [path for path, content in written.items() if content != "folder" and path.parent != root]
+            assert 1 <= len(images) <= count
+            assert written[root / "train" / "good" / "good.jpg"] == b"good image"
 
 
 PLAIN = st.text("ab \u00e9\\'&", min_size=1, max_size=4)
@@ -190,10 +190,10 @@ TREES = st.dictionaries(
 
 @settings(COMMON, max_examples=60)
 @given(tree=TREES, fixed=st.booleans())
-def test_all_pictures_of_an_archive_are_written(tree, fixed):
+def test_all_images_of_an_archive_are_written(tree, fixed):
     members, expected = [], {}
-    for name, (form, pictures) in tree.items():
-        inner = [(f"{stem}.jpg", tarfile.REGTYPE, content, "") for stem, content in pictures.items()]
+    for name, (form, images) in tree.items():
+        inner = [(f"{stem}.jpg", tarfile.REGTYPE, content, "") for stem, content in images.items()]
         expected |= {f"{name}/{file}": content for file, _, content, _ in inner}
         if form == "folder":
             members += [(f"top/train/{name}/{file}", *rest) for file, *rest in inner]
@@ -291,7 +291,7 @@ def test_an_invalid_label_file_is_refused_by_name(content, data):
         wrong = data.draw(st.sampled_from(WRONG)) if kind == "class" else str(data.draw(above))
         assume(wrong not in names)
         lines[place][1] = wrong
-        expected = f"line {place + 1}: {f'{image} {wrong}'.strip()!r} ends with no class of the {len(names)} here"
+        expected = f"line {place + 1}: {f'{image} {wrong}'.strip()!r} does not end with one of the {len(names)} classes"
     elif kind == "no line":
         del lines[place]
         expected = f"names no class for {image}"

@@ -203,7 +203,7 @@ def test_recipe(path, start):
 def test_bad_input_is_one_line(root, start, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     for flags, status, message in (
-        (["--dataset=camvid"], 1, "--dataset=camvid needs --data_dir"),
+        (["--dataset=camvid"], 1, "--dataset=camvid requires --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not supported by --dataset=digit_scenes"),
         (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
         (["--eval_split=train"], 2, "--eval_split=train: digit_scenes composes the scenes of a step anew"),

@@ -1,4 +1,4 @@
-"""Pictures that are decoded when a batch asks for them: views, order, evaluation, corrupt files, a killed run."""
+"""Images decoded on demand: views, order, evaluation, corrupt files, a killed run."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def colour(i):
     return (50 + 8 * i, 205 - 8 * i, 60 + 7 * i)
 
 
-def picture_of(i):
+def image_of(i):
     """A ramp around its own colour: crops differ, the middle square's mean does not."""
     width, height = SIZES[i % len(SIZES)]
     ramp = np.linspace(-40, 40, width)[None, :, None] + np.array(colour(i))
@@ -40,21 +40,21 @@ def shows(image, i):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """20 pictures of six sizes and several modes, each around a colour of its own: train 14, test 6."""
+def image_dir(tmp_path_factory):
+    """20 images (14 train, 6 test) of six sizes and several modes, each around a different colour."""
     root, number = tmp_path_factory.mktemp("data") / "pictures", 0
     for split, count in (("test", 3), ("train", 7)):
         for name in ("bird", "cat"):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                picture = picture_of(number)
+                image = image_of(number)
                 path = root / split / name / f"{i}.png"
                 if i == 1:
-                    picture = picture.quantize(64)
+                    image = image.quantize(64)
                 elif i == 2:
-                    picture = picture.convert("CMYK")
+                    image = image.convert("CMYK")
                     path = path.with_suffix(".jpg")
-                picture.save(path)
+                image.save(path)
                 number += 1
     return root
 
@@ -72,13 +72,13 @@ def equal(one, other):
     return all(np.array_equal(a[k], b[k]) for a, b in zip(one, other, strict=True) for k in ("image", "label"))
 
 
-def test_large_pictures_become_a_stream_that_stands_for_an_array(pictures, monkeypatch):
+def test_large_images_become_a_lazy_array(image_dir, monkeypatch):
     monkeypatch.setattr(folder, "hashlib", None)  # A million files are not looked at one by one.
-    found = data.load("folder", str(pictures))
+    found = data.load("folder", str(image_dir))
     images, labels = found.splits["test"]
     assert images.shape == (6, 224, 224, 3) and len(images) == 6 and labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
-    found = load(pictures)
+    found = load(image_dir)
     images = found.splits["test"][0]
     assert images.shape == (6, 32, 32, 3) and images[:4].shape == (4, 32, 32, 3) and images[:0].shape[0] == 0
     for i in range(6):  # Palette and CMYK among them.
@@ -86,7 +86,7 @@ def test_large_pictures_become_a_stream_that_stands_for_an_array(pictures, monke
     np.testing.assert_array_equal(images[np.array([4, 1])], np.stack([images[4], images[1]]))
 
 
-def test_exif_rotation_and_grey_pictures(tmp_path):
+def test_exif_rotation_and_grey_images(tmp_path):
     grey = np.zeros((100, 80), np.uint8)
     grey[:50] = 200
     exif = Image.Exif()
@@ -114,8 +114,8 @@ def test_a_crop_lies_inside_and_has_its_share_and_aspect():
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "resized_crop"])
-def test_a_step_is_a_function_of_seed_and_step(pictures, augment):
-    found = load(pictures, augment=augment)
+def test_a_step_is_a_function_of_seed_and_step(image_dir, augment):
+    found = load(image_dir, augment=augment)
     whole = take(found)
     assert whole[0]["image"].shape == (5, *found.splits["train"][0].shape[1:]) and whole[0]["image"].dtype == np.uint8
     assert equal(whole, take(found)) and equal(whole[4:], take(found, start=4, count=2))
@@ -135,8 +135,8 @@ def test_crops_differ_between_the_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 8])
-def test_evaluation_shows_every_picture_once(pictures, batch_size):
-    images, labels = load(pictures, augment="resized_crop").splits["test"]
+def test_evaluation_shows_every_image_once(image_dir, batch_size):
+    images, labels = load(image_dir, augment="resized_crop").splits["test"]
     parts = list(batches.eval_batches(images, labels, batch_size=batch_size))
     assert all(part["image"].shape == (batch_size, 32, 32, 3) for part in parts)
     seen = np.concatenate([part["image"][part["mask"] == 1] for part in parts])
@@ -144,38 +144,38 @@ def test_evaluation_shows_every_picture_once(pictures, batch_size):
     np.testing.assert_array_equal(np.concatenate([part["label"][part["mask"] == 1] for part in parts]), labels)
 
 
-def test_a_corrupt_picture_stops_by_name_or_is_left_out_and_counted(pictures, tmp_path, capsys):
+def test_corrupt_images_raise_or_are_skipped(image_dir, tmp_path, capsys):
     root = tmp_path / "d"
-    shutil.copytree(pictures, root)
+    shutil.copytree(image_dir, root)
     for split in ("train", "test"):
         bad = root / split / "bird" / "0.png"
         bad.write_bytes(bad.read_bytes()[:60])
     found = load(root)
-    with pytest.raises(DataError, match=r"train/bird/0\.png: .*; --skip_corrupt leaves"):
+    with pytest.raises(DataError, match=r"train/bird/0\.png: .*; --skip_corrupt skips"):
         take(found, count=20)
     with pytest.raises(DataError, match=r"test/bird/0\.png: "):
         list(batches.eval_batches(*found.splits["test"], batch_size=4))
     found = load(root, skip_corrupt=True)
     error = capsys.readouterr().err
-    assert "train: 1 of 14 pictures left out" in error and "test/bird/0.png" in error
+    assert "train: 1 of 14 images skipped" in error and "test/bird/0.png" in error
     images, labels = found.splits["test"]
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 1])
     parts = list(batches.eval_batches(images, labels, batch_size=4))
     assert sum(part["mask"].sum() for part in parts) == 5
     assert shows(parts[0]["image"][0], 1)
     assert equal(take(found, start=2, count=4), take(found)[2:])
-    load(root, skip_corrupt=True)  # Kept beside the folder: no picture is tried again.
+    load(root, skip_corrupt=True)  # Cached next to the folder, so no image is checked again.
     error = capsys.readouterr().err
-    assert "test: 1 of 6 pictures left out" in error and "0.png" not in error
-    shutil.copy(pictures / "test" / "bird" / "0.png", root / "test" / "bird" / "0.png")
+    assert "test: 1 of 6 images skipped" in error and "0.png" not in error
+    shutil.copy(image_dir / "test" / "bird" / "0.png", root / "test" / "bird" / "0.png")
     assert len(load(root, skip_corrupt=True).splits["test"][1]) == 6
     for path in (root / "test").rglob("*.*"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no picture of the split test can be read"):
+    with pytest.raises(DataError, match="no image of the split test can be read"):
         load(root, skip_corrupt=True)
 
 
-def test_small_pictures_of_several_sizes_need_the_wanted_size(tmp_path):
+def test_small_images_of_several_sizes_need_the_wanted_size(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "d" / "train" / name).mkdir(parents=True)
     for i, size in enumerate(((20, 20), (30, 20))):
@@ -187,8 +187,8 @@ def test_small_pictures_of_several_sizes_need_the_wanted_size(tmp_path):
     assert data.load("folder", str(tmp_path / "d")).splits["train"][0].shape == (3, 224, 224, 3)
 
 
-def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatch):
-    images = load(pictures).splits["train"][0]
+def test_statistics_are_those_of_a_sample_of_middle_squares(image_dir, monkeypatch):
+    images = load(image_dir).splits["train"][0]
     whole = images[:].reshape(-1, 3).astype(np.float64)
     mean, std = images.pixel_statistics()
     np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-9)
@@ -198,9 +198,9 @@ def test_statistics_are_those_of_a_sample_of_middle_squares(pictures, monkeypatc
     assert preprocessing.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
 
 
-def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
-    monkeypatch.setattr(folder, "read_picture", None)
-    found = binary_task(load(pictures), "cat")
+def test_a_binary_task_decodes_nothing(image_dir, monkeypatch):
+    monkeypatch.setattr(folder, "read_image", None)
+    found = binary_task(load(image_dir), "cat")
     images, labels = found.splits["test"]
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
     kept = images.keep(labels == 1)
@@ -208,8 +208,8 @@ def test_a_binary_task_decodes_nothing(pictures, monkeypatch):
     assert len(kept) == 3 and shows(kept[0], 3)
 
 
-def test_the_device_cuts_and_flips(pictures):
-    config = ClassifyConfig(dataset="folder", data_dir=str(pictures), image_size=32)
+def test_the_device_cuts_and_flips(image_dir):
+    config = ClassifyConfig(dataset="folder", data_dir=str(image_dir), image_size=32)
     for kind, side in (("crop", 37), ("resized_crop", 32)):
         augmented = dataclasses.replace(config, augment=kind)
         info = classification.dataset_info(config, classification.load_dataset(augmented))
@@ -230,17 +230,17 @@ def run_of(image_shape, **flags):
     return SavedRun(pathlib.Path(), "classification", ClassifyConfig(**flags), info, 1)
 
 
-def test_predict_sees_a_file_as_the_test_did(pictures):
-    file = str(pictures / "test" / "bird" / "0.png")
+def test_predict_sees_a_file_as_the_test_did(image_dir):
+    file = str(image_dir / "test" / "bird" / "0.png")
     for kind in ("none", "crop"):
-        seen = data.load("folder", str(pictures), image_size=32, augment=kind).splits["test"][0][0]
+        seen = data.load("folder", str(image_dir), image_size=32, augment=kind).splits["test"][0][0]
         run = run_of(seen.shape, image_size=32, augment=kind)
         np.testing.assert_array_equal(preprocessing.read_image(file, run), seen)
     whole = preprocessing.read_image(file, run_of((20, 30, 3)))
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 
-def test_flags_that_do_not_fit_the_data(pictures):
+def test_flags_that_do_not_fit_the_data(image_dir):
     for values, message in (
         ({"image_size": 32}, "--image_size=32 is supported by --dataset=folder and tfds:NAME, not by mnist5k"),
         (
@@ -251,15 +251,15 @@ def test_flags_that_do_not_fit_the_data(pictures):
     ):
         with pytest.raises((UsageError, data.ArgumentError), match=message):
             classification.load_dataset(ClassifyConfig(**values))
-    found = load(pictures)
+    found = load(image_dir)
     assert eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
     with pytest.raises(UsageError, match="has no split test, val or validation, only train"):
         eval_split(found._replace(splits={"train": 0}))
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_identical_and_is_scored_again(pictures, tmp_path, start):
-    options = ["--model=mlp", "--dataset=folder", f"--data_dir={pictures}", "--image_size=32", "--batch_size=4"]
+def test_a_killed_run_ends_bit_identical_and_is_scored_again(image_dir, tmp_path, start):
+    options = ["--model=mlp", "--dataset=folder", f"--data_dir={image_dir}", "--image_size=32", "--batch_size=4"]
     options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]
     options += ["--save_every=1", "--eval_every=4", "--log_every=1"]
 

@@ -1,4 +1,5 @@
-"""The import rules: models and data stand alone, train knows no data set and no command, nothing imports a command."""
+"""The import rules: models and data stand alone, train knows no data set and no command, nothing imports a command, and
+only the lecture imports its topics."""
 
 import ast
 import pathlib
@@ -36,6 +37,8 @@ def test_imports(path):
     package, names = path.relative_to(ROOT).parts[0], imported(path)
     others = sorted(name for name in names if name.split(".")[0] not in MAY_IMPORT[package])
     assert not others, f"{package} may import {', '.join(sorted(MAY_IMPORT[package]))}, not {', '.join(others)}"
+    of_lecture = sorted(name for name in names if f"{name}.".startswith("experiments.lecture."))
+    assert not of_lecture or path.is_relative_to(ROOT / "experiments/lecture"), "only the lecture imports the lecture"
     of_commands = sorted(name for name in names if any(f"{name}.".startswith(f"{command}.") for command in COMMANDS))
     assert not of_commands, f"a command is imported: {', '.join(of_commands)}"
 

@@ -18,7 +18,7 @@ CLASSES = ["cat", "dog", "eel"]
 
 
 def prepare(folder, *, size, splits, name="tiny", config=None, version="1.0.0", image=None, label=None, unknown=()):
-    """A set whose pictures have `size(i)` (width, height), random colours from seed i and the label i % 3, or -1 in the
+    """A data set with images of `size(i)` (width, height), random colours from seed i and label i % 3, or -1 in the
     splits `unknown`. Returns its folder."""
     image = image or tfds.features.Image()
 
@@ -59,7 +59,7 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_small_pictures_are_read_into_memory_and_kept(small, monkeypatch):
+def test_small_images_are_read_into_memory_and_kept(small, monkeypatch):
     found = data.load("tfds:tiny", str(small))
     assert found.name == "tfds:tiny" and found.class_names == tuple(CLASSES)
     assert {split: images.shape for split, (images, _) in found.splits.items()} == {
@@ -70,14 +70,14 @@ def test_small_pictures_are_read_into_memory_and_kept(small, monkeypatch):
     images, labels = found.splits["train"]
     assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == made
     assert images.dtype == np.uint8 and labels.dtype == np.int32
-    monkeypatch.setattr(from_tfds, "read_picture", None)  # The second time nothing is decoded.
+    monkeypatch.setattr(from_tfds, "read_image", None)  # The second time nothing is decoded.
     np.testing.assert_array_equal(data.load("tfds:tiny", str(small)).splits["train"][0], images)
     monkeypatch.setenv("TFDS_DATA_DIR", str(small))
     assert len(data.load("tfds:tiny:1.0.0").splits["train"][1]) == 9
     assert "tensorflow" not in sys.modules
 
 
-def test_large_pictures_are_streamed_like_those_of_a_folder(tmp_path):
+def test_large_images_are_streamed_like_those_of_a_folder(tmp_path):
     sizes = [(90, 70), (70, 90), (128, 65)]
     prepare(tmp_path, size=lambda i: sizes[i % 3], splits={"train": 6}, config="big-v1.0")
     for name in ("tfds:tiny/big-v1.0", "tfds:tiny"):  # The only config needs no naming.

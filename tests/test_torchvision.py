@@ -144,7 +144,7 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
     assert labelled.returncode == 0 and len(labelled.stdout.splitlines()) == 4, labelled.stderr
     model, variables = models.from_peer("resnet18", given, image_size=32)
     view = stream.View(32)
-    pixels = decode.read_picture(
+    pixels = decode.read_image(
         str(tmp_path / "d" / "val" / "a" / "0.png"), channels=3, crop=stream.middle(view)
     ).astype(np.float32)
     images = (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])

@@ -1,4 +1,4 @@
-"""Archives of pictures: nested as ImageNet's, nothing outside the folder, broken off and gone on with."""
+"""Archives of images: nested as in ImageNet, nothing written outside the folder, interrupted and resumed."""
 
 import io
 import pathlib
@@ -27,7 +27,7 @@ def add(archive, name, content, kind=tarfile.REGTYPE, link=""):
 
 
 def nested(path, members=()):
-    """Two classes of three pictures, and `members` in the second."""
+    """Two classes of three images, and `members` in the second."""
     with tarfile.open(path, "w") as outer:
         for i, name in enumerate(("n01", "n02")):
             text = io.BytesIO()
@@ -78,7 +78,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
     unpack.unpack(tmp_path / "flat.tar", tmp_path, split="f")
     assert files(tmp_path / "f") == ["5.jpg"]
     told = capsys.readouterr().err
-    assert "left out: '../cat/1.jpg'" in told and "left out: 'link.JPEG'" in told
+    assert "skipped: '../cat/1.jpg'" in told and "skipped: 'link.JPEG'" in told
 
 
 def test_splits_and_classes_are_never_mixed(tmp_path):
@@ -126,13 +126,13 @@ def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 8, "the class that was whole is not written again"
 
 
-def test_what_is_no_archive_of_pictures(tmp_path):
+def test_invalid_archives_are_rejected(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive")
     whole = nested(tmp_path / "b.tar").read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         add(archive, "notes.txt", b"text")
-    for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "holds no pictures")):
+    for name, message in (("a", "can't be read"), ("b", "can't be read"), ("c", "contains no images")):
         with pytest.raises(DataError, match=message):
             unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
@@ -186,7 +186,7 @@ def test_the_split_by_an_archives_name():
 def test_shards_are_read_like_the_folder(tmp_path, start):
     unpack.unpack(nested(tmp_path / "t.tar"), tmp_path / "d", split="train")
     _, listed, names = folder.listing(str(tmp_path / "d"))
-    store.write_pictures(tmp_path / "s", "pictures", listed, names)
+    store.write_image_files(tmp_path / "s", "pictures", listed, names)
     ours = data.load("tfds:pictures", str(tmp_path / "s"))
     theirs = data.load("folder", str(tmp_path / "d"))
     assert ours.class_names == theirs.class_names

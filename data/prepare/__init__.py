@@ -1,1 +1,1 @@
-"""Downloads and archives to folders of images and stores."""
+"""Preparation of data sets: downloads and archives to folders of images or stores."""

@@ -1,10 +1,10 @@
-"""Archives of pictures to folders SPLIT/CLASS/*.JPEG, as ImageNet is handed out: an archive that holds one archive for
-each class, or one that holds pictures.
+"""Unpacks archives of images to folders SPLIT/CLASS/*.JPEG. As in ImageNet, an archive contains either images or one
+archive per class.
 
-Of a member's name the last component alone is used, and of the folders that hold it the last, as its class, and the one
-before, where it is called like a split; pictures right inside a split stay there, with its labels in SPLIT.txt. So
-nothing is written outside the folder. Links, devices, hidden files and what leads out of the archive's own folder are
-passed over. What is there already stays: an unpacking that was broken off goes on.
+Only the last components of a member's name are used: the file name, its folder as the class, and the folder above if it
+is named like a split; images directly inside a split stay there, with its labels in SPLIT.txt. So nothing is written
+outside the target folder. Links, devices, hidden files and paths that leave the archive's folder are skipped. Existing
+files are kept, so that an interrupted call can be resumed.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ LABELS = tuple(f"{split}.txt" for split in SPLITS)
 
 
 def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool = True) -> int:
-    """Unpacks the pictures of the archive below root/`split`, or unless `fixed` below the split that its own folders
-    name; their number, those from earlier calls included.
+    """Unpacks the images of the archive to root/`split` or, unless `fixed`, to the split that the archive's folders
+    name. Returns their number, including those from earlier calls.
 
-    Raises DataError for a file that is no archive, a damaged one, one without pictures, with two folders that would
-    become one or with names that can't be files here, OSError for a full disk.
+    Raises DataError if the file is not an archive, is damaged, contains no images, or has folders that would be merged
+    or names that are invalid here, and OSError if the disk is full.
     """
     count, parents = 0, dict[pathlib.Path, str]()
     with tar.opened(source) as archive, _bar() as bar, _names_fit(source):
@@ -62,19 +62,19 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
                 count += write(stream, member.size, target / name)
                 bar.update()
     if not count:
-        raise DataError(f"{source} holds no pictures, as files or in archives by class")
+        raise DataError(f"{source} contains no images, as files or in archives by class")
     return count
 
 
 def split_of(name: str) -> str:
-    """The split that an archive's name tells, as a word of its own: train where it tells none."""
+    """The split that the archive's name contains as a separate word, by default train."""
     found = re.search("(?<![a-z])(val|test)(?![a-z])", name.lower())
     return found[1] if found else "train"
 
 
 @contextlib.contextmanager
 def _names_fit(source: pathlib.Path) -> Iterator[None]:
-    """Raises DataError, with the path, for a name that is too long for a file, or both a file's and a folder's."""
+    """Converts errors for names that are too long, or used for both a file and a folder, to DataError."""
     try:
         yield
     except OSError as error:
@@ -86,11 +86,11 @@ def _names_fit(source: pathlib.Path) -> Iterator[None]:
 def _bar():
     from tqdm import tqdm
 
-    return tqdm(unit="picture", file=sys.stderr, disable=not sys.stderr.isatty())
+    return tqdm(unit="image", file=sys.stderr, disable=not sys.stderr.isatty())
 
 
 def plain(name: str) -> bool:
-    """Whether a file or folder may be called so: neither hidden nor "..", no separator, nothing that can't be shown."""
+    """Whether a file or folder name is acceptable: printable, without separators, neither hidden nor ".."."""
     return name.isprintable() and name[:1] not in ("", ".") and "/" not in name
 
 
@@ -101,18 +101,18 @@ def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
         return False
     wanted = member.isfile() and inside and plain(name)
     if not wanted:
-        print(f"left out: {member.name!r}", file=sys.stderr)
+        print(f"skipped: {member.name!r}", file=sys.stderr)
     return wanted
 
 
 def _claim(parents: dict[pathlib.Path, str], target: pathlib.Path, parent: str) -> None:
-    """Raises DataError where a second of the archive's folders would become `target`: pictures would be mixed."""
+    """Raises DataError if two of the archive's folders would be merged into `target`."""
     if parents.setdefault(target, parent) != parent:
         raise DataError(f"{parents[target]!r} and {parent!r} of the archive would both become {target}")
 
 
 def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
-    """The pictures of one class, which appears whole or not at all."""
+    """Unpacks the images of one class atomically; returns their number."""
     if folder.is_dir():
         found = sum(1 for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
         bar.update(found)
@@ -129,21 +129,21 @@ def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
                 count += write(inner, member.size, part / name)
                 bar.update()
     if not count:
-        print(f"{title} holds no pictures", file=sys.stderr)
+        print(f"{title} contains no images", file=sys.stderr)
     part.rename(folder)
     return count
 
 
 def write(stream, size: int, path: pathlib.Path) -> int:
-    """Copies one picture, by way of a temporary file, unless it is there in full."""
+    """Copies one file, via a temporary file, unless it exists with the same size."""
     if not (path.is_file() and path.stat().st_size == size):
         temporary = path.with_name(f".{path.name}.part")
         try:
             with open(temporary, "wb") as file:
                 shutil.copyfileobj(stream, file)
-        except OSError as error:  # A full disk's has no name; a damaged archive's no number.
+        except OSError as error:  # A full disk gives no file name, a damaged archive no errno.
             raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
         if temporary.stat().st_size != size:
-            raise EOFError(f"{path.name} is cut short")
+            raise EOFError(f"{path.name} is truncated")
         temporary.replace(path)
     return 1

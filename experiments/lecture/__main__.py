@@ -1,20 +1,20 @@
-"""Every experiment of the lecture, in its order, on one page: python -m experiments.lecture --workdir=W
+"""Runs all topics of the lecture in order and writes one page: python -m experiments.lecture --workdir=W
 
-Each runs as a command of its own in W/NAME; started again, the lecture goes on behind those that are complete. The page
-is W/lecture.html. --use=W1,W2 shows finished runs of classify, segment and generate beside the short ones.
+Each topic runs as a separate command in W/NAME. The same command resumes the lecture and skips topics that are
+complete. The page is W/lecture.html. --use=W1,W2 adds finished runs of classify, segment and generate to it.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shlex
 import time
 
-from absl import flags as absl_flags
+from experiments.cli import app, subprocesses
+from experiments.cli.options import option
 
-from experiments.cli import flags, subprocesses
-
-# Lessons by name; a list is a training run's command, with its title and what it is to show.
+# Flags by topic name; segment and generate are short training runs.
 TOPICS: dict[str, list[str]] = {
     "perceptron": [],
     "activations": [],
@@ -31,148 +31,147 @@ TOPICS: dict[str, list[str]] = {
     "segment": ["--steps=800", "--eval_every=200"],
     "generate": ["--steps=1500", "--eval_every=250"],
 }
-# (title, text, figures as (file, heading, caption)) by command.
+# (title, text, figures as (file, heading, caption)) by training command.
 RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
     "segment": (
         "SegNet: a class for every pixel ({step:,} steps)",
-        "The encoder pools and keeps each maximum's place; the decoder puts values back at those places and convolves. "
-        "After {step:,} steps on {dataset} the mean intersection over union of its classes with the true ones is "
-        "{mean_iou:.1%}.",
-        (("predictions", "Predictions", "test pictures, their classes and the network's"),),
+        "The encoder stores the index of each pooling maximum; the decoder writes values back at those indices and "
+        "convolves. After {step:,} steps on {dataset} the mean intersection over union is {mean_iou:.1%}.",
+        (("predictions", "Predictions", "test images, their true classes and the predicted ones"),),
     ),
     "generate": (
-        "Generative adversarial nets: deconvolutions draw ({step:,} steps)",
-        "A generator of deconvolutions learns to be taken for real by a discriminator that learns to tell. After "
-        "{step:,} steps on {dataset} the distance of its samples to real pictures, by a classifier's features, is "
-        "{classifier_fid:.1f}, between {floor:.2f} for other real pictures and {ceiling:.1f} before training.",
+        "Generative adversarial networks: images from deconvolutions ({step:,} steps)",
+        "A generator of deconvolutions learns to fool a discriminator that learns to tell real images from generated "
+        "ones. After {step:,} steps on {dataset} the Frechet distance between its samples and real images, in the "
+        "feature space of a classifier, is {classifier_fid:.1f}; it is {floor:.2f} for other real images and "
+        "{ceiling:.1f} before training.",
         (
-            ("samples", "Samples", "not picked: the first latent vectors of a fixed seed"),
-            ("samples_over_time", "Samples over time", "the same latent vectors after so many steps"),
+            ("samples", "Samples", "not selected: the first latent vectors of a fixed seed"),
+            ("samples_over_time", "Samples over time", "the same latent vectors at different training steps"),
         ),
     ),
     "classify": (
         "A classifier: {model} on {dataset}",
-        "It is right on {accuracy:.2%} of {examples:,} pictures.",
-        (("layer1", "Layer-1 filters", "each on its own scale from black to white"),),
+        "Its accuracy on {examples:,} images is {accuracy:.2%}.",
+        (("layer1", "Layer-1 filters", "each filter scaled separately from black to white"),),
     ),
 }
 INTRODUCTION = (
-    "Each claim of the lecture is an experiment that was run for this page: its text is written from its numbers, and "
-    "says so where a claim was not seen at this scale. The command below each section repeats it alone.",
+    "Each claim of the lecture was tested by an experiment run for this page. The text is generated from the measured "
+    "numbers and says so where a claim was not confirmed at this scale. The command below each section repeats that "
+    "experiment.",
 )
 
 
 def read(path: pathlib.Path) -> dict:
-    """A JSON file's object. Raises WorkdirError where there is none."""
+    """The object in a JSON file. Raises WorkdirError if there is none."""
     from train.workdir import WorkdirError
 
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
-        raise WorkdirError(
-            f"{path.parent} holds no finished run or experiment: {path.name}: {error.strerror}"
-        ) from None
+        raise WorkdirError(f"{path.parent} contains no finished run or topic: {path.name}: {error.strerror}") from None
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise WorkdirError(f"{path} holds no JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise WorkdirError(f"{path} contains no JSON object")
+    return content
 
 
-def lesson_section(place: pathlib.Path):
-    """The section of a finished lesson."""
+def topic_section(workdir: pathlib.Path):
+    """The page section of a finished topic."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
 
-    found = read(place / "lesson.json")
-    with sound(place / "lesson.json"):
-        figures = [(title, caption, place / "figures" / f"{name}.png") for name, title, caption in found["figures"]]
-        made = Section(figures=figures, **{name: found[name] for name in Section._fields if name != "figures"})
-        lecture_page.page("", (), [made])
-        return made
+    content = read(workdir / "lesson.json")
+    with report_damage(workdir / "lesson.json"):
+        images = workdir / "figures"
+        figures = [(title, caption, images / f"{name}.png") for name, title, caption in content["figures"]]
+        section = Section(figures=figures, **{name: content[name] for name in Section._fields if name != "figures"})
+        lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
+        return section
 
 
-def run_section(place: pathlib.Path):
-    """The section of a finished training run."""
+def run_section(workdir: pathlib.Path):
+    """The page section of a finished training run."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
 
-    run, summary = read(place / "run.json"), read(place / "summary.json")
-    with sound(place / "summary.json"):
+    run, summary = read(workdir / "run.json"), read(workdir / "summary.json")
+    with report_damage(workdir / "summary.json"):
         command = {"segmentation": "segment", "generation": "generate"}.get(run["task"], "classify")
         title, text, figures = RUNS[command]
         title, text = title.format(**summary), text.format(**summary)
-        line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={place / 'flags.txt'}"])
-        shown = [(heading, caption, place / "figures" / f"{name}.png") for name, heading, caption in figures]
+        line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={workdir / 'flags.txt'}"])
+        shown = [(heading, caption, workdir / "figures" / f"{name}.png") for name, heading, caption in figures]
         shown = [entry for entry in shown if entry[2].exists()]
         numbers = {name: value for name, value in summary.items() if name != "workdir"}
-        made = Section(title, [text], "", shown, [], numbers, f"{line} --workdir=NEW")
-        lecture_page.page("", (), [made])
-        return made
+        section = Section(title, [text], "", shown, [], numbers, f"{line} --workdir=NEW")
+        lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
+        return section
 
 
 @contextlib.contextmanager
-def sound(path: pathlib.Path):
-    """Inside it, what a damaged or a foreign file makes go wrong is one line."""
+def report_damage(path: pathlib.Path):
+    """Converts the exceptions that a damaged or unrelated file causes to a WorkdirError."""
     from train.workdir import WorkdirError
 
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise WorkdirError(f"{path}, or a figure beside it, is damaged or of no finished run: {error!r}") from None
+        raise WorkdirError(f"{path} or one of its figures is damaged or not from a finished run: {error!r}") from None
 
 
-def run_topic(name: str, place: pathlib.Path) -> int:
-    """Runs one topic to its end; its exit status, 128 and the signal's number where one ended it."""
+def run_topic(name: str, workdir: pathlib.Path) -> int:
+    """Runs a topic and returns its exit status, or 128 plus the signal number if a signal ended it."""
+    from train.messages import say
 
     began = time.perf_counter()
     module = name if name in RUNS else f"lecture.{name}"
-    ended = subprocesses.run(module, f"--workdir={place}", *TOPICS[name])
+    ended = subprocesses.run(module, f"--workdir={workdir}", *TOPICS[name])
     status = 128 + ended.signalled if ended.signalled else ended.status
     if status:
-        say(f"{name} ended with exit status {status}; started again, the lecture goes on there")
+        say(f"{name} ended with exit status {status}; run the same command to resume the lecture there")
     else:
         say(f"{name}: {time.perf_counter() - began:.0f} s")
     return status
 
 
-def define_flags() -> None:
-    absl_flags.DEFINE_string("workdir", None, "Folder of the lecture; started again in it, it goes on.")
-    absl_flags.DEFINE_list("use", [], "Workdirs of finished runs that the page shows as well.")
-    absl_flags.DEFINE_list("only", [], f"Topics to run and show; default all: {', '.join(TOPICS)}.")
+@dataclasses.dataclass(frozen=True)
+class LectureConfig:
+    """The lecture"""
+
+    workdir: str = option(None, "Working directory of the lecture; the same command resumes it.")
+    use: tuple[str, ...] = option((), "Comma-separated workdirs of finished training runs to add to the page.")
+    only: tuple[str, ...] = option((), f"Comma-separated topics to run and show; default: all of {', '.join(TOPICS)}.")
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise flags.UsageError(f"unexpected argument {argv[1]!r}; lecture takes flags alone")
-    values = absl_flags.FLAGS.flag_values_dict()
-    workdir, only = values["workdir"], values["only"]
-    if not workdir:
-        raise flags.UsageError("--workdir=FOLDER is needed: the lecture is kept there")
-    flags.require(all(values["use"]), f"--use={','.join(values['use'])}: accepted are workdirs, with commas")
+def main(config: LectureConfig) -> int:
+    app.require(all(config.use), f"--use={','.join(config.use)}: must be a comma-separated list of workdirs")
+    only = config.only
     for name in only:
-        flags.require(name in TOPICS, f"--only={name}: accepted are {', '.join(TOPICS)}")
+        app.require(name in TOPICS, f"--only={name}: must be one of {', '.join(TOPICS)}")
     from experiments.lecture import page as lecture_page
-    from train import workdir as folder
+    from train.messages import say
+    from train.workdir import Workdir, WorkdirError, write_atomically
 
-    used = [run_section(pathlib.Path(place).absolute()) for place in values["use"]]  # Before anything takes long.
-    home = folder.Workdir(workdir)
-    if (home.path / "run.json").exists() or (home.path / "lesson.json").exists():
-        raise folder.WorkdirError(f"{home.path} holds a run of its own; choose a new --workdir")
+    used = [run_section(pathlib.Path(path).absolute()) for path in config.use]  # First, so that errors come early.
+    workdir = Workdir(config.workdir)
+    if (workdir.path / "run.json").exists() or (workdir.path / "lesson.json").exists():
+        raise WorkdirError(f"{workdir.path} contains a single run or topic; use a new --workdir")
     names, began = only or list(TOPICS), time.perf_counter()
     for name in names:
-        status = run_topic(name, home.path / name)
+        status = run_topic(name, workdir.path / name)
         if status:
             return status if status > 128 else 1
-    sections = [(run_section if name in RUNS else lesson_section)(home.path / name) for name in names]
+    sections = [(run_section if name in RUNS else topic_section)(workdir.path / name) for name in names]
     page = lecture_page.page("Introduction to neural networks, executed", INTRODUCTION, [*sections, *used])
-    folder.write_atomically(home.path / "lecture.html", page)
-    say(f"the page: {home.path / 'lecture.html'}")
+    write_atomically(workdir.path / "lecture.html", page)
+    say(f"page: {workdir.path / 'lecture.html'}")
     seconds = round(time.perf_counter() - began, 1)
-    print(json.dumps({"topics": names, "seconds": seconds, "page": str(home.path / "lecture.html")}))
+    print(json.dumps({"topics": names, "seconds": seconds, "page": str(workdir.path / "lecture.html")}))
     return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.run(main)
+    app.run(main, LectureConfig)

@@ -1,7 +1,7 @@
-"""Features of more and more abstraction: python -m experiments.lecture.abstraction --workdir=W
+"""Increasingly abstract features: python -m experiments.lecture.abstraction --workdir=W
 
-A linear probe on the pixels and on each layer's features of a convolutional network, trained and untrained. And, since
-convolution is not for pictures alone, a one-dimensional one that tells which shape is hidden somewhere in noise.
+Trains linear probes on the pixels and on the features of each layer of a convolutional network, trained and untrained.
+And, since convolution is not only for images, a one-dimensional network that classifies shapes in noisy signals.
 """
 
 import functools
@@ -20,21 +20,25 @@ import data
 import models
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models.initializers import kaiming_normal
 from models.layers import Conv, Dense, avg_pool, max_pool, relu
 from train.tasks import losses
 
-OPTIONS = {"steps": (200, "Steps of the probed network."), "signal_steps": (600, "Steps of each network for signals.")}
+OPTIONS = {
+    "steps": (200, "Number of training steps of the probed network."),
+    "signal_steps": (600, "Number of training steps per signal network."),
+}
 LAYERS = ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
-LARGEST, LABELLED = 1000, 10  # Features of a probe at most; digits of each class that it is fitted on.
-LENGTH, NOISE = 128, 0.8  # Samples of a signal, and the standard deviation of their noise.
+LARGEST, LABELLED = 1000, 10  # Maximum number of features of a probe; digits per class it is fitted on.
+LENGTH, NOISE = 128, 0.8  # Number of samples in a signal, and the standard deviation of the noise.
 TIME = np.arange(32) / 32
-SHAPES = {  # Of mean square 1, about; the chirp's frequency grows from one period a shape to eight.
+SHAPES = {  # With mean square about 1; the chirp sweeps from one to eight periods per shape.
     "sine burst": np.sqrt(2) * np.sin(2 * np.pi * 4 * TIME),
     "square pulse": np.ones(len(TIME)),
     "chirp": np.sqrt(2) * np.sin(2 * np.pi * (1 + 3.5 * TIME) * TIME),
 }
-SIGNALS, FILTERS, WIDTH, HIDDEN = (600, 1000), 8, 16, 64  # Signals to train on and to test.
+SIGNALS, FILTERS, WIDTH, HIDDEN = (600, 1000), 8, 16, 64  # Number of training and of test signals.
 FORMULA = """<math display="block"><mi>p</mi><mo>(</mo><mi>y</mi><mo>∣</mo><mi>x</mi><mo>)</mo><mo>=</mo>
 <mi>softmax</mi><mo>(</mo><mi>W</mi><msub><mi>f</mi><mi>layer</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
 <mi>b</mi><mo>)</mo></math>"""
@@ -43,13 +47,14 @@ create = functools.partial(topic.create, prepare=lambda images: images)
 
 
 def small(x_BHWC):
-    """[B, numbers]: averages over the smallest windows that leave at most 1,000; a remainder at the edge is dropped."""
+    """Flattens maps to [B, features], averaged over the smallest windows that leave at most LARGEST features; a
+    remainder at the edge is dropped."""
     size = next(w for w in range(1, x_BHWC.shape[1] + 1) if (x_BHWC.shape[1] // w) ** 2 * x_BHWC.shape[3] <= LARGEST)
     return avg_pool(x_BHWC, size).reshape(len(x_BHWC), -1)
 
 
 def features(model, variables, images_BHWC) -> dict[str, jax.Array]:
-    """By layer of `models.cnn.CNN`, [B, numbers]: what the next layer sees, large maps averaged."""
+    """The input [B, features] of each following layer of `models.cnn.CNN`, with large maps averaged."""
     logits, captured = model.apply(variables, images_BHWC, train=False, capture_intermediates=True)
     inside = {name: calls["__call__"][0] for name, calls in captured["intermediates"].items() if name != "__call__"}
     maps = {f"conv{i}": small(max_pool(relu(inside[f"bn{i}"]), 2)) for i in (1, 2, 3)}
@@ -59,8 +64,8 @@ def features(model, variables, images_BHWC) -> dict[str, jax.Array]:
 @functools.partial(jax.jit, static_argnames="steps")
 def probe(x_BF, labels, test_BF, test_labels, *, steps: int = 750, rate: float = 4.0, decay: float = 0.001):
     """The test accuracy of multinomial logistic regression after full-batch gradient descent (Alain & Bengio 2016,
-    "Understanding intermediate layers using linear classifier probes"). Features have mean 0 and variance 1 / F on the
-    labelled examples: one rate suits all layers."""
+    "Understanding intermediate layers using linear classifier probes"). Features are normalized to mean 0 and variance
+    1 / F on the labelled examples, so that one learning rate suits all layers."""
     mean, std = x_BF.mean(0, keepdims=True), x_BF.std(0, keepdims=True)
     x_BF, test_BF = ((x - mean) / ((std + 1e-3) * math.sqrt(x.shape[1])) for x in (x_BF, test_BF))
 
@@ -75,7 +80,7 @@ def probe(x_BF, labels, test_BF, test_labels, *, steps: int = 750, rate: float =
 
 
 def signals(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signals [count, 128, 1], labels [count], places [count]): a shape that starts at a random place, in noise."""
+    """(signals [count, 128, 1], labels [count], starts [count]): noise with a shape at a random position."""
     labels, places = random.integers(0, 3, count), random.integers(0, LENGTH - len(TIME) + 1, count)
     found, shapes = random.normal(0, NOISE, (count, LENGTH)), list(SHAPES.values())
     for row, label, place in zip(found, labels, places, strict=True):
@@ -84,8 +89,8 @@ def signals(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 
 
 class SignalNet(nn.Module):
-    """[B, 128, 1] -> logits [B, 3]: a linear layer behind the maximum over all places of filters of 16 samples with
-    ReLU, or behind 64 hidden units."""
+    """[B, 128, 1] -> logits [B, 3]: a convolution with ReLU and global max pooling, or a hidden layer with ReLU,
+    followed by a linear layer."""
 
     convolution: bool
 
@@ -100,8 +105,8 @@ class SignalNet(nn.Module):
 
 
 def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict[str, float]]:
-    """Before training and after it, by layer: the accuracy of a probe that is fitted on ten test digits of each class
-    and tested on the others. The network saw none of them."""
+    """The accuracy, before and after training, of probes on each layer that are fitted on ten test digits per class and
+    tested on the other test digits. The network is trained on neither."""
     (images, labels), random, found = splits["test"], np.random.default_rng(seed), {}
     shuffled = [random.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
     fit, rest = (np.concatenate(rows) for rows in zip(*(np.split(rows, [LABELLED]) for rows in shuffled), strict=True))
@@ -111,18 +116,18 @@ def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict
         scores = {name: probe(seen[name][fit], labels[fit], seen[name][rest], labels[rest]) for name in LAYERS}
         found["trained" if step else "untrained"] = {name: float(score) for name, score in scores.items()}
 
-    topic.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
+    small_training.train(task, *splits["train"], batch_size=32, steps=steps, seed=seed, watch=watch)
     return found
 
 
 def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
-    """By network: its accuracy on new signals, its parameters, and the convolution's weights."""
+    """The test accuracy and parameter count of both networks, and the weights of the convolution."""
     random, found = np.random.default_rng(seed), {}
     (x, labels, _), (new, new_labels, _) = (signals(random, count) for count in SIGNALS)
     for name in ("convolution", "dense"):
         model = SignalNet(name == "convolution")
         task = create(model=model, optimizer=optax.adam(0.01), image_shape=(LENGTH, 1), class_names=tuple(SHAPES))
-        params = topic.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
+        params = small_training.train(task, x, labels, batch_size=64, steps=steps, seed=seed).params
         right = np.asarray(jax.jit(model.apply)({"params": params}, new)).argmax(-1) == new_labels
         found[name] = {"accuracy": float(right.mean()), "parameters": sum(w.size for w in jax.tree.leaves(params))}
         if name == "convolution":
@@ -131,8 +136,8 @@ def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
 
 
 def plot_signals(weights, title: str):
-    """A signal of each shape with the place where it is hidden; below them the filters, each in the colour of the shape
-    whose score its maximum raises the most."""
+    """A signal of each class with the shape highlighted; below, the filters, each in the colour of the shape whose
+    logit it increases the most."""
     colours = [figures.COLOURS[part] for part in ("train", "eval", "test")]
     x, labels, places = signals(np.random.default_rng(0), 100)
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -152,16 +157,16 @@ def plot_signals(weights, title: str):
     return figure
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     dataset, model = data.load("mnist5k"), models.create("cnn", 10)
     splits = {name: (images / np.float32(255), labels) for name, (images, labels) in dataset.splits.items()}
     optimizer, names = optax.sgd(0.05, momentum=0.9), dataset.class_names
     task = create(model=model, optimizer=optimizer, image_shape=(28, 28, 1), class_names=names)
     read = jax.jit(functools.partial(features, model))
-    make = functools.partial(probe_layers, splits, task, read, steps=this.options["steps"])
-    probes = [this.piece(f"digits_{seed}", functools.partial(make, seed)) for seed in this.seeds]
-    make = functools.partial(classify_signals, steps=this.options["signal_steps"])
-    heard = [this.piece(f"signals_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+    make = functools.partial(probe_layers, splits, task, read, steps=this_topic.options["steps"])
+    probes = [this_topic.cached(f"digits_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
+    make = functools.partial(classify_signals, steps=this_topic.options["signal_steps"])
+    heard = [this_topic.cached(f"signals_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
 
     by = {n: {x: topic.mean_and_std([one[n][x] for one in probes]) for x in LAYERS} for n in ("untrained", "trained")}
     size = {name: heard[0][name]["parameters"] for name in ("convolution", "dense")}
@@ -172,27 +177,32 @@ def experiment(this: topic.Lesson) -> topic.Found:
         for part in (*by.values(), right)
     )
     gain = " to ".join(f"{100 * by['trained'][layer]['mean']:.0f} %" for layer in ("pixels", "dense"))
-    title = f"A linear probe reads labels better layer by layer: {gain}" if rises else "A probe does not always rise"
+    title = (
+        f"The accuracy of a linear probe increases layer by layer: {gain}"
+        if rises
+        else "Probe accuracy does not always increase"
+    )
     series = {n: (list(by[n].values()), colour, "-") for n, colour in (("untrained", "eval"), ("trained", "train"))}
     drawn = topic.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
     caption = f"a linear probe on each layer, fitted on {10 * LABELLED} digits; mean and standard deviation over seeds"
-    this.figure("probes", drawn, title="Linear probes by layer", caption=caption)
-    title = f"Shapes told in noise: {told['convolution']} by convolution, {told['dense']} by a dense network"
-    caption = "grey: what the networks see; in colour: the shape inside, and the filters learned by the first seed"
-    this.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
+    this_topic.figure("probes", drawn, title="Linear probes by layer", caption=caption)
+    title = f"Shapes in noise: accuracy {told['convolution']} by convolution, {told['dense']} by a dense network"
+    caption = "grey: input signals; in colour: the shapes they contain and the filters learned by the first seed"
+    this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
     layers = ", ".join(f"{said[layer]} ({layer})" for layer in LAYERS)
     text = [
-        f"The lecture: features become more abstract from layer to layer. A linear probe on {10 * LABELLED} labelled "
-        f"digits is right on {layers} of the others: up to the dense layer {'each' if rises else 'not each'} "
-        f"gives more than the one before, in every seed. Before training the dense layer gives {untrained['dense']}.",
-        "Convolution is not for pictures alone. Which of three shapes is hidden at a random place of a noisy signal is "
-        f"told by {FILTERS} filters of {WIDTH} samples and their maxima ({size['convolution']:,} parameters) in "
-        f"{told['convolution']} of new signals, by a dense network ({size['dense']:,}) in {told['dense']}: the "
-        f"convolution does {'better with fewer parameters' if better else 'no better here'}.",
+        f"The lecture: features become more abstract from layer to layer. A linear probe fitted on {10 * LABELLED} "
+        f"labelled digits has an accuracy of {layers} on the others: up to the dense layer the accuracy "
+        f"{'increases' if rises else 'does not increase'} with each layer for every seed. Before training it is "
+        f"{untrained['dense']} on the dense layer.",
+        "Convolution is not only for images. A noisy signal contains one of three shapes at a random position. "
+        f"{FILTERS} filters of {WIDTH} samples with global max pooling ({size['convolution']:,} parameters) classify "
+        f"new signals with an accuracy of {told['convolution']}, a dense network ({size['dense']:,} parameters) with "
+        f"{told['dense']}: the convolution is {'better with fewer parameters' if better else 'no better here'}.",
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
-    return topic.Found("Abstraction: from pixels to classes", text, FORMULA, numbers)
+    return topic.TopicResult("Abstraction: from pixels to classes", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.lecture import topic
 from experiments.reporting import figures
 from models.layers import ACTIVATIONS
 
-THRESHOLD = 0.1  # Share of the largest derivative under which we call an input saturated.
+THRESHOLD = 0.1  # Inputs whose derivative is below this fraction of the largest one count as saturated.
 STDS = (1, 3)  # Of the normal inputs.
 POINTS = 100_000
 FUNCTION, DERIVATIVE = figures.COLOURS["train"], figures.COLOURS["eval"]
@@ -26,7 +26,7 @@ FORMULA = (
 
 
 def derivative(name: str, z) -> np.ndarray:
-    """That of the activation called `name` at each z [N], by automatic differentiation."""
+    """The derivative of the activation `name` at each z [N], by automatic differentiation."""
     return np.asarray(jax.jit(jax.vmap(jax.grad(ACTIVATIONS[name])))(jnp.asarray(z, jnp.float32)))
 
 
@@ -39,22 +39,23 @@ def extremes(name: str) -> tuple[float, float]:
 
 @functools.cache
 def normal_points(std: float, count: int = POINTS) -> np.ndarray:
-    """The middles [count] of as many parts of N(0, std^2), each as probable as the other: a mean over them is the
-    distribution's."""
+    """The midpoints, in probability, of `count` equally probable parts of N(0, std^2): the mean of a function over
+    them approximates its expectation."""
     middles = (jnp.arange(count) + 0.5) / count
     return std * np.asarray(jax.scipy.special.ndtri(middles))
 
 
 def saturated(name: str, *, std: float, positive: bool = False) -> float:
-    """The share of the inputs from N(0, std^2), or of the `positive` ones among them, at which the derivative is less
-    than THRESHOLD of the largest."""
+    """The fraction of inputs from N(0, std^2), or of only the `positive` ones, whose derivative is below THRESHOLD
+    times the largest one."""
     z = normal_points(std)
     small = derivative(name, z) < THRESHOLD * extremes(name)[1]
     return float(small[z > 0].mean() if positive else small.mean())
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """By activation: extremes of its derivative, saturated shares of all normal inputs and of the widest's positive."""
+    """For each activation the extremes of its derivative and the saturated fractions of normal inputs; of the widest
+    distribution also the saturated fraction of positive inputs."""
     found = {}
     for name in ACTIVATIONS:
         smallest, largest = extremes(name)
@@ -70,7 +71,7 @@ def titled(name: str) -> str:
 
 
 def curves(title: str):
-    """A panel for each activation: the function, its derivative, grey where that is small."""
+    """One panel per activation: the function and its derivative, grey where the derivative is small."""
     z = np.arange(-500, 501) / 100
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
@@ -87,19 +88,19 @@ def curves(title: str):
             axes.tick_params(labelbottom=True)
         for axes in panels[len(ACTIVATIONS) - 2 : len(ACTIVATIONS)]:
             axes.set_xlabel("input z")
-        for axes in panels[len(ACTIVATIONS) :]:  # The empty place says which line is which.
+        for axes in panels[len(ACTIVATIONS) :]:  # The empty panel holds the legend.
             axes.set_axis_off()
             for y, text, colour in (
                 (1.6, "function", FUNCTION),
                 (0.9, "derivative (dashed)", DERIVATIVE),
-                (0.2, f"grey: derivative under\n{THRESHOLD:g} of its largest", "#666666"),
+                (0.2, f"grey: derivative below\n{THRESHOLD:g} times its maximum", "#666666"),
             ):
                 axes.text(-4.6, y, text, color=colour, va="top", fontsize=11, fontweight="bold")
     return figure
 
 
 def bars(found, title: str):
-    """The saturated shares, a pair of bars for each activation."""
+    """The saturated fractions, a pair of bars for each activation."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=4.2)
         axes = figure.add_subplot()
@@ -111,14 +112,14 @@ def bars(found, title: str):
                 axes.text(share + 1, row + offset, label, va="center", fontsize=10, color="#333333")
         axes.set_yticks(range(len(found)), [titled(name) for name in found])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 100), xlabel=f"% of inputs, derivative under {THRESHOLD:g} of its largest")
+        axes.set(xlim=(0, 100), xlabel=f"% of inputs with derivative below {THRESHOLD:g} times its maximum")
         topic.headline(figure, title)
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     narrow, wide = STDS
-    found = run.piece("shares", measure)
+    found = this_topic.cached("shares", measure)
     leak = found["leaky_relu"]["smallest_derivative"]
 
     def percent(name: str, key: str) -> str:
@@ -126,34 +127,37 @@ def experiment(run: topic.Lesson) -> topic.Found:
 
     keep = [name for name in found if not found[name][f"saturated_positive_std{wide}"]]
     kept = " and ".join(map(titled, keep)) or "no function"
-    title = f"Not saturated at any z > 0: {kept}" if keep else "For z > 0 every function saturates"
-    caption = f"each function and its derivative by z; grey where the derivative is under {THRESHOLD:g} of its largest"
-    run.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
+    title = f"Not saturated for any z > 0: {kept}" if keep else "For z > 0 every function saturates"
+    caption = f"each function and its derivative; grey where the derivative is below {THRESHOLD:g} times its maximum"
+    this_topic.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
 
     growth = {name: found[name][f"saturated_std{wide}"] - found[name][f"saturated_std{narrow}"] for name in found}
     most = max(growth, key=lambda name: growth[name])
     shares = f"{percent(most, f'saturated_std{wide}')} of them instead of {percent(most, f'saturated_std{narrow}')}"
     title = f"Inputs {wide / narrow:g} times as wide saturate {titled(most)} at {shares}"
-    caption = f"share of normal inputs whose derivative is under {THRESHOLD:g} of the largest, computed by quadrature"
-    run.figure("saturation", bars(found, title), title="Saturation", caption=caption)
+    caption = f"fraction of normal inputs whose derivative is below {THRESHOLD:g} times its maximum, by quadrature"
+    this_topic.figure("saturation", bars(found, title), title="Saturation", caption=caption)
 
     text = (
-        "The lecture says that sigmoidal units saturate: where the derivative is close to 0 no gradient comes through. "
-        f"We call an input saturated where the derivative is under {THRESHOLD:g} of its largest value.",
-        f"Of inputs from N(0, {narrow}²) that is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
-        f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; of inputs from N(0, {wide}²) it is "
+        "The lecture says that sigmoidal units saturate: where the derivative is close to 0, no gradient passes. Here "
+        f"an input counts as saturated where the derivative is below {THRESHOLD:g} times its maximum.",
+        f"For inputs from N(0, {narrow}²) that is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
+        f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; for inputs from N(0, {wide}²) it is "
         f"{percent('tanh', f'saturated_std{wide}')} and {percent('sigmoid', f'saturated_std{wide}')}. The sigmoid's "
-        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each layer of them shrinks the gradient "
-        "unless its weights make up for that.",
-        f"A ReLU's share is {percent('relu', f'saturated_std{wide}')}, whatever the scale: its negative inputs. Of the "
-        f"positive ones none is saturated for {kept}, but {percent('rectified_tanh', f'saturated_positive_std{wide}')} "
-        f"for the rectified tanh. The leaky ReLU's derivative is at least {leak:.2g}.",
+        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each sigmoid layer shrinks the "
+        "gradient unless its weights compensate.",
+        f"For ReLU the fraction is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the "
+        f"positive inputs none is saturated for {kept}, but "
+        f"{percent('rectified_tanh', f'saturated_positive_std{wide}')} for the rectified tanh. The leaky ReLU's "
+        f"derivative is at least {leak:.2g}.",
     )
     header = ["activation", "largest derivative", "smallest on [−5, 5]", f"saturated, N(0, {narrow}²)"]
     header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 alone"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
-    return topic.Found("Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)])
+    return topic.TopicResult(
+        "Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)]
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models import layer_specs
 from train import backpropagation, optimizers
 from train.equality import tree_error
@@ -41,7 +42,7 @@ FORMULA = """<math display="block"><mtable columnalign="left">
 
 
 def tasks(images) -> dict:
-    """lenet's task by automatic differentiation and by the equations."""
+    """The task of lenet, with gradients by automatic differentiation and by the equations."""
     model, mean_std = models.create("lenet", 10), pixel_statistics(images)
 
     def prepare(images, keys=None):
@@ -64,7 +65,7 @@ def tasks(images) -> dict:
 
 
 def both_gradients(images, labels, *, double: bool):
-    """Gradients (by the equations, by autodiff) of lenet's first step, on the host."""
+    """Gradients (by the equations, by autodiff) of the first training step of lenet, on the host."""
     with jax.enable_x64(double):
         model, dtype = models.create("lenet", 10), np.float64 if double else np.float32
         scaled = ((images - images.mean()) / images.std()).astype(dtype)
@@ -85,7 +86,7 @@ def both_gradients(images, labels, *, double: bool):
 
 
 def errors_by_layer(images, labels) -> dict:
-    """name -> [error in float32, in float64], "all" for the whole tree, by train.equality."""
+    """{layer: [error in float32, error in float64]} by train.equality; "all" is for the whole tree."""
     found: dict[str, list[float]] = {}
     for double in (False, True):
         ours, theirs = both_gradients(images, labels, double=double)
@@ -96,9 +97,9 @@ def errors_by_layer(images, labels) -> dict:
 
 
 def trained(task, splits, *, seed: int, steps: int) -> dict:
-    """Test accuracy after the steps, and the median milliseconds of a step."""
+    """Test accuracy after training, and the median time of a step in milliseconds."""
     (images, labels), (tests, answers) = splits["train"], splits["test"]
-    state = topic.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
+    state = small_training.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
     guesses = np.asarray(jax.jit(task.predict_step)(state, {"image": tests})).argmax(-1)
     step, batch, times = jax.jit(task.train_step), {"image": images[:BATCH], "label": labels[:BATCH]}, []
     for _ in range(TIMED + 2):
@@ -108,8 +109,8 @@ def trained(task, splits, *, seed: int, steps: int) -> dict:
     return {"accuracy": float((guesses == answers).mean()), "ms": statistics.median(times[2:])}
 
 
-def error_pictures(images, labels) -> list:
-    """[(layer, maps [H, W, M])]: the error of each convolution's output for one digit, of an untrained lenet."""
+def error_maps(images, labels) -> list:
+    """[(layer, maps [H, W, M])]: the error at the output of each layer of an untrained lenet, for one digit."""
     model = models.create("lenet", 10)
     layers = model.layer_specs(images.shape[1:])
     scaled = ((images[:1] - images.mean()) / images.std()).astype(np.float32)
@@ -127,27 +128,27 @@ def error_pictures(images, labels) -> list:
     return [(kinds[kind], error) for kind, error in named if kind in kinds and error.shape[0] > 1]
 
 
-def draw_errors(digit, pictures):
-    """The digit and, by layer, the error maps."""
+def draw_errors(digit, errors):
+    """The digit, and below it a row of error maps per layer."""
     import matplotlib
 
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
-        shown = figures.new_figure(height=0.95 * (len(pictures) + 1) + 0.4)
-        grid = shown.subplots(len(pictures) + 1, MAPS, squeeze=False)
+        shown = figures.new_figure(height=0.95 * (len(errors) + 1) + 0.4)
+        grid = shown.subplots(len(errors) + 1, MAPS, squeeze=False)
         for axes in grid.ravel():
             axes.set_axis_off()
         grid[0, 0].imshow(digit, "gray_r", interpolation="nearest")
-        for row, (kind, error) in zip(grid[1:], pictures, strict=True):
+        for row, (kind, error) in zip(grid[1:], errors, strict=True):
             limit = np.abs(error).max()
             for axes, number in zip(row, range(min(MAPS, error.shape[-1])), strict=False):
                 axes.imshow(error[..., number], "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             row[0].set_title(f"{kind}, {error.shape[0]}x{error.shape[1]}", fontsize=9)
-        topic.headline(shown, "The error on its way back")
+        topic.headline(shown, "The error propagated back")
     return shown
 
 
 def draw_differences(errors: dict):
-    """The two precisions' differences by layer, on a log axis."""
+    """The differences by layer in both precisions, on a log axis."""
     import matplotlib
     from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -163,44 +164,47 @@ def draw_differences(errors: dict):
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
         axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.9))
-        axes.set_xlabel("largest difference between both gradients / largest gradient")
-        axes.set_title(f"The equations are autodiff to\n{errors['all'][0]:.0e} and {errors['all'][1]:.0e}")
+        axes.set_xlabel("largest difference between the gradients / largest gradient")
+        axes.set_title(f"The equations match autodiff to\n{errors['all'][0]:.0e} and {errors['all'][1]:.0e}")
     return shown
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps = run.options["steps"]
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps = this_topic.options["steps"]
     splits = data.load("mnist5k").splits
     rows = np.arange(0, len(splits["train"][1]), len(splits["train"][1]) // EXAMPLES)[:EXAMPLES]
     images, labels = (part[rows] for part in splits["train"])
-    errors = run.piece("differences", lambda: errors_by_layer(images, labels))
+    errors = this_topic.cached("differences", lambda: errors_by_layer(images, labels))
     ways = tasks(splits["train"][0])
     runs: dict[str, list] = {}
     for name, task in ways.items():
-        for seed in run.seeds:
+        for seed in this_topic.seeds:
             make = functools.partial(trained, task, splits, seed=seed, steps=steps)
-            runs.setdefault(name, []).append(run.piece(f"{name}_{seed}", make))
+            runs.setdefault(name, []).append(this_topic.cached(f"{name}_{seed}", make))
     title = "Gradients by the equations and by automatic differentiation"
-    run.figure("differences", draw_differences(errors), title=title, caption="lenet, 32 digits, first step, by layer")
-    run.figure(
+    this_topic.figure(
+        "differences", draw_differences(errors), title=title, caption="lenet, 32 digits, first step, by layer"
+    )
+    this_topic.figure(
         "errors",
-        draw_errors(images[0, ..., 0], error_pictures(images, labels)),
+        draw_errors(images[0, ..., 0], error_maps(images, labels)),
         title="The error of each layer",
-        caption="of an untrained lenet for the digit above, up to six maps of each layer in order; red is above zero",
+        caption="of an untrained lenet for the digit above; up to six maps per layer; red is positive",
     )
     accuracy = {name: topic.mean_and_std([each["accuracy"] for each in found]) for name, found in runs.items()}
     ms = {name: statistics.median(each["ms"] for each in found) for name, found in runs.items()}
     text = [
         "Four equations give every gradient of a convolutional network: the error at the output, the error of a layer "
         "from the one above it by the flipped kernel, and from the errors the gradients of weights and biases.",
-        f"Written out without automatic differentiation they give its gradients: the largest difference is "
-        f"{errors['all'][0]:.1e} in single and {errors['all'][1]:.1e} in double precision. lenet trained for "
-        f"{steps} steps either way reads {100 * accuracy['backpropagation']['mean']:.2f} % and "
-        f"{100 * accuracy['autodiff']['mean']:.2f} % of the test digits; a step takes "
+        "Implemented without automatic differentiation they give the same gradients: the largest difference is "
+        f"{errors['all'][0]:.1e} in single and {errors['all'][1]:.1e} in double precision. After {steps} steps of "
+        f"training either way the test accuracy of lenet is {100 * accuracy['backpropagation']['mean']:.2f} % and "
+        f"{100 * accuracy['autodiff']['mean']:.2f} %; a step takes "
         f"{ms['backpropagation']:.1f} ms by the equations and {ms['autodiff']:.1f} ms by autodiff.",
-        "Where the slides differ: the bias is subtracted, so its gradient is minus the sum of the errors, and the "
-        "slide's plus would climb; the slides have a bias for each position, here one a map as is usual; and softmax "
-        "with cross-entropy has the error p - y at the output, without the derivative of an elementwise function.",
+        "Differences from the slides: the bias is subtracted, so its gradient is minus the sum of the errors (with the "
+        "plus sign of the slide the loss would increase); the slides have one bias per position, here it is one per "
+        "map, as usual; and softmax with cross-entropy has the error p - y at the output, without the derivative of an "
+        "elementwise function.",
     ]
     numbers = {
         "max_relative_error": errors["all"][0],
@@ -212,7 +216,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
     }
     table = ("Differences by layer", ["layer", "float32", "float64"])
     rows_of = [[name, f"{single:.1e}", f"{double:.1e}"] for name, (single, double) in errors.items()]
-    return topic.Found("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
+    return topic.TopicResult("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Weights shared by all places: python -m experiments.lecture.convolution --workdir=W
+"""Weights shared across positions: python -m experiments.lecture.convolution --workdir=W
 
-A dense, a locally connected and a convolutional layer of equal output size, each before the same ReLU, max pooling and
-softmax layer, learn the same digits. Scored on the test digits and on the same digits shifted.
+A dense, a locally connected and a convolutional layer of the same output size, each followed by the same ReLU, max
+pooling and softmax layer, are trained on the same digits and tested on the test digits, both centred and shifted.
 """
 
 import functools
@@ -19,15 +19,16 @@ import data
 from data import augment
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models import initializers
 from models.layers import Conv, Dense, max_pool, relu
 
-OPTIONS = {"steps": (300, "Training steps of each network.")}
+OPTIONS = {"steps": (300, "Number of training steps per network.")}
 MAPS, WINDOW, SHIFTS = 8, 5, range(6)  # The last two in pixels.
 DIRECTIONS = [(y, x) for y, x in itertools.product((-1, 0, 1), repeat=2) if y or x]
 NAMES = {"dense": "dense", "local": "locally connected", "convolution": "convolution"}
 COLOURS = {"dense": "eval", "local": "test", "convolution": "train"}
-# Adam's, of 0.001, 0.003, 0.01 and 0.03 the one that leaves the smallest loss on the training digits.
+# For Adam; of 0.001, 0.003, 0.01 and 0.03 the one with the smallest final training loss.
 LEARNING_RATES = {"dense": 0.003, "local": 0.03, "convolution": 0.03}
 FORMULA = """<math display="block"><msub><mi>a</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mi>σ</mi>
 <mo>(</mo><munder><mo>∑</mo><mrow><mi>k</mi><mo>,</mo><mi>l</mi></mrow></munder><msub><mi>a</mi><mrow><mo>(</mo><mi>i</mi>
@@ -40,8 +41,8 @@ def _size(size, window) -> list[int]:
 
 
 def in_loops(a_HW, w_KL, b: float, sigma: Callable) -> np.ndarray:
-    """The lecture's equation, a_ij = sigma(sum_kl a_(i+k)(j+l) w_kl - b), as it stands: a cross-correlation, [H, W] ->
-    [H - K + 1, W - L + 1]. The threshold b is subtracted: a layer that adds its bias has the bias -b."""
+    """The lecture's equation, a_ij = sigma(sum_kl a_(i+k)(j+l) w_kl - b), in explicit loops: a cross-correlation,
+    [H, W] -> [H - K + 1, W - L + 1]. The threshold b is subtracted, so a layer that adds its bias has the bias -b."""
     (height, width), (rows, columns) = _size(a_HW.shape, w_KL.shape), w_KL.shape
     total = np.zeros((height, width))
     for i in range(height):
@@ -53,8 +54,8 @@ def in_loops(a_HW, w_KL, b: float, sigma: Callable) -> np.ndarray:
 
 
 def as_matrix(w_KL, size: tuple[int, int]) -> np.ndarray:
-    """The matrix M [H W, h w] of a dense layer that is the convolution: a.reshape(-1) @ M gives the sums of `in_loops`,
-    row by row. Each column holds the same K L weights, at other places, and zeros."""
+    """The weight matrix M [H W, h w] of a dense layer that equals the convolution: a.reshape(-1) @ M gives the sums of
+    `in_loops`, row by row. Each column holds the same K L weights at different positions, and zeros elsewhere."""
     height, width = _size(size, w_KL.shape)
     matrix = np.zeros((*size, height, width))
     for i, j in np.ndindex(height, width):
@@ -64,7 +65,7 @@ def as_matrix(w_KL, size: tuple[int, int]) -> np.ndarray:
 
 
 def shifted(images, shift: int) -> np.ndarray:
-    """Images [B, H, W, C] moved by `shift` pixels, zeros behind them: each in one of eight directions, in turn."""
+    """Images [B, H, W, C] shifted by `shift` pixels with zero padding, each in the next of eight directions."""
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
     moves = zip(padded, itertools.cycle(DIRECTIONS), strict=False)
@@ -72,9 +73,9 @@ def shifted(images, shift: int) -> np.ndarray:
 
 
 class OneLayer(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]: the layer `kind` with an output of [H - 4, W - 4, 8], ReLU, max pooling
-    by windows of eight pixels, softmax layer. The windows are large because the softmax layer's weights belong to
-    places and are not shared: behind windows of two or four pixels little is left of the gain on shifted digits."""
+    """[B, H, W, C] -> logits [B, num_classes]: a layer of type `kind` with output [H - 4, W - 4, 8], ReLU, max pooling
+    over windows of eight pixels and a softmax layer. The windows are large because the weights of the softmax layer are
+    not shared across positions: with windows of two or four pixels most of the gain on shifted digits is lost."""
 
     kind: str
     num_classes: int = 10
@@ -87,21 +88,21 @@ class OneLayer(nn.Module):
             dense = Dense(height * width * MAPS, kernel_init=initializers.kaiming_normal, name="layer")
             x = dense(x.reshape(len(x), -1)).reshape(len(x), height, width, MAPS)
         elif self.kind == "local":
-            # Kaiming's draw; the project's function would count the places to the window.
+            # Kaiming initialization; models.initializers would count the positions as part of the window.
             init = initializers.normal(math.sqrt(2 / (WINDOW**2 * x.shape[-1])))
             x = nn.ConvLocal(MAPS, (WINDOW,) * 2, padding="VALID", kernel_init=init, name="layer")(x)
         else:
             x = Conv(MAPS, (WINDOW,) * 2, padding="VALID", name="layer")(x)
         x = relu(x)
-        for _ in range(3):  # The maximum of maxima: a window of eight compiles many times as long.
+        for _ in range(3):  # Equal to one window of eight, which takes many times as long to compile.
             x = max_pool(x, 2)
         return Dense(self.num_classes, name="logits")(x.reshape(len(x), -1))
 
 
 def measure(task, splits, seed: int, *, steps: int) -> dict[str, Any]:
-    """One network trained: numbers of parameters, accuracy by shift, and the layer's weights where they are few."""
+    """Trains one network; returns parameter counts, accuracy by shift and, if there are few, the layer's weights."""
     (images, labels), predict = splits["test"], jax.jit(task.predict_step)
-    state = topic.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
+    state = small_training.train(task, *splits["train"], batch_size=64, steps=steps, seed=seed)
     guesses = [np.asarray(predict(state, {"image": shifted(images, shift)})).argmax(-1) for shift in SHIFTS]
     layer = {name: np.asarray(leaf) for name, leaf in state.params["layer"].items()}
     size = sum(leaf.size for leaf in layer.values())
@@ -114,7 +115,7 @@ def measure(task, splits, seed: int, *, steps: int) -> dict[str, Any]:
 
 
 def differences(layer, image_HW) -> dict[str, float]:
-    """The largest differences on one image between the trained layer and the four loops, and it and the matrix."""
+    """The largest differences on one image between the trained layer and the loops, and between it and the matrix."""
     kernel, bias = (np.asarray(layer[name], np.float32) for name in ("kernel", "bias"))
     convolution = Conv(MAPS, (WINDOW,) * 2, padding="VALID")
     sums = convolution.apply({"params": {"kernel": kernel, "bias": bias}}, image_HW[None, :, :, None])
@@ -128,7 +129,7 @@ def differences(layer, image_HW) -> dict[str, float]:
     }
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     dataset, normalize = data.load("mnist5k"), functools.partial(augment.normalize, mean=(0.0,), std=(255.0,))
     found: dict[str, list] = {}
     for kind in NAMES:
@@ -139,46 +140,47 @@ def experiment(this: topic.Lesson) -> topic.Found:
             class_names=dataset.class_names,
             prepare=normalize,
         )
-        make = functools.partial(measure, task, dataset.splits, steps=this.options["steps"])
-        found[kind] = [this.piece(f"{kind}_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+        make = functools.partial(measure, task, dataset.splits, steps=this_topic.options["steps"])
+        found[kind] = [this_topic.cached(f"{kind}_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     first = {kind: ones[0] for kind, ones in found.items()}
-    layer, picture = first["convolution"]["layer"], dataset.splits["test"][0][0, :, :, 0] / np.float32(255)
+    layer, image = first["convolution"]["layer"], dataset.splits["test"][0][0, :, :, 0] / np.float32(255)
     accuracy = {kind: np.array([one["accuracy"] for one in ones]) for kind, ones in found.items()}
     counts, inside = ({k: one[name] for k, one in first.items()} for name in ("parameters", "layer_parameters"))
     factors = {kind: inside[kind] / inside["convolution"] for kind in ("dense", "local")}
     at = {f"accuracy_shift_{s}": {k: topic.mean_and_std(v[:, s]) for k, v in accuracy.items()} for s in SHIFTS}
     numbers = {"parameters": counts, "layer_parameters": inside, "times_fewer_than": factors, **at}
-    numbers |= this.piece("equation", lambda: differences(layer, picture))
+    numbers |= this_topic.cached("equation", lambda: differences(layer, image))
     still, moved = at["accuracy_shift_0"], at["accuracy_shift_3"]
     best, other = moved["convolution"], max((moved[kind] for kind in ("dense", "local")), key=lambda x: x["mean"])
     holds = best["mean"] - other["mean"] > best["std"] + other["std"]
     title = f"The layer has {factors['dense']:,.0f} times fewer parameters than a dense one, "
-    title += "and shifted digits are recognised better" if holds else "but shifted digits are recognised no better"
+    title += "and recognises shifted digits better" if holds else "but recognises shifted digits no better"
     series = {
         f"{name}\n{counts[kind]:,} parameters": ([by_kind[kind] for by_kind in at.values()], COLOURS[kind], "-")
         for kind, name in NAMES.items()
     }
     drawn = topic.lines(series, SHIFTS, title, xlabel="shift of digits, pixels", ylabel="accuracy, %", xticks=SHIFTS)
     caption = (
-        "each digit in one of eight directions; mean and standard deviation over seeds; none was shifted in training"
+        "each digit shifted in one of eight directions; mean and standard deviation over seeds; no shifts in training"
     )
-    this.figure("accuracy_by_shift", drawn, title="Accuracy on shifted digits", caption=caption)
+    this_topic.figure("accuracy_by_shift", drawn, title="Accuracy on shifted digits", caption=caption)
     filters = np.moveaxis(layer["kernel"], -1, 0)
     drawn = figures.image_grid(filters, title=f"The {MAPS} filters of the first seed", signed=True)
-    this.figure("filters", drawn, title="Learned filters", caption="red weights are positive, blue ones negative")
+    this_topic.figure("filters", drawn, title="Learned filters", caption="red weights are positive, blue ones negative")
     shares = ({NAMES[kind]: [100 * x for x in part[kind].values()] for kind in NAMES} for part in (still, moved))
     said = [", ".join(f"{name} {mean:.1f} ± {std:.1f} %" for name, (mean, std) in part.items()) for part in shares]
     text = [
-        "The lecture: neurons that look for the same thing at different places share their weights; that saves "
-        "parameters, and what is learned at one place holds at all others. Layers with the same output, "
+        "The lecture: neurons that detect the same feature at different positions share their weights; this saves "
+        "parameters, and what is learned at one position applies to all others. Layers with the same output, "
         f"{MAPS} maps of 24x24, have {inside['dense']:,} parameters if dense, {inside['local']:,} if each neuron sees "
-        f"{WINDOW}x{WINDOW} pixels with weights of its own, {inside['convolution']:,} as a convolution: "
+        f"{WINDOW}x{WINDOW} pixels with its own weights, and {inside['convolution']:,} as a convolution: "
         f"{factors['dense']:,.0f} and {factors['local']:,.0f} times fewer.",
-        f"Right answers on the test digits: {said[0]}. On digits shifted by 3 pixels, as none was in training: "
-        f"{said[1]}. All three layers are pooled alike, and what was learned in the middle holds "
-        + ("better beside it where weights are shared." if holds else "no better beside it where weights are shared."),
+        f"Accuracy on the test digits: {said[0]}. On digits shifted by 3 pixels, which do not occur in training: "
+        f"{said[1]}. All three layers are followed by the same pooling, and features learned at the centre transfer "
+        + ("better" if holds else "no better")
+        + " to other positions where weights are shared.",
     ]
-    return topic.Found("Convolution: the same weights at all places", text, FORMULA, numbers)
+    return topic.TopicResult("Convolution: the same weights at all positions", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

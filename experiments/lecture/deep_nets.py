@@ -1,6 +1,6 @@
-"""Plain deep networks on mnist5k, which the lecture's experiments on gradients and initial weights train and look into.
+"""Plain deep networks on mnist5k, for the topics on vanishing gradients and weight initialization.
 
-A layer is one with weights: a network of 21 layers has 20 hidden ones and the one that gives the logits.
+Only layers with weights count: a network of 21 layers has 20 hidden layers and the output layer.
 """
 
 import functools
@@ -17,6 +17,7 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, activation
 from train.task import Task
@@ -24,11 +25,11 @@ from train.tasks import classification, losses
 
 INITS = {"glorot": glorot_uniform, "kaiming": kaiming_normal}
 BATCH_SIZE = 64
-CHANCE = 0.1  # The accuracy of a guess among ten digits.
+CHANCE = 0.1  # The accuracy of guessing among ten digits.
 
 
 class Digits(NamedTuple):
-    """Training digits: uint8 [N, 28, 28, 1], labels [N]; `prepare` gives images of mean 0 and variance 1."""
+    """Training digits: uint8 [N, 28, 28, 1] and labels [N]; `prepare` normalizes images to mean 0 and variance 1."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -37,8 +38,8 @@ class Digits(NamedTuple):
 
 
 class DeepMLP(nn.Module):
-    """`depth` dense layers with nothing but an activation between them, [B, H, W, C] -> logits [B, num_classes]. Biases
-    start at zero; every kernel [in, out] is drawn by `kernel_init`."""
+    """`depth` dense layers with only an activation in between, [B, H, W, C] -> logits [B, num_classes]. Biases start at
+    zero; kernels [in, out] are initialized by `kernel_init`."""
 
     depth: int
     width: int
@@ -55,7 +56,7 @@ class DeepMLP(nn.Module):
 
 
 def layer_names(depth: int) -> list[str]:
-    """A DeepMLP's layers, the first one first."""
+    """The names of the layers of a DeepMLP, from the first to the last."""
     return [*(f"dense{i}" for i in range(1, depth)), "logits"]
 
 
@@ -68,7 +69,7 @@ def digits() -> Digits:
 
 
 def some(digits: Digits, count: int) -> tuple[jax.Array, np.ndarray]:
-    """About `count` of the digits, from all classes alike: network inputs [B, 28, 28, 1] and labels [B]."""
+    """About `count` of the digits, equally many of each class: network inputs [B, 28, 28, 1] and labels [B]."""
     rows = slice(None, None, max(1, len(digits.labels) // count))
     return digits.prepare(digits.images[rows]), digits.labels[rows]
 
@@ -76,8 +77,8 @@ def some(digits: Digits, count: int) -> tuple[jax.Array, np.ndarray]:
 def tasks(
     depth: int, width: int, activations: Sequence[str], digits: Digits, optimizer, inits: Mapping[str, Callable] = INITS
 ) -> dict[tuple[str, str], Task]:
-    """A task by (activation, name of an initialisation). Initial weights do not depend on the activation, nor steps on
-    how the weights were drawn: what tasks have in common is one function, compiled once."""
+    """Tasks by (activation, initialization). Initial weights do not depend on the activation, and training steps do not
+    depend on the initialization, so tasks share these functions and each is compiled once."""
     shape = digits.images.shape[1:]
 
     def init(key, draw):
@@ -99,7 +100,8 @@ def tasks(
 
 
 def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> list[dict[str, float]]:
-    """The training set's {"step", "loss" in nats, "accuracy"} at step 0, each `every` steps and at the end."""
+    """Trains and returns {"step", "loss" in nats, "accuracy"} on the training set at step 0, every `every` steps and at
+    the end."""
     curve: list[dict[str, float]] = []
     evaluate, mask = jax.jit(task.eval_step), np.ones(len(digits.labels), np.float32)
 
@@ -107,7 +109,7 @@ def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> l
         found = task.finish(evaluate(state, {"image": digits.images, "label": digits.labels, "mask": mask}))
         curve.append({"step": step, "loss": found["loss"], "accuracy": found["accuracy"]})
 
-    topic.train(
+    small_training.train(
         task, digits.images, digits.labels, batch_size=BATCH_SIZE, steps=steps, seed=seed, every=every, watch=watch
     )
     return curve
@@ -115,20 +117,20 @@ def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> l
 
 @functools.partial(jax.jit, static_argnames="model")
 def gradients(params, images, labels, *, model: DeepMLP):
-    """The gradient of the mean cross-entropy with respect to all parameters, for network inputs [B, H, W, C]."""
+    """The gradient of the mean cross-entropy with respect to the parameters, for network inputs [B, H, W, C]."""
     return jax.grad(lambda params: losses.cross_entropy(model.apply({"params": params}, images), labels).mean())(params)
 
 
 def gradient_norms(params, images, labels, *, model: DeepMLP) -> list[float]:
-    """The Frobenius norm of the gradient of each layer's kernel, the first layer first [depth]."""
+    """The Frobenius norms [depth] of the kernel gradients, from the first layer to the last."""
     found: Any = jax.device_get(gradients(params, images, labels, model=model))
-    # float64: the squares of a vanished gradient are below the range of float32.
+    # float64, because the squares of a vanished gradient underflow float32.
     return [float(np.linalg.norm(found[name]["kernel"].astype(np.float64))) for name in layer_names(model.depth)]
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def hidden_activations(params, images, *, model: DeepMLP) -> list[jax.Array]:
-    """What each hidden layer gives, [B, width] each, for network inputs [B, H, W, C]."""
+    """The output of each hidden layer, [B, width] each, for network inputs [B, H, W, C]."""
     _, kept = model.apply(
         {"params": params}, images, capture_intermediates=lambda module, _: isinstance(module, nn.Dense)
     )
@@ -138,28 +140,28 @@ def hidden_activations(params, images, *, model: DeepMLP) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="model")
 def hidden_gradients(params, images, labels, *, model: DeepMLP) -> list[jax.Array]:
-    """The gradients, [B, width] each, of an example's loss with respect to each hidden layer's sums s = h W + b."""
+    """The gradient of each example's loss with respect to each hidden layer's s = h W + b, [B, width] each."""
     hidden = layer_names(model.depth)[:-1]
 
     def loss(biases, image, label):
         whole = params | {name: params[name] | {"bias": biases[name]} for name in hidden}
         return losses.cross_entropy(model.apply({"params": whole}, image[None]), label[None]).sum()
 
-    # Of one example, a bias has the gradient of the sum that it joins.
+    # For a single example, the gradient of a bias is that of s.
     biases = {name: params[name]["bias"] for name in hidden}
     found = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(biases, images, labels)
     return [found[name] for name in hidden]
 
 
 def verdict(accuracy: float) -> str:
-    """In words, what the mean training accuracy after training says; at less than twice chance a net has not learnt."""
+    """A verdict on the mean final training accuracy; below twice chance level a network has not learned."""
     if accuracy < 2 * CHANCE:
         return "does not learn"
     return "learns" if accuracy >= 0.5 else "learns little"
 
 
 def draw_band(axes, x, values: np.ndarray, colour: str) -> float:
-    """A line through the mean of `values` [seeds, T], with a band from the least to the largest; its last value."""
+    """Plots the mean of `values` [seeds, T] with a band from minimum to maximum; returns the last mean."""
     mean = values.mean(0)
     axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
     axes.plot(x, mean, color=colour)
@@ -167,7 +169,7 @@ def draw_band(axes, x, values: np.ndarray, colour: str) -> float:
 
 
 def draw_accuracy(nets: list[tuple[list, str, str]], title: str):
-    """Training accuracy over steps, a line a net: (curves of `train` by seed, label, name of a colour)."""
+    """Training accuracy by step, one line per entry (curves of `train` by seed, label, colour name) of `nets`."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure()
         axes, ends = figure.add_subplot(), []
@@ -182,7 +184,7 @@ def draw_accuracy(nets: list[tuple[list, str, str]], title: str):
 
 
 def power_of_ten(value: float) -> str:
-    """0.0000012 as 1.2·10⁻⁶, and values from 0.01 to 1000 as they are, with two digits."""
+    """0.0000012 as 1.2·10⁻⁶; values from 0.01 to 1000 without an exponent, with two digits."""
     if 0.01 <= abs(value) < 1000 or value == 0:
         return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
     digits, exponent = f"{value:.1e}".split("e")
@@ -190,6 +192,6 @@ def power_of_ten(value: float) -> str:
 
 
 def tick(value: float, place: Any = None) -> str:
-    """10⁻⁶ for 0.000001: the label of a log axis, where the house's style has no mathematics."""
+    """10⁻⁶ for 0.000001: a tick label of a log axis, without math text."""
     del place
     return f"10{str(round(np.log10(value))).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"

@@ -1,7 +1,6 @@
-"""The lecture's page: one section for each topic with text, formula, figures, numbers and the command that repeats it.
+"""The lecture page: a section per topic with text, formula, figures, numbers and the command that repeats it.
 
-As a run's report it holds everything inline, loads nothing and escapes all text from outside; a formula is MathML
-whose elements are checked.
+Like the report of a run it is self-contained and escapes all text. Formulas are MathML with allowed elements only.
 """
 
 import json
@@ -31,7 +30,7 @@ a { color: inherit; }
 
 
 class Section(NamedTuple):
-    """A topic. `figures` are (title, caption, path of a PNG), `tables` (title, header, rows)."""
+    """A section of the page. A figure is (title, caption, path of a PNG), a table (title, header, rows)."""
 
     title: str
     text: Sequence[str]
@@ -43,43 +42,43 @@ class Section(NamedTuple):
 
 
 def checked_formula(text: str) -> str:
-    """The MathML as it is. Raises ValueError where it is none, or holds anything else."""
+    """Returns the MathML unchanged. Raises ValueError if it is malformed or contains other elements or attributes."""
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise ValueError(f"a formula is no XML ({error}): {text[:60]!r}") from None
+        raise ValueError(f"a formula is not valid XML ({error}): {text[:60]!r}") from None
     for element in root.iter():
         if element.tag not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
-            raise ValueError(f"a formula holds <{element.tag}> with {sorted(element.attrib)}, which is not accepted")
+            raise ValueError(f"a formula contains <{element.tag}> with {sorted(element.attrib)}, which is not allowed")
     if root.tag != "math":
-        raise ValueError(f"a formula begins with <{root.tag}>, not <math>")
+        raise ValueError(f"the root element of a formula must be <math>, not <{root.tag}>")
     return text
 
 
-def _together(html: str) -> str:
-    """With a number, its spread and its unit on one line."""
+def _keep_together(html: str) -> str:
+    """Keeps numbers, standard deviations and units on one line with no-break spaces."""
     return html.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
 def _section(number: int, section: Section) -> str:
     parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
-    parts += [f"<p>{_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
+    parts += [f"<p>{_keep_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
     formula = section.formula and checked_formula(section.formula)
     parts += [f'<div class="formula" tabindex="0">{formula}</div>'] if formula else []
     if section.figures:
         parts += ['<div class="grid">', *(report.figure_html(*entry) for entry in section.figures), "</div>"]
-    parts += [_together(report.table_html(*entry)) for entry in section.tables]
+    parts += [_keep_together(report.table_html(*entry)) for entry in section.tables]
     numbers = json.dumps(section.numbers, indent=1, ensure_ascii=False)
     parts += [f'<details><summary>Numbers of this run</summary><pre tabindex="0">{report.escaped(numbers)}</pre>']
     parts += [
         "</details>",
-        f'<p class="note">Again, alone:</p><pre tabindex="0">{report.escaped(section.command)}</pre>',
+        f'<p class="note">To repeat this:</p><pre tabindex="0">{report.escaped(section.command)}</pre>',
     ]
     return "\n".join([*parts, "</section>"])
 
 
 def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole page."""
+    """The HTML document."""
     links = "".join(
         f'<li><a href="#topic{number}">{report.escaped(section.title)}</a></li>'
         for number, section in enumerate(sections, 1)

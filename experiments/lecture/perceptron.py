@@ -1,4 +1,4 @@
-"""Where the perceptron, logistic regression and a hidden layer draw a boundary:
+"""Decision boundaries of the perceptron, logistic regression and a hidden layer:
 python -m experiments.lecture.perceptron --workdir=W [--steps=300 --points=200 --hidden=8]
 """
 
@@ -18,15 +18,15 @@ from experiments.reporting import figures
 from train.tasks import losses
 
 OPTIONS = {
-    "steps": (300, "Passes over the training points."),
-    "points": (200, "Training points of each data set."),
-    "hidden": (8, "Units of the hidden layer."),
+    "steps": (300, "Number of passes over the training points."),
+    "points": (200, "Number of training points per data set."),
+    "hidden": (8, "Number of units in the hidden layer."),
 }
 DATA = {"separable": "separable", "xor": "XOR", "moons": "two moons"}
 METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
-LINE, GAP = np.array([0.6, 0.8, -0.4]), 0.2  # The separable classes' line (its normal is of length 1), half the gap.
-TEST = 1000  # Points a seed is scored on.
-SOLVED = 0.95  # Share of right answers from which on we say so.
+LINE, GAP = np.array([0.6, 0.8, -0.4]), 0.2  # The line between the separable classes (unit normal), half the gap.
+TEST = 1000  # Test points per seed.
+SOLVED = 0.95  # The mean accuracy from which on a method is said to solve a data set.
 CLASSES = ("#0072B2", "o"), ("#D55E00", "^")
 FORMULA = (
     '<math display="block"><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mi>η</mi><mo>(</mo><mi>y</mi><mo>−</mo><mi>φ</mi>'
@@ -48,14 +48,14 @@ def _xor(random, count: int, *, noise: float = 0.3):
 
 
 def moons(random, count: int, *, noise: float = 0.15):
-    """Two half circles that reach into each other, by the formula of scikit-learn's make_moons: the outer one first."""
+    """Two interleaving half circles, as in scikit-learn's make_moons; the outer one comes first."""
     outer, inner = np.linspace(0, np.pi, count // 2), np.linspace(0, np.pi, count - count // 2)
     x = np.concatenate([np.cos(outer), 1 - np.cos(inner)]), np.concatenate([np.sin(outer), 0.5 - np.sin(inner)])
     return np.stack(x, 1) + noise * random.standard_normal((count, 2)), np.arange(count) >= count // 2
 
 
 def draw(name: str, count: int, *, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 2] in random order and their classes, 0.0 or 1.0 [N]; those of the two splits are drawn apart."""
+    """Points [N, 2] in random order and their classes [N], 0.0 or 1.0; the splits are drawn independently."""
     random = np.random.default_rng((seed, ("train", "test").index(split), list(DATA).index(name)))
     x, y = {"separable": _separable, "xor": _xor, "moons": moons}[name](random, count)
     order = random.permutation(count)
@@ -63,7 +63,7 @@ def draw(name: str, count: int, *, seed: int, split: str) -> tuple[np.ndarray, n
 
 
 def step(z):
-    """1 where z > 0, else 0: the threshold unit."""
+    """The threshold unit: 1 where z > 0, else 0."""
     return (z > 0).astype(z.dtype)
 
 
@@ -74,8 +74,8 @@ def network(hidden: int):
 
 @jax.jit
 def score(params, x):
-    """What the output unit gets, [..., 2] -> [...]: x w + b, of the network what its hidden units make of x [N, 2]. It
-    is above 0 for class 1."""
+    """The input of the output unit, [..., 2] -> [...], positive for class 1: x w + b, where the network (x [N, 2])
+    replaces x by its hidden units."""
     if "w" in params:
         return x @ params["w"] + params["b"]
     return network(len(params["dense1"]["bias"])).apply({"params": params}, x)[:, 0]
@@ -83,22 +83,22 @@ def score(params, x):
 
 def correct(params, x, y):
     """The parameters after one example x [2] of class y: w += eta (y - step(w x + b)) x with eta = 1 (Rosenblatt 1958,
-    "The perceptron"). From zero weights another eta scales them, and moves no boundary."""
+    "The perceptron"). Starting from zero weights, another eta only scales them; the boundary stays the same."""
     error = y - step(score(params, x))
     return {"w": params["w"] + error * x, "b": params["b"] + error}
 
 
 def descend(params, x_N2, y_N, *, rate: float = 1.0):
-    """The parameters after one step of gradient descent on logistic regression's mean cross-entropy, the gradient
-    written out: the perceptron's rule, over all points, with the sigmoid in the place of the step."""
+    """The parameters after one step of gradient descent on the mean cross-entropy of logistic regression. The explicit
+    gradient is the perceptron rule averaged over all points, with a sigmoid instead of the step."""
     error = y_N - jax.nn.sigmoid(score(params, x_N2))
     return {"w": params["w"] + rate * error @ x_N2 / len(y_N), "b": params["b"] + rate * error.mean()}
 
 
 @functools.partial(jax.jit, static_argnames=("method", "steps", "hidden"))
 def fit(key, x_N2, y_N, *, method: str, steps: int, hidden: int):
-    """The parameters after `steps` passes over the points, which the perceptron takes one by one in a new order each
-    time; each of the others' passes is one step."""
+    """The parameters after `steps` passes over the points. The perceptron takes them one at a time, in a new order on
+    each pass; for the other methods a pass is one full-batch step."""
     zero = {"w": jnp.zeros(2), "b": jnp.zeros(())}
     if method == "perceptron":
         order = jax.vmap(lambda key: jax.random.permutation(key, len(y_N)))(jax.random.split(key, steps)).reshape(-1)
@@ -118,7 +118,7 @@ def fit(key, x_N2, y_N, *, method: str, steps: int, hidden: int):
 
 
 def measure(name: str, seed: int, options) -> dict[str, Any]:
-    """By method: its parameters and its accuracy on new points."""
+    """The parameters and the test accuracy of each method."""
     x, y = draw(name, options["points"], seed=seed, split="train")
     new_x, new_y = draw(name, TEST, seed=seed, split="test")
     found = {}
@@ -131,8 +131,8 @@ def measure(name: str, seed: int, options) -> dict[str, Any]:
 
 
 def boundaries(found, seed: int, title: str):
-    """Rows are data sets, columns methods: the test points, the share of class 1 that is answered, the boundary."""
-    answers = LinearSegmentedColormap.from_list("answers", ["#bcdcf2", "#ffffff", "#f9d5b9"])
+    """Test points, output and decision boundary; a row per data set, a column per method."""
+    outputs = LinearSegmentedColormap.from_list("outputs", ["#bcdcf2", "#ffffff", "#f9d5b9"])
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.titlelocation": "center"}):
         figure = figures.new_figure(height=5.9)
         topic.headline(figure, title)
@@ -145,7 +145,7 @@ def boundaries(found, seed: int, title: str):
             params = jax.tree.map(np.asarray, found[name][method]["params"], is_leaf=lambda p: isinstance(p, list))
             z = np.asarray(score(params, grid)).reshape(120, 120)
             share = np.asarray(step(z) if method == "perceptron" else jax.nn.sigmoid(z))
-            axes.pcolormesh(*side, share, cmap=answers, vmin=0, vmax=1)
+            axes.pcolormesh(*side, share, cmap=outputs, vmin=0, vmax=1)
             if z.min() < 0 < z.max():
                 axes.contour(*side, z, levels=[0], colors="black", linewidths=1.4)
             for label, (colour, marker) in enumerate(CLASSES):
@@ -163,9 +163,12 @@ def boundaries(found, seed: int, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     found = {
-        name: [run.piece(f"{name}_seed_{i}", functools.partial(measure, name, i, run.options)) for i in run.seeds]
+        name: [
+            this_topic.cached(f"{name}_seed_{i}", functools.partial(measure, name, i, this_topic.options))
+            for i in this_topic.seeds
+        ]
         for name in DATA
     }
     right = {(n, m): topic.mean_and_std([one[m]["accuracy"] for one in found[n]]) for n in DATA for m in METHODS}
@@ -173,22 +176,22 @@ def experiment(run: topic.Lesson) -> topic.Found:
     solvers = [m for m in METHODS if right["xor", m]["mean"] >= SOLVED]
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
     title = f"XOR is solved by {names}{' alone' * (len(solvers) == 1)}"
-    figure = boundaries({name: found[name][0] for name in DATA}, run.seeds[0], title)
-    caption = "test points of the first seed, right answers; the background is the answer, paler where it is less sure"
-    run.figure("boundaries", figure, title="Decision boundaries", caption=caption)
+    figure = boundaries({name: found[name][0] for name in DATA}, this_topic.seeds[0], title)
+    caption = "test points of the first seed and accuracy; the background is the output, paler where it is less certain"
+    this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
     both = ", ".join(f"{METHODS[m]} {said['xor', m]}" for m in METHODS)
     text = (
-        "The perceptron and logistic regression make the same correction, (y − answer) x: the perceptron's answer is a "
-        "step, 0 or 1, the logistic unit's the sigmoid's probability. Each draws one straight line.",
-        f"Where a line separates the classes, the perceptron is right on {said['separable', 'perceptron']} of new "
-        f"points and the logistic unit on {said['separable', 'logistic']} (mean and standard deviation over seeds).",
-        "The lecture says that no line solves XOR and one hidden layer does. Here the share of right answers is above "
+        "The perceptron and logistic regression make the same correction, (y − output) x: the perceptron's output is a "
+        "step, 0 or 1, the logistic unit's is the probability given by the sigmoid. Each draws one straight line.",
+        f"Where a line separates the classes, the test accuracy of the perceptron is {said['separable', 'perceptron']} "
+        f"and that of the logistic unit {said['separable', 'logistic']} (mean and standard deviation over seeds).",
+        "The lecture says that no line solves XOR and that one hidden layer does. Here the accuracy is above "
         f"{100 * SOLVED:.0f} % for {names}: {both}.",
     )
     rows = [[DATA[n], *(said[n, m] for m in METHODS)] for n in DATA]
-    table = ("Right answers on new points", ["data", *METHODS.values()], rows)
+    table = ("Test accuracy", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return topic.Found("Where a unit draws the line", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Where a unit draws the line", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":

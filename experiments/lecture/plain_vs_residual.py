@@ -1,7 +1,7 @@
 """Degradation of plain deep networks: python -m experiments.lecture.plain_vs_residual --workdir=W
 
-The training error of plain and residual networks of 20 and of 56 layers, with batch norm (He, Zhang, Ren & Sun 2016,
-"Deep residual learning for image recognition", section 4.2 and figure 6), narrow and on shrunken pictures.
+The training error of plain and residual networks of 20 and 56 layers with batch norm (He, Zhang, Ren & Sun 2016, "Deep
+residual learning for image recognition", section 4.2 and figure 6), with narrow layers and on downsampled images.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 import data
 from data import augment, batches, cifar10, store
 from data.dataset import Dataset, pixel_statistics
-from experiments.cli import flags
+from experiments.cli import app
 from experiments.lecture import topic
 from experiments.reporting import figures
 from models.initializers import kaiming_normal
@@ -26,14 +26,14 @@ from train import optimizers
 
 DATASETS = ("auto", "cifar10", "mnist5k")
 OPTIONS = {
-    "dataset": ("auto", "cifar10, mnist5k, or auto: cifar10 where it was prepared, else mnist5k."),
-    "steps": (700, "Training steps of each network, 20 or more."),
-    "maps": (8, "Maps of the first third of the layers, then twice and four times as many; the paper has 16."),
-    "pool": (4, "Side in pixels of the squares that pictures are averaged over, 1 to 4; the paper has 1."),
+    "dataset": ("auto", "cifar10, mnist5k or auto; auto is cifar10 if it was prepared, else mnist5k."),
+    "steps": (700, "Number of training steps per network, at least 20."),
+    "maps": (8, "Maps in the first third of the layers, doubled in each further third; the paper has 16."),
+    "pool": (4, "Window in pixels for downsampling images by averaging, 1 to 4; the paper has 1."),
 }
 NETS = {"plain-20": (20, False), "plain-56": (56, False), "residual-20": (20, True), "residual-56": (56, True)}
 BATCH_SIZE = 64
-# Of Adam: with the paper's momentum residual-56 is still a little behind residual-20 after so few steps.
+# For Adam; with the paper's SGD, residual-56 is still slightly behind residual-20 after so few steps.
 LEARNING_RATE, MOMENTUM = 0.003, 0.9
 
 FORMULA = """<math display="block"><mrow><mtext>plain:</mtext><mspace width="0.4em"/><mi>y</mi><mo>=</mo><mi>F</mi>
@@ -42,11 +42,10 @@ FORMULA = """<math display="block"><mrow><mtext>plain:</mtext><mspace width="0.4
 
 
 class NarrowNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]: models.resnet_cifar.CifarResNet with `maps`, 2 maps and 4 maps in the
-    place of 16, 32 and 64, for `depth` = 14, 20, 26, ...
+    """[B, H, W, C] -> logits [B, num_classes]: models.resnet_cifar.CifarResNet with `maps`, 2 * maps and 4 * maps
+    instead of 16, 32 and 64, for `depth` = 14, 20, 26, ...
 
-    The blocks of a stage that are alike are one block in a loop, with stacked weights: XLA compiles 56 layers as fast
-    as 20.
+    Identical blocks of a stage are a scan over stacked weights, so that XLA compiles 56 layers as fast as 20.
     """
 
     num_classes: int
@@ -60,7 +59,7 @@ class NarrowNet(nn.Module):
         x = relu(BatchNorm(use_running_average=not train, name="bn1")(x))
         for stage, alike in enumerate(((self.depth - 2) // 6, (self.depth - 8) // 6, (self.depth - 8) // 6), 1):
             width = self.maps * 2 ** (stage - 1)
-            if stage > 1:  # This block halves the picture and doubles the maps.
+            if stage > 1:  # This block halves the resolution and doubles the maps.
                 x = Block(width, 2, self.residual, None, name=f"stage{stage}_first")(x, train)
             loop = nn.scan(
                 lambda block, x, _: (block(x, train), None),
@@ -73,8 +72,8 @@ class NarrowNet(nn.Module):
 
 
 def choose(dataset: str) -> Dataset:
-    """The data set; for "auto" cifar10 where a store of it is, whatever its state, and mnist5k only where there is
-    none. Raises DataError for cifar10 that is missing or damaged."""
+    """Loads the data set; "auto" means cifar10 if a store of it exists, even a damaged one, else mnist5k. Raises
+    DataError if cifar10 is missing or damaged."""
     if dataset == "auto":
         dataset = "cifar10" if store.exists(cifar10.default_dir(), "cifar10") else "mnist5k"
     return data.load(dataset)
@@ -101,8 +100,8 @@ def create_task(dataset: Dataset, net: str, *, maps: int, pool: int, steps: int)
 
 
 def training_errors(init, step, images, labels, *, steps: int, seed: int) -> list[float]:
-    """The share of wrong answers [steps] in the batch of each step, before the step's update. `init` and `step` are
-    compiled functions, so that all seeds share them."""
+    """The error rate on the batch of each step, before its update. `init` and `step` are compiled functions, shared by
+    all seeds."""
     state, errors = init(jax.random.key(seed)), []
     source = batches.train_batches(images, labels, batch_size=BATCH_SIZE, seed=seed)
     for done in range(steps):
@@ -113,23 +112,23 @@ def training_errors(init, step, images, labels, *, steps: int, seed: int) -> lis
     return errors
 
 
-def gap(deep: np.ndarray, shallow: np.ndarray, pictures: int) -> dict[str, float]:
-    """How much larger the errors [seeds] of the deep nets are, and the standard error of that, by the seeds' deviation
-    or where it is larger by that of shares counted on so many pictures: three seeds may agree by chance."""
+def gap(deep: np.ndarray, shallow: np.ndarray, images: int) -> dict[str, float]:
+    """How much larger the errors [seeds] of the deep networks are, and its standard error: by the deviation over seeds
+    or, if larger, by that of error rates on so many images, since three seeds may agree by chance."""
     of_seeds = topic.mean_and_std(deep - shallow)
-    counted = sum((share * (1 - share)).mean() for share in (deep, shallow)) / pictures
+    counted = sum((share * (1 - share)).mean() for share in (deep, shallow)) / images
     return of_seeds | {"standard_error": float(np.sqrt(max(of_seeds["std"] ** 2, counted) / len(deep)))}
 
 
 def moving_average(values, window: int) -> np.ndarray:
-    """[..., N] -> [..., N - window + 1]: means of `window` neighbouring values."""
+    """Means of `window` consecutive values: [..., N] -> [..., N - window + 1]."""
     total = np.cumsum(np.insert(np.asarray(values, np.float64), 0, 0.0, axis=-1), axis=-1)
     return (total[..., window:] - total[..., :-window]) / window
 
 
 def draw(curves: dict[str, np.ndarray], window: int, title: str):
-    """Training error in per cent of each net, [seeds, N], against the last step of its window: mean and standard
-    deviation over seeds."""
+    """The training error in percent of each network [seeds, N] against the last step of its window, as mean and
+    standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.4)
         axes, ends = figure.add_subplot(), []
@@ -140,21 +139,21 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
             steps = window + np.arange(values.shape[1])
             mean = topic.draw_spread(axes, steps, values, part, linestyle=style)
             ends.append((mean[-1], net, part))
-        axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Room for labels of lines at 0.
+        axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Leaves room for labels of lines at 0.
         axes.set(xlabel="training steps", ylabel="training error, %")
-        figure.draw_without_rendering()  # Labels go where the lines end in the finished layout.
+        figure.draw_without_rendering()  # The label positions depend on the final layout.
         ends.sort()
         cuts = np.flatnonzero(np.diff([value for value, *_ in ends]) > 20) + 1
-        for low, high in itertools.pairwise((0, *cuts, len(ends))):  # Only labels near each other move apart.
+        for low, high in itertools.pairwise((0, *cuts, len(ends))):  # Separates only neighbouring labels.
             figures.label_ends(axes, ends[low:high])
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    steps, maps, pool, wanted = (run.options[name] for name in ("steps", "maps", "pool", "dataset"))
-    flags.require(wanted in DATASETS, f"--dataset={wanted}: accepted are {', '.join(DATASETS)}")
-    flags.require(steps >= 20, f"--steps={steps}: must be 20 or more")
-    flags.require(pool <= 4, f"--pool={pool}: accepted are 1 to 4")
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    steps, maps, pool, wanted = (this_topic.options[name] for name in ("steps", "maps", "pool", "dataset"))
+    app.require(wanted in DATASETS, f"--dataset={wanted}: must be one of {', '.join(DATASETS)}")
+    app.require(steps >= 20, f"--steps={steps}: must be at least 20")
+    app.require(pool <= 4, f"--pool={pool}: must be between 1 and 4")
     dataset = choose(wanted)
     images, labels = dataset.splits["train"]
     window = steps // 10
@@ -163,8 +162,8 @@ def experiment(run: topic.Lesson) -> topic.Found:
         task = create_task(dataset, net, maps=maps, pool=pool, steps=steps)
         train = functools.partial(training_errors, jax.jit(task.init), jax.jit(task.train_step), images, labels)
         errors[net] = [
-            run.piece(f"{dataset.name}_{net}_seed{seed}", functools.partial(train, steps=steps, seed=seed))
-            for seed in run.seeds
+            this_topic.cached(f"{dataset.name}_{net}_seed{seed}", functools.partial(train, steps=steps, seed=seed))
+            for seed in this_topic.seeds
         ]
     curves = {net: 100 * moving_average(values, window) for net, values in errors.items()}
     final = {net: values[:, -1] / 100 for net, values in curves.items()}
@@ -181,23 +180,25 @@ def experiment(run: topic.Lesson) -> topic.Found:
         f"residual {said['residual-20']} and {said['residual-56']}"
     )
     caption = (
-        f"share of wrong answers in the training batches, mean over the last {window} steps; line and band: mean and "
-        f"standard deviation over {len(run.seeds)} seeds"
+        f"error rate on the training batches, averaged over the last {window} steps; line and band: mean and "
+        f"standard deviation over {len(this_topic.seeds)} seeds"
     )
-    run.figure("training_error", draw(curves, window, title), title="Training error", caption=caption)
+    this_topic.figure("training_error", draw(curves, window, title), title="Training error", caption=caption)
     worse = {kind: gap["mean"] > 2 * gap["standard_error"] for kind, gap in gaps.items()}
     text = [
-        "The lecture: beyond some depth a plain network gets worse even on its training data, though the deeper one "
-        "could copy the shallower and pass its result on; with shortcuts around each two layers depth does not hurt. "
+        "The lecture: beyond some depth a plain network gets worse even on its training data, although the deeper one "
+        "could copy the shallower one and pass its output on; with shortcuts around every two layers depth does not "
+        "hurt. "
         f"After {steps} steps the plain networks have a training error of {said['plain-20']} with 20 layers and "
         f"{said['plain-56']} with 56, the residual ones {said['residual-20']} and {said['residual-56']}: degradation "
         f"is {'seen' if worse['plain'] else 'not seen'} without shortcuts and {'seen' if worse['residual'] else 'not'} "
         "with them, by differences of more than two standard errors.",
-        f"Shrunk to run in minutes: {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and {4 * maps} "
-        "maps, and Adam for these few steps; He et al. train on CIFAR-10 of 32x32 pixels with 16, 32 and 64 maps for "
-        "64,000 steps of momentum. So this shows how hard a deep plain network is to train, not where it ends.",
+        f"Reduced to run in minutes: {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and "
+        f"{4 * maps} maps, and Adam for few steps; He et al. train on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps "
+        "for 64,000 steps of SGD with momentum. So this shows how hard a deep plain network is to train, not its "
+        "final error.",
     ]
-    return topic.Found("Plain and residual networks: degradation", text, FORMULA, numbers)
+    return topic.TopicResult("Plain and residual networks: degradation", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

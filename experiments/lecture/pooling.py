@@ -1,7 +1,7 @@
-"""What pooling makes invariant: python -m experiments.lecture.pooling --workdir=W
+"""Invariance through pooling: python -m experiments.lecture.pooling --workdir=W
 
-The features of a bank of oriented filters, pooled by maximum, by average or not at all: how far they change when the
-digit is shifted or rotated by a little.
+Measures how much the features of a bank of oriented filters, with max pooling, average pooling or no pooling, change
+when a digit is slightly shifted or rotated.
 """
 
 import functools
@@ -18,12 +18,12 @@ import data
 from experiments.lecture import topic
 from models.layers import avg_pool, max_pool, relu
 
-OPTIONS = {"digits": (500, "Test digits that the changes are means over.")}
-MARGIN = 4  # Black pixels around a digit, so that no move pushes any of it out; 36 pixels divide by both windows.
+OPTIONS = {"digits": (500, "Number of test digits that the changes are averaged over.")}
+MARGIN = 4  # Black border in pixels that keeps moved digits inside; 36 pixels are divisible by both windows.
 FILTERS, WINDOW = 8, 7
 SHIFTS = {f"shift_{pixels}": (pixels, 0.0) for pixels in range(5)}
 ROTATIONS = {f"rotation_{degrees}": (0, float(degrees)) for degrees in range(0, 31, 5)}
-POOLS: dict[str, tuple[str, str, str, Callable]] = {  # What it is, its colour, its line, itself.
+POOLS: dict[str, tuple[str, str, str, Callable]] = {  # Label, colour, line style, function.
     "none": ("no pooling", "test", "-", lambda x: x),
     "average_2": ("average of 2x2", "eval", "--", functools.partial(avg_pool, window=2)),
     "average_4": ("average of 4x4", "eval", "-", functools.partial(avg_pool, window=4)),
@@ -39,8 +39,8 @@ FORMULA = """<math display="block"><msub><mi>a</mi><mrow><msup><mi>i</mi><mo>′
 
 
 def gabor(random: np.random.Generator) -> np.ndarray:
-    """A bank [7, 7, 1, 8] of waves under a Gaussian, 22.5 degrees apart, each with mean 0 and length 1 (Gabor 1946;
-    Daugman 1985). The first angle, each wave's phase and its length of 4 to 8 pixels are drawn."""
+    """A bank [7, 7, 1, 8] of Gabor filters, 22.5 degrees apart, each with mean 0 and norm 1 (Gabor 1946; Daugman 1985).
+    The first angle and the phases and wavelengths (4 to 8 pixels) are random."""
     y, x = np.mgrid[:WINDOW, :WINDOW] - (WINDOW - 1) / 2
     angles = (random.uniform() + np.arange(FILTERS)) * np.pi / FILTERS
     along = x[..., None] * np.cos(angles) + y[..., None] * np.sin(angles)
@@ -51,14 +51,14 @@ def gabor(random: np.random.Generator) -> np.ndarray:
 
 
 def features(images_BHWC, bank):
-    """ReLU of the convolution with the bank, of equal size: [B, H, W, filters]."""
+    """ReLU of the convolution with the bank, padded to the same size: [B, H, W, filters]."""
     return relu(lax.conv_general_dilated(images_BHWC, bank, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
 
 
 @jax.jit
 def moved(images_BHWC, shift_2, degrees):
-    """Images rotated clockwise by `degrees` about the middle, then shifted by (down, right) pixels; linear between
-    pixels, zero outside."""
+    """Images rotated clockwise by `degrees` about the centre, then shifted by (down, right) pixels, with bilinear
+    interpolation and zero padding."""
     height, width = images_BHWC.shape[1:3]
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2]).reshape(2, 1, 1)
     y, x = jnp.mgrid[:height, :width] - middle - jnp.reshape(shift_2, (2, 1, 1))
@@ -68,20 +68,20 @@ def moved(images_BHWC, shift_2, degrees):
 
 
 def relative_change(before, after):
-    """|after - before| / |before| by example [B], of any two arrays [B, ...]; the norm is Euclidean."""
+    """|after - before| / |before| of each example [B], with the Euclidean norm; any arrays [B, ...]."""
     axes = tuple(range(1, before.ndim))
     return jnp.sqrt(((after - before) ** 2).sum(axes) / (before**2).sum(axes))
 
 
 @jax.jit
 def changes(images, others, bank) -> dict[str, jax.Array]:
-    """By pool, how far the features of each of `others` are from those of its image, both [B, H, W, 1]: [B]."""
+    """By pooling, the relative change [B] of the features from `images` to `others`, both [B, H, W, 1]."""
     before, after = features(images, bank), features(others, bank)
     return {name: relative_change(pool(before), pool(after)) for name, (_, _, _, pool) in POOLS.items()}
 
 
 def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, float]]:
-    """By move, and between digits of different classes, by pool: the mean relative change of the first `digits`."""
+    """The mean relative change of the first `digits`, by move (and between digits of different classes) and pooling."""
     random = np.random.default_rng(seed)
     bank, few = gabor(random), images[:digits]
 
@@ -98,12 +98,12 @@ def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, fl
     return found
 
 
-def experiment(this: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     images, labels = data.load("mnist5k").splits["test"]
-    rows, digits = np.random.default_rng(0).permutation(len(images)), min(this.options["digits"], len(images))
+    rows, digits = np.random.default_rng(0).permutation(len(images)), min(this_topic.options["digits"], len(images))
     padded = np.pad(images[rows], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
     make = functools.partial(measure, padded, labels[rows], digits=digits)
-    found = [this.piece(f"seed_{seed}", functools.partial(make, seed)) for seed in this.seeds]
+    found = [this_topic.cached(f"seed_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     change = {
         move: {pool: topic.mean_and_std([one[move][pool] for one in found]) for pool in POOLS} for move in found[0]
     }
@@ -112,17 +112,19 @@ def experiment(this: topic.Lesson) -> topic.Found:
         (SHIFTS, "shift, pixels", "shift_1", "A shift by 1 pixel"),
         (ROTATIONS, "rotation, degrees", "rotation_15", "A rotation by 15 degrees"),
     ):
-        title = f"{what} changes features by {said[at]['none']}, by {said[at]['max_4']} behind a maximum of 4x4"
+        title = f"{what} changes features by {said[at]['none']}, by {said[at]['max_4']} after 4x4 max pooling"
         places = [int(move.split("_")[1]) for move in moves]
         series = {label: ([change[m][p] for m in moves], *look) for p, (label, *look, _) in POOLS.items()}
         drawn = topic.lines(
             series, places, title, xlabel=xlabel, ylabel="relative change of the features, %", xticks=places
         )
         caption = f"|f(Tx) - f(x)| / |f(x)| over {digits} test digits; mean and standard deviation over filter banks"
-        this.figure(f"change_by_{at.split('_')[0]}", drawn, title=f"Change by {xlabel.split(',')[0]}", caption=caption)
+        this_topic.figure(
+            f"change_by_{at.split('_')[0]}", drawn, title=f"Change by {xlabel.split(',')[0]}", caption=caption
+        )
 
     def holds(move):
-        """Whether every pooled change is below the unpooled one by more than both standard deviations."""
+        """Whether all pooled changes are below the unpooled one by more than the sum of the standard deviations."""
         none, *pooled = change[move].values()
         return all(none["mean"] - x["mean"] > none["std"] + x["std"] for x in pooled)
 
@@ -134,24 +136,24 @@ def experiment(this: topic.Lesson) -> topic.Found:
     kept = {p: small[p]["mean"] / change["between_classes"][p]["mean"] for p in POOLS}
     seen = [what for move, what in (("shift_1", "the shift"), ("rotation_15", "the rotation")) if holds(move)]
     text = [
-        "The lecture: a pooling unit takes the maximum of a neighbourhood, so small shifts and rotations of the "
-        f"picture change little behind it. A shift by 1 pixel changes the features of oriented filters by "
+        "The lecture: a pooling unit takes the maximum of a neighbourhood, so its output changes little under small "
+        "shifts and rotations of the image. A shift by 1 pixel changes the features of oriented filters by "
         f"{listed('shift_1')}; a rotation by 15 degrees by {listed('rotation_15')}. "
         + (
-            f"With every pooling less changes than with none under {' and '.join(seen)}."
+            f"All kinds of pooling reduce the change under {' and '.join(seen)}."
             if seen
-            else "The claim is not seen."
+            else "The claim is not confirmed."
         )
     ]
     text += [
-        f"Of the windows of 4 the {POOLS[steadier][0].split()[0]} changes less under the shift. But the features of "
-        f"digits of different classes come nearer to each other too: the shift's change is {kept['none']:.2f} of "
-        f"theirs without pooling, {kept['average_4']:.2f} with the average and {kept['max_4']:.2f} with the maximum "
-        "of 4x4."
+        f"Of the 4x4 windows, the {POOLS[steadier][0].split()[0]} changes less under the shift. But pooling also "
+        "brings digits of different classes closer together: relative to their distance, the change under the shift is "
+        f"{kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and {kept['max_4']:.2f} "
+        "with the 4x4 maximum."
     ]
     wanted = ("shift_1", "rotation_15", "between_classes")
     numbers = {"digits": digits, **{move: change[move] for move in wanted}, "shift_1_of_between_classes": kept}
-    return topic.Found("Pooling: small moves matter less", text, FORMULA, numbers)
+    return topic.TopicResult("Pooling: invariance to small moves", text, FORMULA, numbers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Softmax and its temperature; which pictures excite the output units the most ("grandmother cells").
+"""Softmax and its temperature; the images that excite each output unit the most ("grandmother cells").
 
 python -m experiments.lecture.softmax --workdir=W [--steps=200]
 """
@@ -17,13 +17,14 @@ from data import augment
 from data.dataset import pixel_statistics
 from experiments.lecture import topic
 from experiments.reporting import figures
+from experiments.setup import small_training
 from train import optimizers
 from train.task import Task
 
-OPTIONS = {"steps": (200, "Training steps of 64 digits.")}
+OPTIONS = {"steps": (200, "Number of training steps, with batches of 64 digits.")}
 TEMPERATURES = (0.25, 1.0, 4.0)
 BATCH = 64
-TOP, SHOWN = 20, 8  # Strongest pictures of a unit that are counted, and drawn.
+TOP, SHOWN = 20, 8  # How many of the images that excite a unit the most are counted, and drawn.
 FORMULA = (
     '<math display="block"><msub><mi>p</mi><mi>i</mi></msub><mo>=</mo><mfrac><mrow><mi>exp</mi><mo>(</mo><msub>'
     "<mi>z</mi><mi>i</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow><mrow><munder><mo>∑</mo><mi>j</mi></munder>"
@@ -32,31 +33,31 @@ FORMULA = (
 
 
 def softmax(logits, temperature: float = 1.0) -> np.ndarray:
-    """exp(z / T) over its sum, [..., C] -> [..., C]: the probabilities of a Boltzmann distribution with energies -z."""
+    """exp(z / T) normalized to sum 1, [..., C] -> [..., C]: a Boltzmann distribution with energies -z."""
     scaled = np.asarray(logits, np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(-1, keepdims=True))  # The largest is 1: nothing overflows.
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))  # The largest is 1, so nothing overflows.
     return powers / powers.sum(-1, keepdims=True)
 
 
 def entropy(probabilities) -> np.ndarray:
-    """Minus the sum of p log p in nats, [..., C] -> [...]; 0 log 0 is 0."""
+    """The entropy -sum p log p in nats, [..., C] -> [...], with 0 log 0 = 0."""
     p = np.asarray(probabilities)
     return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
 
 
 def strongest(logits, top: int = TOP) -> np.ndarray:
-    """For each unit the `top` pictures with its largest logits, the largest first: [N, C] -> [C, top]."""
+    """The indices of the `top` images with the largest logits of each unit, in descending order: [N, C] -> [C, top]."""
     return np.argsort(-np.asarray(logits), axis=0, kind="stable")[:top].T
 
 
-def own_share(pictures, labels) -> np.ndarray:
-    """[C]: the share of each unit's pictures [C, top] that are of its class."""
-    return (labels[pictures] == np.arange(len(pictures))[:, None]).mean(1)
+def own_share(indices, labels) -> np.ndarray:
+    """The fraction [C] of each unit's images, `indices` [C, top], that belong to its class."""
+    return (labels[indices] == np.arange(len(indices))[:, None]).mean(1)
 
 
 @functools.cache
 def create(steps: int) -> Task:
-    """The task of the project's cnn on mnist5k; one for all seeds, so that its step is compiled once."""
+    """The task of training `cnn` on mnist5k, shared by all seeds so that its step is compiled once."""
     images, _ = data.load("mnist5k").splits["train"]
     mean, std = pixel_statistics(images)
     rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
@@ -70,12 +71,12 @@ def create(steps: int) -> Task:
 
 
 def measure(seed: int, steps: int) -> dict[str, Any]:
-    """The network of a seed: its test accuracy, each unit's strongest test pictures before and after training, and the
-    logits of the test picture whose answer is the least certain."""
+    """Trains the network of one seed. Returns its test accuracy, the test images that excite each unit the most before
+    and after training, and the logits of the test image with the least certain prediction."""
     splits, task = data.load("mnist5k").splits, create(steps)
     tests, answers = splits["test"]
     untrained, predict = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.predict_step)
-    trained = topic.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
+    trained = small_training.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
     before, after = (
         np.concatenate([predict(state, {"image": part}) for part in np.split(tests, 4)])
         for state in (untrained, trained)
@@ -96,8 +97,8 @@ def titled_figure(height: float, title: str):
     return figure
 
 
-def temperature_bars(picture, logits, title: str):
-    """The probabilities at each temperature, and the picture [H, W]."""
+def temperature_bars(image, logits, title: str):
+    """The probabilities at each temperature, and the image [H, W]."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = titled_figure(5.6, title)
         rows = figure.subplots(len(TEMPERATURES), 1, sharex=True)
@@ -107,33 +108,36 @@ def temperature_bars(picture, logits, title: str):
             axes.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="probability", xticks=range(len(shares)))
             axes.set_title(f"T = {temperature:g}: entropy {entropy(shares):.2f} nats", fontsize=11)
         rows[-1].set_xlabel("digit")
-        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Where the bars are low.
-        inset.imshow(picture, "gray")
+        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Where the bars are short.
+        inset.imshow(image, "gray")
         inset.set(xticks=[], yticks=[])
     return figure
 
 
-def picture_grid(images, labels, pictures, title: str):
-    """A row for each unit: the pictures that excite it the most; those of another class have a frame."""
+def top_image_grid(images, labels, indices, title: str):
+    """A row per unit with the images (`indices` [C, top]) that excite it the most; other classes are framed."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = titled_figure(6.4, title)
         axes, side = figure.add_subplot(), images.shape[1] + 3
-        for (unit, place), chosen in np.ndenumerate(pictures[:, :SHOWN]):
+        for (unit, place), chosen in np.ndenumerate(indices[:, :SHOWN]):
             left, top = place * side, unit * side
             axes.imshow(images[chosen, :, :, 0], "gray", extent=(left, left + side - 3, top + side - 3, top))
             if labels[chosen] != unit:
                 edge = figures.COLOURS["eval"]
                 axes.add_patch(Rectangle((left, top), side - 3, side - 3, fill=False, edgecolor=edge, linewidth=3))
-        units = range(len(pictures))
-        axes.set(xlim=(-2, SHOWN * side), ylim=(len(pictures) * side, -2), xticks=[])
+        units = range(len(indices))
+        axes.set(xlim=(-2, SHOWN * side), ylim=(len(indices) * side, -2), xticks=[])
         axes.set_yticks([(unit + 0.45) * side for unit in units], [f"unit {unit}" for unit in units])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    found = [run.piece(f"seed_{i}", functools.partial(measure, i, run.options["steps"])) for i in run.seeds]
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    found = [
+        this_topic.cached(f"seed_{i}", functools.partial(measure, i, this_topic.options["steps"]))
+        for i in this_topic.seeds
+    ]
     images, labels = data.load("mnist5k").splits["test"]
     by_unit = {
         state: np.stack([own_share(np.array(one[state]), labels) for one in found])
@@ -148,24 +152,27 @@ def experiment(run: topic.Lesson) -> topic.Found:
     low, *_, high = TEMPERATURES
     title = f"Entropy: {nats[low]:.2f} nats at T = {low:g}, {nats[high]:.2f} at T = {high:g}"
     figure = temperature_bars(images[found[0]["unsure"], :, :, 0], logits, title)
-    caption = f"softmax of the same ten logits: the test digit, {labels[found[0]['unsure']]}, that the first seed's "
-    caption += f"network is the least certain of; the largest entropy is ln 10 = {np.log(10):.2f} nats"
-    run.figure("temperature", figure, title="Temperature", caption=caption)
-    title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % are its digit"
-    figure = picture_grid(images, labels, np.array(found[0]["trained"]), title)
-    caption = f"the {SHOWN} test digits with the largest logit of each output unit, the largest first, of the first "
-    caption += "seed's network; a digit of another class is framed"
-    run.figure("output_units", figure, title="What excites the output units", caption=caption)
+    caption = f"softmax of the same ten logits, for the test digit ({labels[found[0]['unsure']]}) that the network of "
+    caption += f"the first seed is least certain of; the largest possible entropy is ln 10 = {np.log(10):.2f} nats"
+    this_topic.figure("temperature", figure, title="Temperature", caption=caption)
+    title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % show its digit"
+    figure = top_image_grid(images, labels, np.array(found[0]["trained"]), title)
+    caption = (
+        f"the {SHOWN} test digits with the largest logit of each output unit, in descending order, for the network "
+    )
+    caption += "of the first seed; digits of another class are framed"
+    this_topic.figure("output_units", figure, title="What excites the output units", caption=caption)
 
     grows = ", ".join(f"{value:.2f} nats at T = {temperature:g}" for temperature, value in nats.items())
     worst = by_unit["trained"].mean(0).min()
     text = (
-        "Softmax makes probabilities of logits. A temperature T divides the logits first: for the digit in the figure "
-        f"the entropy is {grows}. Its most probable class does not depend on T.",
-        f"The lecture calls an output unit a grandmother cell: it answers to one thing. After {run.options['steps']} "
-        f"steps the network is right on {100 * accuracy['mean']:.1f} % of test digits, and of the {TOP} that excite a "
-        f"unit the most {said['trained']} are of its class; before training it was {said['untrained']} (mean and "
-        f"standard deviation over seeds). The lowest share of a unit is {100 * worst:.0f} %.",
+        "Softmax converts logits to probabilities. A temperature T first divides the logits: for the digit in the "
+        f"figure the entropy is {grows}. The most probable class does not depend on T.",
+        "The lecture calls an output unit a grandmother cell: it responds to a single concept. After "
+        f"{this_topic.options['steps']} steps the test accuracy is {100 * accuracy['mean']:.1f} %, and of the {TOP} "
+        f"test digits that excite a unit the most, {said['trained']} belong to its class; before training it was "
+        f"{said['untrained']} (mean and standard deviation over seeds). The lowest fraction for any unit is "
+        f"{100 * worst:.0f} %.",
     )
     numbers = {
         "share_of_own_class": share["trained"],
@@ -176,7 +183,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
     }
     rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
     table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
-    return topic.Found("Softmax and grandmother cells", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Softmax and grandmother cells", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":

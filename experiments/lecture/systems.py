@@ -1,4 +1,4 @@
-"""The lecture's large networks counted and drawn: python -m experiments.lecture.systems --workdir=W"""
+"""The large networks of the lecture, counted and drawn: python -m experiments.lecture.systems --workdir=W"""
 
 import models
 from experiments.lecture import topic
@@ -7,7 +7,7 @@ from experiments.setup import communication
 from models import summary
 
 SIDE_BY_SIDE = ("vgg19", "plain34", "resnet34")
-STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's, by the maps' size.
+STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # The Okabe-Ito palette, by map size.
 DEVICES, PER_DEVICE = range(2, 41), 128
 FORMULA = """<math display="block"><msub><mi>x</mi><mi>l</mi></msub><mo>=</mo><msub><mi>H</mi><mi>l</mi></msub>
 <mo>(</mo><mo>[</mo><msub><mi>x</mi><mn>0</mn></msub><mo>,</mo><mo>…</mo><mo>,</mo><msub><mi>x</mi><mrow><mi>l</mi><mo>−</mo>
@@ -17,7 +17,7 @@ FORMULA = """<math display="block"><msub><mi>x</mi><mi>l</mi></msub><mo>=</mo><m
 
 
 def weighted(name: str, image_shape=(224, 224, 3), **options) -> list[summary.Layer]:
-    """The convolutions and dense layers of a network; shortcuts' own are left out."""
+    """The convolutions and dense layers of a network, without those on shortcuts."""
     rows = summary.layers(models.create(name, 1000, **options), image_shape)
     return [row for row in rows if row.multiply_adds and "shortcut" not in row.name and "project" not in row.name]
 
@@ -28,7 +28,7 @@ def totals(name: str) -> dict[str, int]:
 
 
 def split() -> dict[str, dict[str, float]]:
-    """Of AlexNet-OWT: what the convolutions and what the dense layers have, in numbers."""
+    """Counts for the convolutions and for the dense layers of AlexNet-OWT."""
     rows = weighted("alexnet_owt")
     kinds = {"convolutions": [r for r in rows if len(r.shape) == 3], "dense": [r for r in rows if len(r.shape) == 1]}
     keys = ("parameters", "multiply_adds", "units")
@@ -36,7 +36,7 @@ def split() -> dict[str, dict[str, float]]:
 
 
 def draw_split(parts: dict):
-    """Shares of both parts."""
+    """The proportions of convolutions and dense layers."""
     import matplotlib
 
     names = {"multiply_adds": "multiply-adds", "parameters": "parameters", "units": "units"}
@@ -63,12 +63,12 @@ def draw_split(parts: dict):
         axes.set(xlim=(0, 1), ylim=(2.5, -0.5), yticks=[], xticks=[])
         axes.spines[:].set_visible(False)
         axes.set_xlabel("blue: convolutions, orange: dense layers")
-        axes.set_title("AlexNet: convolutions compute,\ndense layers hold the weights")
+        axes.set_title("AlexNet: convolutions dominate compute,\ndense layers hold the weights")
     return shown
 
 
 def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str, dict[str, int]]):
-    """Each network's layers as a column of boxes, coloured by the size of the maps."""
+    """The layers of each network as a column of boxes, coloured by map size."""
     import matplotlib
     from matplotlib.patches import Rectangle
 
@@ -92,12 +92,12 @@ def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str,
             axes.text(column + 0.5, -0.4, head, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
         axes.set(xlim=(0, len(rows_of)), ylim=(tallest + 0.5, -3.6))
         axes.set_axis_off()
-        axes.set_title("Deeper and yet cheaper: a layer a box")
+        axes.set_title("Deeper and yet cheaper: one box per layer")
     return shown
 
 
 def draw_dense_block(rows: list[list[int]]):
-    """The block's layers in a row; every one reads all before it."""
+    """The layers of a dense block in a row; each reads all preceding ones."""
     import matplotlib
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
@@ -123,7 +123,7 @@ def draw_dense_block(rows: list[list[int]]):
 
 
 def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
-    """Megabytes that a device sends in a step, against the devices."""
+    """Megabytes sent per device and step, against the number of devices."""
     import matplotlib
 
     with matplotlib.rc_context(figures.STYLE):
@@ -133,62 +133,63 @@ def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
             axes.plot(DEVICES, values, color=figures.COLOURS[part])
             ends.append((values[-1], name, part))
         figures.label_ends(axes, ends)
-        axes.set(xlabel=f"devices, {PER_DEVICE} images each", ylabel="MB a device sends in a step", ylim=(0, None))
+        axes.set(xlabel=f"devices, {PER_DEVICE} images each", ylabel="MB sent per device and step", ylim=(0, None))
         where = f"up to {crossing - 1} devices" if crossing else "for all these numbers of devices"
         axes.set_title(f"AlexNet: hybrid parallelism sends less\n{where}")
     return shown
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     parts, counts = split(), {name: totals(name) for name in (*SIDE_BY_SIDE, "alexnet_owt")}
     alexnet = communication.Counts(models.create("alexnet_owt", 1000), (224, 224, 3))
     data = [alexnet.data(k)["communication_bytes_per_device"] / 1e6 for k in DEVICES]
     hybrid = [alexnet.hybrid(k, k * PER_DEVICE)["communication_bytes_per_device"] / 1e6 for k in DEVICES]
     crossing = next((k for k, d, h in zip(DEVICES, data, hybrid, strict=True) if h > d), None)
-    # [maps that it sees, maps that it adds] of each of the five layers: 7 = 5 + the first and the last layer.
+    # [input maps, added maps] of each of the five layers; depth 7 includes the first and the last layer.
     block = models.create("densenet", 10, blocks=1, depth=7, growth_rate=4)
     outputs = [row for row in summary.layers(block, (32, 32, 3)) if len(row.shape) == 3 and row.multiply_adds]
     first, layers = outputs[0].shape[-1], outputs[1:]
     dense = [[first + sum(x.shape[-1] for x in layers[:i]), row.shape[-1]] for i, row in enumerate(layers)]
 
-    run.figure(
+    this_topic.figure(
         "alexnet_split",
         draw_split(parts),
-        title="AlexNet's split",
-        caption="shares of the convolutions and the dense layers (AlexNet-OWT, one column)",
+        title="Composition of AlexNet",
+        caption="proportions of the convolutions and the dense layers (AlexNet-OWT, one column)",
     )
-    run.figure(
+    this_topic.figure(
         "traffic",
         draw_traffic(data, hybrid, crossing),
-        title="What devices send",
-        caption="bytes by the ring formula; hybrid: convolutions by data, dense layers by model (Krizhevsky 2014)",
+        title="Communication per device",
+        caption="ring all-reduce; hybrid: data-parallel convolutions, model-parallel dense layers (Krizhevsky 2014)",
     )
-    run.figure(
+    this_topic.figure(
         "side_by_side",
         draw_side_by_side({name: weighted(name) for name in SIDE_BY_SIDE}, counts),
         title="VGG-19, a plain and a residual network",
-        caption="from the picture above to the classes below, coloured by the maps' size (He et al. 2016, figure 3)",
+        caption="from the image (top) to the classes (bottom), coloured by map size (He et al. 2016, figure 3)",
     )
-    run.figure(
+    this_topic.figure(
         "dense_block",
         draw_dense_block(dense),
         title="A dense block",
-        caption="each layer reads the maps of all before it and adds k of its own (Huang et al. 2017, figure 1)",
+        caption="each layer reads the maps of all preceding layers and adds k maps (Huang et al. 2017, figure 1)",
     )
     conv, fc, whole = parts["convolutions"], parts["dense"], counts["alexnet_owt"]
     eight = list(DEVICES).index(8)
     text = [
-        f"AlexNet-OWT has {whole['units']:,} units and {whole['parameters'] / 1e6:.1f} million weights, counted. Its "
+        f"AlexNet-OWT has {whole['units']:,} units and {whole['parameters'] / 1e6:.1f} million weights. Its "
         f"convolutions do {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the work with "
         f"{conv['parameters'] / whole['parameters']:.0%} of the weights. (The lecture's 650,000 units are those of the "
         "two-tower network of 2012, whose first layers have 96 and 256 maps.)",
-        "So its convolutions are divided over devices by images, its dense layers by units: at eight devices each "
-        f"sends {hybrid[eight]:.0f} MB a step where data parallelism sends {data[eight]:.0f} MB."
-        + (f" From {crossing} devices on data parallelism sends less." if crossing else ""),
+        "Hybrid parallelism therefore divides the convolutions among devices by images and the dense layers by units: "
+        f"with eight devices each sends {hybrid[eight]:.0f} MB per step, with data parallelism {data[eight]:.0f} MB."
+        + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
         f"VGG-19 needs {counts['vgg19']['multiply_adds'] / counts['resnet34']['multiply_adds']:.1f} times the work of "
-        f"ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 by its shortcuts "
-        "alone.",
-        f"In a dense block with growth rate {dense[0][1]} the layers see {', '.join(str(r[0]) for r in dense)} maps.",
+        f"ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 only by its "
+        "shortcuts.",
+        f"In a dense block with growth rate {dense[0][1]} the layers have {', '.join(str(r[0]) for r in dense)} input "
+        "maps.",
     ]
     rows = [[n, f"{c['units']:,}", f"{c['parameters']:,}", f"{c['multiply_adds']:,}"] for n, c in counts.items()]
     numbers = {
@@ -199,7 +200,7 @@ def experiment(run: topic.Lesson) -> topic.Found:
         "dense_block": dense,
     }
     tables = [("Counts", ["network", "units", "weights", "multiply-adds"], rows)]
-    return topic.Found("The large networks, counted", text, FORMULA, numbers, tables)
+    return topic.TopicResult("The large networks in numbers", text, FORMULA, numbers, tables)
 
 
 if __name__ == "__main__":

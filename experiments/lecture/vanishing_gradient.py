@@ -1,7 +1,8 @@
-"""Gradients on their way back through a deep network: python -m experiments.lecture.vanishing_gradient --workdir=W
+"""Gradients backpropagated through a deep network: python -m experiments.lecture.vanishing_gradient --workdir=W
 
-A plain network of dense layers on mnist5k: the norm of each layer's gradient for four activations, drawn after Glorot
-and after Kaiming, before and after some training; and training accuracy of a deep sigmoid net beside a deep ReLU net.
+For plain networks of dense layers on mnist5k: the norm of each layer's gradient with four activations and with Glorot
+and Kaiming initialization, before and after some training; and the training accuracy of a deep sigmoid network compared
+with a deep ReLU network.
 """
 
 import functools
@@ -10,14 +11,15 @@ import matplotlib
 import numpy as np
 import optax
 
-from experiments.cli import flags
+from experiments.cli import app
 from experiments.lecture import deep_nets, topic
 from experiments.lecture.deep_nets import INITS
 from experiments.reporting import figures
+from experiments.setup import small_training
 
 OPTIONS = {
-    "steps": (800, "Training steps of the ReLU net and of the sigmoid net."),
-    "hidden_layers": (20, "Hidden layers of all networks, at most 50, 64 units each."),
+    "steps": (800, "Number of training steps of the ReLU and the sigmoid network."),
+    "hidden_layers": (20, "Number of hidden layers of all networks, at most 50, with 64 units each."),
 }
 LINES = {  # activation: label, colour
     "tanh": ("tanh", figures.COLOURS["train"]),
@@ -26,12 +28,12 @@ LINES = {  # activation: label, colour
     "rectified_tanh": ("rectified tanh", "#CC79A7"),
 }
 WIDTH = 64
-EXAMPLES = 1000  # Digits that the gradient is measured on.
-AFTER = 100  # Steps of the second measurement.
-RATE = 0.01  # Of every run but those of the sigmoid net, which has the best of
+EXAMPLES = 1000  # Number of digits that the gradient is measured on.
+AFTER = 100  # Training steps before the second measurement.
+RATE = 0.01  # Learning rate of all runs except those of the sigmoid network, which uses the best of RATES.
 RATES = (0.01, 0.1, 1.0, 10.0)
 MEASURED = ("ratio", f"ratio_after_{AFTER}_steps", "first_layer")
-VANISHED = 0.01  # A ratio of the first layer's gradient to the last one's below this is called so.
+VANISHED = 0.01  # Gradients have vanished if the ratio of the first layer's norm to the last layer's is below this.
 
 FORMULA = """<math display="block"><mrow><mfrac><mrow><mi>∂</mi><mi>L</mi></mrow><mrow><mi>∂</mi><msub><mi>W</mi>
 <mi>l</mi></msub></mrow></mfrac><mo>=</mo><msub><mi>δ</mi><mi>l</mi></msub><msubsup><mi>h</mi><mrow><mi>l</mi>
@@ -44,17 +46,19 @@ FORMULA = """<math display="block"><mrow><mfrac><mrow><mi>∂</mi><mi>L</mi></mr
 
 
 def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int) -> dict[str, list[float]]:
-    """Gradient norms by layer [depth] at the `start` and `after` some steps."""
+    """Gradient norms by layer [depth] at the `start` and `after` AFTER training steps."""
     images, labels = deep_nets.some(digits, EXAMPLES)
     found = {}
     for name, steps in (("start", 0), ("after", AFTER)):
-        state = topic.train(task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed)
+        state = small_training.train(
+            task, digits.images, digits.labels, batch_size=deep_nets.BATCH_SIZE, steps=steps, seed=seed
+        )
         found[name] = deep_nets.gradient_norms(state.params, images, labels, model=model)
     return found
 
 
 def draw_norms(found: dict, when: str, title: str):
-    """Gradient norm by layer, a panel an initialisation; the layers stand as the gradient meets them."""
+    """Gradient norm by layer, in the order of backpropagation; one panel per initialization."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1, sharex=True, sharey=True)
@@ -62,7 +66,7 @@ def draw_norms(found: dict, when: str, title: str):
         ends: dict[str, list[tuple[float, str, str]]] = {init: [] for init in INITS}
         for axes, init in zip(panels, INITS, strict=True):
             axes.set(yscale="log", ylabel="norm of the gradient")
-            axes.set_title(f"weights drawn after {init.title()}", fontsize=11, fontweight="normal")
+            axes.set_title(f"{init.title()} initialization", fontsize=11, fontweight="normal")
             for name, (label, colour) in LINES.items():
                 values = np.array([seed[when] for seed in found[name, init]])[:, ::-1]
                 layers = np.arange(values.shape[1], 0, -1)
@@ -71,7 +75,7 @@ def draw_norms(found: dict, when: str, title: str):
         panels[0].yaxis.set_major_formatter(deep_nets.tick)
         panels[-1].set_xticks([int(x) for x in np.linspace(layers[0], 1, 5)])
         panels[-1].set_xlabel("layer, from the last to the first")
-        figure.draw_without_rendering()  # Labels go where the lines end in the finished layout.
+        figure.draw_without_rendering()  # The label positions depend on the final layout.
         for axes, init in zip(panels, INITS, strict=True):
             figures.label_ends(axes, ends[init])
             for text in axes.texts:
@@ -79,10 +83,10 @@ def draw_norms(found: dict, when: str, title: str):
     return figure
 
 
-def experiment(run: topic.Lesson) -> topic.Found:
-    hidden, steps = run.options["hidden_layers"], run.options["steps"]
-    # Deeper, and the sigmoid's gradient falls below the range of float32.
-    flags.require(hidden <= 50, f"--hidden_layers={hidden}: accepted are 1 to 50")
+def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    hidden, steps = this_topic.options["hidden_layers"], this_topic.options["steps"]
+    # With more layers the gradient of the sigmoid network underflows float32.
+    app.require(hidden <= 50, f"--hidden_layers={hidden}: must be between 1 and 50")
     depth, digits = hidden + 1, deep_nets.digits()
     tasks = deep_nets.tasks(depth, WIDTH, list(LINES), digits, optax.sgd(RATE))
 
@@ -91,7 +95,8 @@ def experiment(run: topic.Lesson) -> topic.Found:
     for (name, init), task in tasks.items():
         measure = functools.partial(norms, deep_nets.DeepMLP(depth, WIDTH, name), task, digits)
         found[name, init] = [
-            run.piece(f"norms_{name}_{init}_seed{seed}", functools.partial(measure, seed=seed)) for seed in run.seeds
+            this_topic.cached(f"norms_{name}_{init}_seed{seed}", functools.partial(measure, seed=seed))
+            for seed in this_topic.seeds
         ]
     numbers: dict = {"layers": depth, **{key: {} for key in MEASURED}}
     for (name, init), seeds in found.items():
@@ -103,17 +108,18 @@ def experiment(run: topic.Lesson) -> topic.Found:
         for key, each in zip(MEASURED, values, strict=True):
             numbers[key][f"{name}_{init}"] = topic.mean_and_std(each)
 
-    # --- Two nets, trained.
+    # --- Training of two networks.
     def curves(task, name, rate):
         fit = functools.partial(deep_nets.train, task, digits, steps=steps, every=max(1, steps // 16))
         return [
-            run.piece(f"train_{name}_rate{rate:g}_seed{seed}", functools.partial(fit, seed=seed)) for seed in run.seeds
+            this_topic.cached(f"train_{name}_rate{rate:g}_seed{seed}", functools.partial(fit, seed=seed))
+            for seed in this_topic.seeds
         ]
 
     def final(per_seed):
         return topic.mean_and_std([curve[-1]["accuracy"] for curve in per_seed])
 
-    def score(rate):  # Where no rate gives more than chance, the loss decides.
+    def score(rate):  # If all rates stay at chance level, the loss decides.
         return final(sigmoid[rate])["mean"], -np.mean([curve[-1]["loss"] for curve in sigmoid[rate]])
 
     relu, sigmoid = curves(tasks["relu", "kaiming"], "relu", RATE), {}
@@ -125,48 +131,58 @@ def experiment(run: topic.Lesson) -> topic.Found:
     numbers |= {"accuracy": accuracy, "sigmoid_rates": {f"{rate:g}": final(sigmoid[rate]) for rate in RATES}}
     numbers["sigmoid_best_rate"] = best
 
-    # --- What is shown.
+    # --- Figures and text.
     ten, verdict = deep_nets.power_of_ten, deep_nets.verdict
     ratio, after, first = ({k: v["mean"] for k, v in numbers[key].items()} for key in MEASURED)
     for means, when, place in ((ratio, "start", "At the start"), (after, "after", f"After {AFTER} steps")):
         title = (
-            f"{place} layer 1 has {ten(means['sigmoid_glorot'])} of layer {depth}'s gradient with sigmoid (Glorot), "
-            f"{ten(means['relu_kaiming'])} times it with ReLU (Kaiming)"
+            f"{place} the gradient norm of layer 1 is {ten(means['sigmoid_glorot'])} times that of layer {depth} with "
+            f"sigmoid (Glorot), {ten(means['relu_kaiming'])} times with ReLU (Kaiming)"
         )
         caption = f"Frobenius norm of the gradient of each layer's weights, {place.lower()}; mean and range over seeds"
-        run.figure(f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption)
+        this_topic.figure(
+            f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption
+        )
     percent = {name: f"{100 * value['mean']:.1f} %" for name, value in accuracy.items()}
     says = {name: verdict(value["mean"]) for name, value in accuracy.items()}
     title = f"{depth} layers: ReLU {says['relu']} ({percent['relu']}), sigmoid {says['sigmoid']} ({percent['sigmoid']})"
     caption = (
         f"plain SGD, batches of {deep_nets.BATCH_SIZE}, rate {RATE:g} for ReLU (Kaiming), {best:g} for sigmoid "
-        f"(Glorot), its best of {', '.join(f'{rate:g}' for rate in RATES)}; mean and range over seeds"
+        f"(Glorot), the best of {', '.join(f'{rate:g}' for rate in RATES)}; mean and range over seeds"
     )
     nets_shown = [(relu, "ReLU", "test"), (sigmoid[best], "sigmoid", "eval")]
-    run.figure("accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep nets", caption=caption)
+    this_topic.figure(
+        "accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep networks", caption=caption
+    )
 
     gone = [label for name, (label, _) in LINES.items() if ratio[f"{name}_glorot"] < VANISHED]
     dim = first["relu_glorot"] / first["relu_kaiming"]
     text = [
-        "The lecture: in a deep network the gradient of saturating units vanishes on its way to the first layers, "
-        "which then do not learn; rectified units let it through.",
-        f"Here the norm of layer 1's gradient is {ten(ratio['sigmoid_glorot'])} of layer {depth}'s with sigmoid, whose "
-        f"derivative of at most 1/4 stands {depth - 1} times in the product, {ten(ratio['tanh_glorot'])} with tanh "
-        f"(both after Glorot) and {ten(ratio['relu_kaiming'])} with ReLU after Kaiming; after Glorot it is below "
-        f"{VANISHED:g} with {' and '.join(gone) or 'none of the four'}"
-        + ("." if "tanh" in gone else ", and not with tanh at this depth."),
-        f"A ratio near 1 is not all: for ReLU it is {ten(ratio['relu_glorot'])} after Glorot, but there layer 1's "
-        f"gradient has {ten(dim)} of its size after Kaiming.",
-        f"Trained for {steps} steps of plain SGD the ReLU net {says['relu']} ({percent['relu']} of the training digits "
-        f"right), and the sigmoid net {says['sigmoid']} at the best of {len(RATES)} learning rates "
-        f"({percent['sigmoid']}; chance is {100 * deep_nets.CHANCE:.0f} %).",
+        "The lecture: in a deep network with saturating units the gradient vanishes before it reaches the first "
+        "layers, which then do not learn; rectified units do not attenuate it.",
+        f"Here the ratio of the gradient norms of layer 1 and layer {depth} is {ten(ratio['sigmoid_glorot'])} with "
+        f"sigmoid, whose derivative of at most 1/4 enters the product {depth - 1} times, {ten(ratio['tanh_glorot'])} "
+        f"with tanh (both with Glorot initialization) and {ten(ratio['relu_kaiming'])} with ReLU and Kaiming "
+        f"initialization; with Glorot it is below {VANISHED:g} for {' and '.join(gone) or 'none of the four'}"
+        + ("." if "tanh" in gone else ", but not for tanh at this depth."),
+        f"A ratio near 1 is not sufficient: for ReLU it is {ten(ratio['relu_glorot'])} with Glorot, but there the "
+        f"gradient of layer 1 is {ten(dim)} times as large as with Kaiming.",
+        f"In {steps} steps of plain SGD the ReLU network {says['relu']} (training accuracy {percent['relu']}) and the "
+        f"sigmoid network {says['sigmoid']} at the best of {len(RATES)} learning rates ({percent['sigmoid']}; chance "
+        f"is {100 * deep_nets.CHANCE:.0f} %).",
     ]
     rows = [
         [LINES[name][0], init.title(), *(ten(means[f"{name}_{init}"]) for means in (ratio, after, first))]
         for name, init in found
     ]
-    header = ["activation", "weights", "layer 1 / last, start", f"layer 1 / last, {AFTER} steps", "layer 1, start"]
-    return topic.Found("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
+    header = [
+        "activation",
+        "initialization",
+        "layer 1 / last, start",
+        f"layer 1 / last, {AFTER} steps",
+        "layer 1, start",
+    ]
+    return topic.TopicResult("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
     over it, both of the picture's own size, beside legend.png."""
     colours, rows, taken = palette(class_names), [], set[str]()
     for file, mask in zip(files, found, strict=True):
-        picture = decode.read_picture(file, channels=3)
+        picture = decode.read_image(file, channels=3)
         whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
         stem = pathlib.Path(file).stem
         others = (f"{stem}_{i}" for i in itertools.count(2))  # Pictures of one name from several folders.

@@ -13,7 +13,7 @@ import models
 from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments.cli.compilation_cache import cache_folder
-from experiments.lecture import topic
+from experiments.setup import small_training
 from train import leaves, optimizers
 from train.messages import say
 from train.signals import Interrupted, Stop
@@ -91,7 +91,7 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
         if stop is not None and stop.number:
             raise Interrupted(stop.number, 0)
 
-    return topic.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
+    return small_training.train(task, images, labels, batch_size=batch, steps=steps, seed=SEED, every=10, watch=watch)
 
 
 def _read(path: pathlib.Path, like):
@@ -107,7 +107,7 @@ def _write(path: pathlib.Path, state) -> None:
     """Keeps it; a cache that can't be written is said and done without."""
     with contextlib.suppress(OSError):  # Where this fails, so does what follows.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cache.write(path, path.stem, what="the classifier is trained", **_kept(leaves.to_host(state)))
+    cache.write(path, path.stem, what="training the classifier", **_kept(leaves.to_host(state)))
 
 
 def _kept(tree: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,9 @@ def read_image(file: str, run: SavedRun) -> np.ndarray:
     the whole of others, resized. Raises DataError."""
     height, width, channels = run.info.image_shape
     if run.task == "segmentation" or in_memory(run):
-        return decode.read_picture(file, channels=channels, crop=decode.whole((height, width)))
+        return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
     view = stream.view(run.config.image_size, run.config.augment)
-    return decode.read_picture(file, channels=channels, crop=stream.middle(view))
+    return decode.read_image(file, channels=channels, crop=stream.middle(view))
 
 
 def on_own_data(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> Any:
