@@ -27,7 +27,7 @@ STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME}
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
 IN_TEXT = re.compile(
     rf"(?:(?:python -m |PYTHON )(?:experiments|benchmarks)[./][\w.]+|\b(?:{NAME})(?= --))"
-    rf"(?: {FLAG}| picture\.png| \.\.\.)*"
+    rf"(?: {FLAG}| image\.png| \.\.\.)*"
 )
 
 

@@ -48,9 +48,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"FILE": "resnet18_weights", "D": "pictures"}, cold=True
     ),
     "evaluate --workdir=W [--split=test]": Run(where={"W": "classifier"}, cold=True),
-    "predict --workdir=W picture.png ... [--top=3]": Run(
-        where={"W": "classifier", "picture.png": "picture"}, cold=True
-    ),
+    "predict --workdir=W image.png ... [--top=3]": Run(where={"W": "classifier", "image.png": "picture"}, cold=True),
     "predict --workdir=W --samples=N [--seed=S] [--out=FOLDER]": Run(
         where={"W": "generator", "N": "3", "S": "1", "FOLDER": "new"}
     ),

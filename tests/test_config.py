@@ -47,8 +47,8 @@ def test_values_have_the_fields_types():
         "--compression=0": "must be greater than 0 and at most 1",
         "--seed=4294967296": "must be between 0 and 4294967295",
         "--drops=0.5,1": "must be greater than 0 and less than 1",
-        "--drops=half": "must be a number, or several with commas",
-        "--hidden=3.5": "must be a whole number, or several with commas",
+        "--drops=half": "--drops=half: must be a number, or several separated by commas",
+        "--hidden=3.5": "must be a whole number, or several separated by commas",
         "--schedule=linear": "value should be one of <constant|step|cosine|one_cycle>",
     }.items(),
 )

@@ -7,7 +7,7 @@ import shlex
 import signal
 
 import pytest
-from absl import flags
+from absl import flags as absl_flags
 
 from experiments.cli import options, subprocesses
 from experiments.lecture import __main__ as lecture
@@ -56,7 +56,7 @@ def test_page_is_escaped_and_self_contained(tmp_path):
 
 
 def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic, "start_cache", lambda: None)
     made, fails = [], [True]
 
     def experiment(this_topic):
@@ -106,9 +106,9 @@ def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_a_topics_flags_are_checked_when_they_are_parsed(flag, accepted):
-    flag_values = flags.FlagValues()
+    flag_values = absl_flags.FlagValues()
     options.define(topic.config_class({"seeds": topic.SEEDS, "steps": (9, "Steps."), "rate": (0.5, "A.")}), flag_values)
-    with pytest.raises(flags.IllegalFlagValueError, match=accepted):
+    with pytest.raises(absl_flags.IllegalFlagValueError, match=accepted):
         flag_values(["topic", "--workdir=W", flag])
 
 

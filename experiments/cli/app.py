@@ -39,7 +39,7 @@ def _parse(argv):
             line = re.sub(
                 rf"(invalid literal for {kind}\(\)|could not convert string to {kind}).*", f"must be {accepted}", line
             )
-        line = re.sub(r"^flag (--\w+)(=None(?=: must be given))?", r"\1", line)
+        line = line.removeprefix("flag ")
         print("error:", line, file=sys.stderr)
         sys.exit(2)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 NUMBERS = {int: "a whole number", float: "a number"}
+SEVERAL = ", or several separated by commas"
 
 
 class Interval(NamedTuple):
@@ -106,7 +107,7 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
     return found
 
 
-def _converted(value: Any, kind: _Kind, spec: Spec) -> Any:
+def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
     """The typed value of a flag's value, or of one from JSON. Raises ValueError that says what is accepted."""
     if value is None:
         if not kind.optional:
@@ -115,14 +116,14 @@ def _converted(value: Any, kind: _Kind, spec: Spec) -> Any:
     if kind.is_tuple:
         if not isinstance(value, list | tuple):
             raise ValueError("must be a list")
-        return tuple(_converted(item, kind._replace(is_tuple=False, optional=False), spec) for item in value)
+        return tuple(_converted(item, kind._replace(is_tuple=False, optional=False), spec, SEVERAL) for item in value)
     if kind.scalar in NUMBERS:
         try:
             number = kind.scalar(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or (kind.scalar is int and number != float(value)):
-            raise ValueError(f"must be {NUMBERS[kind.scalar]}{', or several with commas' if kind.is_tuple else ''}")
+            raise ValueError(f"must be {NUMBERS[kind.scalar]}{several}")
         value = number
     elif not isinstance(value, kind.scalar):
         raise ValueError(f"must be a {kind.scalar.__name__}")
@@ -155,11 +156,12 @@ def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
             }
             makers[kind.scalar](field.name, default, spec.help, **common)
 
-        def check(value, kind=kind, spec=spec):
+        def check(value, name=field.name, kind=kind, spec=spec):
             try:
                 _converted(value, kind, spec)
             except ValueError as error:
-                raise flags.ValidationError(str(error)) from None
+                equals = "" if value is None else f"={given(value)}:"
+                raise flags.IllegalFlagValueError(f"--{name}{equals} {error}") from None
             return True
 
         flags.register_validator(field.name, check, flag_values=flag_values)
