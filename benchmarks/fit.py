@@ -93,7 +93,7 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise flags.UsageError(f"unexpected argument {argv[1]!r}; fit takes flags alone")
     for name in MODELS.value:
-        flags.require(name in models.REGISTRY, f"--models={name}: there is no such network")
+        flags.require(name in models.MODELS, f"--models={name}: there is no such network")
     flags.start_cache()
     dataset = folder.load(DATA_DIR.value)
     images, labels = dataset.splits["train"]

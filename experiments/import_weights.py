@@ -38,9 +38,9 @@ def main(argv) -> int:
     flags.start_cache()
     entries = weights.read(WEIGHTS.value)
     try:
-        model, variables = models.from_peer(config["model"], entries, image_size=size)
+        model, variables = models.from_torchvision(config["model"], entries, image_size=size)
     except ValueError as error:
-        if config["model"] not in models.PEERS:
+        if config["model"] not in models.MODELS or models.spec(config["model"]).torchvision is None:
             raise flags.UsageError(str(error)) from None
         raise DataError(f"{WEIGHTS.value} does not fit --model={config['model']}: {error}") from None
     config["v1_5"] = True if getattr(model, "v1_5", False) else None

@@ -35,21 +35,16 @@ def main(argv) -> int:
 
     config = flags.values()
     flags.start_cache()  # The kernels that tracing needs are kept there.
-    if config["model"] in models.SEGMENTERS:
-        default, channels, classes = ("64", 1, 11) if config["model"] == "segnet_small" else ("360x480", 3, 11)
-    elif config["model"] in models.GENERATORS:
-        default, channels, classes = "64", 3, 10
-    elif config["model"] in models.PEERS or config["model"].startswith("plain"):
-        default, channels, classes = "224", 3, 1000
-    elif config["model"] in models.CIFAR:
-        default, channels, classes = "32", 3, 10
-    else:
-        default, channels, classes = "28", 1, {"logistic": 2}.get(config["model"], 10)
+    try:
+        spec = models.spec(config["model"])
+    except ValueError as error:
+        raise flags.UsageError(str(error)) from None
+    height, width, channels = spec.image_shape
     channels = CHANNELS.value if CHANNELS.value is not None else channels
-    classes = CLASSES.value if CLASSES.value is not None else classes
+    classes = CLASSES.value if CLASSES.value is not None else spec.num_classes
     for name, value in (("channels", channels), ("num_classes", classes)):
         flags.require(value > 0, f"--{name}={value}: must be more than 0")
-    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", IMAGE_SIZE.value or default)
+    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", IMAGE_SIZE.value or f"{height}x{width}")
     if size is None:
         raise flags.UsageError(f"--image_size={IMAGE_SIZE.value}: accepted are SIDE, as 224, and HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
@@ -60,7 +55,7 @@ def main(argv) -> int:
         )
     plan = None
     try:
-        if config["model"] in models.GENERATORS:
+        if spec.task == "generation":
             square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
             flags.require(square, f"--image_size={IMAGE_SIZE.value}: accepted are 32 and 64")
             model = models.create(config["model"], classes, size=image_shape[0], channels=channels)

@@ -13,16 +13,17 @@ import flax.linen as nn
 from models.cpu_kernels.ops import dot_general
 from models.initializers import fan_in_uniform, normal, uniform
 from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
 # The author's rates and decays: biases learn twice as fast and do not decay.
 AUTHOR_GROUPS = ((r"bias$", 2.0, 0.0), (r"kernel$", 1.0, 1.0))
-# The peer's name (torchvision) of each layer, and the channels behind each dense layer that reads a flattened image.
-PEER_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 10), 1)} | {
+# torchvision's name of each layer.
+TORCHVISION_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 10), 1)} | {
     "fc6": "classifier.1",
     "fc7": "classifier.4",
     "logits": "classifier.6",
 }
-FLATTENED = {"fc6": 256}
 # Side, stride and padding of the five convolutions.
 WINDOWS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
 # The author's initial weights: the normal distribution's standard deviation, and the bias.
@@ -110,3 +111,14 @@ class AlexNetOWT(nn.Module):
 
     def __call__(self, x, train: bool = False):
         return self.classifier(self.features(x, train), train)
+
+
+SPECS = {
+    "alexnet_owt": ModelSpec(
+        module=AlexNetOWT,
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        author_groups=AUTHOR_GROUPS,
+        torchvision=TorchvisionLayout(TORCHVISION_NAMES, flattened={"fc6": 256}),
+    )
+}

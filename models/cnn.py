@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
+from models.model_spec import ModelSpec
 
 
 class CNN(nn.Module):
@@ -31,3 +32,6 @@ class CNN(nn.Module):
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn_dense")(x))
         x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)
+
+
+SPECS = {"cnn": ModelSpec(module=CNN)}

@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from models.initializers import normal
 from models.layers import Conv, Dense, local_response_norm, max_pool, relu
+from models.model_spec import ModelSpec
 
 # The author's pixels are 0 to 255 less the mean; over CIFAR-10 their standard deviation is 64. Ours come divided by it,
 # and his first initialisation and rates are for his.
@@ -43,3 +44,6 @@ class CudaConvNet(nn.Module):
             local = nn.ConvLocal(width, (3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04), name=name)
             x = relu(local(x))
         return Dense(self.num_classes, kernel_init=normal(0.01), name="logits")(x.reshape(x.shape[0], -1))
+
+
+SPECS = {"cuda_convnet": ModelSpec(module=CudaConvNet, image_shape=(32, 32, 3), author_groups=AUTHOR_GROUPS)}

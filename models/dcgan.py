@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from models.initializers import normal
 from models.layers import BatchNorm, Conv, Deconv, Dense, relu
+from models.model_spec import ModelSpec
 
 LATENT = 100  # Numbers of a latent vector.
 SIZES = (32, 64)  # Pixels a side.
@@ -137,3 +138,6 @@ class DCGAN(nn.Module):
         labels = jnp.zeros(len(x), jnp.int32)
         self.generate(jnp.zeros((len(x), LATENT)), labels, train)
         return self.discriminate(x, labels, train)
+
+
+SPECS = {"dcgan": ModelSpec(module=DCGAN, task="generation", image_shape=(64, 64, 3))}

@@ -16,6 +16,7 @@ import numpy as np
 from models.cpu_kernels.ops import conv_general_dilated
 from models.initializers import dirac
 from models.layers import BatchNorm, Conv, Dense, gelu, max_pool
+from models.model_spec import ModelSpec
 
 WINDOW = 2
 
@@ -24,7 +25,7 @@ class DCNN(nn.Module):
     """[B, H, W, C] of 9 pixels or more a side -> logits [B, num_classes].
 
     The whitening filters [2, 2, C, 4C] are kept with the batch statistics, since no gradient changes them. They begin
-    as the identity; `fit` computes them.
+    as the identity; `whitening_from_images` computes them.
     """
 
     num_classes: int
@@ -57,7 +58,7 @@ class DCNN(nn.Module):
         return Dense(self.num_classes, name="logits")(x.max((1, 2)))
 
 
-def fit(batch_stats, images_BHWC):
+def whitening_from_images(batch_stats, images_BHWC):
     """`batch_stats` with the filters that whiten the 2x2 patches of normalised images: the patches' principal
     components, largest variance first, each scaled to variance one on these images.
 
@@ -86,3 +87,15 @@ def first_filters(params, batch_stats):
         for j in range(kernel.shape[1]):
             total[i : i + WINDOW, j : j + WINDOW] += whitening @ (bright - dark)[i, j] / 2
     return total
+
+
+SPECS = {
+    name: ModelSpec(
+        module=DCNN,
+        options=options,
+        image_shape=(32, 32, 3),
+        data_dependent_init=whitening_from_images,
+        first_filters=first_filters,
+    )
+    for name, options in (("dcnn", {}), ("dcnn_wide", {"widths": (64, 128, 256)}))
+}

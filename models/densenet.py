@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from models.cpu_kernels import dense_block, ops
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
 # The networks for ImageNet (table 1): layers of each block, growth rate.
 DEPTHS = {
@@ -24,8 +26,8 @@ DEPTHS = {
 }
 
 
-def peer_names(*, depth: int) -> dict[str, str]:
-    """The peer's name (torchvision) of each layer of a network for ImageNet."""
+def torchvision_names(*, depth: int) -> dict[str, str]:
+    """Returns torchvision's name of each layer of a network for ImageNet."""
     blocks, _ = DEPTHS[depth]
     names = {"conv1": "features.conv0", "bn1": "features.norm0", "bn": "features.norm5", "logits": "classifier"}
     for block, layers in enumerate(blocks, 1):
@@ -178,3 +180,15 @@ class ImageNetDenseNet(nn.Module):
                 x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
             )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
+
+
+SPECS = {"densenet": ModelSpec(module=DenseNet, image_shape=(32, 32, 3))} | {
+    f"densenet{depth}": ModelSpec(
+        module=ImageNetDenseNet,
+        options={"depth": depth},
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        torchvision=TorchvisionLayout(torchvision_names(depth=depth)),
+    )
+    for depth in DEPTHS
+}

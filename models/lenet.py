@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from models import layer_specs
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Conv, Dense, activation, avg_pool
+from models.model_spec import ModelSpec
 
 
 def _edges(size):
@@ -57,3 +58,6 @@ class LeNet(nn.Module):
             function,
         ]
         return [*first, *second, layer_specs.Dense("f6"), function, layer_specs.Dense("logits")]
+
+
+SPECS = {"lenet": ModelSpec(module=LeNet)}

@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from models import layer_specs
 from models.layers import Dense
+from models.model_spec import ModelSpec
 
 
 class Perceptron(nn.Module):
@@ -40,3 +41,9 @@ class Logistic(nn.Module):
         if self.num_classes != 2:
             raise ValueError(f"logistic separates 2 classes, not {self.num_classes}; choose them by --positive=DIGIT")
         return Dense(1, kernel_init=nn.initializers.zeros, name="dense")(x.reshape(x.shape[0], -1))
+
+
+SPECS = {
+    "perceptron": ModelSpec(module=Perceptron),
+    "logistic": ModelSpec(module=Logistic, num_classes=2),
+}

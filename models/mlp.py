@@ -7,6 +7,7 @@ import flax.linen as nn
 from models import layer_specs
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, Dropout, activation
+from models.model_spec import ModelSpec
 
 
 class MLP(nn.Module):
@@ -41,3 +42,6 @@ class MLP(nn.Module):
         for i in range(len(self.hidden)):
             hidden += [layer_specs.Dense(f"dense{i + 1}"), layer_specs.Activation(self.activation, self.slope)]
         return [*hidden, layer_specs.Dense("logits")]
+
+
+SPECS = {"mlp": ModelSpec(module=MLP)}

@@ -9,6 +9,8 @@ import flax.linen as nn
 
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS = {
@@ -20,8 +22,8 @@ DEPTHS = {
 }
 
 
-def peer_names(*, depth: int) -> dict[str, str]:
-    """The peer's name (torchvision) of each layer."""
+def torchvision_names(*, depth: int) -> dict[str, str]:
+    """Returns torchvision's name of each layer."""
     stages, bottleneck = DEPTHS[depth]
     names = {"conv1": "conv1", "bn1": "bn1", "logits": "fc"}
     for stage, blocks in enumerate(stages, 1):
@@ -95,3 +97,24 @@ class ResNet(nn.Module):
                 options = (64 * 2 ** (stage - 1), stride, bottleneck, self.v1_5, self.residual, bn_axis)
                 x = Block(*options, name=f"stage{stage}_block{block}")(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
+
+
+# Bottleneck blocks come as v1 and v1.5, an option; the others know no such difference.
+SPECS = {
+    f"resnet{depth}": ModelSpec(
+        module=ResNet,
+        options={"depth": depth, "residual": True} | ({} if bottleneck else {"v1_5": False}),
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        torchvision=TorchvisionLayout(torchvision_names(depth=depth)),
+    )
+    for depth, (_, bottleneck) in DEPTHS.items()
+} | {
+    f"plain{depth}": ModelSpec(
+        module=ResNet,
+        options={"depth": depth, "residual": False, "v1_5": False},
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+    )
+    for depth in (18, 34)
+}

@@ -15,6 +15,7 @@ from jax import lax
 from models.cpu_kernels import ops
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, relu
+from models.model_spec import ModelSpec
 
 # Blocks of a stage from which on a CPU runs them in a loop: it costs copies, and saves the compilation of each.
 MANY = 12
@@ -86,3 +87,13 @@ class CifarResNet(nn.Module):
             for name in names[1:]:
                 x = Block(width, 1, self.residual, bn_axis, name=name)(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
+
+
+SPECS = {
+    f"cifar_{kind}{depth}": ModelSpec(module=CifarResNet, options={"depth": depth} | options, image_shape=(32, 32, 3))
+    for kind, depths, options in (
+        ("resnet", (20, 32, 44, 56, 110, 1202), {}),
+        ("plain", (20, 32, 44, 56), {"residual": False}),
+    )
+    for depth in depths
+}

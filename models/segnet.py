@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_indices, relu, unpool
+from models.model_spec import ModelSpec
 from models.vgg import DEPTHS, WIDTHS
 
 # The decoders of the paper's study (section 3.1): "indices" is SegNet; "indices_add" adds the encoder's maps to what
@@ -174,3 +175,24 @@ class SegNet(nn.Module):
                 x = bn_relu(conv(x, width, f"decoder{stage}_{i}"), f"decoder{stage}_bn{i}")
                 x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has as many maps.
         return conv(x, self.num_classes, "logits")
+
+
+SPECS = {
+    "segnet_small": ModelSpec(module=SegNetSmall, task="segmentation", image_shape=(64, 64, 1), num_classes=11),
+    "segnet_basic": ModelSpec(
+        module=SegNetBasic,
+        task="segmentation",
+        image_shape=(360, 480, 3),
+        num_classes=11,
+        author_groups=AUTHOR_GROUPS,
+        raw_pixels=True,
+    ),
+    "segnet": ModelSpec(
+        module=SegNet,
+        task="segmentation",
+        image_shape=(360, 480, 3),
+        num_classes=11,
+        author_groups=AUTHOR_GROUPS,
+        encoders={"vgg16": ("conv",), "vgg16_bn": ("conv", "bn")},
+    ),
+}

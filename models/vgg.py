@@ -6,14 +6,16 @@ import flax.linen as nn
 
 from models.initializers import normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, gather_columns, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Convolutions of 3x3 in each of the five stages.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-def peer_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
-    """The peer's name (torchvision) of each layer."""
+def torchvision_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
+    """Returns torchvision's name of each layer."""
     names, at = {}, 0
     for stage, convolutions in enumerate(DEPTHS[depth], 1):
         for i in range(1, convolutions + 1):
@@ -25,9 +27,8 @@ def peer_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
     return names | {"fc6": "classifier.0", "fc7": "classifier.3", "logits": "classifier.6"}
 
 
-FLATTENED = {"fc6": 512}
-# timm keeps the dense layers as convolutions with other names.
-ALIASES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+# timm's names of the dense layers, which it stores as convolutions -> torchvision's.
+TIMM_NAMES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 
 
 class VGG(nn.Module):
@@ -82,3 +83,18 @@ class VGG(nn.Module):
 
     def __call__(self, x, train: bool = False):
         return self.classifier(self.features(x, train), train)
+
+
+SPECS = {
+    f"vgg{depth}{'_bn' * batch_norm}": ModelSpec(
+        module=VGG,
+        options={"depth": depth, "batch_norm": batch_norm},
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        torchvision=TorchvisionLayout(
+            torchvision_names(depth=depth, batch_norm=batch_norm), flattened={"fc6": 512}, aliases=TIMM_NAMES
+        ),
+    )
+    for batch_norm in (False, True)
+    for depth in DEPTHS
+}

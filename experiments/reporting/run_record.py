@@ -118,7 +118,7 @@ def initial_state(config: dict, state: State) -> State:
     if not config["init_from"]:
         return state
     theirs = load_run(config["init_from"], flag="init_from")["flags"]
-    encoder = models.ENCODERS.get(config["model"], {}).get(theirs["model"])
+    encoder = models.spec(config["model"]).encoders.get(theirs["model"])
     for name in SENSE if encoder is None else ():
         there, here = theirs.get(name), config.get(name)
         if (there or None) != (here or None):

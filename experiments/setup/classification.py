@@ -124,12 +124,13 @@ def describe(config: dict, dataset: Dataset) -> About:
 
 def fit(config: dict, state, images, about: About):
     """`state`, where the network's start depends on the training images fitted to a fixed sample of them."""
-    if config["model"] not in models.FIT or config["init_from"]:
+    data_dependent_init = models.spec(config["model"]).data_dependent_init
+    if data_dependent_init is None or config["init_from"]:
         return state
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
     sample = images[stream.sample(len(images), count)]
-    fitted = models.FIT[config["model"]](state.batch_stats, augment.normalize(sample, about.mean, about.std))
+    fitted = data_dependent_init(state.batch_stats, augment.normalize(sample, about.mean, about.std))
     return state._replace(batch_stats=fitted)
 
 
@@ -161,15 +162,16 @@ def gradient_descent(config: dict, steps: int):
         drop_factor=factor,
     )
     author = config["parameter_groups"] == "author"
-    known = ", ".join(models.AUTHOR_GROUPS)
-    require(not author or config["model"] in models.AUTHOR_GROUPS, f"--parameter_groups=author is for --model={known}")
+    groups = models.spec(config["model"]).author_groups if author else ()
+    known = ", ".join(name for name, spec in models.MODELS.items() if spec.author_groups)
+    require(not author or bool(groups), f"--parameter_groups=author is for --model={known}")
     optimizer = optimizers.create(
         config["optimizer"],
         rate,
         momentum=config["momentum"],
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
-        groups=models.AUTHOR_GROUPS[config["model"]] if author else (),
+        groups=groups,
     )
     return rate, optimizer
 
@@ -182,9 +184,9 @@ def checked_setup(config: dict, about: About, *, devices: int, steps: int) -> Se
 def setup(config: dict, about: About, *, devices: int, steps: int, checked: bool = False) -> Setup:
     """The network and its task, for a new run or for one that is read again; `checked` against what it sees."""
     axis = axis_of(devices)
-    for other, names in (("segment", models.SEGMENTERS), ("generate", models.GENERATORS)):
-        require(config["model"] not in names, f"--model={config['model']} is for experiments.{other}")
     model = network(config, len(about.class_names), axis)
+    other = {"segmentation": "segment", "generation": "generate"}.get(models.spec(config["model"]).task)
+    require(other is None, f"--model={config['model']} is for experiments.{other}")
     rate, optimizer = gradient_descent(config, steps)
     precision = {"dtype": validation.lower_precision(config)}
     train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, about)

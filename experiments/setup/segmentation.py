@@ -97,7 +97,7 @@ def describe(config: dict, dataset: Dataset) -> About:
 
 def preparations(config: dict, about: About):
     """(train, eval): train(images, labels, keys) -> (images, labels) and eval(images) make the network's input."""
-    raw = config["model"] in models.RAW_PIXELS
+    raw = models.spec(config["model"]).raw_pixels
 
     def scaled(images):
         return images.astype(jnp.float32) if raw else augment.normalize(images, about.mean, about.std)
