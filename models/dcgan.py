@@ -1,4 +1,4 @@
-"""DCGAN: a generator of deconvolutions against a discriminator of strided convolutions.
+"""DCGAN: a generator of transposed convolutions and a discriminator of strided convolutions.
 
 Radford, Metz & Chintala 2016, "Unsupervised representation learning with deep convolutional generative adversarial
 networks": no pooling, batch norm everywhere but at the generator's output and the discriminator's input, ReLU and at
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from models.initializers import normal
-from models.layers import BatchNorm, Conv, Deconv, Dense, relu
+from models.layers import BatchNorm, Conv, ConvTranspose, Dense, relu
 from models.model_spec import ModelSpec
 
 LATENT = 100  # Numbers of a latent vector.
@@ -65,10 +65,10 @@ class Generator(nn.Module):
     def __call__(self, z, onehot, train: bool):
         window, padding, width = (5, 2, 128) if self.authors else (4, 1, 64)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, scale_init=_gain)
-        deconv = functools.partial(Deconv, window=window, padding=padding, kernel_init=_weights)
+        deconv = functools.partial(ConvTranspose, window=window, padding=padding, kernel_init=_weights)
         *widths, widest = (width * multiple for multiple in _blocks(self.size))
         x = Dense(16 * widest, use_bias=False, kernel_init=_weights, name="project")(_beside(z, onehot))
-        # One norm a map is that of the 4x4 deconvolution of a single pixel, which this layer is in the common form.
+        # In the common form this layer is a 4x4 transposed convolution of one pixel, with batch norm by map.
         x = x if self.authors else x.reshape(-1, 4, 4, widest)
         x = relu(norm(name="bn_project")(x)).reshape(-1, 4, 4, widest)
         for i, features in enumerate(reversed(widths), 1):

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.cpu_kernels import dense_block, ops
+from models.cpu_kernels import ops
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, relu
 from models.model_spec import ModelSpec
@@ -65,15 +65,16 @@ def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression:
 
 
 def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: str | None):
-    """`_dense_blocks` in training, by the kernels for CPUs, with the parameters that `module` has already."""
+    """`_dense_blocks` in training mode by the C kernels, with the variables that `module` already has."""
+    momentum, epsilon = BatchNorm.keywords["momentum"], BatchNorm.keywords["epsilon"]
 
     def weights(name: str) -> Any:
         return module.get_variable("params", name)
 
-    def move(name: str, found_2C):
-        """The running statistics of a batch norm move on."""
-        old: Any = module.get_variable("batch_stats", name)
-        module.put_variable("batch_stats", name, dense_block.moved(old, found_2C))
+    def update_running_stats(name: str, statistics_2C):
+        running: Any = module.get_variable("batch_stats", name)
+        updated = ops.update_running_stats(running, statistics_2C, momentum=momentum)
+        module.put_variable("batch_stats", name, updated)
 
     def layer(name: str) -> dict[str, Any]:
         parts = (1, 2) if bottleneck else (1,)
@@ -82,17 +83,17 @@ def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: st
 
     for block, layers in enumerate(blocks, 1):
         names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
-        x, found, seconds = dense_block.block(x, [layer(name) for name in names], bn_axis)
+        x, statistics, of_bottlenecks = ops.dense_block(x, [layer(name) for name in names], bn_axis, epsilon)
         for i, name in enumerate(names):
-            move(f"{name}_bn1", found)
+            update_running_stats(f"{name}_bn1", statistics)
             if bottleneck:
-                move(f"{name}_bn2", seconds[i])
+                update_running_stats(f"{name}_bn2", of_bottlenecks[i])
         last = "bn" if block == len(blocks) else f"transition{block}_bn"
-        move(last, found)
-        ab = dense_block.affine(weights(last), found)
+        update_running_stats(last, statistics)
+        ab = ops.batch_norm_affine(weights(last), statistics, epsilon=epsilon)
         if block < len(blocks):
             kernel = weights(f"transition{block}_conv")["kernel"]
-            x = avg_pool(dense_block.convolution(x, ab, kernel), 2)
+            x = avg_pool(ops.affine_relu_convolution(x, ab, kernel), 2)
     a, b = ab.reshape(2, 1, 1, 1, -1)
     return relu(a * x + b).mean((1, 2))
 
@@ -134,7 +135,7 @@ class DenseNet(nn.Module):
 
         x = _conv(x, 2 * self.growth_rate if self.bottleneck else 16, 3, "conv1")
         bn_axis = self.axis_name if self.sync_bn else None
-        if train and not self.is_initializing() and not self.dropout and ops.on_cpu(x):
+        if train and not self.is_initializing() and not self.dropout and ops.use_cpu_kernels(x):
             x = _fused_blocks(self, x, (layers,) * self.blocks, bottleneck=self.bottleneck, bn_axis=bn_axis)
         else:
             x = _dense_blocks(
@@ -173,7 +174,7 @@ class ImageNetDenseNet(nn.Module):
         pad = ((3, 3), (3, 3))
         x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
         x = max_pool(bn_relu(x, "bn1"), 3, stride=2, padding=1)
-        if train and not self.is_initializing() and ops.on_cpu(x):
+        if train and not self.is_initializing() and ops.use_cpu_kernels(x):
             x = _fused_blocks(self, x, blocks, bottleneck=True, bn_axis=bn_axis)
         else:
             x = _dense_blocks(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.cpu_kernels.ops import conv_general_dilated, deconvolution, dot_general
+from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general
 from models.initializers import glorot_uniform, kaiming_normal
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
@@ -152,8 +152,8 @@ def unpool(x_BhwC, indices_BhwC, size: tuple[int, int], window: int = 2):
     batch, height, width, channels = x_BhwC.shape
     places = jnp.arange(window**2, dtype=indices_BhwC.dtype).reshape(1, 1, window, 1, window, 1)
     here = indices_BhwC[:, :, None, :, None] == places
-    spread = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
-    return spread.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
+    unpooled = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
+    return unpooled.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
 
 
 def avg_pool(x, window: int):
@@ -175,7 +175,7 @@ def gather_columns(x, features: int, axis_name: str | None):
     return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
 
 
-class Deconv(nn.Module):
+class ConvTranspose(nn.Module):
     """Transposed convolution without bias, [B, h, w, C] -> [B, h x stride, w x stride, features]: the gradient of a
     convolution that divides the size by `stride`, with `padding` pixels on its upper and left sides."""
 
@@ -189,7 +189,7 @@ class Deconv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
         size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
-        return deconvolution(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
+        return conv_transpose(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
 
 
 class Dropout(nn.Module):

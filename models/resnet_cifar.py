@@ -55,9 +55,9 @@ def _repeat(module: nn.Module, x, block: Block, names: list[str]):
         x, changed = block.apply(variables, x, True, mutable=["batch_stats"])
         return x, changed["batch_stats"]
 
-    x, moved = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
+    x, updated = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
     for i, name in enumerate(names):
-        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], moved))
+        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], updated))
     return x
 
 
@@ -81,7 +81,7 @@ class CifarResNet(nn.Module):
         for stage, width in enumerate((16, 32, 64), 1):
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
             x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
-            if train and blocks >= MANY and not self.is_initializing() and ops.on_cpu(x):
+            if train and blocks >= MANY and not self.is_initializing() and ops.use_cpu_kernels(x):
                 x = _repeat(self, x, Block(width, 1, self.residual, bn_axis, parent=None), names[1:])
                 continue
             for name in names[1:]:

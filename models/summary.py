@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Deconv
+from models.layers import ConvTranspose
 
 
 class Layer(NamedTuple):
@@ -44,7 +44,9 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             if isinstance(module, nn.Conv | nn.Dense):
                 positions = math.prod(output.shape[1:-1])
                 macs = positions * math.prod(own["kernel"].shape)
-            elif isinstance(module, nn.ConvTranspose | Deconv):  # Each pixel of the input meets the whole kernel.
+            elif isinstance(
+                module, nn.ConvTranspose | ConvTranspose
+            ):  # Each pixel of the input meets the whole kernel.
                 macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
             elif isinstance(module, nn.ConvLocal):  # A kernel for each position: nothing is shared.
                 macs = math.prod(own["kernel"].shape)

@@ -105,7 +105,7 @@ XLA_FFI_Error *affine_gradient(XLA_FFI_CallFrame *frame) {
 
 // Operands: batch norm's running mean and variance [C], a batch's [2, W], of which the first C are meant. Results: both
 // after that batch. Attribute: the share that they keep.
-XLA_FFI_Error *moved(XLA_FFI_CallFrame *frame) {
+XLA_FFI_Error *update_running_stats(XLA_FFI_CallFrame *frame) {
   if (describes_itself(frame)) return NULL;
   i64 channels = operand(frame, 0)->dims[0], width = operand(frame, 2)->dims[1];
   for (int n = 0; n < 2; n++) {
@@ -144,5 +144,5 @@ static XLA_FFI_Error *dense(XLA_FFI_CallFrame *frame, void (*run)(XLA_FFI_CallFr
 }
 
 XLA_FFI_Error *product(XLA_FFI_CallFrame *frame) { return dense(frame, multiply_dense, 0, 1, RESULT); }
-XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) { return dense(frame, spread_dense, RESULT, 0, 1); }
+XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) { return dense(frame, input_gradient_dense, RESULT, 0, 1); }
 XLA_FFI_Error *product_kernel_gradient(XLA_FFI_CallFrame *frame) { return dense(frame, correlate_dense, 0, RESULT, 1); }

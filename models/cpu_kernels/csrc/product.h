@@ -31,7 +31,7 @@ static void pack_panel(const float *from, i64 lines, i64 length, i64 first, floa
 }
 
 // The same of its transpose, where [lines][length] is [columns][lines].
-static void pack_turned(const float *from, i64 lines, i64 length, i64 first, float *to) {
+static void pack_transposed(const float *from, i64 lines, i64 length, i64 first, float *to) {
   for (i64 n = 0; n < lines; n += BLOCK)
     for (i64 v = 0; v < COLUMNS; v++)
       for (i64 c = n; c < least(n + BLOCK, lines); c++)
@@ -87,30 +87,30 @@ static void multiply_dense(XLA_FFI_CallFrame *frame, Product *p) {
 
 // ---- g w^T: its transpose, w g^T, so that w is read as it lies ----
 
-static void pack_gradient_turned(const void *data, i64 n) {
+static void pack_gradient_transposed(const void *data, i64 n) {
   const Product *p = data;
-  pack_turned(p->y, p->outputs, p->rows, n * COLUMNS, p->packed + n * p->outputs * COLUMNS);
+  pack_transposed(p->y, p->outputs, p->rows, n * COLUMNS, p->packed + n * p->outputs * COLUMNS);
 }
 
-static void spread_tiles(const void *data, i64 task) {
+static void input_gradient_tiles(const void *data, i64 task) {
   const Product *p = data;
   i64 first = task * TILES * ROWS, lines = least(TILES * ROWS, p->inputs - first);
   i64 length = parts(p->outputs, BLOCK) * BLOCK;
-  float *tiles = keep(&tile_room, TILES * ROWS * length), turned[TILES * ROWS * COLUMNS];
+  float *tiles = keep(&tile_room, TILES * ROWS * length), transposed[TILES * ROWS * COLUMNS];
   for (i64 i = 0; i < lines; i += ROWS)
     pack_tile(p->w + (first + i) * p->outputs, p->outputs, least(ROWS, lines - i), p->outputs, tiles + i * length);
   for (i64 b = 0; b < p->rows; b += COLUMNS) {
     for (i64 i = 0; i < lines; i += ROWS)
       multiply_tile(least(ROWS, lines - i), p->outputs, tiles + i * length, p->packed + b * p->outputs,
-                    turned + i * COLUMNS, COLUMNS, COLUMNS, 0);
+                    transposed + i * COLUMNS, COLUMNS, COLUMNS, 0);
     for (i64 c = 0; c < least(COLUMNS, p->rows - b); c++)
-      for (i64 i = 0; i < lines; i++) p->x[(b + c) * p->inputs + first + i] = turned[i * COLUMNS + c];
+      for (i64 i = 0; i < lines; i++) p->x[(b + c) * p->inputs + first + i] = transposed[i * COLUMNS + c];
   }
 }
 
-static void spread_dense(XLA_FFI_CallFrame *frame, Product *p) {
+static void input_gradient_dense(XLA_FFI_CallFrame *frame, Product *p) {
   i64 panels = parts(p->rows, COLUMNS);
-  pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_turned, panels, spread_tiles,
+  pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_transposed, panels, input_gradient_tiles,
                     parts(p->inputs, TILES * ROWS));
 }
 

@@ -32,7 +32,7 @@ INLINE void multiply(const int places, const int vectors, const Taps *taps, cons
           for (int v = 0; v < vectors; v++) k[v] = *(const vector *)(kernel + v * LANES);
 #pragma clang loop unroll(full)
           for (int p = 0; p < places; p++)
-            for (int v = 0; v < vectors; v++) sum[p * vectors + v] += spread(x[p * BLOCK + c]) * k[v];
+            for (int v = 0; v < vectors; v++) sum[p * vectors + v] += broadcast(x[p * BLOCK + c]) * k[v];
         }
       }
     }
@@ -63,7 +63,7 @@ INLINE void correlate(const int channels, const int vectors, i64 rows, i64 colum
       for (int v = 0; v < vectors; v++) k[v] = *(const vector *)(g + v * LANES);
 #pragma clang loop unroll(full)
       for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) sum[c * vectors + v] += spread(x[c]) * k[v];
+        for (int v = 0; v < vectors; v++) sum[c * vectors + v] += broadcast(x[c]) * k[v];
     }
   }
 #pragma clang loop unroll(full)

@@ -27,7 +27,7 @@ typedef int64_t i64;
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 INLINE i64 parts(i64 a, i64 b) { return (a + b - 1) / b; }
-INLINE vector spread(float x) { return x - (vector){}; }
+INLINE vector broadcast(float x) { return x - (vector){}; }
 
 typedef struct {
   i64 batch, height, width, channels;  // Of the image.
