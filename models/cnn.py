@@ -1,4 +1,4 @@
-"""The demo's small network: convolution - batch norm - ReLU - max pooling, thrice, then two dense layers."""
+"""A small convolutional network: three times convolution - batch norm - ReLU - max pooling, then two dense layers."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,16 @@ from models.model_spec import ModelSpec
 
 
 class CNN(nn.Module):
-    """[B, H, W, C] of 8 pixels or more a side -> logits [B, num_classes]; the last features are `features` wide."""
+    """Images [B, H, W, C] of at least 8x8 pixels -> logits [B, num_classes]. Raises ValueError for smaller images.
+
+    Attributes:
+      num_classes: Number of classes.
+      widths: Output channels of the convolutions.
+      features: Units of the first dense layer.
+      dropout: Dropout rate of its outputs.
+      axis_name: Mesh axis for batch statistics and dropout's keys.
+      sync_bn: Average batch statistics over `axis_name`.
+    """
 
     num_classes: int
     widths: Sequence[int] = (32, 64, 64)

@@ -1,8 +1,8 @@
 """DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks").
 
-A layer is BN - ReLU - 3x3 convolution of k maps, in the bottleneck form BN - ReLU - 1x1 convolution of 4k maps before
-it; its output is concatenated to its input. Between blocks BN - ReLU - 1x1 convolution to compression x maps - average
-pooling.
+A layer is BN - ReLU - 3x3 convolution with k output channels (the growth rate), in the bottleneck form preceded by BN -
+ReLU - 1x1 convolution with 4k channels. Its output is concatenated to its input. Between dense blocks there are
+transitions: BN - ReLU - 1x1 convolution that multiplies the number of channels by `compression` - average pooling.
 """
 
 import functools
@@ -17,7 +17,7 @@ from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, r
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# The networks for ImageNet (table 1): layers of each block, growth rate.
+# The networks for ImageNet (table 1): depth -> (layers of each block, growth rate).
 DEPTHS = {
     121: ((6, 12, 24, 16), 32),
     169: ((6, 12, 32, 32), 32),
@@ -27,7 +27,7 @@ DEPTHS = {
 
 
 def torchvision_names(*, depth: int) -> dict[str, str]:
-    """Returns torchvision's name of each layer of a network for ImageNet."""
+    """Returns the mapping from layer names to torchvision's, for a network for ImageNet."""
     blocks, _ = DEPTHS[depth]
     names = {"conv1": "features.conv0", "bn1": "features.norm0", "bn": "features.norm5", "logits": "classifier"}
     for block, layers in enumerate(blocks, 1):
@@ -47,7 +47,8 @@ def _bn_relu(x, name, *, train: bool, bn_axis: str | None):
 
 
 def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, bn_relu, conv):
-    """The dense blocks of `blocks` layers each and the transitions between them. Call it inside a compact method."""
+    """Applies dense blocks with `blocks` layers each, the transitions between them, and global average pooling. Must be
+    called in a compact method."""
     for block, layers in enumerate(blocks, 1):
         for layer in range(1, layers + 1):
             name = f"block{block}_layer{layer}"
@@ -59,7 +60,9 @@ def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression:
         if block < len(blocks):
             width = int(x.shape[-1] * compression)
             if not width:
-                raise ValueError(f"a compression of {compression} leaves none of a transition's {x.shape[-1]} maps")
+                raise ValueError(
+                    f"a compression of {compression} leaves no channels of the {x.shape[-1]} before a transition"
+                )
             x = avg_pool(conv(bn_relu(x, f"transition{block}_bn"), width, 1, f"transition{block}_conv"), 2)
     return bn_relu(x, "bn").mean((1, 2))
 
@@ -104,12 +107,22 @@ def _conv(x, width, size, name):
 
 
 class DenseNet(nn.Module):
-    """The network for CIFAR, [B, H, W, C] -> logits [B, num_classes]: three blocks of N layers behind a convolution of
-    16 maps, or 2k in the bottleneck form (section 4.2). `depth` = 3N + 4, or 6N + 4 with `bottleneck`; with another
-    number of `blocks` b it is bN + b + 1 or 2bN + b + 1. ValueError otherwise. Figure 1 of the paper is one block of
-    five layers with k = 4: depth 7.
+    """The network for CIFAR, images [B, H, W, C] -> logits [B, num_classes] (section 4.2).
 
-    `dropout` follows each convolution but the first; the paper uses 0.2 on data that is not augmented.
+    A convolution with 16 output channels, or 2k in the bottleneck form, is followed by `blocks` dense blocks of N
+    layers each. Figure 1 of the paper is one block of five layers with k = 4, depth 7. Raises ValueError for a depth
+    that does not fit.
+
+    Attributes:
+      num_classes: Number of classes.
+      depth: For b blocks bN + b + 1, or 2bN + b + 1 with `bottleneck`; 3N + 4 or 6N + 4 for the paper's three.
+      growth_rate: k, output channels of a layer.
+      bottleneck: Use the bottleneck form.
+      compression: Factor by which transitions multiply the number of channels.
+      blocks: Number of dense blocks.
+      dropout: Dropout rate after each convolution but the first; the paper uses 0.2 without data augmentation.
+      axis_name: Mesh axis for batch statistics and dropout's keys.
+      sync_bn: Average batch statistics over `axis_name`.
     """
 
     num_classes: int
@@ -151,9 +164,12 @@ class DenseNet(nn.Module):
 
 
 class ImageNetDenseNet(nn.Module):
-    """The network for ImageNet, [B, H, W, C] -> logits [B, num_classes]: a 7x7 convolution of 2k maps with stride 2 and
-    3x3 max pooling, then four blocks in the bottleneck form, half the maps behind each. `depth` is 121, 169, 201 or
-    161; ValueError otherwise."""
+    """The network for ImageNet, images [B, H, W, C] of at least 29x29 pixels -> logits [B, num_classes].
+
+    A 7x7 convolution with 2k output channels and stride 2 and 3x3 max pooling are followed by four dense blocks in the
+    bottleneck form, with compression 0.5. `depth` is 121, 161, 169 or 201. Raises ValueError for another depth or
+    smaller images.
+    """
 
     num_classes: int
     depth: int = 121

@@ -1,8 +1,8 @@
-"""The residual and plain networks for ImageNet (He, Zhang, Ren & Sun 2015, "Deep residual learning", table 1).
+"""ResNet and plain networks for ImageNet (He, Zhang, Ren & Sun 2015, "Deep residual learning", table 1).
 
-7x7 convolution of 64 maps with stride 2, 3x3 max pooling with stride 2, four stages of blocks, global average pooling,
-a dense layer. A block is two 3x3 convolutions or, from 50 layers on, the bottleneck 1x1 - 3x3 - 1x1. Shortcuts are
-option B: a 1x1 convolution where the shape changes, else the identity.
+A 7x7 convolution with 64 output channels and stride 2, 3x3 max pooling with stride 2, four stages of blocks, global
+average pooling and a dense layer. A block is two 3x3 convolutions or, for 50 layers and more, a bottleneck 1x1 - 3x3 -
+1x1. Shortcuts are of type B: a 1x1 convolution where the shape changes, otherwise the identity.
 """
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from models.layers import BatchNorm, Conv, Dense, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# Blocks in each stage, and whether they are bottlenecks.
+# Depth -> (number of blocks in each stage, whether they are bottlenecks).
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -23,7 +23,7 @@ DEPTHS = {
 
 
 def torchvision_names(*, depth: int) -> dict[str, str]:
-    """Returns torchvision's name of each layer."""
+    """Returns the mapping from layer paths to torchvision's names."""
     stages, bottleneck = DEPTHS[depth]
     names = {"conv1": "conv1", "bn1": "bn1", "logits": "fc"}
     for stage, blocks in enumerate(stages, 1):
@@ -37,7 +37,7 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
 
 
 class Block(nn.Module):
-    """[B, H, W, C] -> [B, H/stride, W/stride, width], or 4 x width from a bottleneck."""
+    """A block, [B, H, W, C] -> [B, H / stride, W / stride, width], or 4 * width channels for a bottleneck."""
 
     width: int
     stride: int
@@ -55,7 +55,7 @@ class Block(nn.Module):
             )
             return BatchNorm(use_running_average=not train, axis_name=self.bn_axis, name=bn)(x)
 
-        # (width, size, stride) of each convolution: v1 strides in the first 1x1, v1.5 in the 3x3.
+        # (width, window, stride) of each convolution. v1 has the stride in the first 1x1, v1.5 in the 3x3 convolution.
         layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
         if self.bottleneck:
             first, second = (1, self.stride) if self.v1_5 else (self.stride, 1)
@@ -72,8 +72,16 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]. `depth` is 18, 34, 50, 101 or 152; ValueError otherwise. `v1_5` puts a
-    bottleneck's stride into its 3x3 convolution. Without `residual` it is the paper's plain network."""
+    """Images [B, H, W, C] -> logits [B, num_classes]. Raises ValueError for an unknown depth.
+
+    Attributes:
+      num_classes: Number of classes.
+      depth: 18, 34, 50, 101 or 152.
+      residual: Add the shortcuts; False is the paper's plain network.
+      v1_5: Put the stride of a bottleneck into its 3x3 convolution instead of the first 1x1 convolution.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
+    """
 
     num_classes: int
     depth: int = 34
@@ -99,7 +107,7 @@ class ResNet(nn.Module):
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 
 
-# Bottleneck blocks come as v1 and v1.5, an option; the others know no such difference.
+# v1 and v1.5 differ only in bottlenecks, so only these models have the option v1_5.
 SPECS = {
     f"resnet{depth}": ModelSpec(
         module=ResNet,

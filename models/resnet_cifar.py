@@ -1,8 +1,9 @@
-"""The residual and plain networks for CIFAR (He, Zhang, Ren & Sun 2015, "Deep residual learning", section 4.2).
+"""ResNet and plain networks for CIFAR (He, Zhang, Ren & Sun 2015, "Deep residual learning", section 4.2).
 
-6n + 2 layers: a 3x3 convolution of 16 maps, then n blocks of two 3x3 convolutions for each of {16, 32, 64} maps on
-{32, 16, 8} pixels, the first convolution of the second and third stage with stride 2, global average pooling and a
-dense layer. Shortcuts are option A: every second pixel, the new channels zero, half before and half after the old.
+6n + 2 layers: a 3x3 convolution with 16 output channels, three stages of n blocks of two 3x3 convolutions, global
+average pooling and a dense layer. The stages have 16, 32 and 64 channels on 32x32, 16x16 and 8x8 pixels; the first
+convolution of the second and third has stride 2. Shortcuts are of type A: every second pixel, with half of the
+additional zero channels before and half after the existing ones.
 """
 
 from typing import Any
@@ -17,12 +18,12 @@ from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, relu
 from models.model_spec import ModelSpec
 
-# Blocks of a stage from which on a CPU runs them in a loop: it costs copies, and saves the compilation of each.
+# Number of blocks per stage from which they run in a loop on CPUs. The loop copies parameters but compiles one block.
 MANY = 12
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, [B, H, W, C] -> [B, H/stride, W/stride, width]."""
+    """Two 3x3 convolutions with batch norm, [B, H, W, C] -> [B, H / stride, W / stride, width]."""
 
     width: int
     stride: int
@@ -47,8 +48,10 @@ class Block(nn.Module):
 
 
 def _repeat(module: nn.Module, x, block: Block, names: list[str]):
-    """x through equal blocks, one after the other in one loop, which is compiled once for all of them. Their weights
-    are stacked inside the step alone; `module` has them by name."""
+    """Applies equal blocks one after the other with lax.scan, so that only one of them is compiled.
+
+    Their parameters are stacked inside the compiled function; the variables of `module` keep one entry per block.
+    """
     every: list[Any] = [{kind: module.get_variable(kind, name) for kind in ("params", "batch_stats")} for name in names]
 
     def one(x, variables):
@@ -62,7 +65,7 @@ def _repeat(module: nn.Module, x, block: Block, names: list[str]):
 
 
 class CifarResNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]; `depth` = 6n + 2. Raises ValueError for another depth."""
+    """Images [B, H, W, C] -> logits [B, num_classes]. `depth` is 6n + 2; ValueError otherwise."""
 
     num_classes: int
     depth: int = 20
