@@ -174,7 +174,7 @@ def exact(config: dict, about: About, *, devices: int, dtype: str | None, train,
             yield {"image": images[part], "label": labels[part], "key": keys[part]}
 
     model = network(config, about)
-    return segmentation.exact_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
+    return segmentation.precise_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
 
 
 def for_evaluation(run: dict, *, dataset: str | None, data_dir: str | None) -> tuple[dict, Setup]:
