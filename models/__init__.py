@@ -1,6 +1,6 @@
 """The model registry: `create("mlp", 10, hidden=(300,))` returns a Linen module, images [B, H, W, C] -> logits.
 
-Each model file lists its models as `SPECS`, a dictionary from names to `ModelSpec`; `MODELS` joins them.
+Each model file lists its models as `SPECS`, a dictionary from names to `ModelSpec`. `MODELS` combines them.
 """
 
 import dataclasses
@@ -57,9 +57,9 @@ def spec(name: str) -> ModelSpec:
 
 def options(name: str) -> set[str]:
     """Returns the names of the options of model `name`, without `num_classes`. Raises ValueError if it is unknown."""
-    found = spec(name)
-    fields = {field.name for field in dataclasses.fields(found.module)}
-    return fields - {"parent", "name", "num_classes", *found.options}
+    entry = spec(name)
+    fields = {field.name for field in dataclasses.fields(entry.module)}
+    return fields - {"parent", "name", "num_classes", *entry.options}
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:
@@ -67,11 +67,11 @@ def create(name: str, num_classes: int, **values) -> nn.Module:
 
     Raises ValueError for an unknown model or an option that the model does not have.
     """
-    found, known = spec(name), options(name)
+    entry, known = spec(name), options(name)
     for option in values:
         if option not in known:
             raise ValueError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
-    return found.module(num_classes=num_classes, **found.options, **values)
+    return entry.module(num_classes=num_classes, **entry.options, **values)
 
 
 def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size: int = 224) -> tuple[nn.Module, dict]:
@@ -92,7 +92,7 @@ def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size
     """
     layout = spec(name).torchvision
     if layout is None:
-        known = ", ".join(sorted(other for other, found in MODELS.items() if found.torchvision))
+        known = ", ".join(sorted(other for other, entry in MODELS.items() if entry.torchvision))
         raise ValueError(f"torchvision weights are not supported by --model={name}; supported by: {known}")
     values = {"v1_5": True} if "v1_5" in options(name) else {}
     model = create(name, torchvision.num_classes(entries, layout), **values)

@@ -32,10 +32,10 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
     names = {"conv1": "features.conv0", "bn1": "features.norm0", "bn": "features.norm5", "logits": "classifier"}
     for block, layers in enumerate(blocks, 1):
         for layer in range(1, layers + 1):
-            theirs = f"features.denseblock{block}.denselayer{layer}"
+            prefix = f"features.denseblock{block}.denselayer{layer}"
             for i in (1, 2):
-                names[f"block{block}_layer{layer}_bn{i}"] = f"{theirs}.norm{i}"
-                names[f"block{block}_layer{layer}_conv{i}"] = f"{theirs}.conv{i}"
+                names[f"block{block}_layer{layer}_bn{i}"] = f"{prefix}.norm{i}"
+                names[f"block{block}_layer{layer}_conv{i}"] = f"{prefix}.conv{i}"
         if block < len(blocks):
             names[f"transition{block}_bn"] = f"features.transition{block}.norm"
             names[f"transition{block}_conv"] = f"features.transition{block}.conv"

@@ -28,11 +28,11 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
     names = {"conv1": "conv1", "bn1": "bn1", "logits": "fc"}
     for stage, blocks in enumerate(stages, 1):
         for block in range(blocks):
-            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
+            path, name = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
             for i in range(1, 4 if bottleneck else 3):
-                names |= {f"{ours}/conv{i}": f"{theirs}.conv{i}", f"{ours}/bn{i}": f"{theirs}.bn{i}"}
+                names |= {f"{path}/conv{i}": f"{name}.conv{i}", f"{path}/bn{i}": f"{name}.bn{i}"}
             if block == 0 and (stage > 1 or bottleneck):
-                names |= {f"{ours}/shortcut": f"{theirs}.downsample.0", f"{ours}/shortcut_bn": f"{theirs}.downsample.1"}
+                names |= {f"{path}/shortcut": f"{name}.downsample.0", f"{path}/shortcut_bn": f"{name}.downsample.1"}
     return names
 
 

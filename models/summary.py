@@ -45,7 +45,7 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
       model: The module.
       image_shape: (height, width, channels).
     """
-    found: list[Layer] = []
+    records: list[Layer] = []
 
     def record(call, arguments, keywords, context):
         output = call(*arguments, **keywords)
@@ -63,7 +63,7 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
                 macs = math.prod(own["kernel"].shape)
             size = sum(math.prod(leaf.shape) for leaf in own.values())
             shape = tuple(output.shape[1:])
-            found.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
+            records.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
         return output
 
     def forward(images):
@@ -71,4 +71,4 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             return model.init_with_output(jax.random.key(0), images, train=False)
 
     jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    return found
+    return records

@@ -122,6 +122,26 @@ def test_every_models_specs_are_in_the_registry_and_no_name_is_used_twice():
     assert sorted(names) == sorted(models.MODELS)
 
 
+@pytest.mark.parametrize(
+    "name, image_shape, num_classes, task",
+    [
+        ("mlp", (28, 28, 1), 10, "classification"),
+        ("logistic", (28, 28, 1), 2, "classification"),
+        ("cifar_plain20", (32, 32, 3), 10, "classification"),
+        ("densenet", (32, 32, 3), 10, "classification"),
+        ("densenet121", (224, 224, 3), 1000, "classification"),
+        ("plain18", (224, 224, 3), 1000, "classification"),
+        ("vgg11_bn", (224, 224, 3), 1000, "classification"),
+        ("segnet_small", (64, 64, 1), 11, "segmentation"),
+        ("segnet", (360, 480, 3), 11, "segmentation"),
+        ("dcgan", (64, 64, 3), 10, "generation"),
+    ],
+)
+def test_what_a_model_is_for(name, image_shape, num_classes, task):
+    spec = models.spec(name)
+    assert (spec.image_shape, spec.num_classes, spec.task) == (image_shape, num_classes, task)
+
+
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: alexnet_owt, cifar_.*did you mean lenet\?"):
         models.create("lenett", 10)
