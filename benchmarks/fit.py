@@ -94,7 +94,7 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; fit takes no positional arguments")
     for name in MODELS.value:
-        app.require(name in models.REGISTRY, f"--models={name}: there is no such network")
+        app.require(name in models.MODELS, f"--models={name}: there is no such network")
     start_cache()
     dataset = folder.load(DATA_DIR.value)
     images, labels = dataset.splits["train"]

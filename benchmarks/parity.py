@@ -28,12 +28,15 @@ CLASSES = 1000
 
 def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The peer's entries and their shapes, torch's layouts, from our network's own shapes."""
-    names = models.PEERS[name].names
+    layout = models.spec(name).torchvision
+    assert layout is not None
     shapes = summary.variables(models.create(name, CLASSES), (224, 224, 3))
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         keys = [entry.key for entry in path]
-        found[f"{names['/'.join(keys[1:-1])]}.{torchvision.LEAVES[keys[-1]]}"] = torchvision.torch_shape(leaf.shape)
+        found[f"{layout.names['/'.join(keys[1:-1])]}.{torchvision.LEAVES[keys[-1]]}"] = torchvision.torch_shape(
+            leaf.shape
+        )
     return found
 
 
@@ -57,7 +60,7 @@ def draw(key: str, shape: tuple[int, ...], *, salt: str) -> np.ndarray:
 def logits(name: str, salt: str) -> np.ndarray:
     """Our network's logits [2, 1000] in evaluation mode."""
     entries = {key: draw(key, shape, salt=salt) for key, shape in entry_shapes(name).items()}
-    model, variables = models.from_peer(name, entries)
+    model, variables = models.from_torchvision(name, entries)
     random = np.random.default_rng(zlib.crc32(f"{salt}/input".encode()))
     images = random.normal(size=(2, 224, 224, 3)).astype(np.float32)
     with jax.default_matmul_precision("highest"):  # A GPU would take 10 bits of each factor, a TPU 8.
@@ -93,8 +96,9 @@ def main(argv) -> int:
     name, salt, path = (absl_flags.FLAGS[flag].value for flag in ("model", "salt", "golden"))
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; parity takes no positional arguments")
-    if name not in models.PEERS:
-        raise app.UsageError(f"--model={name}: accepted are {', '.join(sorted(models.PEERS))}")
+    known = sorted(other for other, spec in models.MODELS.items() if spec.torchvision)
+    if name not in known:
+        raise app.UsageError(f"--model={name}: must be one of {', '.join(known)}")
     golden = read_golden(path) if path else None
     start_cache()
     own = logits(name, str(salt))

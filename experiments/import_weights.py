@@ -41,16 +41,15 @@ def main(config: ImportWeightsConfig) -> int:
     from experiments.reporting import run_record
     from experiments.setup import classification, preprocessing
     from experiments.setup.experiment import ClassificationInfo
+    from models import torchvision
     from train.checkpoint import Checkpoints
     from train.workdir import Workdir, WorkdirError
 
     start_cache()
     entries = weights.read(config.weights)
     try:
-        model, variables = models.from_peer(config.model, entries, image_size=size)
-    except ValueError as error:
-        if config.model not in models.PEERS:
-            raise UsageError(str(error)) from None
+        model, variables = models.from_torchvision(config.model, entries, image_size=size)
+    except torchvision.StateDictError as error:
         raise DataError(f"{config.weights} does not fit --model={config.model}: {error}") from None
     names = preprocessing.unnamed(model.num_classes)
     run_config = of_classify(config, v1_5=True if getattr(model, "v1_5", False) else None)

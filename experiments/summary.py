@@ -41,25 +41,17 @@ def main(config: SummaryConfig) -> int:
     from models import dcgan, summary
 
     start_cache()  # The kernels that tracing needs are kept there.
-    if config.model in models.SEGMENTERS:
-        default, channels, classes = ("64", 1, 11) if config.model == "segnet_small" else ("360x480", 3, 11)
-    elif config.model in models.GENERATORS:
-        default, channels, classes = "64", 3, 10
-    elif config.model in models.PEERS or config.model.startswith("plain"):
-        default, channels, classes = "224", 3, 1000
-    elif config.model in models.CIFAR:
-        default, channels, classes = "32", 3, 10
-    else:
-        default, channels, classes = "28", 1, {"logistic": 2}.get(config.model, 10)
-    channels, classes = config.channels or channels, config.num_classes or classes
-    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", config.image_size or default)
+    spec = models.spec(config.model)
+    height, width, channels = spec.image_shape
+    channels, classes = config.channels or channels, config.num_classes or spec.num_classes
+    size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", config.image_size or f"{height}x{width}")
     if size is None:
         raise app.UsageError(f"--image_size={config.image_size}: must be SIDE, as 224, or HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
     for name, value in given.items():
         require(value is None or bool(config.parallelism), f"--{name}={value} needs --parallelism=data or hybrid")
-    if config.model in models.GENERATORS:
+    if spec.task == "generation":
         square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
         require(square, f"--image_size={config.image_size}: must be 32 or 64")
         model = models.create(config.model, classes, size=image_shape[0], channels=channels)

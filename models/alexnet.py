@@ -1,7 +1,8 @@
-"""AlexNet in one column (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks").
+"""AlexNet for one GPU (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks").
 
-Five convolutions of 64, 192, 384, 256 and 256 maps and two dense layers of 4,096 units before the classes. The paper's
-footnote has 384 maps in the fourth layer, its author's own layer file and the "0.2 % more parameters" of its text 256.
+Five convolutions with 64, 192, 384, 256 and 256 output channels and two hidden dense layers of 4,096 units. The
+paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256, which also agrees with
+the "0.2 % more parameters" of the text.
 """
 
 import functools
@@ -11,21 +12,23 @@ from typing import ClassVar
 import flax.linen as nn
 
 from models.cpu_kernels.ops import dot_general
+from models.errors import ModelError
 from models.initializers import fan_in_uniform, normal, uniform
 from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
-# The author's rates and decays: biases learn twice as fast and do not decay.
+# The author's (parameter path, learning-rate multiplier, weight-decay multiplier).
 AUTHOR_GROUPS = ((r"bias$", 2.0, 0.0), (r"kernel$", 1.0, 1.0))
-# The peer's name (torchvision) of each layer, and the channels behind each dense layer that reads a flattened image.
-PEER_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 10), 1)} | {
+# Layer name -> torchvision's.
+TORCHVISION_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 10), 1)} | {
     "fc6": "classifier.1",
     "fc7": "classifier.4",
     "logits": "classifier.6",
 }
-FLATTENED = {"fc6": 256}
-# Side, stride and padding of the five convolutions.
+# (window, stride, padding) of the five convolutions, in pixels.
 WINDOWS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
-# The author's initial weights: the normal distribution's standard deviation, and the bias.
+# The author's initialization: (standard deviation of the normal distribution, bias).
 AUTHOR_WEIGHTS = {
     **{"conv1": (0.01, 0), "conv2": (0.01, 1), "conv3": (0.03, 0), "conv4": (0.03, 1), "conv5": (0.03, 1)},
     **{"fc6": (0.01, 1), "fc7": (0.01, 1), "logits": (0.01, -7)},
@@ -33,7 +36,7 @@ AUTHOR_WEIGHTS = {
 
 
 class FanInDense(nn.Dense):
-    """A dense layer [B, M] -> [B, features] whose weights and biases both start from U(+-1 / sqrt(M))."""
+    """A dense layer [B, M] -> [B, features] with weights and biases initialized from U(-1 / sqrt(M), 1 / sqrt(M))."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -43,15 +46,22 @@ class FanInDense(nn.Dense):
 
 
 class AlexNetOWT(nn.Module):
-    """[B, H, W, 3] of 63 pixels or more a side (224 in the paper) -> logits [B, num_classes].
+    """Images [B, H, W, 3] of at least 63x63 pixels (224x224 in the paper) -> logits [B, num_classes].
 
-    Dropout of one half comes before fc6 and fc7, or with `dropout_after` behind them, as the author has it.
-    `local_response_norm` adds the author's two layers: conv1 - norm - pool - ReLU, and conv2 - ReLU - norm - pool.
-    Weights and biases start from U(+-1 / sqrt(fan_in)), as for the published 43.4 % (torchvision), or with
-    `author_weights` from the author's normal distributions and constants.
+    Raises ModelError for smaller images.
 
-    With `shards` K the dense layers hold one K-th of their columns, filled up to a multiple, on each device of
-    `axis_name`; the logits are this device's.
+    Attributes:
+      num_classes: Number of classes.
+      dropout: Dropout rate of the inputs of fc6 and fc7.
+      dropout_after: Apply dropout to the outputs of fc6 and fc7 instead, as the author's network does.
+      local_response_norm: Add the author's normalizations: conv1 - norm - pool - ReLU and conv2 - ReLU - norm - pool.
+      author_weights: Initialize as the author, from normal distributions and constants. Otherwise weights and biases
+        are drawn from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), as torchvision does, whose published error is 43.4 %.
+      axis_name: Mesh axis for dropout's keys and for `shards`.
+      widths: Output channels of the convolutions.
+      units: Units of fc6 and fc7.
+      shards: Number of devices on `axis_name` over which the columns of the dense layers are sharded, padded to a
+        multiple of it. The logits are then this device's shard.
     """
 
     SHARDED: ClassVar = ("fc6", "fc7", "logits")
@@ -83,10 +93,10 @@ class AlexNetOWT(nn.Module):
         self.drop = Dropout(self.dropout, self.axis_name)
 
     def features(self, x, train: bool = False):
-        """The convolutions: [B, H, W, 3] -> [B, 9216] for 224 pixels."""
+        """The convolutional part, [B, H, W, 3] -> [B, F]; F is 9,216 for 224x224 pixels."""
         del train
         if min(x.shape[1:3]) < 63:
-            raise ValueError(f"alexnet_owt needs images of at least 63x63 pixels, not {x.shape[1]}x{x.shape[2]}")
+            raise ModelError(f"alexnet_owt needs images of at least 63x63 pixels, not {x.shape[1]}x{x.shape[2]}")
         pool = functools.partial(max_pool, window=3, stride=2)
         norm = functools.partial(local_response_norm, size=5, alpha=1e-4, beta=0.75, k=2.0)
         if self.local_response_norm:
@@ -100,7 +110,7 @@ class AlexNetOWT(nn.Module):
         return x.reshape(x.shape[0], -1)
 
     def classifier(self, x, train: bool = False):
-        """The dense layers: [B, F] -> logits [B, num_classes]."""
+        """The dense layers, [B, F] -> logits [B, num_classes]."""
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
             x = x if self.dropout_after else self.drop(x, train)
@@ -110,3 +120,14 @@ class AlexNetOWT(nn.Module):
 
     def __call__(self, x, train: bool = False):
         return self.classifier(self.features(x, train), train)
+
+
+SPECS = {
+    "alexnet_owt": ModelSpec(
+        module=AlexNetOWT,
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        author_groups=AUTHOR_GROUPS,
+        torchvision=TorchvisionLayout(TORCHVISION_NAMES, flattened={"fc6": 256}),
+    )
+}

@@ -1,15 +1,26 @@
-"""The demo's small network: convolution - batch norm - ReLU - max pooling, thrice, then two dense layers."""
+"""A small convolutional network: three times convolution - batch norm - ReLU - max pooling, then two dense layers."""
 
 from collections.abc import Sequence
 
 import flax.linen as nn
 
+from models.errors import ModelError
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
+from models.model_spec import ModelSpec
 
 
 class CNN(nn.Module):
-    """[B, H, W, C] of 8 pixels or more a side -> logits [B, num_classes]; the last features are `features` wide."""
+    """Images [B, H, W, C] of at least 8x8 pixels -> logits [B, num_classes]. Raises ModelError for smaller images.
+
+    Attributes:
+      num_classes: Number of classes.
+      widths: Output channels of the convolutions.
+      features: Units of the first dense layer.
+      dropout: Dropout rate of its outputs.
+      axis_name: Mesh axis for batch statistics and dropout's keys.
+      sync_bn: Average batch statistics over `axis_name`.
+    """
 
     num_classes: int
     widths: Sequence[int] = (32, 64, 64)
@@ -21,7 +32,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         if min(x.shape[1:3]) < 2 ** len(self.widths):
-            raise ValueError(f"cnn needs images of at least 8x8 pixels, not {x.shape[1]}x{x.shape[2]}")
+            raise ModelError(f"cnn needs images of at least 8x8 pixels, not {x.shape[1]}x{x.shape[2]}")
         bn_axis = self.axis_name if self.sync_bn else None
         for i, width in enumerate(self.widths):
             x = Conv(width, (5, 5) if i == 0 else (3, 3), padding="SAME", use_bias=False, name=f"conv{i + 1}")(x)
@@ -31,3 +42,6 @@ class CNN(nn.Module):
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn_dense")(x))
         x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)
+
+
+SPECS = {"cnn": ModelSpec(module=CNN)}

@@ -1,16 +1,17 @@
-"""DCGAN: a generator of deconvolutions against a discriminator of strided convolutions.
+"""DCGAN: a generator of transposed convolutions and a discriminator of strided convolutions (Radford, Metz & Chintala
+2016, "Unsupervised representation learning with deep convolutional generative adversarial networks").
 
-Radford, Metz & Chintala 2016, "Unsupervised representation learning with deep convolutional generative adversarial
-networks": no pooling, batch norm everywhere but at the generator's output and the discriminator's input, ReLU and at
-the end tanh in the generator, leaky ReLU with slope 0.2 in the discriminator, weights from N(0, 0.02^2).
+There is no pooling. Batch norm follows every layer except the generator's output and the discriminator's input. The
+generator has ReLU, and tanh at the output; the discriminator has leaky ReLU with slope 0.2. Weights are initialized
+from N(0, 0.02^2).
 
-Two published forms, both for 64 pixels. The common one, PyTorch's dcgan example: 4x4 windows, 64 maps where pictures
-are largest, latent vectors from N(0, 1). `authors`, as in their code: 5x5 windows, 128 maps, latent vectors even in
-[-1, 1], batch norm of the generator's dense layer by unit, not by map. For 32 pixels the widest block of each is left
-out.
+There are two published variants, both for images of 64x64 pixels. The common one, PyTorch's dcgan example, has 4x4
+windows, 64 channels in the layers of highest resolution and latent vectors from N(0, 1). The authors' code (`authors`)
+has 5x5 windows, 128 channels, latent vectors from U(-1, 1), and batch norm per unit, not per channel, after the
+generator's dense layer. For 32x32 pixels the widest block of each network is left out.
 
-`conditional`: a picture's class, one-hot, is put beside the latent vector and the maps of every layer, as the authors'
-network for MNIST does (Mirza & Osindero 2014, "Conditional generative adversarial nets").
+With `conditional` the one-hot class is concatenated to the latent vector and to the input channels of every layer, as
+in the authors' network for MNIST (Mirza & Osindero 2014, "Conditional generative adversarial nets").
 """
 
 import functools
@@ -20,27 +21,28 @@ import jax
 import jax.numpy as jnp
 
 from models.initializers import normal
-from models.layers import BatchNorm, Conv, Deconv, Dense, relu
+from models.layers import BatchNorm, Conv, ConvTranspose, Dense, relu
+from models.model_spec import ModelSpec
 
-LATENT = 100  # Numbers of a latent vector.
-SIZES = (32, 64)  # Pixels a side.
+LATENT = 100  # Dimension of the latent vectors.
+SIZES = (32, 64)  # Supported image sizes in pixels.
 
 _weights = normal(0.02)
 
 
 def _gain(key, shape, dtype=jnp.float32):
-    """N(1, 0.02^2), of batch norm."""
+    """Draws batch norm's scale from N(1, 0.02^2)."""
     return 1 + _weights(key, shape, dtype)
 
 
 def latents(keys, *, authors: bool = False):
-    """Latent vectors [B, LATENT] from one key for each."""
+    """Draws latent vectors [B, LATENT], one from each of the keys [B]."""
     draw = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0) if authors else jax.random.normal
     return jax.vmap(lambda key: draw(key, (LATENT,)))(keys)
 
 
 def _beside(x, onehot):
-    """`x` [B, ..., C] with the classes [B, K] as K more maps; `x` itself where these are None."""
+    """Concatenates one-hot classes [B, K] to x [B, ..., C] as K channels. Returns x if `onehot` is None."""
     if onehot is None:
         return x
     maps = jnp.broadcast_to(onehot.reshape(len(x), *(1,) * (x.ndim - 2), -1), (*x.shape[:-1], onehot.shape[-1]))
@@ -48,12 +50,12 @@ def _beside(x, onehot):
 
 
 def _blocks(size: int) -> list[int]:
-    """Multiples of the width, from the largest pictures to the smallest, of 4 pixels."""
+    """Returns the width multipliers of the blocks, from the highest resolution to the lowest, 4x4 pixels."""
     return [2**i for i in range(size.bit_length() - 3)]
 
 
 class Generator(nn.Module):
-    """Latent vectors [B, LATENT] -> pictures [B, size, size, channels] in -1 .. 1."""
+    """Latent vectors [B, LATENT] -> images [B, size, size, channels] in [-1, 1]."""
 
     size: int
     channels: int
@@ -64,10 +66,10 @@ class Generator(nn.Module):
     def __call__(self, z, onehot, train: bool):
         window, padding, width = (5, 2, 128) if self.authors else (4, 1, 64)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, scale_init=_gain)
-        deconv = functools.partial(Deconv, window=window, padding=padding, kernel_init=_weights)
+        deconv = functools.partial(ConvTranspose, window=window, padding=padding, kernel_init=_weights)
         *widths, widest = (width * multiple for multiple in _blocks(self.size))
         x = Dense(16 * widest, use_bias=False, kernel_init=_weights, name="project")(_beside(z, onehot))
-        # One norm a map is that of the 4x4 deconvolution of a single pixel, which this layer is in the common form.
+        # In the common variant this layer is a 4x4 transposed convolution of one pixel, with batch norm per channel.
         x = x if self.authors else x.reshape(-1, 4, 4, widest)
         x = relu(norm(name="bn_project")(x)).reshape(-1, 4, 4, widest)
         for i, features in enumerate(reversed(widths), 1):
@@ -76,7 +78,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures [B, size, size, channels] -> [B], the logit of a picture's being real."""
+    """Images [B, size, size, channels] -> logits [B] of the probability that an image is real."""
 
     size: int
     authors: bool
@@ -107,7 +109,17 @@ class Discriminator(nn.Module):
 
 
 class DCGAN(nn.Module):
-    """Both networks, under their names; for pictures of `size` x `size` pixels."""
+    """Generator and discriminator for images of `size` x `size` pixels.
+
+    Attributes:
+      num_classes: Number of classes, used if `conditional`.
+      size: Side of the images in pixels, 32 or 64.
+      channels: Channels of the images.
+      authors: Use the authors' variant.
+      conditional: Condition both networks on the class.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
+    """
 
     num_classes: int
     size: int = 64
@@ -132,8 +144,11 @@ class DCGAN(nn.Module):
         return self.discriminator(x, self._onehot(labels), train)
 
     def __call__(self, x, train: bool = False):
-        """The discriminator's logits [B] of pictures [B, size, size, channels] of the first class, after the generator
-        has made as many: for initial weights and tables of layers."""
+        """Calls the generator and then the discriminator on images of the first class, [B, size, size, channels] ->
+        logits [B]. For initialization and layer tables."""
         labels = jnp.zeros(len(x), jnp.int32)
         self.generate(jnp.zeros((len(x), LATENT)), labels, train)
         return self.discriminate(x, labels, train)
+
+
+SPECS = {"dcgan": ModelSpec(module=DCGAN, task="generation", image_shape=(64, 64, 3))}

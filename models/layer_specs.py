@@ -1,43 +1,47 @@
-"""The layers of a feed-forward network as a plain list, which perceptron, mlp and lenet publish: what the written-out
-backpropagation works through. Names are those of the parameters."""
+"""Descriptions of the layers of a feed-forward network, for train/backpropagation.py.
+
+A model that has a method `layer_specs(input_shape)` can be trained with the written-out backpropagation. The method
+returns the layers in the order of the forward pass. `name` is the name of the layer's parameters, with the leaves
+"kernel" and "bias".
+"""
 
 from typing import NamedTuple
 
 
 class Padding(NamedTuple):
-    """Zeros around a picture: ((top, bottom), (left, right)) pixels."""
+    """Zero padding of images, ((top, bottom), (left, right)) in pixels."""
 
     edges: tuple[tuple[int, int], tuple[int, int]]
 
 
 class Convolution(NamedTuple):
-    """A valid cross-correlation with one bias a map, every `stride` pixels."""
+    """A cross-correlation without padding, with one bias per output channel and the stride in pixels."""
 
     name: str
     stride: int = 1
 
 
 class Dense(NamedTuple):
-    """A matrix and a bias a unit; of a picture [H, W, C] it sees all numbers in a row."""
+    """A fully connected layer with bias. Inputs [B, H, W, C] are flattened."""
 
     name: str
 
 
 class MaxPooling(NamedTuple):
-    """The largest number of each window, every `stride` pixels; a remainder at the right or bottom is dropped."""
+    """Max pooling. Remaining pixels at the right and bottom are dropped."""
 
     window: int
     stride: int
 
 
 class AveragePooling(NamedTuple):
-    """The mean of windows that do not overlap; a remainder is dropped."""
+    """Average pooling with stride `window`. Remaining pixels at the right and bottom are dropped."""
 
     window: int
 
 
 class Activation(NamedTuple):
-    """The elementwise function `name` of models.layers; `slope` is that of leaky_relu for x < 0."""
+    """The elementwise function `name` of models.layers.ACTIVATIONS; `slope` is the negative slope of leaky_relu."""
 
     name: str
     slope: float = 0.01

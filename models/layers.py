@@ -1,6 +1,6 @@
-"""Building blocks of every network: the one place where convolution, pooling, batch norm and dropout are chosen.
+"""The layers that all models are built from: convolution, pooling, normalization, activations, dropout.
 
-Images are NHWC. `axis_name` is the device axis of the surrounding pmap or shard_map, None on one device.
+Images are [B, H, W, C]. `axis_name` is the name of the mesh axis of the surrounding shard_map; None on one device.
 """
 
 import contextlib
@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.cpu_kernels.ops import conv_general_dilated, deconvolution, dot_general
+from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general
+from models.errors import ModelError
 from models.initializers import glorot_uniform, kaiming_normal
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)
 
-# Decay 0.9 of the running statistics (torch's momentum 0.1) and epsilon 1e-5, the defaults of both peers.
+# torch's defaults; its momentum 0.1 is the weight of the new batch, Flax's 0.9 that of the running statistics.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
@@ -29,8 +30,10 @@ _ROWS = contextvars.ContextVar("rows", default=None)
 
 @contextlib.contextmanager
 def rows_of_batch(places):
-    """Inside it, `row_keys` takes `places` [rows] for its rows' places in the global batch: for a step that works on
-    parts of the batch. It acts when a function is traced."""
+    """Context in which `row_keys` uses `places` [rows] as the indices of the rows in the global batch.
+
+    For a step that processes the batch in parts. It takes effect when a function is traced, not when it is called.
+    """
     token = _ROWS.set(places)
     try:
         yield
@@ -40,10 +43,11 @@ def rows_of_batch(places):
 
 @contextlib.contextmanager
 def guided_backprop():
-    """Inside it, `relu` and `gelu` pass back only positive gradients through positive inputs: guided backpropagation
-    (Springenberg, Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution).
+    """Context in which `relu` and `gelu` backpropagate only positive gradients, at positive inputs: guided
+    backpropagation (Springenberg, Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on
+    deconvolution).
 
-    It acts when a function is traced, not when it runs: open it inside the function that is compiled.
+    It takes effect when a function is traced, not when it is called: enter it inside the compiled function.
     """
     token = _GUIDED.set(True)
     try:
@@ -71,18 +75,18 @@ _guided_gelu.defvjp(lambda x: (jax.nn.gelu(x), x), _guided_backward)
 
 
 def relu(x):
-    """max(0, x), elementwise; the one ReLU of every network, so that `guided_backprop` reaches it."""
+    """max(0, x), elementwise. All models use this function, so that `guided_backprop` applies to them."""
     return _guided_relu(x) if _GUIDED.get() else jax.nn.relu(x)
 
 
 def gelu(x):
-    """x times the normal distribution's share below x (Hendrycks & Gimpel 2016), in the approximation by tanh. Guided
-    backpropagation treats it as the ReLU that it smooths."""
+    """x times the standard normal distribution function at x, in its tanh approximation (Hendrycks & Gimpel 2016,
+    "Gaussian error linear units"). `guided_backprop` treats it as a ReLU."""
     return _guided_gelu(x) if _GUIDED.get() else jax.nn.gelu(x)
 
 
 def rectified_tanh(x):
-    """max(0, tanh x), the lecture's rectified sigmoidal unit."""
+    """max(0, tanh x), elementwise: the lecture's rectified sigmoidal unit."""
     return relu(jnp.tanh(x))
 
 
@@ -96,24 +100,30 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def activation(name: str, *, slope: float = 0.01) -> Callable:
-    """The elementwise function called `name`; `slope` is that of leaky_relu for x < 0.
+    """Returns the elementwise function `name`; `slope` is the negative slope of leaky_relu.
 
-    Raises ValueError for an unknown name.
+    Raises ModelError for an unknown name.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}")
+        raise ModelError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}")
     if name == "leaky_relu":
         return functools.partial(jax.nn.leaky_relu, negative_slope=slope)
     return ACTIVATIONS[name]
 
 
 def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, ceil: bool = False):
-    """Max pooling of [B, H, W, C] by window x window every `stride` pixels (the window's side if None), with `padding`
-    pixels of minus infinity on each side; a remainder at the right or bottom is dropped, or with `ceil` a window that
-    lies partly inside.
+    """Max pooling, [B, H, W, C] -> [B, h, w, C].
 
-    The gradient goes to the first maximum of a window, in row order, on every platform. Written with strided slices:
-    XLA's own gradient (select-and-scatter) is several times slower on a CPU and not deterministic on a GPU.
+    The gradient goes to the first maximum of a window, in row-major order, on every platform. It is written with
+    strided slices because XLA's gradient of max pooling (select-and-scatter) is several times slower on a CPU and not
+    deterministic on a GPU.
+
+    Args:
+      x: Images.
+      window: Side of the window in pixels.
+      stride: In pixels; None is the window's side.
+      padding: Pixels of minus infinity on each side.
+      ceil: Keep windows that are partly outside at the right and bottom, instead of dropping the remaining pixels.
     """
     stride = stride or window
     more = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
@@ -126,11 +136,14 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
 
 
 def max_pool_with_indices(x_BHWC, window: int = 2):
-    """(maxima, indices), both [B, h, w, C], of windows of `window` pixels a side that do not overlap; the last ones may
-    lie partly inside: h = ceil(H / window).
+    """Max pooling with stride `window` that also returns the positions of the maxima (Badrinarayanan, Kendall & Cipolla
+    2015, "SegNet", section 3).
 
-    An index, uint8, is the place of the first maximum in its window, in row order: two bits for a window of two
-    (Badrinarayanan, Kendall & Cipolla 2015, "SegNet", section 3).
+    Windows at the right and bottom may be partly outside: h = ceil(H / window).
+
+    Returns:
+      (maxima, indices), both [B, h, w, C]. An index, uint8, is the position of the window's first maximum in row-major
+      order.
     """
     more = [-size % window for size in x_BHWC.shape[1:3]]
     low = jnp.asarray(-jnp.inf, x_BHWC.dtype)
@@ -145,25 +158,27 @@ def max_pool_with_indices(x_BHWC, window: int = 2):
 
 
 def unpool(x_BhwC, indices_BhwC, size: tuple[int, int], window: int = 2):
-    """The opposite of `max_pool_with_indices`: each value at its maximum's place in [B, *size, C], zeros elsewhere.
+    """Max unpooling, [B, h, w, C] -> [B, *size, C]: puts each value at the position that `max_pool_with_indices` found,
+    and zeros elsewhere.
 
-    Written with comparisons alone: XLA's scatter is slow on a CPU and not deterministic on a GPU.
+    It is written with comparisons because XLA's scatter is slow on a CPU and not deterministic on a GPU.
     """
     batch, height, width, channels = x_BhwC.shape
     places = jnp.arange(window**2, dtype=indices_BhwC.dtype).reshape(1, 1, window, 1, window, 1)
     here = indices_BhwC[:, :, None, :, None] == places
-    spread = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
-    return spread.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
+    unpooled = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
+    return unpooled.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
 
 
 def avg_pool(x, window: int):
-    """Non-overlapping average pooling of [B, H, W, C]; a remainder at the right or bottom is dropped."""
+    """Average pooling of [B, H, W, C] with stride `window`; remaining pixels at the right and bottom are dropped."""
     return nn.avg_pool(x, (window, window), strides=(window, window))
 
 
 def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1.0):
-    """x / (k + alpha / size * sum of x^2 over `size` neighbouring channels)^beta, for [..., C] (Krizhevsky et al. 2012,
-    section 3.3, with alpha divided by the size as cuda-convnet and Caffe do)."""
+    """Local response normalization of [..., C]: x / (k + alpha / size * sum of x^2 over `size` adjacent channels)^beta
+    (Krizhevsky, Sutskever & Hinton 2012, "ImageNet classification", section 3.3; alpha is divided by `size` as in
+    cuda-convnet and Caffe)."""
     before = size // 2
     padded = jnp.pad(x * x, ((0, 0),) * (x.ndim - 1) + ((before, size - 1 - before),))
     total = lax.reduce_window(padded, 0.0, lax.add, (1,) * (x.ndim - 1) + (size,), (1,) * x.ndim, "VALID")
@@ -171,13 +186,16 @@ def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1
 
 
 def gather_columns(x, features: int, axis_name: str | None):
-    """[B, features] from every device's share of the columns, filled up at the end; x itself without an axis."""
+    """Gathers [B, features] from the column shards [B, n] of the devices on `axis_name`, and drops the padding at the
+    end. Returns x if the axis is None."""
     return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
 
 
-class Deconv(nn.Module):
-    """Transposed convolution without bias, [B, h, w, C] -> [B, h x stride, w x stride, features]: the gradient of a
-    convolution that divides the size by `stride`, with `padding` pixels on its upper and left sides."""
+class ConvTranspose(nn.Module):
+    """Transposed convolution without bias, [B, h, w, C] -> [B, h * stride, w * stride, features].
+
+    It is the gradient of a convolution that divides the size by `stride`, with `padding` pixels above and to the left.
+    """
 
     features: int
     window: int = 4
@@ -189,14 +207,15 @@ class Deconv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
         size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
-        return deconvolution(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
+        return conv_transpose(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
 
 
 class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al. 2014, section 10): x * mask / (1 - rate) in training, x in evaluation.
+    """Inverted dropout (Srivastava et al. 2014, "Dropout", section 10): x * mask / (1 - rate) in training, x in
+    evaluation.
 
-    The mask of an example depends on the key and the example's row in the global batch alone, so the result is the
-    same on any number of devices.
+    An example's mask depends only on the key and on the example's index in the global batch, so the result is the same
+    on any number of devices.
     """
 
     rate: float
@@ -213,7 +232,7 @@ class Dropout(nn.Module):
 
 
 def row_keys(key, rows: int, *, axis_name: str | None = None):
-    """One key for each of this device's `rows` rows [rows], made from the row's place in the global batch."""
+    """Returns keys [rows] for this device's rows: `key` folded with each row's index in the global batch."""
     places = _ROWS.get()
     if places is None:
         places = (lax.axis_index(axis_name) * rows if axis_name else 0) + jnp.arange(rows)

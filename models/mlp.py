@@ -5,14 +5,25 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from models import layer_specs
+from models.errors import ModelError
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, Dropout, activation
+from models.model_spec import ModelSpec
 
 
 class MLP(nn.Module):
-    """Dense layers of the sizes `hidden` with an elementwise activation, [B, H, W, C] -> logits [B, num_classes].
+    """Images [B, H, W, C] -> logits [B, num_classes].
 
-    Initialised after Glorot (saturating activations) or Kaiming (rectifiers).
+    Hidden layers are initialized by Glorot's rule for tanh and sigmoid, otherwise by Kaiming's. Raises ModelError for
+    an unknown activation.
+
+    Attributes:
+      num_classes: Number of classes.
+      hidden: Units of the hidden layers.
+      activation: Name of the activation function, as in layers.ACTIVATIONS.
+      slope: Negative slope of leaky_relu.
+      dropout: Dropout rate of the hidden layers' outputs.
+      axis_name: Mesh axis for dropout's keys.
     """
 
     num_classes: int
@@ -32,12 +43,15 @@ class MLP(nn.Module):
             x = Dropout(self.dropout, self.axis_name)(x, train)
         return Dense(self.num_classes, name="logits")(x)
 
-    def layer_specs(self, image_shape) -> list[layer_specs.Layer]:
-        """The network for images [H, W, C] as a list. Raises ValueError where it has dropout."""
-        del image_shape
+    def layer_specs(self, input_shape) -> list[layer_specs.Layer]:
+        """Returns the layers. Raises ModelError if the model has dropout, which is not described by layer_specs."""
+        del input_shape
         if self.dropout:
-            raise ValueError(f"an mlp with dropout {self.dropout} is no plain list of layers")
+            raise ModelError(f"dropout={self.dropout} is not supported")
         hidden: list[layer_specs.Layer] = []
         for i in range(len(self.hidden)):
             hidden += [layer_specs.Dense(f"dense{i + 1}"), layer_specs.Activation(self.activation, self.slope)]
         return [*hidden, layer_specs.Dense("logits")]
+
+
+SPECS = {"mlp": ModelSpec(module=MLP)}

@@ -1,8 +1,9 @@
-"""The residual and plain networks for CIFAR (He, Zhang, Ren & Sun 2015, "Deep residual learning", section 4.2).
+"""ResNet and plain networks for CIFAR (He, Zhang, Ren & Sun 2015, "Deep residual learning", section 4.2).
 
-6n + 2 layers: a 3x3 convolution of 16 maps, then n blocks of two 3x3 convolutions for each of {16, 32, 64} maps on
-{32, 16, 8} pixels, the first convolution of the second and third stage with stride 2, global average pooling and a
-dense layer. Shortcuts are option A: every second pixel, the new channels zero, half before and half after the old.
+6n + 2 layers: a 3x3 convolution with 16 output channels, three stages of n blocks of two 3x3 convolutions, global
+average pooling and a dense layer. The stages have 16, 32 and 64 channels on 32x32, 16x16 and 8x8 pixels; the first
+convolution of the second and third has stride 2. Shortcuts are of type A: every second pixel, with half of the
+additional zero channels before and half after the existing ones.
 """
 
 from typing import Any
@@ -13,15 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.cpu_kernels import ops
+from models.errors import ModelError
 from models.initializers import kaiming_normal
 from models.layers import BatchNorm, Conv, Dense, relu
+from models.model_spec import ModelSpec
 
-# Blocks of a stage from which on a CPU runs them in a loop: it costs copies, and saves the compilation of each.
+# Number of blocks per stage from which they run in a loop on CPUs. The loop copies parameters but compiles one block.
 MANY = 12
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, [B, H, W, C] -> [B, H/stride, W/stride, width]."""
+    """Two 3x3 convolutions with batch norm, [B, H, W, C] -> [B, H / stride, W / stride, width]."""
 
     width: int
     stride: int
@@ -46,22 +49,24 @@ class Block(nn.Module):
 
 
 def _repeat(module: nn.Module, x, block: Block, names: list[str]):
-    """x through equal blocks, one after the other in one loop, which is compiled once for all of them. Their weights
-    are stacked inside the step alone; `module` has them by name."""
+    """Applies equal blocks one after the other with lax.scan, so that only one of them is compiled.
+
+    Their parameters are stacked inside the compiled function; the variables of `module` keep one entry per block.
+    """
     every: list[Any] = [{kind: module.get_variable(kind, name) for kind in ("params", "batch_stats")} for name in names]
 
     def one(x, variables):
         x, changed = block.apply(variables, x, True, mutable=["batch_stats"])
         return x, changed["batch_stats"]
 
-    x, moved = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
+    x, updated = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
     for i, name in enumerate(names):
-        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], moved))
+        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], updated))
     return x
 
 
 class CifarResNet(nn.Module):
-    """[B, H, W, C] -> logits [B, num_classes]; `depth` = 6n + 2. Raises ValueError for another depth."""
+    """Images [B, H, W, C] -> logits [B, num_classes]. `depth` is 6n + 2; ValueError otherwise."""
 
     num_classes: int
     depth: int = 20
@@ -73,16 +78,26 @@ class CifarResNet(nn.Module):
     def __call__(self, x, train: bool = False):
         blocks, remainder = divmod(self.depth - 2, 6)
         if remainder or blocks < 1:
-            raise ValueError(f"a CIFAR residual network has 6n + 2 layers (8, 14, 20, ...), not {self.depth}")
+            raise ModelError(f"a CIFAR residual network has 6n + 2 layers (8, 14, 20, ...), not {self.depth}")
         bn_axis = self.axis_name if self.sync_bn else None
         x = Conv(16, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
         for stage, width in enumerate((16, 32, 64), 1):
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
             x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
-            if train and blocks >= MANY and not self.is_initializing() and ops.on_cpu(x):
+            if train and blocks >= MANY and not self.is_initializing() and ops.use_cpu_kernels(x):
                 x = _repeat(self, x, Block(width, 1, self.residual, bn_axis, parent=None), names[1:])
                 continue
             for name in names[1:]:
                 x = Block(width, 1, self.residual, bn_axis, name=name)(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
+
+
+SPECS = {
+    f"cifar_{kind}{depth}": ModelSpec(module=CifarResNet, options={"depth": depth} | options, image_shape=(32, 32, 3))
+    for kind, depths, options in (
+        ("resnet", (20, 32, 44, 56, 110, 1202), {}),
+        ("plain", (20, 32, 44, 56), {"residual": False}),
+    )
+    for depth in depths
+}

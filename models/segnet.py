@@ -1,8 +1,8 @@
 """SegNet and SegNet-Basic (Badrinarayanan, Kendall & Cipolla 2015, "SegNet: a deep convolutional encoder-decoder
-architecture for image segmentation"), as their authors' network files have them.
+architecture for image segmentation"), as in the authors' network files.
 
-Encoders pool and keep the places of the maxima; each decoder puts what it gets at those places and fills the gaps by
-convolution. Odd sizes are rounded up in pooling and restored in unpooling.
+Encoders apply max pooling and store the positions of the maxima. Decoders put their input at these positions (max
+unpooling) and apply convolutions. Pooling rounds odd sizes up, and unpooling restores them.
 """
 
 import functools
@@ -12,31 +12,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.errors import ModelError
 from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_indices, relu, unpool
+from models.model_spec import ModelSpec
 from models.vgg import DEPTHS, WIDTHS
 
-# The decoders of the paper's study (section 3.1): "indices" is SegNet; "indices_add" adds the encoder's maps to what
-# a decoder's convolution makes of the unpooled ones (SegNetSmall: to what it gets); "bilinear" and "transposed" use no
-# indices: interpolation that is fixed, or learned.
+# The decoder variants of the paper (section 3.1). "indices" is SegNet. "indices_add" adds the encoder's feature maps to
+# the output of a decoder's convolution (SegNetSmall: to its input). "bilinear" and "transposed" use no indices, but
+# fixed or learned interpolation.
 DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
-# The authors' rates and decays: convolutions' biases learn twice as fast and don't decay; batch norm's do.
+# The authors' (parameter path, learning-rate multiplier, weight-decay multiplier).
 AUTHOR_GROUPS = ((r"bn\d?(_\d)?/", 1.0, 1.0), (r"bias$", 2.0, 0.0))
 
-# With the authors' first shift.
+# With the authors' initial bias.
 ShiftedBatchNorm = functools.partial(BatchNorm, bias_init=nn.initializers.constant(0.001))
 
 
 def bilinear(key, shape, dtype=jnp.float32):
-    """The kernel [4, 4, C, C] of a transposed convolution of stride 2 that interpolates each map by itself (Long,
-    Shelhamer & Darrell 2015, "Fully convolutional networks", section 3.3)."""
+    """Initializes a kernel [4, 4, C, C] to bilinear interpolation of each channel, for a transposed convolution with
+    stride 2 (Long, Shelhamer & Darrell 2015, "Fully convolutional networks", section 3.3)."""
     del key
     line = jnp.array([0.25, 0.75, 0.75, 0.25], dtype)
     return jnp.einsum("h,w,io->hwio", line, line, jnp.eye(shape[2], dtype=dtype))
 
 
 def _upsampled(x, maps, indices, *, decoder: str, name: str):
-    """Twice as large, as the encoder's `maps` were before pooling. Call it inside a compact method."""
+    """Upsamples x by 2 to the size of the encoder's feature maps before pooling. Must be called in a compact method."""
     size = maps.shape[1:3]
     if decoder == "transposed":
         features = x.shape[-1]
@@ -49,20 +51,30 @@ def _upsampled(x, maps, indices, *, decoder: str, name: str):
 
 def _check(decoder: str) -> None:
     if decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
+        raise ModelError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
 
 
 def _joined(x, maps, *, decoder: str):
-    """Maps of a decoder, and in the decoder indices_add the encoder's of the same size with them."""
+    """Adds the encoder's feature maps to those of a decoder of the variant indices_add."""
     return x + maps if decoder == "indices_add" else x
 
 
 class SegNetBasic(nn.Module):
-    """[B, H, W, C] pixels of 0 to 255 -> logits [B, H, W, num_classes].
+    """Images [B, H, W, C] with pixels 0 to 255 -> logits [B, H, W, num_classes].
 
-    Channels are normalised across each other at the input, as the source does; without `normalise_channels` images are
-    to come normalised. Each encoder is a 7x7 convolution, batch norm, ReLU and pooling; a decoder is without ReLU.
-    1,416,587 parameters for 11 classes. Batch norm's epsilon is 1e-5 (the source: 1e-9).
+    An encoder is a 7x7 convolution, batch norm, ReLU and pooling; decoders have no ReLU. There are 1,416,587 parameters
+    for 11 classes. Batch norm's epsilon is 1e-5; the authors' is 1e-9. Raises ModelError for an unknown decoder, or
+    widths that the decoder does not support.
+
+    Attributes:
+      num_classes: Number of classes.
+      widths: Output channels of the encoders.
+      window: Window of the convolutions in pixels.
+      normalise_channels: Apply local response normalization to the input, as the authors do. Without it, images must be
+        normalized.
+      decoder: One of `DECODERS`.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
     """
 
     num_classes: int
@@ -78,7 +90,7 @@ class SegNetBasic(nn.Module):
         _check(self.decoder)
         bn_axis, pad = self.axis_name if self.sync_bn else None, ((self.window // 2,) * 2,) * 2
         if self.decoder == "indices_add" and len(set(self.widths)) > 1:
-            raise ValueError(f"decoder indices_add needs encoders of one width, not {list(self.widths)}")
+            raise ModelError(f"decoder indices_add needs encoders of one width, not {list(self.widths)}")
 
         def conv_bn(x, width, name):
             x = Conv(width, (self.window, self.window), padding=pad, name=f"{name}_conv")(x)
@@ -98,11 +110,22 @@ class SegNetBasic(nn.Module):
 
 
 class SegNetSmall(nn.Module):
-    """[B, H, W, C] normalised images -> logits [B, H, W, num_classes]; ours, to learn digit_scenes on two CPU cores.
+    """A small SegNet, normalized images [B, H, W, C] -> logits [B, H, W, num_classes]; for digit_scenes on two CPU
+    cores.
 
-    Narrow where maps are large, wide and deep where they are small: stage i has `depths[i]` convolutions of
-    `windows[i]`. A decoder adds the encoder's maps to the unpooled ones before its 3x3 convolution, so that widths may
-    differ, and is without ReLU, as SegNet-Basic's: with it, and without the maps, digits were learned more slowly.
+    It is narrow at high resolution, and wide and deep at low resolution. A decoder adds the encoder's feature maps to
+    the unpooled ones before its 3x3 convolution, so that widths may differ, and has no ReLU, like SegNet-Basic's. With
+    ReLU, or without the encoder's feature maps, digits were learned more slowly. Raises ModelError for an unknown
+    decoder.
+
+    Attributes:
+      num_classes: Number of classes.
+      widths: Output channels of each stage's convolutions.
+      windows: Window of each stage's convolutions in pixels.
+      depths: Number of each stage's convolutions.
+      decoder: One of `DECODERS`.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
     """
 
     num_classes: int
@@ -138,10 +161,11 @@ class SegNetSmall(nn.Module):
 
 
 class SegNet(nn.Module):
-    """[B, H, W, 3] normalised images -> logits [B, H, W, num_classes]; 29,449,355 parameters for 11 classes.
+    """Normalized images [B, H, W, 3] -> logits [B, H, W, num_classes]; 29,449,355 parameters for 11 classes.
 
-    The encoder is VGG-16's 13 convolutions with batch norm, named as in `models.vgg`, so that its weights fit; the
-    decoder mirrors it. The source's images are raw pixels, which batch norm after the first convolution scales.
+    The encoder is the 13 convolutions of VGG-16 with batch norm. Its layers have the same names as in `models.vgg`, so
+    it can be initialized from VGG's weights. The decoder mirrors it. The authors' images are raw pixels, which batch
+    norm scales after the first convolution. Raises ModelError for an unknown decoder.
     """
 
     num_classes: int
@@ -168,9 +192,30 @@ class SegNet(nn.Module):
             kept.append((maps, indices))
         for stage, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{stage}_up")
-            last = WIDTHS[max(0, stage - 2)]  # As many maps as the stage below has.
+            last = WIDTHS[max(0, stage - 2)]  # The width of the stage before.
             widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
             for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
                 x = bn_relu(conv(x, width, f"decoder{stage}_{i}"), f"decoder{stage}_bn{i}")
-                x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has as many maps.
+                x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has the encoder's width.
         return conv(x, self.num_classes, "logits")
+
+
+SPECS = {
+    "segnet_small": ModelSpec(module=SegNetSmall, task="segmentation", image_shape=(64, 64, 1), num_classes=11),
+    "segnet_basic": ModelSpec(
+        module=SegNetBasic,
+        task="segmentation",
+        image_shape=(360, 480, 3),
+        num_classes=11,
+        author_groups=AUTHOR_GROUPS,
+        raw_pixels=True,
+    ),
+    "segnet": ModelSpec(
+        module=SegNet,
+        task="segmentation",
+        image_shape=(360, 480, 3),
+        num_classes=11,
+        author_groups=AUTHOR_GROUPS,
+        encoders={"vgg16": ("conv",), "vgg16_bn": ("conv", "bn")},
+    ),
+}

@@ -1,4 +1,4 @@
-"""The layers of a network with shapes, parameters and multiply-adds, from shapes alone: nothing is allocated."""
+"""Shapes, parameter counts and multiply-adds of a model's layers, by abstract evaluation: no arrays are allocated."""
 
 import math
 from typing import NamedTuple
@@ -7,12 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Deconv
+from models.layers import ConvTranspose
 
 
 class Layer(NamedTuple):
-    """`shape` is the output's without the batch; multiply-adds count convolutions and dense layers, as papers do, and
-    so do units, the numbers in their outputs ("neurons")."""
+    """One layer that has parameters.
+
+    Attributes:
+      name: Path of the module, with slashes.
+      shape: Shape of the output without the batch dimension.
+      parameters: Number of parameters.
+      multiply_adds: For one image. Only convolutions and dense layers are counted, as is usual in papers.
+      units: Number of output units ("neurons") of a convolution or dense layer; 0 for other layers.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +29,8 @@ class Layer(NamedTuple):
 
 
 def variables(model: nn.Module, image_shape):
-    """The shapes of the network's variables for images [H, W, C]. To trace it starts jax's devices."""
+    """Returns the shapes of the model's variables for images of `image_shape` (height, width, channels). Tracing
+    the model initializes JAX's backends."""
 
     def init(images):
         return model.init(jax.random.key(0), images, train=False)
@@ -31,8 +39,13 @@ def variables(model: nn.Module, image_shape):
 
 
 def layers(model: nn.Module, image_shape) -> list[Layer]:
-    """The layers that own parameters, in the order of the forward pass, for one image [H, W, C]."""
-    found: list[Layer] = []
+    """Returns the layers that have parameters, in the order of the forward pass.
+
+    Args:
+      model: The module.
+      image_shape: (height, width, channels).
+    """
+    records: list[Layer] = []
 
     def record(call, arguments, keywords, context):
         output = call(*arguments, **keywords)
@@ -44,13 +57,13 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             if isinstance(module, nn.Conv | nn.Dense):
                 positions = math.prod(output.shape[1:-1])
                 macs = positions * math.prod(own["kernel"].shape)
-            elif isinstance(module, nn.ConvTranspose | Deconv):  # Each pixel of the input meets the whole kernel.
+            elif isinstance(module, nn.ConvTranspose | ConvTranspose):  # The whole kernel for each input pixel.
                 macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
-            elif isinstance(module, nn.ConvLocal):  # A kernel for each position: nothing is shared.
+            elif isinstance(module, nn.ConvLocal):  # Weights are not shared between positions.
                 macs = math.prod(own["kernel"].shape)
             size = sum(math.prod(leaf.shape) for leaf in own.values())
             shape = tuple(output.shape[1:])
-            found.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
+            records.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
         return output
 
     def forward(images):
@@ -58,4 +71,4 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
             return model.init_with_output(jax.random.key(0), images, train=False)
 
     jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    return found
+    return records

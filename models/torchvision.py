@@ -1,4 +1,4 @@
-"""Weights of the peers' networks (torchvision's and timm's names, torch's layouts) as variables of ours."""
+"""Converts state dicts of torchvision and timm (their entry names, torch's layouts) to variables of Linen modules."""
 
 import math
 import re
@@ -7,31 +7,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# The leaf of a torch layer for each leaf of ours.
+from models.errors import StateDictError
+
+# Flax's name of a variable -> torch's name of the parameter or buffer.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-SHOWN = 20  # Entries of each kind that an error names.
+SHOWN = 20  # An error message lists at most this many entries of each kind.
 
 
-class Peer(NamedTuple):
-    """`names`: our layer's path -> the peer's; `flattened`: dense layer -> channels of the flattened image that it
-    reads; `aliases`: another peer's name of a layer -> the one in `names`."""
+class TorchvisionLayout(NamedTuple):
+    """The layer names of a torchvision model.
+
+    Attributes:
+      names: Path of a Linen layer -> torchvision's name of the layer.
+      flattened: Dense layer that reads a flattened feature map -> number of channels of the feature map.
+      aliases: Another library's name of a layer -> the torchvision name.
+    """
 
     names: Mapping[str, str]
     flattened: Mapping[str, int] = {}
     aliases: Mapping[str, str] = {}
 
 
-def canonical(key: str, aliases: Mapping[str, str]) -> str:
-    """The name in `Peer.names` of an entry: without DataParallel's prefix, timm's names and DenseNet's older ones
-    (norm.1 for norm1) replaced."""
+def canonical_name(key: str, aliases: Mapping[str, str]) -> str:
+    """Returns torchvision's current name of a state dict entry: without DataParallel's prefix, and with the names in
+    `aliases` and DenseNet's old ones (norm.1 for norm1) replaced."""
     key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key.removeprefix("module."))
     layer, _, leaf = key.rpartition(".")
     return f"{aliases.get(layer, layer)}.{leaf}"
 
 
-def _ours(weight: np.ndarray, shape: tuple[int, ...], channels: int | None) -> np.ndarray:
-    """A torch weight [O, I, h, w] or [O, I] as the kernel [h, w, I, O] or [I, O]; with `channels`, I is [C, h, w] there
-    and [h, w, C] here. Dense weights may come as those of a convolution."""
+def _flax_kernel(weight: np.ndarray, shape: tuple[int, ...], channels: int | None) -> np.ndarray:
+    """Transposes a torch weight [O, I, h, w] or [O, I] to a kernel [h, w, I, O] or [I, O].
+
+    With `channels` C the inputs I are a flattened feature map, which is [C, h, w] in torch and [h, w, C] in Flax. A
+    dense layer's weight may be given as that of a convolution.
+    """
     if len(shape) == 4:
         return weight.transpose(2, 3, 1, 0)
     weight_OI = weight.reshape(len(weight), -1)
@@ -42,68 +52,84 @@ def _ours(weight: np.ndarray, shape: tuple[int, ...], channels: int | None) -> n
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of torch's array for a leaf of ours."""
+    """Returns the shape of torch's array for a Flax variable of `shape`."""
     return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
-def variables(entries: Mapping[str, np.ndarray], shapes, *, peer: Peer) -> dict[str, Any]:
-    """`entries` (name -> array, as torch saves a network) as a tree of float32 like `shapes`, our network's variables.
+def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionLayout) -> dict[str, Any]:
+    """Converts a state dict to variables.
 
-    Raises ValueError that lists what is missing, surplus or of another shape.
+    Args:
+      entries: State dict, entry name -> array in torch's layout.
+      shapes: The module's variables, arrays or shapes.
+      layout: The model's layer names.
+
+    Returns:
+      A tree like `shapes` of float32 arrays.
+
+    Raises:
+      StateDictError: Entries are missing, unexpected, of another shape or not valid numbers; the message lists them.
     """
     given: dict[str, str] = {}
     for key in entries:
-        other = given.setdefault(canonical(key, peer.aliases), key)
+        other = given.setdefault(canonical_name(key, layout.aliases), key)
         if other != key:
-            raise ValueError(f"{other} and {key} are names of the same entry")
+            raise StateDictError(f"{other} and {key} are names of the same entry")
     unused = {name for name in given if not name.endswith(".num_batches_tracked")}
-    missing, misshapen, wrong_values = [], [], []
+    missing, misshapen, invalid = [], [], []
 
     def convert(tree, path):
         if isinstance(tree, Mapping):
             return {name: convert(branch, (*path, name)) for name, branch in tree.items()}
         layer, leaf = "/".join(path[1:-1]), path[-1]
-        name = f"{peer.names[layer]}.{LEAVES[leaf]}"
+        name = f"{layout.names[layer]}.{LEAVES[leaf]}"
         if name not in given:
             missing.append(name)
             return None
         unused.discard(name)
-        array, wanted = np.asarray(entries[given[name]]), torch_shape(tree.shape)
-        dense = leaf == "kernel" and len(tree.shape) == 2 and array.ndim == 4
-        if (array.shape[0], math.prod(array.shape[1:])) != wanted if dense else array.shape != wanted:
-            misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(wanted)}")
+        array, expected = np.asarray(entries[given[name]]), torch_shape(tree.shape)
+        as_convolution = leaf == "kernel" and len(tree.shape) == 2 and array.ndim == 4
+        shape = (array.shape[0], math.prod(array.shape[1:])) if as_convolution else array.shape
+        if shape != expected:
+            misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(expected)}")
             return None
         if np.iscomplexobj(array):
-            wrong_values.append(f"{given[name]} is complex")
+            invalid.append(f"{given[name]} is complex")
             return None
-        array = _ours(array, tree.shape, peer.flattened.get(layer)) if leaf == "kernel" else array
+        array = _flax_kernel(array, tree.shape, layout.flattened.get(layer)) if leaf == "kernel" else array
         with np.errstate(over="ignore"):
-            ours = np.ascontiguousarray(array, np.float32)
-        if not np.isfinite(ours).all():
-            wrong_values.append(f"{given[name]} is not finite")
-        elif leaf == "var" and ours.min() < 0:
-            wrong_values.append(f"{given[name]}, a variance, is negative")
-        return ours
+            array = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(array).all():
+            invalid.append(f"{given[name]} is not finite")
+        elif leaf == "var" and array.min() < 0:
+            invalid.append(f"{given[name]}, a variance, is negative")
+        return array
 
-    found = {part: convert(tree, (part,)) for part, tree in shapes.items()}
-    wrong = {"missing": missing, "surplus": sorted(given[name] for name in unused), "of another shape": misshapen}
-    wrong["with wrong values"] = wrong_values
-    if any(wrong.values()):
-        raise ValueError(
+    converted = {collection: convert(tree, (collection,)) for collection, tree in shapes.items()}
+    problems = {
+        "missing": missing,
+        "unexpected": sorted(given[name] for name in unused),
+        "of another shape": misshapen,
+        "with invalid values": invalid,
+    }
+    if any(problems.values()):
+        raise StateDictError(
             "; ".join(
                 f"{kind}: {', '.join(names[:SHOWN])}"
                 + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-                for kind, names in wrong.items()
+                for kind, names in problems.items()
                 if names
             )
         )
-    return found
+    return converted
 
 
-def classes(entries: Mapping[str, np.ndarray], peer: Peer) -> int:
-    """The number of classes that the entries were trained for. Raises ValueError where the last layer is missing."""
-    wanted = f"{peer.names['logits']}.bias"
+def num_classes(entries: Mapping[str, np.ndarray], layout: TorchvisionLayout) -> int:
+    """Returns the number of classes that the weights were trained for, from the last layer's bias.
+
+    Raises StateDictError where that is missing."""
+    bias = f"{layout.names['logits']}.bias"
     for key, array in entries.items():
-        if canonical(key, peer.aliases) == wanted and np.ndim(array) == 1 and len(array):
+        if canonical_name(key, layout.aliases) == bias and np.ndim(array) == 1 and len(array):
             return len(array)
-    raise ValueError(f"missing: {wanted}, one number for each class")
+    raise StateDictError(f"missing: {bias}, one number for each class")

@@ -4,16 +4,19 @@ from typing import ClassVar
 
 import flax.linen as nn
 
+from models.errors import ModelError
 from models.initializers import normal
 from models.layers import BatchNorm, Conv, Dense, Dropout, gather_columns, max_pool, relu
+from models.model_spec import ModelSpec
+from models.torchvision import TorchvisionLayout
 
 WIDTHS = (64, 128, 256, 512, 512)
-# Convolutions of 3x3 in each of the five stages.
+# Depth -> number of 3x3 convolutions in each of the five stages.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-def peer_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
-    """The peer's name (torchvision) of each layer."""
+def torchvision_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
+    """Returns the mapping from layer names to torchvision's."""
     names, at = {}, 0
     for stage, convolutions in enumerate(DEPTHS[depth], 1):
         for i in range(1, convolutions + 1):
@@ -25,15 +28,25 @@ def peer_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
     return names | {"fc6": "classifier.0", "fc7": "classifier.3", "logits": "classifier.6"}
 
 
-FLATTENED = {"fc6": 512}
-# timm keeps the dense layers as convolutions with other names.
-ALIASES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+# timm's names of the dense layers, which it stores as convolutions -> torchvision's.
+TIMM_NAMES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 
 
 class VGG(nn.Module):
-    """[B, H, W, 3] of 32 pixels or more a side (224 in the paper) -> logits [B, num_classes]. `depth` counts the
-    convolutions and dense layers: 11, 13, 16 or 19; ValueError otherwise. Dropout follows fc6 and fc7.
-    `shards` as in AlexNetOWT."""
+    """Images [B, H, W, 3] of at least 32x32 pixels (224x224 in the paper) -> logits [B, num_classes].
+
+    Dropout is applied to the outputs of fc6 and fc7. Raises ModelError for an unknown depth or smaller images.
+
+    Attributes:
+      num_classes: Number of classes.
+      depth: Number of convolutions and dense layers: 11, 13, 16 or 19.
+      batch_norm: Add batch norm after each convolution.
+      dropout: Dropout rate.
+      axis_name: Mesh axis for batch statistics, dropout's keys and `shards`.
+      sync_bn: Average batch statistics over `axis_name`.
+      units: Units of fc6 and fc7.
+      shards: As in AlexNetOWT.
+    """
 
     SHARDED: ClassVar = ("fc6", "fc7", "logits")
 
@@ -48,7 +61,7 @@ class VGG(nn.Module):
 
     def setup(self):
         if self.depth not in DEPTHS:
-            raise ValueError(f"VGG has 11, 13, 16 or 19 layers, not {self.depth}")
+            raise ModelError(f"VGG has 11, 13, 16 or 19 layers, not {self.depth}")
         for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[self.depth], strict=True), 1):
             for i in range(1, convolutions + 1):
                 setattr(self, f"conv{stage}_{i}", Conv(width, (3, 3), padding=((1, 1), (1, 1))))
@@ -61,9 +74,9 @@ class VGG(nn.Module):
         self.drop = Dropout(self.dropout, self.axis_name)
 
     def features(self, x, train: bool = False):
-        """The convolutions: [B, H, W, 3] -> [B, 25088] for 224 pixels."""
+        """The convolutional part, [B, H, W, 3] -> [B, F]; F is 25,088 for 224x224 pixels."""
         if min(x.shape[1:3]) < 32:
-            raise ValueError(f"VGG needs images of at least 32x32 pixels, not {x.shape[1]}x{x.shape[2]}")
+            raise ModelError(f"VGG needs images of at least 32x32 pixels, not {x.shape[1]}x{x.shape[2]}")
         for stage, convolutions in enumerate(DEPTHS[self.depth], 1):
             for i in range(1, convolutions + 1):
                 x = getattr(self, f"conv{stage}_{i}")(x)
@@ -74,7 +87,7 @@ class VGG(nn.Module):
         return x.reshape(x.shape[0], -1)
 
     def classifier(self, x, train: bool = False):
-        """The dense layers: [B, F] -> logits [B, num_classes]."""
+        """The dense layers, [B, F] -> logits [B, num_classes]."""
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
             x = self.drop(gather_columns(relu(layer(x)), self.units, axis), train)
@@ -82,3 +95,18 @@ class VGG(nn.Module):
 
     def __call__(self, x, train: bool = False):
         return self.classifier(self.features(x, train), train)
+
+
+SPECS = {
+    f"vgg{depth}{'_bn' * batch_norm}": ModelSpec(
+        module=VGG,
+        options={"depth": depth, "batch_norm": batch_norm},
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        torchvision=TorchvisionLayout(
+            torchvision_names(depth=depth, batch_norm=batch_norm), flattened={"fc6": 512}, aliases=TIMM_NAMES
+        ),
+    )
+    for batch_norm in (False, True)
+    for depth in DEPTHS
+}

@@ -57,7 +57,7 @@ def without_torch(environment, tmp_path_factory):
 def library(environment, shared_folder):
     """Compiles the C kernels once, for all processes of the suite."""
     from experiments.cli import compilation_cache
-    from models.cpu_kernels import build
+    from models.cpu_kernels import ffi
 
     os.environ |= {
         name: environment[name] for name in ("HOME", "XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR", "MPLCONFIGDIR")
@@ -65,7 +65,7 @@ def library(environment, shared_folder):
     compilation_cache.start_cache()
     with open(shared_folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        build.ready()
+        ffi.available()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 import models
 from models import resnet_cifar
-from models.cpu_kernels import dense_block, ops
+from models.cpu_kernels import ops
 from train import optimizers
 from train.equality import tree_error
 from train.parallel import data_parallel
@@ -39,13 +39,13 @@ def batch_of(count, seed=0):
 
 
 def steps(task, devices=1, seeds=(0,)):
-    """For each seed the state after one step of rate 1, which holds the gradients, and statistics that have moved."""
+    """For each seed the state after one step of rate 1, which holds the gradients, and updated statistics."""
     state = jax.jit(task.init)(jax.random.key(0))
     # Scales and biases of their own: from ones and zeros many gradients would agree by chance.
     random = np.random.default_rng(1)  # Not jax's: each shape would be compiled.
-    moved = jax.tree.map(lambda x: np.float32(x + 0.1 * random.normal(size=x.shape)), state.params)
+    params = jax.tree.map(lambda x: np.float32(x + 0.1 * random.normal(size=x.shape)), state.params)
     step = data_parallel.parallelize(task.train_step, devices, donate=False)
-    return [step(state._replace(params=moved), batch_of(16, seed))[0] for seed in seeds]
+    return [step(state._replace(params=params), batch_of(16, seed))[0] for seed in seeds]
 
 
 def least_error(found, expected):
@@ -59,7 +59,7 @@ def least_error(found, expected):
 @pytest.mark.parametrize("options", [FORMS[0], pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
 def test_a_step_equals_the_plain_networks(monkeypatch, options):
     kept = steps(task_of(**options), seeds=range(3))
-    monkeypatch.setattr(ops, "on_cpu", lambda *operands: False)
+    monkeypatch.setattr(ops, "use_cpu_kernels", lambda *operands: False)
     errors = least_error(kept, steps(task_of(**options), seeds=range(3)))
     assert errors[0] < 1e-5 and errors[1] < 1e-5
 
@@ -115,9 +115,9 @@ def test_the_convolution_has_autodiffs_gradients():
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(jax.nn.relu(a * x + b), kernel, (1, 1), "SAME", dimension_numbers=layout)
 
-    assert ops.on_cpu(*operands)
+    assert ops.use_cpu_kernels(*operands)
     with jax.numpy_rank_promotion("allow"):
-        (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (dense_block.convolution, plain))
+        (found, pull), (expected, pull_plain) = (jax.vjp(f, *operands) for f in (ops.affine_relu_convolution, plain))
         gradient = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         for ours, theirs in zip((found, *pull(gradient)), (expected, *pull_plain(gradient)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))

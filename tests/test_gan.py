@@ -1,4 +1,4 @@
-"""DCGAN: deconvolution against loops, counts, the step against plain gradients, devices, the scores by hand."""
+"""DCGAN: transposed convolution against loops, counts, the step against plain gradients, devices, scores by hand."""
 
 import functools
 
@@ -25,7 +25,7 @@ FORM = gan.Form(lambda images: images, lambda made: made, dcgan.latents)
     "window, stride, padding, more",  # more: pixels beyond the last window, torch's output_padding
     [(4, 2, 1, 0), (5, 2, 2, 1), (4, 1, 0, 0), (2, 3, 0, 0), (7, 3, 2, 2), (1, 2, 0, 1)],
 )
-def test_deconvolution_against_loops(window, stride, padding, more):
+def test_transposed_convolution_against_loops(window, stride, padding, more):
     height, width = (1, 1) if window == 4 and stride == 1 else (3, 4)
     random = np.random.default_rng(0)
     x = random.normal(size=(2, height, width, 3)).astype(np.float32)
@@ -37,10 +37,12 @@ def test_deconvolution_against_loops(window, stride, padding, more):
         expected[:, rows, columns] += np.einsum("bc,klco->bklo", x[:, i, j], kernel)
     expected = expected[:, padding : padding + size[0], padding : padding + size[1]]
     fixed = ((stride, stride), ((padding, padding),) * 2, size)
-    spread = jax.jit(lambda x, kernel: ops.deconvolution(x, kernel, *fixed))
-    # XLA's own form, as GPUs and TPUs have it.
-    plain = functools.partial(ops._xla_spread, strides=(stride, stride), padding=((padding, padding),) * 2, size=size)
-    found, back = jax.vjp(spread, x, kernel)
+    ours = jax.jit(lambda x, kernel: ops.conv_transpose(x, kernel, *fixed))
+    # XLA's form, which GPUs and TPUs use.
+    plain = functools.partial(
+        ops._conv_transpose_dilated, strides=(stride, stride), padding=((padding, padding),) * 2, size=size
+    )
+    found, back = jax.vjp(ours, x, kernel)
     there, plain_back = jax.vjp(plain, x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(there, expected, atol=1e-5)
@@ -62,7 +64,7 @@ def test_counts(size, channels, authors, generator, discriminator):
     rows = summary.layers(model, (size, size, channels))
     for name, count in (("generator", generator), ("discriminator", discriminator)):
         assert sum(row.parameters for row in rows if row.name.startswith(name)) == count
-    # The first deconvolution: 4x4 pixels, each of which meets the whole kernel.
+    # The first transposed convolution: 4x4 pixels, each of which meets the whole kernel.
     first = next(row for row in rows if row.name == "generator/deconv1")
     assert first.multiply_adds == 16 * first.parameters and first.shape[0] == 8
 

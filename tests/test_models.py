@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT
 
 import models
 from experiments.setup import classification
@@ -28,7 +29,7 @@ COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706,
 
 
 def classes_of(name):
-    return 2 if name == "logistic" else 10
+    return models.spec(name).num_classes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,6 +116,32 @@ def test_training_differs_from_evaluation_with_batch_norm_and_dropout(name, opti
     assert not np.allclose(train(variables), evaluation(variables))
 
 
+def test_every_models_specs_are_in_the_registry_and_no_name_is_used_twice():
+    files = [path.stem for path in (ROOT / "models").glob("*.py") if "\nSPECS" in path.read_text()]
+    names = [name for file in files for name in getattr(models, file).SPECS]
+    assert sorted(names) == sorted(models.MODELS)
+
+
+@pytest.mark.parametrize(
+    "name, image_shape, num_classes, task",
+    [
+        ("mlp", (28, 28, 1), 10, "classification"),
+        ("logistic", (28, 28, 1), 2, "classification"),
+        ("cifar_plain20", (32, 32, 3), 10, "classification"),
+        ("densenet", (32, 32, 3), 10, "classification"),
+        ("densenet121", (224, 224, 3), 1000, "classification"),
+        ("plain18", (224, 224, 3), 1000, "classification"),
+        ("vgg11_bn", (224, 224, 3), 1000, "classification"),
+        ("segnet_small", (64, 64, 1), 11, "segmentation"),
+        ("segnet", (360, 480, 3), 11, "segmentation"),
+        ("dcgan", (64, 64, 3), 10, "generation"),
+    ],
+)
+def test_what_a_model_is_for(name, image_shape, num_classes, task):
+    spec = models.spec(name)
+    assert (spec.image_shape, spec.num_classes, spec.task) == (image_shape, num_classes, task)
+
+
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: alexnet_owt, cifar_.*did you mean lenet\?"):
         models.create("lenett", 10)
@@ -154,7 +181,7 @@ def test_dcnns_first_filters_whiten_the_patches():
     rng, model = np.random.default_rng(0), models.create("dcnn", 10)
     images = rng.normal(size=(50, 1, 1, 3)) + np.cumsum(rng.normal(size=(50, 32, 32, 3)), axis=2) / 6
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(images[:1], jnp.float32))
-    whitening = dcnn.fit(variables["batch_stats"], images)["whitening"]
+    whitening = dcnn.whitening_from_images(variables["batch_stats"], images)["whitening"]
     patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
     outputs = patches.reshape(-1, 12) @ np.asarray(whitening).reshape(12, 12)
     flat = patches.reshape(-1, 12)

@@ -35,7 +35,8 @@ HYBRID = """
 import models
 from tests.test_hybrid import Tiny
 
-models.REGISTRY["alexnet_owt"] = (Tiny, {"widths": (4, 8, 8, 8, 8), "units": 30})
+options = {"widths": (4, 8, 8, 8, 8), "units": 30}
+models.MODELS["alexnet_owt"] = models.ModelSpec(module=Tiny, options=options)
 from experiments import classify
 from experiments.cli import app
 

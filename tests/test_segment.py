@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         assert done.returncode == status and message in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
     done = start("classify", workdir, "--model=segnet")
-    assert done.returncode == 2 and "--model=segnet is trained by experiments.segment" in done.stderr
+    assert done.returncode == 2 and "--model=segnet is a model for segmentation, not classification" in done.stderr
 
 
 @pytest.mark.slow

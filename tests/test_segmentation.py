@@ -131,16 +131,16 @@ def test_boundary_f1_against_loops(size):
     assert score[0] == pytest.approx(np.mean(scores), rel=1e-5) and 0 < score[0] < 1
 
 
-def test_exact_statistics_are_the_means_over_the_batches():
+def test_precise_batch_norm_is_the_mean_over_the_batches():
     task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
     state = jax.jit(task.init)(jax.random.key(0))
     model = SegNetBasic(CLASSES, widths=(4,), window=3)
-    function = segmentation.exact_batch_norm(
+    function = segmentation.precise_batch_norm(
         model=model, prepare=lambda images, labels, keys: (images * 1.0, labels), batches=lambda: iter(batches)
     )
     stops = iter((None, 15))
     assert function(state, lambda: next(stops)) is state, "a signal came before the second batch"
-    exact = function(state, lambda: None)
+    precise = function(state, lambda: None)
     from models.layers import local_response_norm
 
     kernel, bias = (np.asarray(state.params["encoder1_conv"][name]) for name in ("kernel", "bias"))
@@ -150,10 +150,10 @@ def test_exact_statistics_are_the_means_over_the_batches():
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         means.append((y + bias.reshape(1, 1, 1, -1)).mean((0, 1, 2)))
         variances.append(y.var((0, 1, 2)))
-    found = exact.batch_stats["encoder1_bn"]
+    found = precise.batch_stats["encoder1_bn"]
     np.testing.assert_allclose(found["mean"], np.mean(means, 0), rtol=1e-4)
     np.testing.assert_allclose(found["var"], np.mean(variances, 0), rtol=1e-4)
-    assert exact.params is state.params
+    assert precise.params is state.params
 
 
 def test_a_picture_and_its_labels_are_cut_and_mirrored_alike():

@@ -86,7 +86,7 @@ def test_the_authors_rates_fit_each_leaf(name):
         momentum=0.0,
         nesterov=False,
         weight_decay=0.5,
-        groups=models.AUTHOR_GROUPS[name],
+        groups=models.spec(name).author_groups,
     )
     updates, _ = optimizer.update(params, optimizer.init(params), params)  # Gradients of one, weights of one.
     for layer, leaves in updates.items():

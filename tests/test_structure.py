@@ -43,6 +43,14 @@ def test_imports(path):
     assert not of_commands, f"a command is imported: {', '.join(of_commands)}"
 
 
+def test_only_ops_of_the_cpu_kernels_is_imported_from_outside():
+    for path in FILES:
+        if path.parent.name != "cpu_kernels":
+            names = {name for name in imported(path) if name.startswith("models.cpu_kernels")}
+            private = sorted(name for name in names if not f"{name}.".startswith("models.cpu_kernels.ops."))
+            assert not private, f"{path} imports {', '.join(private)}: import models.cpu_kernels.ops"
+
+
 def test_every_file_directly_in_experiments_is_a_command():
     for path in (ROOT / "experiments").glob("*.py"):
         if path.name != "__init__.py":

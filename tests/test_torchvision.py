@@ -1,4 +1,4 @@
-"""A peer's entries as our variables, and the command that makes a workdir of them."""
+"""Torchvision state dicts as variables, and the command that makes a workdir of them."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def entries(name, salt="s"):
 
 def test_entries_become_variables():
     given = entries("resnet18")
-    model, variables = models.from_peer("resnet18", {f"module.{key}": array for key, array in given.items()})
+    model, variables = models.from_torchvision("resnet18", {f"module.{key}": array for key, array in given.items()})
     assert model.num_classes == 1000
     kernel = variables["params"]["stage2_block1"]["shortcut"]["kernel"]
     np.testing.assert_array_equal(kernel[0, 0], given["layer2.0.downsample.0.weight"][:, :, 0, 0].T)
@@ -35,13 +35,17 @@ def test_what_does_not_fit_is_listed():
     given["extra.weight"] = given.pop("conv1.weight")
     given["fc.weight"] = given["fc.weight"][:, :100]
     with pytest.raises(ValueError) as error:
-        models.from_peer("resnet18", given)
-    for part in ("missing: conv1.weight", "surplus: extra.weight", "fc.weight is [1000, 100], needed is [1000, 512]"):
+        models.from_torchvision("resnet18", given)
+    for part in (
+        "missing: conv1.weight",
+        "unexpected: extra.weight",
+        "fc.weight is [1000, 100], needed is [1000, 512]",
+    ):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="missing: fc.bias, one number for each class"):
-        models.from_peer("resnet18", {})
-    with pytest.raises(ValueError, match="lenet has no known peer"):
-        models.from_peer("lenet", {})
+        models.from_torchvision("resnet18", {})
+    with pytest.raises(ValueError, match="not supported by --model=lenet; supported by: alexnet_owt, densenet121"):
+        models.from_torchvision("lenet", {})
 
 
 @pytest.mark.parametrize(
@@ -58,24 +62,24 @@ def test_wrong_values_are_named(key, change, told):
     given = entries("resnet18")
     given[key] = change(given[key])
     with pytest.raises(ValueError, match=re.escape(told)):
-        models.from_peer("resnet18", given)
+        models.from_torchvision("resnet18", given)
 
 
 def test_two_names_of_one_entry():
     given = entries("resnet18")
     given["module.fc.bias"] = given["fc.bias"]
     with pytest.raises(ValueError, match=r"fc\.bias and module\.fc\.bias are names of the same entry"):
-        models.from_peer("resnet18", given)
+        models.from_torchvision("resnet18", given)
 
 
 def test_other_names_of_the_same_layers():
     for key, aliases, expected in (
         ("features.denseblock1.denselayer2.norm.1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
         ("features.denseblock1.denselayer2.norm1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
-        ("module.pre_logits.fc1.bias", models.vgg.ALIASES, "classifier.0.bias"),
-        ("head.fc.weight", models.vgg.ALIASES, "classifier.6.weight"),
+        ("module.pre_logits.fc1.bias", models.vgg.TIMM_NAMES, "classifier.0.bias"),
+        ("head.fc.weight", models.vgg.TIMM_NAMES, "classifier.6.weight"),
     ):
-        assert torchvision.canonical(key, aliases) == expected
+        assert torchvision.canonical_name(key, aliases) == expected
 
 
 def test_a_flattened_image_is_put_in_our_order():
@@ -84,14 +88,16 @@ def test_a_flattened_image_is_put_in_our_order():
     expected = weight @ image_CHW.ravel()
     for given in (weight, weight.reshape(5, 3, 2, 2)):
         shapes = {"params": {"fc6": {"kernel": jax.ShapeDtypeStruct((12, 5), "float32")}}}
-        found = torchvision.variables({"f.weight": given}, shapes, peer=torchvision.Peer({"fc6": "f"}, {"fc6": 3}))
+        found = torchvision.variables(
+            {"f.weight": given}, shapes, layout=torchvision.TorchvisionLayout({"fc6": "f"}, {"fc6": 3})
+        )
         kernel = found["params"]["fc6"]["kernel"]
         np.testing.assert_allclose(image_CHW.transpose(1, 2, 0).ravel() @ kernel, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(models.PEERS))
-def test_every_layer_has_one_peer(name):
-    names = models.PEERS[name].names
+@pytest.mark.parametrize("name", sorted(name for name, spec in models.MODELS.items() if spec.torchvision))
+def test_every_layer_has_one_name_in_torchvision(name):
+    names = models.spec(name).torchvision.names
     assert len(set(names.values())) == len(names)
     assert len(parity.entry_shapes(name)) >= 2 * len(names) - 1 - sum("conv" in path for path in names)
 
@@ -142,7 +148,7 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
     assert "true \\ predicted,a,b,c" in (tmp_path / "unnamed" / "confusion.csv").read_text()
     labelled = run("predict", str(tmp_path / "d" / "val" / "a" / "0.png"), "--top=3")
     assert labelled.returncode == 0 and len(labelled.stdout.splitlines()) == 4, labelled.stderr
-    model, variables = models.from_peer("resnet18", given, image_size=32)
+    model, variables = models.from_torchvision("resnet18", given, image_size=32)
     view = stream.View(32)
     pixels = decode.read_image(
         str(tmp_path / "d" / "val" / "a" / "0.png"), channels=3, crop=stream.middle(view)

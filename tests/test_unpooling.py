@@ -32,13 +32,13 @@ def test_against_loops(size, window):
     np.testing.assert_array_equal(maxima, expected)
     assert indices.dtype == jnp.uint8 and indices.shape == maxima.shape
     y = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
-    spread = np.zeros_like(x)
+    unpooled = np.zeros_like(x)
     for b, i, j, c in np.ndindex(y.shape):
-        spread[(b, *places[b, i, j, c], c)] = y[b, i, j, c]
-    np.testing.assert_array_equal(layers.unpool(jnp.asarray(y), indices, size, window), spread)
+        unpooled[(b, *places[b, i, j, c], c)] = y[b, i, j, c]
+    np.testing.assert_array_equal(layers.unpool(jnp.asarray(y), indices, size, window), unpooled)
     # Each is linear once the places are known: the gradient of pooling is unpooling, and the other way round.
     back = jax.grad(lambda x: (layers.max_pool_with_indices(x, window)[0] * y).sum())(jnp.asarray(x))
-    np.testing.assert_array_equal(back, spread)
+    np.testing.assert_array_equal(back, unpooled)
     z = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
     forth = jax.grad(lambda y: (layers.unpool(y, indices, size, window) * z).sum())(jnp.asarray(y))
     taken = [z[(b, *places[b, i, j, c], c)] for b, i, j, c in np.ndindex(y.shape)]

@@ -26,8 +26,8 @@ SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 def weight_images(state, model: str, layer: str, image_shape):
     """The weights of the first layer of the network `model`, given by its path, as pictures [N, H, W, C]: a
     convolution's filters or a dense layer's templates."""
-    if model in models.FIRST_FILTERS:
-        kernel = models.FIRST_FILTERS[model](state.params, state.batch_stats)
+    if first_filters := models.spec(model).first_filters:
+        kernel = first_filters(state.params, state.batch_stats)
     else:
         kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)

@@ -91,9 +91,8 @@ def create_experiment(
     """The network and its task, for a run on `devices`. Unless `checked`, as for a stored run, the network may be one
     that can't see the images."""
     axis = axis_of(devices)
-    for command in ("segment", "generate"):
-        names = {"segment": models.SEGMENTERS, "generate": models.GENERATORS}[command]
-        require(config.model not in names, f"--model={config.model} is trained by experiments.{command}")
+    task_name = models.spec(config.model).task
+    require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
     learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
@@ -161,10 +160,11 @@ def check_shapes(config: ClassifyConfig, model, input_shape, early_size: tuple[i
 
 def data_dependent_init(config: ClassifyConfig, state, images, info: DatasetInfo):
     """`state`, where the network's initial weights depend on the training images fitted to a fixed sample of them."""
-    if config.model not in models.FIT or config.init_from:
+    fit = models.spec(config.model).data_dependent_init
+    if fit is None or config.init_from:
         return state
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
     sample = images[stream.sample(len(images), count)]
-    fitted = models.FIT[config.model](state.batch_stats, augment.normalize(sample, info.mean, info.std))
+    fitted = fit(state.batch_stats, augment.normalize(sample, info.mean, info.std))
     return state._replace(batch_stats=fitted)

@@ -74,16 +74,17 @@ def gradient_descent(config: TrainingConfig, steps: int, *, model: str):
         drops=config.drops,
         drop_factor=config.drop_factor,
     )
-    author = config.parameter_groups == "author"
-    known = ", ".join(models.AUTHOR_GROUPS)
-    require(not author or model in models.AUTHOR_GROUPS, f"--parameter_groups=author is supported by --model={known}")
+    groups = models.spec(model).author_groups if config.parameter_groups == "author" else ()
+    known = ", ".join(name for name, spec in models.MODELS.items() if spec.author_groups)
+    supported = config.parameter_groups == "none" or bool(groups)
+    require(supported, f"--parameter_groups=author is not supported by --model={model}; supported by: {known}")
     optimizer = optimizers.create(
         config.optimizer,
         schedule,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        groups=models.AUTHOR_GROUPS[model] if author else (),
+        groups=groups,
     )
     return schedule, optimizer
 

@@ -48,7 +48,7 @@ def init_from(config, state: State) -> State:
     if not config.init_from:
         return state
     other = saved_run.read(config.init_from, flag="init_from").config
-    encoder = models.ENCODERS.get(config.model, {}).get(other.model)
+    encoder = models.spec(config.model).encoders.get(other.model)
     for name in ARCHITECTURE_FLAGS if encoder is None else ():
         there, here = getattr(other, name, None), getattr(config, name, None)
         if (there or None) != (here or None):

@@ -94,7 +94,7 @@ def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
 
 def preparations(config: SegmentConfig, info: SegmentationInfo):
     """(train, eval): train(images, labels, keys) -> (images, labels) and eval(images) make the network's input."""
-    raw = config.model in models.RAW_PIXELS
+    raw = models.spec(config.model).raw_pixels
 
     def scaled(images):
         return images.astype(jnp.float32) if raw else augment.normalize(images, info.mean, info.std)
@@ -171,7 +171,7 @@ def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, d
             yield {"image": images[part], "label": labels[part], "key": keys[part]}
 
     model = network(config, info)
-    return segmentation.precise_bn(model=model, prepare=prepare, batches=batches, dtype=dtype)
+    return segmentation.precise_batch_norm(model=model, prepare=prepare, batches=batches, dtype=dtype)
 
 
 def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> SegmentConfig:

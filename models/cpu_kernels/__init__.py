@@ -1,1 +1,1 @@
-"""C kernels for the CPU, called through XLA's foreign function interface."""
+"""C kernels for CPUs. The other packages import `models.cpu_kernels.ops` alone; README.md describes the rest."""

@@ -1,8 +1,11 @@
-"""Batch norm, ReLU and convolution in one, and dense blocks made of it, for CPUs.
+"""Dense blocks (Huang et al. 2016, "Densely connected convolutional networks") with fused batch norm and ReLU.
 
-A layer of a dense block reads all maps before it: batch norm and ReLU write as much again, and the gradients of the
-concatenations once more. Here every map has its statistics taken once, the kernels of ops.py normalise while they
-copy what a convolution needs, and maps and gradients stay in one buffer each: memory grows linearly with depth.
+Each layer of a dense block reads all feature maps before it. Written layer by layer, batch norm and ReLU write as much
+memory again, and so do the gradients of the concatenations. Here each feature map's statistics are computed once, the
+kernels apply batch norm and ReLU while they read the convolution's input, and all feature maps and all their gradients
+are kept in one buffer each, so memory grows linearly with depth.
+
+The caller must check `ops.use_cpu_kernels`: there is no fallback to XLA here.
 """
 
 import functools
@@ -12,143 +15,172 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models.cpu_kernels import build, ops
-from models.layers import BatchNorm
-
-EPSILON = np.float32(BatchNorm.keywords["epsilon"])
+from models.cpu_kernels import ffi
 
 
-def statistics(x_BHWC, axis: str | None):
-    """Mean and variance [2, C] over the batch on all devices, as flax's batch norm takes them."""
+def _statistics(x_BHWC, axis: str | None):
+    """Returns mean and variance [2, C] over the batch on all devices, computed as flax.linen.BatchNorm does."""
     mean, square = x_BHWC.mean((0, 1, 2)), (x_BHWC * x_BHWC).mean((0, 1, 2))
     if axis:
         mean, square = lax.pmean((mean, square), axis)
     return jnp.stack([mean, jnp.maximum(square - mean * mean, 0.0)])
 
 
-def _through_statistics(gradient_2C, x_BHWC, mean, axis: str | None):
-    """The gradient of x from that of its statistics."""
+def _statistics_backward(gradient_2C, x_BHWC, mean, axis: str | None):
+    """Returns the gradient of x from that of its statistics."""
     if axis:
         gradient_2C = lax.pmean(gradient_2C, axis)
-    of_mean, of_variance = gradient_2C.reshape(2, 1, 1, 1, -1) / x_BHWC[..., 0].size
-    return of_mean + 2 * of_variance * (x_BHWC - mean.reshape(1, 1, 1, -1))
+    d_mean, d_variance = gradient_2C.reshape(2, 1, 1, 1, -1) / x_BHWC[..., 0].size
+    return d_mean + 2 * d_variance * (x_BHWC - mean.reshape(1, 1, 1, -1))
 
 
-def affine(norm: dict, found_2C):
-    """a and b [2, C] for which batch norm is a x + b."""
-    a = norm["scale"] * lax.rsqrt(found_2C[1] + EPSILON)
-    return jnp.stack([a, norm["bias"] - found_2C[0] * a])
+def batch_norm_affine(norm: dict, statistics_2C, *, epsilon: float):
+    """Returns a and b [2, C] such that batch norm with parameters `norm` (scale, bias) is a x + b."""
+    a = norm["scale"] * lax.rsqrt(statistics_2C[1] + np.float32(epsilon))
+    return jnp.stack([a, norm["bias"] - statistics_2C[0] * a])
 
 
-def _affine(norm: dict, found_2C):
-    """`affine` for the first of the statistics, as many as batch norm has channels."""
-    operands = (norm["scale"], norm["bias"], found_2C)
-    return build.call("affine", (2, len(norm["scale"])), *operands, epsilon=EPSILON)
+def _affine(norm: dict, statistics_2W, epsilon: float):
+    """`batch_norm_affine` by a kernel, from the first C of W channels."""
+    operands = (norm["scale"], norm["bias"], statistics_2W)
+    return ffi.call("affine", (2, len(norm["scale"])), *operands, epsilon=np.float32(epsilon))
 
 
-def _through_affine(total_2C, gradient_2C, norm: dict, found_2C):
-    """`total` with the gradient of the statistics added, in the same memory, and that of batch norm's parameters."""
-    shapes, operands = [total_2C.shape, gradient_2C.shape], (total_2C, gradient_2C, norm["scale"], found_2C)
-    total, of_norm = build.call("affine_gradient", shapes, *operands, aliases={0: 0}, epsilon=EPSILON)
-    return total, {"scale": of_norm[0], "bias": of_norm[1]}
+def _affine_backward(total_2W, gradient_2C, norm: dict, statistics_2W, epsilon: float):
+    """Returns `total` with the gradient of the statistics added in place, and the gradient of `norm`."""
+    shapes, operands = [total_2W.shape, gradient_2C.shape], (total_2W, gradient_2C, norm["scale"], statistics_2W)
+    total, d_norm = ffi.call("affine_gradient", shapes, *operands, aliases={0: 0}, epsilon=np.float32(epsilon))
+    return total, {"scale": d_norm[0], "bias": d_norm[1]}
 
 
-def moved(old: dict, found_2C) -> dict:
-    """Batch norm's running statistics after a batch with these statistics, or more of which they are the first."""
-    shapes, operands = [old["mean"].shape] * 2, (old["mean"], old["var"], lax.stop_gradient(found_2C))
-    mean, variance = build.call("moved", shapes, *operands, keep=np.float32(BatchNorm.keywords["momentum"]))
+def update_running_stats(running: dict, statistics_2W, *, momentum: float) -> dict:
+    """Returns batch norm's running statistics (mean and var [C]) after one more batch.
+
+    Args:
+      running: The running statistics before it.
+      statistics_2W: Mean and variance of the batch [2, W]; the first C of W channels are used.
+      momentum: Decay of the running statistics.
+    """
+    shapes = [running["mean"].shape] * 2
+    operands = (running["mean"], running["var"], lax.stop_gradient(statistics_2W))
+    mean, variance = ffi.call("update_running_stats", shapes, *operands, momentum=np.float32(momentum))
     return {"mean": mean, "var": variance}
 
 
-def _edges(kernel):
+def _same_padding(kernel):
     return tuple((side // 2, side // 2) for side in kernel.shape[:2])
 
 
-def _convolve(x_BHWC, ab_2C, kernel):
-    """The convolution of relu(a x + b), for the first channels of x, as many as a, b and the kernel have."""
-    shape = (*x_BHWC.shape[:3], kernel.shape[3])
-    return build.call("convolution", shape, x_BHWC, kernel, ab_2C, window=build.window((1, 1), _edges(kernel)))
+def _convolve(x_BHWW, ab_2C, kernel):
+    """Convolves relu(a x + b), for the first C of W channels of x, with a kernel [h, w, C, O], padded to equal size."""
+    shape = (*x_BHWW.shape[:3], kernel.shape[3])
+    window = ffi.window_attribute((1, 1), _same_padding(kernel))
+    return ffi.call("convolution", shape, x_BHWW, kernel, ab_2C, window=window)
 
 
-def _gradients(total_BHWC, x_BHWC, ab_2C, kernel, gradient_BHWO):
-    """`total` with the gradient of x added, in the same memory, and the gradients of a and b, and the kernel."""
-    window = build.window((1, 1), _edges(kernel))
-    of_kernel = build.call("kernel_gradient", kernel.shape, x_BHWC, gradient_BHWO, ab_2C, window=window)
-    of_normalised = ops.spread(gradient_BHWO, kernel, padding=_edges(kernel), size=x_BHWC.shape[1:3])
-    operands, shapes = (total_BHWC, of_normalised, x_BHWC, ab_2C), [total_BHWC.shape, ab_2C.shape]
-    total, of_ab = build.call("normalised_gradient", shapes, *operands, aliases={0: 0})
-    return total, of_ab, of_kernel
+def _convolve_backward(total_BHWW, x_BHWW, ab_2C, kernel, gradient_BHWO):
+    """Returns `total` with the gradient of x added in place, the gradient of a and b, and that of the kernel."""
+    window = ffi.window_attribute((1, 1), _same_padding(kernel))
+    d_kernel = ffi.call("kernel_gradient", kernel.shape, x_BHWW, gradient_BHWO, ab_2C, window=window)
+    # The gradient of a "same" convolution's input is the "same" convolution with the rotated and transposed kernel.
+    rotated = kernel.transpose(0, 1, 3, 2)[::-1, ::-1]
+    shape = (*gradient_BHWO.shape[:3], rotated.shape[3])
+    d_normalised = ffi.call("convolution", shape, gradient_BHWO, rotated, window=window)
+    operands, shapes = (total_BHWW, d_normalised, x_BHWW, ab_2C), [total_BHWW.shape, ab_2C.shape]
+    total, d_ab = ffi.call("normalised_gradient", shapes, *operands, aliases={0: 0})
+    return total, d_ab, d_kernel
 
 
 @jax.custom_vjp
-def convolution(x_BHWC, ab_2C, kernel):
-    """The convolution of relu(a x + b), stride 1, an odd window, padded with zeros to the same size."""
+def affine_relu_convolution(x_BHWC, ab_2C, kernel):
+    """Returns the convolution [B, H, W, O] of relu(a x + b), with stride 1 and zero padding to equal size.
+
+    Args:
+      x_BHWC: float32 images.
+      ab_2C: a and b by channel, from `batch_norm_affine`.
+      kernel: [h, w, C, O], h and w odd.
+    """
     return _convolve(x_BHWC, ab_2C, kernel)
 
 
-def _convolution_backward(saved, gradient):
+def _affine_relu_convolution_backward(saved, gradient):
     x, ab, kernel = saved
-    return _gradients(jnp.zeros_like(x), x, ab, kernel, gradient)
+    return _convolve_backward(jnp.zeros_like(x), x, ab, kernel, gradient)
 
 
-def _convolution_forward(x, ab, kernel):
+def _affine_relu_convolution_forward(x, ab, kernel):
     return _convolve(x, ab, kernel), (x, ab, kernel)
 
 
-convolution.defvjp(_convolution_forward, _convolution_backward)
+affine_relu_convolution.defvjp(_affine_relu_convolution_forward, _affine_relu_convolution_backward)
 
 
-def _second(h, layer: dict, axis: str | None):
-    """(the layer's maps, their batch norm's statistics) from those of a bottleneck."""
-    found = statistics(h, axis)
-    return convolution(h, affine(layer["bn2"], found), layer["conv2"]), found
+def _bottleneck_output(h, layer: dict, axis: str | None, epsilon: float):
+    """Applies bn2, ReLU and conv2 to h; returns the output and the statistics of h."""
+    statistics = _statistics(h, axis)
+    ab = batch_norm_affine(layer["bn2"], statistics, epsilon=epsilon)
+    return affine_relu_convolution(h, ab, layer["conv2"]), statistics
 
 
-def _forward(x, layers: list[dict], axis: str | None):
+def _forward(x, layers: list[dict], axis: str | None, epsilon: float):
     first = x.shape[-1]
     growth = layers[0]["conv2" if "conv2" in layers[0] else "conv1"].shape[-1]
     maps = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, growth * len(layers))))
-    found, pulls, seconds = statistics(x, axis), [], []
+    statistics, vjps, bottleneck_statistics = _statistics(x, axis), [], []
     for i, layer in enumerate(layers):
-        y = _convolve(maps, _affine(layer["bn1"], found), layer["conv1"])
+        y = _convolve(maps, _affine(layer["bn1"], statistics, epsilon), layer["conv1"])
         if "conv2" in layer:
-            rest = {name: layer[name] for name in ("bn2", "conv2")}
-            (y, second), pull = jax.vjp(functools.partial(_second, axis=axis), y, rest)
-            pulls.append(pull)
-            seconds.append(second)
+            second = {name: layer[name] for name in ("bn2", "conv2")}
+            output = functools.partial(_bottleneck_output, axis=axis, epsilon=epsilon)
+            (y, of_h), vjp = jax.vjp(output, y, second)
+            vjps.append(vjp)
+            bottleneck_statistics.append(of_h)
         maps = lax.dynamic_update_slice(maps, y, (0, 0, 0, first + i * growth))
-        found = jnp.concatenate([found, statistics(y, axis)], axis=1)
-    return (maps, found, seconds), (maps, found, layers, pulls)
+        statistics = jnp.concatenate([statistics, _statistics(y, axis)], axis=1)
+    return (maps, statistics, bottleneck_statistics), (maps, statistics, layers, vjps)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def block(x_BHWC, layers: list[dict], axis: str | None):
-    """(all maps, their statistics, those of each bottleneck's maps) of a dense block. A layer is its parameters: bn1
-    and conv1, of a bottleneck bn2 and conv2 too."""
-    return _forward(x_BHWC, layers, axis)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dense_block(x_BHWC, layers: list[dict], axis: str | None, epsilon: float):
+    """Applies a dense block in training mode.
+
+    Args:
+      x_BHWC: float32 feature maps.
+      layers: The parameters of each layer: "bn1" (scale, bias), "conv1" (kernel), and in the bottleneck form "bn2" and
+        "conv2" too. All layers have the same growth rate k.
+      axis: Name of the mesh axis over which batch statistics are averaged; None on one device.
+      epsilon: Batch norm's epsilon.
+
+    Returns:
+      (feature maps [B, H, W, C + k * layers], their batch statistics [2, C + k * layers], batch statistics of each
+      bottleneck's feature maps). Statistics are mean and variance.
+    """
+    return _forward(x_BHWC, layers, axis, epsilon)[0]
 
 
-def _backward(axis, saved, gradients):
-    maps, found, layers, pulls = saved
-    total, of_found, of_seconds = gradients
-    end, of_layers = maps.shape[-1], []
+def _backward(axis, epsilon, saved, gradients):
+    maps, statistics, layers, vjps = saved
+    total, d_statistics, d_bottleneck_statistics = gradients
+    end, d_layers = maps.shape[-1], []
 
-    def own(begin):
-        """The gradient of the maps between `begin` and `end`, after all that read them."""
-        through = _through_statistics(of_found[:, begin:end], maps[..., begin:end], found[0, begin:end], axis)
-        return total[..., begin:end] + through
+    def of_maps(begin):
+        """The gradient of the feature maps `begin` to `end`, once all layers that read them have added theirs."""
+        through_statistics = _statistics_backward(
+            d_statistics[:, begin:end], maps[..., begin:end], statistics[0, begin:end], axis
+        )
+        return total[..., begin:end] + through_statistics
 
     for i, layer in reversed(list(enumerate(layers))):
-        begin = end - layer["conv2" if pulls else "conv1"].shape[-1]
-        gradient, rest = own(begin), {}
-        if pulls:
-            gradient, rest = pulls[i]((gradient, of_seconds[i]))
-        ab = _affine(layer["bn1"], found)
-        total, of_ab, of_kernel = _gradients(total, maps, ab, layer["conv1"], gradient)
-        of_found, of_norm = _through_affine(of_found, of_ab, layer["bn1"], found)
-        of_layers.append({"bn1": of_norm, "conv1": of_kernel} | rest)
+        begin = end - layer["conv2" if vjps else "conv1"].shape[-1]
+        gradient, d_second = of_maps(begin), {}
+        if vjps:
+            gradient, d_second = vjps[i]((gradient, d_bottleneck_statistics[i]))
+        ab = _affine(layer["bn1"], statistics, epsilon)
+        total, d_ab, d_kernel = _convolve_backward(total, maps, ab, layer["conv1"], gradient)
+        d_statistics, d_norm = _affine_backward(d_statistics, d_ab, layer["bn1"], statistics, epsilon)
+        d_layers.append({"bn1": d_norm, "conv1": d_kernel} | d_second)
         end = begin
-    return own(0), of_layers[::-1]
+    return of_maps(0), d_layers[::-1]
 
 
-block.defvjp(_forward, _backward)
+dense_block.defvjp(_forward, _backward)

@@ -1,9 +1,11 @@
-"""Convolution and deconvolution of NHWC images and the products of dense layers: on CPUs by the C kernels of
-models.cpu_kernels.build, on GPUs and TPUs, and for other types than float32, by XLA.
+"""Convolution, transposed convolution, matrix products and dense blocks for CPUs. The package's only public module.
 
-XLA's convolution on a CPU is up to twice as slow as a direct one in vector registers, and its kernel gradient, which
-puts the batch in the place of the channels, two to ten times. Its products are slower by a tenth, those of gradients
-by up to a half.
+On CPUs and for float32 the C kernels of csrc/ compute them. On GPUs and TPUs, for other types, and if the kernels
+can't be compiled, XLA does.
+
+XLA's convolution on CPUs is up to twice as slow as a direct one in vector registers. Its kernel gradient, which uses
+the batch dimension as the channels, is two to ten times as slow. Its matrix products are slower by a tenth, those of
+the gradients by up to a half.
 """
 
 import functools
@@ -12,123 +14,80 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.cpu_kernels import build
+from models.cpu_kernels import ffi
+from models.cpu_kernels.dense_block import (
+    affine_relu_convolution,
+    batch_norm_affine,
+    dense_block,
+    update_running_stats,
+)
+
+__all__ = [
+    "affine_relu_convolution",
+    "batch_norm_affine",
+    "conv_general_dilated",
+    "conv_transpose",
+    "dense_block",
+    "dot_general",
+    "update_running_stats",
+    "use_cpu_kernels",
+]
 
 
-def xla_convolution(x, kernel, strides, padding):
-    """XLA's own, on every platform."""
+def use_cpu_kernels(*operands) -> bool:
+    """Returns whether the C kernels are used for these operands: float32 on CPUs, if the kernels are available."""
+    return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and ffi.available()
+
+
+# --- Convolution ---
+
+
+def _xla_conv(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def on_cpu(*operands) -> bool:
-    """True where the kernels of models.cpu_kernels.build take the operands."""
-    return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and build.ready()
-
-
-def _forward(x, kernel, strides, padding):
-    if on_cpu(x, kernel):  # Their results' shapes are computed here: to trace XLA's form for them takes longer.
+def _conv_forward(x, kernel, strides, padding):
+    if use_cpu_kernels(x, kernel):  # The result's shape is computed here: tracing XLA's convolution for it is slower.
         sides = zip(x.shape[1:3], kernel.shape, strides, padding, strict=False)
         rows, columns = ((n + low + high - window) // stride + 1 for n, window, stride, (low, high) in sides)
         if min(x.size, kernel.size, rows, columns) > 0 and x.shape[3] == kernel.shape[2]:
             shape = (len(x), rows, columns, kernel.shape[3])
-            return build.call("convolution", shape, x, kernel, window=build.window(strides, padding))
-    return xla_convolution(x, kernel, strides, padding)
+            return ffi.call("convolution", shape, x, kernel, window=ffi.window_attribute(strides, padding))
+    return _xla_conv(x, kernel, strides, padding)
 
 
-_conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
+_conv = jax.custom_vjp(_conv_forward, nondiff_argnums=(2, 3))
 
 
 def _kernel_gradient(x, gradient, kernel, strides, padding):
-    """The kernel's gradient; of `kernel` the shape alone matters."""
-    if on_cpu(x, gradient) and min(x.size, gradient.size, kernel.size):
-        return build.call("kernel_gradient", kernel.shape, x, gradient, window=build.window(strides, padding))
-    return jax.vjp(lambda kernel: xla_convolution(x, kernel, strides, padding), kernel)[1](gradient)[0]
+    """Returns the gradient of `kernel`, of which only the shape is used."""
+    if use_cpu_kernels(x, gradient) and min(x.size, gradient.size, kernel.size):
+        window = ffi.window_attribute(strides, padding)
+        return ffi.call("kernel_gradient", kernel.shape, x, gradient, window=window)
+    return jax.vjp(lambda kernel: _xla_conv(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
 
 def _conv_backward(strides, padding, saved, gradient):
     x, kernel = saved
-    x_gradient = _spread(gradient, _exchanged(kernel), strides, padding, x.shape[1:3])
+    x_gradient = _conv_transpose(gradient, _swap_channels(kernel), strides, padding, x.shape[1:3])
     return x_gradient, _kernel_gradient(x, gradient, kernel, strides, padding)
 
 
 _conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
 
 
-def _exchanged(kernel):
-    """[h, w, C, O] as [h, w, O, C]."""
-    return kernel.transpose(0, 1, 3, 2)
-
-
-def _xla_spread(x_BhwC, kernel, strides, padding, size):
-    """`deconvolution` as XLA has it: a convolution of the input with zeros between its pixels."""
-    low = [window - 1 - pads[0] for window, pads in zip(kernel.shape, padding, strict=False)]
-    inside = [(n - 1) * stride + 1 for n, stride in zip(x_BhwC.shape[1:3], strides, strict=True)]
-    edges = [(b, s + w - 1 - i - b) for b, s, w, i in zip(low, size, kernel.shape, inside, strict=False)]
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x_BhwC, kernel[::-1, ::-1], (1, 1), edges, lhs_dilation=strides, dimension_numbers=layout
-    )
-
-
-def _spread_together(x_BhwC, kernel, strides, padding, size):
-    """`deconvolution` without the zeros: one convolution gives all the outputs that belong to one place of the input
-    as channels (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?")."""
-    (down, right), (_, _, channels, outputs) = strides, kernel.shape
-    rows, columns = (-(-window // stride) for window, stride in zip(kernel.shape, strides, strict=False))
-    more = ((0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0))
-    split = jnp.pad(kernel, more).reshape(rows, down, columns, right, channels, outputs)[::-1, :, ::-1]
-    together = split.transpose(0, 2, 4, 1, 3, 5).reshape(rows, columns, channels, -1)
-    y = _forward(x_BhwC, together, (1, 1), ((rows - 1, rows - 1), (columns - 1, columns - 1)))
-    batch, height, width, _ = y.shape
-    y = y.reshape(batch, height, width, down, right, outputs).transpose(0, 1, 3, 2, 4, 5)
-    y = y.reshape(batch, height * down, width * right, outputs)
-    edges = [(-pads[0], pads[0] + s - n, 0) for pads, s, n in zip(padding, size, y.shape[1:3], strict=True)]
-    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-
-
-def _spread(x_BhwC, kernel, strides, padding, size):
-    """`deconvolution` in the form that suits the platform."""
-    if strides == (1, 1):  # The gradient's convolution with the turned kernel: the lecture's second equation.
-        pads = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
-        edges = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in pads)
-        return _forward(x_BhwC, kernel[::-1, ::-1], strides, edges)
-    spread = _spread_together if on_cpu(x_BhwC, kernel) else _xla_spread
-    return spread(x_BhwC, kernel, strides, padding, size)
-
-
-def spread(gradient_BHWO, kernel, *, padding, size):
-    """The gradient of the input, [B, *size, C], of a convolution with stride 1."""
-    return _spread(gradient_BHWO, _exchanged(kernel), (1, 1), padding, size)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def deconvolution(x_BhwC, kernel, strides, padding, size):
-    """Transposed convolution of [B, h, w, C] by `kernel` [window, window, C, O] -> [B, *size, O], as torch has it: the
-    input's pixel i adds x[i] kernel[k] to the output's pixel i * stride - padding + k. It is the gradient, by its
-    input, of the strided convolution with the kernel [window, window, O, C] (Zeiler et al. 2010, "Deconvolutional
-    networks"; Dumoulin & Visin 2016, "A guide to convolution arithmetic", section 4).
-
-    `strides` and `size` are pairs, `padding` two pairs, of which the second numbers follow from the size.
-    """
-    return _spread(x_BhwC, kernel, strides, padding, size)
-
-
-def _deconvolution_backward(strides, padding, size, saved, gradient):
-    x, kernel = saved
-    edges = tuple(
-        (low, (n - 1) * stride + window - s - low)
-        for (low, _), n, stride, window, s in zip(padding, x.shape[1:3], strides, kernel.shape, size, strict=False)
-    )
-    back = _exchanged(kernel)
-    kernel_gradient = _kernel_gradient(gradient, x, back, strides, edges)
-    return _forward(gradient, back, strides, edges), _exchanged(kernel_gradient)
-
-
-deconvolution.defvjp(lambda x, kernel, *static: (_spread(x, kernel, *static), (x, kernel)), _deconvolution_backward)
-
-
 def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: int = 1, **rest):
-    """lax.conv_general_dilated for NHWC, by this file. Grouped and dilated convolutions are left to XLA."""
+    """lax.conv_general_dilated for images [B, H, W, C] and kernels [h, w, C, O]. Grouped and dilated convolutions and
+    those of other ranks are left to XLA.
+
+    Args:
+      x: Images [B, H, W, C].
+      kernel: [h, w, C, O].
+      strides: (vertical, horizontal).
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      feature_group_count: As in lax.conv_general_dilated.
+      **rest: The other arguments of lax.conv_general_dilated. The dimension numbers must be NHWC, HWIO, NHWC.
+    """
     plain = feature_group_count == 1 and all(
         set(rest.get(f"{side}_dilation") or (1,)) == {1} for side in ("lhs", "rhs")
     )
@@ -139,40 +98,129 @@ def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: in
     return _conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
 
 
-def _heavy(x, w) -> bool:
-    """True where the native products of [B, I] and [I, O] are the faster ones, as measured."""
+# --- Transposed convolution ---
+
+
+def _swap_channels(kernel):
+    """[h, w, C, O] -> [h, w, O, C]."""
+    return kernel.transpose(0, 1, 3, 2)
+
+
+def _conv_transpose_dilated(x_BhwC, kernel, strides, padding, size):
+    """`conv_transpose` by XLA: a convolution of the input dilated by the strides."""
+    low = [window - 1 - pads[0] for window, pads in zip(kernel.shape, padding, strict=False)]
+    dilated = [(n - 1) * stride + 1 for n, stride in zip(x_BhwC.shape[1:3], strides, strict=True)]
+    pads = [(b, s + w - 1 - n - b) for b, s, w, n in zip(low, size, kernel.shape, dilated, strict=False)]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x_BhwC, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=strides, dimension_numbers=layout
+    )
+
+
+def _conv_transpose_subpixel(x_BhwC, kernel, strides, padding, size):
+    """`conv_transpose` as a sub-pixel convolution: a convolution with stride 1 computes the stride x stride outputs of
+    each input pixel as channels, which are then rearranged, so that no zeros are inserted between the inputs (Shi et
+    al. 2016, "Is the deconvolution layer the same as a convolutional layer?")."""
+    (down, right), (_, _, channels, outputs) = strides, kernel.shape
+    rows, columns = (-(-window // stride) for window, stride in zip(kernel.shape, strides, strict=False))
+    more = ((0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0))
+    split = jnp.pad(kernel, more).reshape(rows, down, columns, right, channels, outputs)[::-1, :, ::-1]
+    subpixel = split.transpose(0, 2, 4, 1, 3, 5).reshape(rows, columns, channels, -1)
+    y = _conv_forward(x_BhwC, subpixel, (1, 1), ((rows - 1, rows - 1), (columns - 1, columns - 1)))
+    batch, height, width, _ = y.shape
+    y = y.reshape(batch, height, width, down, right, outputs).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(batch, height * down, width * right, outputs)
+    crop = [(-pads[0], pads[0] + s - n, 0) for pads, s, n in zip(padding, size, y.shape[1:3], strict=True)]
+    return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *crop, (0, 0, 0)))
+
+
+def _conv_transpose(x_BhwC, kernel, strides, padding, size):
+    """`conv_transpose` in the form that is fastest on the platform."""
+    if strides == (1, 1):  # A convolution with the rotated kernel: the lecture's second equation of backpropagation.
+        sides = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
+        pads = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in sides)
+        return _conv_forward(x_BhwC, kernel[::-1, ::-1], strides, pads)
+    form = _conv_transpose_subpixel if use_cpu_kernels(x_BhwC, kernel) else _conv_transpose_dilated
+    return form(x_BhwC, kernel, strides, padding, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv_transpose(x_BhwC, kernel, strides, padding, size):
+    """Transposed convolution with PyTorch's convention of padding: pixel i of the input adds x[i] kernel[k] to pixel
+    i * stride - padding + k of the output.
+
+    It is the gradient with respect to the input of the strided convolution with the kernel [window, window, O, C]
+    (Zeiler et al. 2010, "Deconvolutional networks"; Dumoulin & Visin 2016, "A guide to convolution arithmetic",
+    section 4).
+
+    Args:
+      x_BhwC: Images.
+      kernel: [window, window, C, O].
+      strides: (vertical, horizontal).
+      padding: ((top, bottom), (left, right)) of that convolution; `size` determines bottom and right.
+      size: (height, width) of the result.
+
+    Returns:
+      Images [B, height, width, O].
+    """
+    return _conv_transpose(x_BhwC, kernel, strides, padding, size)
+
+
+def _conv_transpose_backward(strides, padding, size, saved, gradient):
+    x, kernel = saved
+    pads = tuple(
+        (low, (n - 1) * stride + window - s - low)
+        for (low, _), n, stride, window, s in zip(padding, x.shape[1:3], strides, kernel.shape, size, strict=False)
+    )
+    swapped = _swap_channels(kernel)
+    kernel_gradient = _kernel_gradient(gradient, x, swapped, strides, pads)
+    return _conv_forward(gradient, swapped, strides, pads), _swap_channels(kernel_gradient)
+
+
+conv_transpose.defvjp(
+    lambda x, kernel, *static: (_conv_transpose(x, kernel, *static), (x, kernel)), _conv_transpose_backward
+)
+
+
+# --- Matrix products ---
+
+
+def _use_product_kernels(x, w) -> bool:
+    """Returns whether the C kernels are used for the product of [B, I] and [I, O]: for the sizes at which
+    they were measured to be faster than XLA."""
     fits = x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]
-    return fits and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and on_cpu(x, w)
+    return fits and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and use_cpu_kernels(x, w)
 
 
 @jax.custom_vjp
-def _dense(x_BI, w_IO):
-    if w_IO.shape[1] < 64:  # Less than a panel of columns: the gradients alone are faster.
+def _product(x_BI, w_IO):
+    if w_IO.shape[1] < 64:  # Narrower than a panel of the kernel: only the gradients are faster.
         return x_BI @ w_IO
-    return build.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
+    return ffi.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
 
 
-def _dense_forward(x, w):
-    return _dense(x.value, w.value), (x.value, w.value, () if x.perturbed else None)
+def _product_forward(x, w):
+    return _product(x.value, w.value), (x.value, w.value, () if x.perturbed else None)
 
 
-def _dense_backward(saved, gradient_BO):
+def _product_backward(saved, gradient_BO):
     x, w, of_input = saved
     if not isinstance(gradient_BO, jax.Array):  # A symbolic zero.
         gradient_BO = jnp.zeros(gradient_BO.shape, gradient_BO.dtype)
-    x_gradient = build.call("product_gradient", x.shape, w, gradient_BO)
-    # An operand that is not read: w's gradient comes after the last use of w, whose memory the update can take then.
+    x_gradient = ffi.call("product_gradient", x.shape, w, gradient_BO)
+    # The extra operand is not read. It makes the gradient of w wait for the last use of w, so that the parameter update
+    # can reuse the memory of w.
     after = () if of_input is None else (x_gradient,)
-    return x_gradient, build.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
+    return x_gradient, ffi.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
 
 
-_dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def dot_general(x, kernel, dimensions, **rest):
-    """lax.dot_general; a dense layer's product of a batch of 16 and more by this file, unless `rest` asks for precision
-    or a type."""
+    """lax.dot_general; uses the C kernels for the product [B, I] [I, O] of a dense layer if it is large enough (B at
+    least 16) and `rest` asks for no precision or result type."""
     plain = all(value is None for value in rest.values()) and dimensions == (((1,), (0,)), ((), ()))
-    if plain and _heavy(x, kernel):
-        return _dense(x, kernel)
+    if plain and _use_product_kernels(x, kernel):
+        return _product(x, kernel)
     return lax.dot_general(x, kernel, dimensions, **rest)

@@ -146,23 +146,32 @@ def finish(sums) -> dict[str, float]:
 
 
 def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
-    """The statistics of one batch alone."""
+    """Returns the batch statistics of one batch."""
     images, _ = prepare(batch["image"], batch["label"], batch["key"])
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
     variables = {"params": cast_floating(state.params, dtype), "batch_stats": zero}
     found = model.apply(variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"])[1]["batch_stats"]
-    # Of zero the running average keeps nothing; of the batch it takes this share.
+    # Running statistics that start from zero are (1 - momentum) times the batch's.
     return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
 
 
-def precise_bn(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
-    """A function of the state that puts the mean of the batches' statistics in the place of the running averages, as
-    SegNet's authors do before each evaluation. (Their variances are those of a sample: m / (m - 1) times ours, of m
-    pixels of a batch.) Training does not depend on what it puts there. `model` is one device's."""
+def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
+    """Returns a function (state, stopped) -> state that replaces the running statistics of batch norm by the means of
+    the batches' statistics (precise BN; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"), as SegNet's authors
+    do before each evaluation. Their variances are unbiased, m / (m - 1) times these for m pixels per batch.
+
+    Training does not depend on the running statistics. If `stopped()` returns true, the state is returned unchanged.
+
+    Args:
+      model: The module, without a mesh axis.
+      prepare: As `train_prepare` of `create`.
+      batches: Returns the batches to average over.
+      dtype: Type of the computation, as in `create`.
+    """
     step = functools.partial(batch_statistics, model=model, prepare=prepare, dtype=dtype)
     step = data_parallel.parallelize(step, 1, donate=False)
 
-    def with_statistics(state: State, stopped: Callable[[], object]) -> State:
+    def precise(state: State, stopped: Callable[[], object]) -> State:
         # On one device, wherever the state lies.
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
         here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
@@ -177,7 +186,7 @@ def precise_bn(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -
 
         return state._replace(batch_stats=jax.tree.map(placed, total, state.batch_stats))
 
-    return with_statistics
+    return precise
 
 
 def details(sums, *, class_names) -> dict:

@@ -1,37 +1,37 @@
-// The convolution as it is defined. Each task copies the rows of one image that it needs, with their padding, into a
-// strip of [row][phase][block][place][16]: no tap has a border then. The order of all sums depends on the shapes alone,
-// not on the number of threads.
+// Direct convolution. Each task copies the rows of one image that it needs, with their padding, into a strip
+// [row][phase][block][position][16], so that no tap needs a border check. The order of all sums depends on the shapes
+// only, not on the number of threads.
 
-#define STRIP (96 * 1024)  // Floats of a strip at most, so that it stays in the second-level cache.
+#define STRIP (96 * 1024)  // Maximum floats of a strip, so that it fits into the second-level cache.
 
 typedef struct {
   Work w;
   Taps taps;
-  i64 places;                        // Of a phase.
-  i64 strip_rows, strips;            // Rows of the result that one strip serves; strips of an image.
+  i64 places;                        // Positions of a phase.
+  i64 strip_rows, strips;            // Rows of the result per strip; strips per image.
   float *packed;                     // [group][tap, channel][channels of group]
-  i64 pieces, slices, piece_floats;  // Of the kernel's gradient: partial sums, parts of the output channels.
+  i64 pieces, slices, piece_floats;  // Kernel gradient: number of partial sums; parts of the output channels.
   float *totals;                     // [piece][tap, channel][groups]
 } Direct;
 
-static _Thread_local Room strip_room, gradient_room;
+static _Thread_local Scratch strip_scratch, gradient_scratch;
 
 static Direct direct(const Work *w) {
   Direct d = {.w = *w};
-  d.places = w->columns + parts(w->wide, w->right) - 1;
+  d.places = w->columns + ceil_div(w->wide, w->right) - 1;
   i64 block = d.places * BLOCK, phase = w->blocks * block, row = w->right * phase;
   d.taps = (Taps){w->tall, w->wide, w->channels, row, phase, block, w->right};
-  i64 rows = most(1, least(w->rows, (STRIP / row - w->tall) / w->down + 1));
-  d.strips = parts(w->rows, rows);
-  d.strip_rows = parts(w->rows, d.strips);
+  i64 rows = max(1, min(w->rows, (STRIP / row - w->tall) / w->down + 1));
+  d.strips = ceil_div(w->rows, rows);
+  d.strip_rows = ceil_div(w->rows, d.strips);
   return d;
 }
 
-// What `count` rows of the result need, from row `first` on.
+// Returns the strip for `count` rows of the result from row `first` on.
 static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count) {
   const Work *w = &d->w;
   i64 rows = (count - 1) * w->down + w->tall, pixels = image * w->height * w->width;
-  float *strip = keep(&strip_room, ((d->strip_rows - 1) * w->down + w->tall) * d->taps.row);
+  float *strip = scratch(&strip_scratch, ((d->strip_rows - 1) * w->down + w->tall) * d->taps.row);
   for (i64 r = 0; r < rows; r++) {
     i64 from = first * w->down + r - w->top;
     float *line = strip + r * d->taps.row;
@@ -55,12 +55,12 @@ static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count)
   return strip;
 }
 
-// ---- The convolution ----
+// ---- Convolution ----
 
 static void pack_group(const void *data, i64 g) {
   const Direct *d = data;
   const Work *w = &d->w;
-  i64 lines = w->tall * w->wide * w->channels, valid = least(w->group, w->outputs - g * w->group);
+  i64 lines = w->tall * w->wide * w->channels, valid = min(w->group, w->outputs - g * w->group);
   float *to = d->packed + g * w->group * lines;
   for (i64 n = 0; n < lines; n++, to += w->group) {
     memcpy(to, w->kernel + n * w->outputs + g * w->group, 4 * valid);
@@ -71,14 +71,14 @@ static void pack_group(const void *data, i64 g) {
 static void convolve_strip(const void *data, i64 task) {
   const Direct *d = data;
   const Work *w = &d->w;
-  i64 image = task / d->strips, first = task % d->strips * d->strip_rows, count = least(d->strip_rows, w->rows - first);
+  i64 image = task / d->strips, first = task % d->strips * d->strip_rows, count = min(d->strip_rows, w->rows - first);
   const float *strip = fill_strip(d, image, first, count);
   for (i64 g = 0; g < w->groups; g++) {
     const float *kernel = d->packed + g * w->group * w->tall * w->wide * w->channels;
     for (i64 r = 0; r < count; r++) {
       float *to = w->result + (image * w->rows + first + r) * w->columns * w->outputs + g * w->group;
       multiply_row(w->group / LANES, w->columns, &d->taps, strip + r * w->down * d->taps.row, kernel, to, w->outputs,
-                   least(w->group, w->outputs - g * w->group));
+                   min(w->group, w->outputs - g * w->group));
     }
   }
 }
@@ -91,9 +91,9 @@ static void convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   free(d.packed);
 }
 
-// ---- The kernel's gradient ----
+// ---- Kernel gradient ----
 
-// A piece is some images, a slice some of the groups of output channels.
+// Sums over one piece, some of the images, for one slice, some of the groups of output channels.
 static void correlate_piece(const void *data, i64 task) {
   const Direct *d = data;
   const Work *w = &d->w;
@@ -102,10 +102,10 @@ static void correlate_piece(const void *data, i64 task) {
   float *total = d->totals + piece * d->piece_floats + skipped * w->group;
   for (i64 n = 0; n < w->tall * w->wide * w->channels; n++) memset(total + n * width, 0, 4 * groups * w->group);
   int ragged = w->outputs % w->group != 0;
-  float *filled = ragged ? keep(&gradient_room, d->strip_rows * w->columns * width) : NULL;
+  float *filled = ragged ? scratch(&gradient_scratch, d->strip_rows * w->columns * width) : NULL;
   for (i64 image = piece * w->batch / d->pieces; image < (piece + 1) * w->batch / d->pieces; image++)
     for (i64 first = 0; first < w->rows; first += d->strip_rows) {
-      i64 count = least(d->strip_rows, w->rows - first);
+      i64 count = min(d->strip_rows, w->rows - first);
       const float *strip = fill_strip(d, image, first, count);
       const float *gradient = w->gradient + (image * w->rows + first) * w->columns * w->outputs;
       for (i64 n = 0; ragged && n < count * w->columns; n++) {
@@ -116,7 +116,7 @@ static void correlate_piece(const void *data, i64 task) {
       for (i64 i = 0; i < w->tall; i++)
         for (i64 j = 0; j < w->wide; j++)
           for (i64 b = 0; b < w->blocks; b++)
-            correlate_block(w->group / LANES, least(BLOCK, w->channels - b * BLOCK), groups, count, w->columns,
+            correlate_block(w->group / LANES, min(BLOCK, w->channels - b * BLOCK), groups, count, w->columns,
                             strip + tap(&d->taps, i, j) + b * d->taps.block, w->down * d->taps.row, from,
                             ragged ? width : w->outputs,
                             total + ((i * w->wide + j) * w->channels + b * BLOCK) * width, width);
@@ -141,8 +141,8 @@ static void correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : w->channels <= 6 && w->outputs > 2 * LANES ? 4 : 2);
   Direct d = direct(w);
   d.piece_floats = w->tall * w->wide * w->channels * w->groups * w->group;
-  d.pieces = most(1, least(least(w->batch, 8), (4 << 20) / d.piece_floats));
-  d.slices = least(w->groups, parts(8, d.pieces));
+  d.pieces = max(1, min(min(w->batch, 8), (4 << 20) / d.piece_floats));
+  d.slices = min(w->groups, ceil_div(8, d.pieces));
   d.totals = allocate(d.pieces * d.piece_floats);
   run_both(frame, &d, correlate_piece, d.pieces * d.slices, add_pieces, w->tall * w->wide);
   free(d.totals);

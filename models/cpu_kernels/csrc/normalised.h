@@ -1,6 +1,6 @@
-// The gradient of max(0, scale x + shift) by x, scale and shift in one pass over the memory.
+// The gradient of max(0, scale x + shift) with respect to x, scale and shift, in one pass over memory.
 
-#define SHARES 32  // Of the pixels; each has sums of its own, so that their order does not depend on the threads.
+#define SHARES 32  // Parts of the pixels with separate sums: the order of summation does not depend on the threads.
 
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
@@ -8,12 +8,12 @@ typedef struct {
   i64 pixels, width, channels;
   float *total;
   const float *gradient, *x, *scale, *shift;
-  float *sums;  // [share][of scale, of shift][channels, filled up]
+  float *sums;  // [share][of scale, of shift][channels, padded]
 } Normalised;
 
 static void add_share(const void *data, i64 share) {
   const Normalised *n = data;
-  i64 filled = parts(n->channels, LANES) * LANES;
+  i64 filled = ceil_div(n->channels, LANES) * LANES;
   float *of_scale = n->sums + share * 2 * filled, *of_shift = of_scale + filled;
   memset(of_scale, 0, 8 * filled);
   for (i64 p = share * n->pixels / SHARES; p < (share + 1) * n->pixels / SHARES; p++) {
@@ -31,7 +31,7 @@ static void add_share(const void *data, i64 share) {
 }
 
 static void add_normalised(XLA_FFI_CallFrame *frame, Normalised *n, float *d_scale, float *d_shift) {
-  i64 filled = parts(n->channels, LANES) * LANES;
+  i64 filled = ceil_div(n->channels, LANES) * LANES;
   n->sums = allocate(SHARES * 2 * filled);
   run_tasks(frame, add_share, n, SHARES);
   memcpy(d_scale, n->sums, 4 * n->channels);

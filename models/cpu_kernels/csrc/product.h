@@ -1,21 +1,22 @@
-// Products of a dense layer: y = x w, and the gradients x^T g and g w^T, for x [B, I], w [I, O] and g [B, O]. The order
-// of all sums depends on the shapes alone, not on the number of threads.
+// Matrix products of a dense layer: y = x w, and the gradients x^T g and g w^T, for x [B, I], w [I, O] and g [B, O].
+// The order of all sums depends on the shapes only, not on the number of threads.
 
-#define COLUMNS (4 * LANES)     // Of a panel.
-#define ROWS (TILE / 4)         // Of a tile: what stays in registers beside a panel.
-#define DEPTH 512               // Lines of a panel that are multiplied at a time: they stay in the second-level cache.
-#define TILES 8                 // Of a task.
+#define COLUMNS (4 * LANES)     // Columns of a panel.
+#define ROWS (TILE / 4)         // Rows of a tile, so that its product with a panel fits into the registers.
+#define DEPTH 512               // Lines of a panel per pass, so that they fit into the second-level cache.
+#define TILES 8                 // Tiles per task.
 
 typedef struct {
   i64 rows, inputs, outputs;
-  float *x, *w, *y;             // Two operands and a result; y or its gradient.
+  float *x, *w, *y;             // Two operands and the result; y is y or its gradient.
   float *packed;                // Tiles [tile][block of 16][row of tile][16], or panels [panel][line][COLUMNS].
 } Product;
 
 typedef float full __attribute__((vector_size(4 * LANES), may_alias));
-static _Thread_local Room tile_room, panel_room;
+static _Thread_local Scratch tile_scratch, panel_scratch;
 
-// `length` columns of `count` rows, `stride` floats apart, in blocks of 16 columns, the last filled up with zeros.
+// Packs `length` columns of `count` rows, `stride` floats apart, in blocks of 16 columns. The last is padded with
+// zeros.
 static void pack_tile(const float *from, i64 stride, i64 count, i64 length, float *to) {
   for (i64 b = 0; b < length; b += BLOCK)
     for (i64 r = 0; r < count; r++)
@@ -23,29 +24,29 @@ static void pack_tile(const float *from, i64 stride, i64 count, i64 length, floa
         *(vector *)to = load(from + r * stride + b + c, length - b - c);
 }
 
-// Columns `first` to first + COLUMNS of [lines][length], with zeros beyond them.
+// Packs columns `first` to first + COLUMNS of a matrix [lines][length], padded with zeros.
 static void pack_panel(const float *from, i64 lines, i64 length, i64 first, float *to) {
   for (i64 n = 0; n < lines; n++)
     for (i64 v = first; v < first + COLUMNS; v += LANES, to += LANES)
       *(vector *)to = load(from + n * length + v, length - v);
 }
 
-// The same of its transpose, where [lines][length] is [columns][lines].
-static void pack_turned(const float *from, i64 lines, i64 length, i64 first, float *to) {
+// `pack_panel` of a transposed matrix: `from` is [length][lines].
+static void pack_transposed(const float *from, i64 lines, i64 length, i64 first, float *to) {
   for (i64 n = 0; n < lines; n += BLOCK)
     for (i64 v = 0; v < COLUMNS; v++)
-      for (i64 c = n; c < least(n + BLOCK, lines); c++)
+      for (i64 c = n; c < min(n + BLOCK, lines); c++)
         to[c * COLUMNS + v] = first + v < length ? from[(first + v) * lines + c] : 0;
 }
 
-// A tile by a panel, over `length` products.
+// Multiplies a tile by a panel; each result is a sum of `length` products.
 static void multiply_tile(i64 count, i64 length, const float *tile, const float *panel, float *to, i64 width, i64 valid,
-                          i64 more) {
+                          i64 accumulate) {
   Taps taps = {.tall = 1, .wide = 1, .channels = length, .block = count * BLOCK, .right = 1};
-  multiply_4(count, &taps, tile, panel, to, width, valid, more);
+  multiply_4(count, &taps, tile, panel, to, width, valid, accumulate);
 }
 
-// Packs one operand, `floats` floats, in `firsts` tasks, and multiplies in `seconds`.
+// Packs one operand into `floats` floats in `firsts` tasks, and multiplies in `seconds` tasks.
 static void pack_and_multiply(XLA_FFI_CallFrame *frame, Product *p, i64 floats, Task *first, i64 firsts, Task *second,
                               i64 seconds) {
   p->packed = allocate(floats);
@@ -57,20 +58,20 @@ static void pack_and_multiply(XLA_FFI_CallFrame *frame, Product *p, i64 floats, 
 
 static void pack_rows(const void *data, i64 t) {
   const Product *p = data;
-  i64 first = t * ROWS, length = parts(p->inputs, BLOCK) * BLOCK;
-  pack_tile(p->x + first * p->inputs, p->inputs, least(ROWS, p->rows - first), p->inputs, p->packed + first * length);
+  i64 first = t * ROWS, length = ceil_div(p->inputs, BLOCK) * BLOCK;
+  pack_tile(p->x + first * p->inputs, p->inputs, min(ROWS, p->rows - first), p->inputs, p->packed + first * length);
 }
 
 static void product_panel(const void *data, i64 n) {
   const Product *p = data;
-  float *panel = keep(&panel_room, DEPTH * COLUMNS);
-  i64 length = parts(p->inputs, BLOCK) * BLOCK, valid = least(COLUMNS, p->outputs - n * COLUMNS);
+  float *panel = scratch(&panel_scratch, DEPTH * COLUMNS);
+  i64 length = ceil_div(p->inputs, BLOCK) * BLOCK, valid = min(COLUMNS, p->outputs - n * COLUMNS);
   for (i64 i = 0; i < p->inputs; i += DEPTH) {
-    i64 depth = least(DEPTH, p->inputs - i);
+    i64 depth = min(DEPTH, p->inputs - i);
     pack_panel(p->w + i * p->outputs, depth, p->outputs, n * COLUMNS, panel);
-    i64 next = least(DEPTH, p->inputs - i - depth), done = 0;
+    i64 next = min(DEPTH, p->inputs - i - depth), done = 0;
     for (i64 r = 0; r < p->rows; r += ROWS) {
-      i64 count = least(ROWS, p->rows - r);
+      i64 count = min(ROWS, p->rows - r);
       for (; done < next * (r + count) / p->rows; done++)
         for (i64 v = 0; v < COLUMNS; v += 16)
           __builtin_prefetch(p->w + (i + depth + done) * p->outputs + n * COLUMNS + v, 0, 2);
@@ -81,37 +82,37 @@ static void product_panel(const void *data, i64 n) {
 }
 
 static void multiply_dense(XLA_FFI_CallFrame *frame, Product *p) {
-  pack_and_multiply(frame, p, p->rows * parts(p->inputs, BLOCK) * BLOCK, pack_rows, parts(p->rows, ROWS), product_panel,
-                    parts(p->outputs, COLUMNS));
+  pack_and_multiply(frame, p, p->rows * ceil_div(p->inputs, BLOCK) * BLOCK, pack_rows, ceil_div(p->rows, ROWS),
+                    product_panel, ceil_div(p->outputs, COLUMNS));
 }
 
-// ---- g w^T: its transpose, w g^T, so that w is read as it lies ----
+// ---- g w^T, computed as the transpose of w g^T, so that w is read in memory order ----
 
-static void pack_gradient_turned(const void *data, i64 n) {
+static void pack_gradient_transposed(const void *data, i64 n) {
   const Product *p = data;
-  pack_turned(p->y, p->outputs, p->rows, n * COLUMNS, p->packed + n * p->outputs * COLUMNS);
+  pack_transposed(p->y, p->outputs, p->rows, n * COLUMNS, p->packed + n * p->outputs * COLUMNS);
 }
 
-static void spread_tiles(const void *data, i64 task) {
+static void input_gradient_tiles(const void *data, i64 task) {
   const Product *p = data;
-  i64 first = task * TILES * ROWS, lines = least(TILES * ROWS, p->inputs - first);
-  i64 length = parts(p->outputs, BLOCK) * BLOCK;
-  float *tiles = keep(&tile_room, TILES * ROWS * length), turned[TILES * ROWS * COLUMNS];
+  i64 first = task * TILES * ROWS, lines = min(TILES * ROWS, p->inputs - first);
+  i64 length = ceil_div(p->outputs, BLOCK) * BLOCK;
+  float *tiles = scratch(&tile_scratch, TILES * ROWS * length), transposed[TILES * ROWS * COLUMNS];
   for (i64 i = 0; i < lines; i += ROWS)
-    pack_tile(p->w + (first + i) * p->outputs, p->outputs, least(ROWS, lines - i), p->outputs, tiles + i * length);
+    pack_tile(p->w + (first + i) * p->outputs, p->outputs, min(ROWS, lines - i), p->outputs, tiles + i * length);
   for (i64 b = 0; b < p->rows; b += COLUMNS) {
     for (i64 i = 0; i < lines; i += ROWS)
-      multiply_tile(least(ROWS, lines - i), p->outputs, tiles + i * length, p->packed + b * p->outputs,
-                    turned + i * COLUMNS, COLUMNS, COLUMNS, 0);
-    for (i64 c = 0; c < least(COLUMNS, p->rows - b); c++)
-      for (i64 i = 0; i < lines; i++) p->x[(b + c) * p->inputs + first + i] = turned[i * COLUMNS + c];
+      multiply_tile(min(ROWS, lines - i), p->outputs, tiles + i * length, p->packed + b * p->outputs,
+                    transposed + i * COLUMNS, COLUMNS, COLUMNS, 0);
+    for (i64 c = 0; c < min(COLUMNS, p->rows - b); c++)
+      for (i64 i = 0; i < lines; i++) p->x[(b + c) * p->inputs + first + i] = transposed[i * COLUMNS + c];
   }
 }
 
-static void spread_dense(XLA_FFI_CallFrame *frame, Product *p) {
-  i64 panels = parts(p->rows, COLUMNS);
-  pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_turned, panels, spread_tiles,
-                    parts(p->inputs, TILES * ROWS));
+static void input_gradient_dense(XLA_FFI_CallFrame *frame, Product *p) {
+  i64 panels = ceil_div(p->rows, COLUMNS);
+  pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_transposed, panels, input_gradient_tiles,
+                    ceil_div(p->inputs, TILES * ROWS));
 }
 
 // ---- x^T g ----
@@ -123,12 +124,12 @@ static void pack_gradient(const void *data, i64 n) {
 
 static void correlate_lines(const void *data, i64 task) {
   const Product *p = data;
-  i64 first = task * 3 * BLOCK, lines = least(3 * BLOCK, p->inputs - first), block = p->rows * BLOCK;
-  float *columns = keep(&tile_room, 3 * block), total[BLOCK * COLUMNS] __attribute__((aligned(64)));
+  i64 first = task * 3 * BLOCK, lines = min(3 * BLOCK, p->inputs - first), block = p->rows * BLOCK;
+  float *columns = scratch(&tile_scratch, 3 * block), total[BLOCK * COLUMNS] __attribute__((aligned(64)));
   pack_tile(p->x + first, p->inputs, p->rows, lines, columns);
   for (i64 b = 0; b < lines; b += BLOCK)
     for (i64 o = 0; o < p->outputs; o += COLUMNS) {
-      i64 valid = least(COLUMNS, p->outputs - o), count = least(BLOCK, lines - b);
+      i64 valid = min(COLUMNS, p->outputs - o), count = min(BLOCK, lines - b);
       memset(total, 0, 4 * count * COLUMNS);
       correlate_block(4, count, 1, 1, p->rows, columns + b / BLOCK * block, 0, p->packed + o * p->rows, COLUMNS, total,
                       COLUMNS);
@@ -143,7 +144,7 @@ static void correlate_lines(const void *data, i64 task) {
 }
 
 static void correlate_dense(XLA_FFI_CallFrame *frame, Product *p) {
-  i64 panels = parts(p->outputs, COLUMNS);
+  i64 panels = ceil_div(p->outputs, COLUMNS);
   pack_and_multiply(frame, p, panels * p->rows * COLUMNS, pack_gradient, panels, correlate_lines,
-                    parts(p->inputs, 3 * BLOCK));
+                    ceil_div(p->inputs, 3 * BLOCK));
 }

@@ -1,23 +1,25 @@
-// The inner loops: a tile of results stays in vector registers while the products run past it. Every address is one
-// pointer plus a constant, because neighbouring positions of a block of 16 channels lie 16 floats apart.
+// The inner loops. A tile of results is kept in vector registers while its products are summed. Every address is a
+// pointer plus a constant, because neighbouring positions of a block of 16 channels are 16 floats apart.
 
-// The taps of a window over rows of [phase][block][place][16]: the positions that a stride takes together are a phase.
+// The taps of a window over packed rows [phase][block][position][16]. A phase is the set of columns that a tap reads,
+// for example every second column for stride 2.
 typedef struct {
   i64 tall, wide, channels;
-  i64 row, phase, block;  // Floats from one row, phase and block of channels to the next.
-  i64 right;              // The stride.
+  i64 row, phase, block;  // Floats between rows, phases and blocks of channels.
+  i64 right;              // Horizontal stride.
 } Taps;
 
 INLINE i64 tap(const Taps *taps, i64 i, i64 j) {
   return i * taps->row + j % taps->right * taps->phase + j / taps->right * BLOCK;
 }
 
-// `places` neighbouring positions by `vectors` vectors of output channels, of which `valid` are stored, or added to what
-// is there with `more`. The kernel is [tap, channel][vectors].
+// Computes `places` neighbouring positions of `vectors` vectors of output channels, and stores the first `valid`
+// channels. With `accumulate` the products are added to the stored values. The kernel is packed: [tap,
+// channel][vectors].
 INLINE void multiply(const int places, const int vectors, const Taps *taps, const float *image, const float *kernel,
-                     float *to, i64 width, i64 valid, i64 more) {
+                     float *to, i64 width, i64 valid, i64 accumulate) {
   vector sum[TILE] = {};
-  if (more) {
+  if (accumulate) {
 #pragma clang loop unroll(full)
     for (int p = 0; p < places; p++)
       for (int v = 0; v < vectors; v++) sum[p * vectors + v] = load(to + p * width + v * LANES, valid - v * LANES);
@@ -26,13 +28,13 @@ INLINE void multiply(const int places, const int vectors, const Taps *taps, cons
     for (i64 j = 0; j < taps->wide; j++) {
       const float *x = image + tap(taps, i, j);
       for (i64 left = taps->channels; left > 0; left -= BLOCK, x += taps->block) {
-        i64 count = least(left, BLOCK);
+        i64 count = min(left, BLOCK);
         for (i64 c = 0; c < count; c++, kernel += vectors * LANES) {
           vector k[4];
           for (int v = 0; v < vectors; v++) k[v] = *(const vector *)(kernel + v * LANES);
 #pragma clang loop unroll(full)
           for (int p = 0; p < places; p++)
-            for (int v = 0; v < vectors; v++) sum[p * vectors + v] += spread(x[p * BLOCK + c]) * k[v];
+            for (int v = 0; v < vectors; v++) sum[p * vectors + v] += broadcast(x[p * BLOCK + c]) * k[v];
         }
       }
     }
@@ -48,8 +50,8 @@ INLINE void multiply(const int places, const int vectors, const Taps *taps, cons
   }
 }
 
-// Adds to `total`, [channels][width], the products of `channels` channels and `vectors` vectors of output channels over
-// `rows` rows of `columns` positions.
+// Adds to `total` [channels][width] the sums, over `rows` rows of `columns` positions, of the products of `channels`
+// input channels and `vectors` vectors of output channels.
 INLINE void correlate(const int channels, const int vectors, i64 rows, i64 columns, const float *image, i64 image_row,
                       const float *gradient, i64 width, float *total, i64 total_width) {
   vector sum[TILE];
@@ -63,7 +65,7 @@ INLINE void correlate(const int channels, const int vectors, i64 rows, i64 colum
       for (int v = 0; v < vectors; v++) k[v] = *(const vector *)(g + v * LANES);
 #pragma clang loop unroll(full)
       for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) sum[c * vectors + v] += spread(x[c]) * k[v];
+        for (int v = 0; v < vectors; v++) sum[c * vectors + v] += broadcast(x[c]) * k[v];
     }
   }
 #pragma clang loop unroll(full)
@@ -71,18 +73,19 @@ INLINE void correlate(const int channels, const int vectors, i64 rows, i64 colum
     for (int v = 0; v < vectors; v++) *(vector *)(total + c * total_width + v * LANES) = sum[c * vectors + v];
 }
 
-// One function for each number of vectors, with a case for each number of places or channels that fits the registers.
+// One function per number of vectors, with one case per number of positions or channels that fits into the registers.
 #define THREE(CASE, V) CASE(1, V) CASE(2, V) CASE(3, V)
 #define SIX(CASE, V) THREE(CASE, V) CASE(4, V) CASE(5, V) CASE(6, V)
 #define TWELVE(CASE, V) SIX(CASE, V) CASE(7, V) CASE(8, V) CASE(9, V) CASE(10, V) CASE(11, V) CASE(12, V)
 #define SIXTEEN(CASE, V) TWELVE(CASE, V) CASE(13, V) CASE(14, V) CASE(15, V) CASE(16, V)
 #define ALL(CASE, V) SIXTEEN(CASE, V) CASE(17, V) CASE(18, V) CASE(19, V) CASE(20, V) CASE(21, V) CASE(22, V) \
   CASE(23, V) CASE(24, V)
-#define MULTIPLY(N, V) case N: multiply(N, V, taps, image, kernel, to, width, valid, more); break;
-#define CORRELATE(N, V) case N: correlate(N, V, rows, columns, image, image_row, gradient, width, total, total_width); break;
+#define MULTIPLY(N, V) case N: multiply(N, V, taps, image, kernel, to, width, valid, accumulate); break;
+#define CORRELATE(N, V) \
+  case N: correlate(N, V, rows, columns, image, image_row, gradient, width, total, total_width); break;
 #define FUNCTIONS(V, PLACES, CHANNELS) \
-  static void multiply_##V(i64 places, const Taps *taps, const float *image, const float *kernel, float *to, i64 width, \
-                           i64 valid, i64 more) { \
+  static void multiply_##V(i64 places, const Taps *taps, const float *image, const float *kernel, float *to, \
+                           i64 width, i64 valid, i64 accumulate) { \
     switch (places) { PLACES(MULTIPLY, V) } \
   } \
   static void correlate_##V(i64 channels, i64 rows, i64 columns, const float *image, i64 image_row, \
@@ -99,10 +102,10 @@ FUNCTIONS(2, SIX, SIX)
 FUNCTIONS(4, THREE, THREE)
 #endif
 
-// `places` positions, which may be more than a tile has, by one group of output channels.
+// `multiply` for one group of output channels and any number of positions.
 static void multiply_row(i64 vectors, i64 places, const Taps *taps, const float *image, const float *kernel, float *to,
                          i64 width, i64 valid) {
-  i64 tiles = parts(places, TILE / vectors);  // Of nearly equal width.
+  i64 tiles = ceil_div(places, TILE / vectors);  // Of nearly equal size.
   for (i64 t = 0; t < tiles; t++) {
     i64 first = t * places / tiles, count = (t + 1) * places / tiles - first;
     const float *x = image + first * BLOCK;
@@ -113,10 +116,10 @@ static void multiply_row(i64 vectors, i64 places, const Taps *taps, const float 
   }
 }
 
-// A block of at most 16 channels by `groups` groups of output channels.
+// `correlate` for a block of at most 16 input channels and `groups` groups of output channels.
 static void correlate_block(i64 vectors, i64 channels, i64 groups, i64 rows, i64 columns, const float *image,
                             i64 image_row, const float *gradient, i64 width, float *total, i64 total_width) {
-  i64 tiles = parts(channels, least(BLOCK, TILE / vectors));
+  i64 tiles = ceil_div(channels, min(BLOCK, TILE / vectors));
   for (i64 t = 0; t < tiles; t++) {
     i64 first = t * channels / tiles, count = (t + 1) * channels / tiles - first;
     for (i64 g = 0; g < groups; g++) {

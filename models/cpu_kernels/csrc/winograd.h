@@ -1,15 +1,15 @@
-// Winograd's minimal filtering for 3x3 kernels with stride 1, F(4x4, 3x3): 36 products in the place of 144 for a tile of
-// 4x4 results (Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3). For each of the 36
-// places a matrix product over the channels is left. A larger kernel is several of 3x3 that read shifted images: their
-// channels stand beside each other. Errors are up to 1e-5 of the largest value.
+// Winograd's minimal filtering F(4x4, 3x3) for stride 1: 36 products instead of 144 for a tile of 4x4 results (Lavin &
+// Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3). For each of the 36 places of a
+// transformed tile there is a matrix product over the channels. A larger kernel is split into several 3x3 kernels that
+// read shifted images, and their channels are concatenated. Errors are up to 1e-5 of the largest value.
 
-#define SIDE 6            // Of a tile of the image.
-#define STEP 4            // Of a tile of results.
+#define SIDE 6            // Side of a tile of the image.
+#define STEP 4            // Side of a tile of results.
 #define PLACES 36
-#define CHUNK (1 << 20)   // Floats of the transformed tiles that the kernel's gradient takes at a time.
+#define CHUNK (1 << 20)   // Floats of the transformed tiles that the kernel gradient processes at a time.
 typedef vector square[SIDE][SIDE];
 
-// B^T d: a line of six of the image.
+// Transforms six values of an image: B^T d.
 INLINE void image_line(const vector *d, vector *to, const int stride) {
   vector a = d[4 * stride] - 4 * d[2 * stride], b = d[3 * stride] - 4 * d[stride];
   vector e = d[4 * stride] - d[2 * stride], f = 2 * (d[3 * stride] - d[stride]);
@@ -18,7 +18,7 @@ INLINE void image_line(const vector *d, vector *to, const int stride) {
   to[5 * stride] = 4 * (d[stride] - d[3 * stride]) - d[3 * stride] + d[5 * stride];
 }
 
-// G g: a line of three of the kernel.
+// Transforms three values of a kernel: G g.
 INLINE void kernel_line(const vector *g, vector *to, const int stride, const int to_stride) {
   vector a = (g[0] + g[2 * stride]) * (-1.0f / 6), b = g[stride] * (1.0f / 6);
   vector e = g[0] * (1.0f / 24) + g[2 * stride] * (1.0f / 6), f = g[stride] * (1.0f / 12);
@@ -26,14 +26,14 @@ INLINE void kernel_line(const vector *g, vector *to, const int stride, const int
   to[to_stride] = a - b, to[2 * to_stride] = a + b, to[3 * to_stride] = e + f, to[4 * to_stride] = e - f;
 }
 
-// A^T m: a line of four results of six.
+// Transforms six products to four results: A^T m.
 INLINE void result_line(const vector *m, vector *to, const int stride) {
   vector a = m[stride] + m[2 * stride], b = m[stride] - m[2 * stride];
   vector e = m[3 * stride] + m[4 * stride], f = m[3 * stride] - m[4 * stride];
   to[0] = m[0] + a + e, to[stride] = b + 2 * f, to[2 * stride] = a + 4 * e, to[3 * stride] = b + 8 * f + m[5 * stride];
 }
 
-// A y: six of a line of four of the results' gradient.
+// Transforms four values of the gradient of the results: A y.
 INLINE void gradient_line(const vector *y, vector *to, const int stride) {
   vector a = y[0] + y[2 * stride], b = y[stride] + y[3 * stride];
   vector e = y[0] + 4 * y[2 * stride], f = 2 * y[stride] + 8 * y[3 * stride];
@@ -41,7 +41,7 @@ INLINE void gradient_line(const vector *y, vector *to, const int stride) {
   to[stride] = a + b, to[2 * stride] = a - b, to[3 * stride] = e + f, to[4 * stride] = e - f;
 }
 
-// G^T u: three of a line of six.
+// Transforms six products to three values of the kernel gradient: G^T u.
 INLINE void kernel_gradient_line(const vector *u, vector *to, const int stride) {
   vector a = u[stride] + u[2 * stride], b = u[2 * stride] - u[stride];
   vector e = u[3 * stride] + u[4 * stride], f = u[3 * stride] - u[4 * stride];
@@ -52,35 +52,35 @@ INLINE void kernel_gradient_line(const vector *u, vector *to, const int stride) 
 
 typedef struct {
   Work w;
-  Taps taps;                           // Of a row of transformed tiles.
-  i64 across, of_image, tiles;         // Tiles of a row of results, of an image, of all.
-  i64 shifts_across, shifts, lines;    // Kernels of 3x3; rows of a matrix product.
-  i64 shift;                           // The first of them that is taken.
-  i64 first, count;                    // Tiles of a task or chunk.
+  Taps taps;                           // Of a row of transformed tiles, a 1x1 convolution.
+  i64 across, of_image, tiles;         // Tiles per row of results, per image, in total.
+  i64 shifts_across, shifts, lines;    // Number of 3x3 kernels; rows of a matrix product.
+  i64 shift;                           // The first 3x3 kernel that is processed.
+  i64 first, count;                    // The first tile of a task or chunk, and their number.
   float *kernel;                       // Transformed: [place][group][shift, channel][channels of group]
   float *image, *gradient, *total;     // [place][shift, block][tile][16], [place][tile][groups], [place][line][groups]
 } Winograd;
 
-static _Thread_local Room image_room, products_room;
+static _Thread_local Scratch image_scratch, products_scratch;
 
 static Winograd winograd(const Work *w) {
-  Winograd k = {.w = *w, .across = parts(w->columns, STEP), .shifts_across = parts(w->wide, 3)};
-  k.of_image = k.across * parts(w->rows, STEP);
+  Winograd k = {.w = *w, .across = ceil_div(w->columns, STEP), .shifts_across = ceil_div(w->wide, 3)};
+  k.of_image = k.across * ceil_div(w->rows, STEP);
   k.tiles = w->batch * k.of_image;
-  k.shifts = parts(w->tall, 3) * k.shifts_across;
+  k.shifts = ceil_div(w->tall, 3) * k.shifts_across;
   k.lines = k.shifts == 1 ? w->channels : k.shifts * w->blocks * BLOCK;
   return k;
 }
 
 typedef struct {
-  i64 image, row, column;  // Where its results begin.
+  i64 image, row, column;  // Position of the tile's first result.
 } Tile;
 
 INLINE Tile tile(const Winograd *k, i64 n) {
   return (Tile){n / k->of_image, n % k->of_image / k->across * STEP, n % k->across * STEP};
 }
 
-// The transformed tile `n` of the image: to[place * place_floats + (shift, block) * block_floats + channel].
+// Transforms tile `n` of the images to to[place * place_floats + (shift, block) * block_floats + channel].
 static void transform_image(const Winograd *k, i64 n, float *to, i64 place_floats, i64 block_floats) {
   const Work *w = &k->w;
   Tile t = tile(k, n);
@@ -105,9 +105,9 @@ static void transform_image(const Winograd *k, i64 n, float *to, i64 place_float
     }
 }
 
-// ---- The convolution ----
+// ---- Convolution ----
 
-// Row `c` of the kernel of shift `shift`, tap `n` of nine; NULL beyond the kernel.
+// The weights of input channel `c` and tap `n` of nine of the 3x3 kernel `shift`; NULL outside the kernel.
 INLINE float *kernel_row(const Winograd *k, float *kernel, i64 shift, i64 n, i64 c) {
   i64 i = (k->shift + shift) / k->shifts_across * 3 + n / 3, j = (k->shift + shift) % k->shifts_across * 3 + n % 3;
   int inside = i < k->w.tall && j < k->w.wide && c < k->w.channels;
@@ -139,8 +139,10 @@ static void transform_kernel(const void *data, i64 g) {
 static void convolve_tiles(const void *data, i64 task) {
   const Winograd *k = data;
   const Work *w = &k->w;
-  i64 first = task * k->count, count = least(k->count, k->tiles - first), place_floats = k->shifts * w->blocks * k->taps.block;
-  float *image = keep(&image_room, PLACES * place_floats), *products = keep(&products_room, PLACES * k->count * w->group);
+  i64 first = task * k->count, count = min(k->count, k->tiles - first);
+  i64 place_floats = k->shifts * w->blocks * k->taps.block;
+  float *image = scratch(&image_scratch, PLACES * place_floats);
+  float *products = scratch(&products_scratch, PLACES * k->count * w->group);
   for (i64 t = 0; t < count; t++) transform_image(k, first + t, image + t * BLOCK, place_floats, k->taps.block);
   for (i64 g = 0; g < w->groups; g++) {
     for (i64 p = 0; p < PLACES; p++)
@@ -149,7 +151,7 @@ static void convolve_tiles(const void *data, i64 task) {
                    w->group);
     for (i64 t = 0; t < count; t++) {
       Tile at = tile(k, first + t);
-      i64 rows = least(STEP, w->rows - at.row), columns = least(STEP, w->columns - at.column);
+      i64 rows = min(STEP, w->rows - at.row), columns = min(STEP, w->columns - at.column);
       float *to = w->result + ((at.image * w->rows + at.row) * w->columns + at.column) * w->outputs + g * w->group;
       for (i64 o = 0; o < w->group; o += LANES) {
         square m, half;
@@ -169,15 +171,15 @@ static void convolve_tiles(const void *data, i64 task) {
 static void convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
-  // As many tiles to a task as leave them in the second-level cache, two of the inner loop's at most, and not too few.
-  k.count = least(parts(k.tiles, 8), most(12, least(24, 3072 / k.lines)));
+  // Tiles per task: few enough to fit into the second-level cache, and at most two tiles of the inner loop.
+  k.count = min(ceil_div(k.tiles, 8), max(12, min(24, 3072 / k.lines)));
   k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
   k.kernel = allocate(PLACES * w->groups * w->group * k.lines);
-  run_both(frame, &k, transform_kernel, w->groups, convolve_tiles, parts(k.tiles, k.count));
+  run_both(frame, &k, transform_kernel, w->groups, convolve_tiles, ceil_div(k.tiles, k.count));
   free(k.kernel);
 }
 
-// ---- The kernel's gradient: for each place the products of the transformed image and gradient, over the tiles ----
+// ---- Kernel gradient: for each place, the product of transformed images and gradients, summed over the tiles ----
 
 static void transform_tile(const void *data, i64 t) {
   const Winograd *k = data;
@@ -206,7 +208,7 @@ static void correlate_place(const void *data, i64 task) {
   const Winograd *k = data;
   const Work *w = &k->w;
   i64 place = task / w->blocks, line = task % w->blocks * BLOCK, width = w->groups * w->group;
-  correlate_block(w->group / LANES, least(BLOCK, k->lines - line), w->groups, 1, k->count,
+  correlate_block(w->group / LANES, min(BLOCK, k->lines - line), w->groups, 1, k->count,
                   k->image + task * k->count * BLOCK, 0, k->gradient + place * k->count * width, width,
                   k->total + (place * k->lines + line) * width, width);
 }
@@ -234,15 +236,15 @@ static void correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
   i64 width = w->groups * w->group, lines = w->blocks * BLOCK, of_total = PLACES * lines * width, shifts = k.shifts;
-  i64 chunk = parts(k.tiles, parts(k.tiles, most(48, CHUNK / (PLACES * (lines + width)))));
+  i64 chunk = ceil_div(k.tiles, ceil_div(k.tiles, max(48, CHUNK / (PLACES * (lines + width)))));
   k.total = allocate(of_total + PLACES * chunk * (lines + width));
   k.image = k.total + of_total;
   k.gradient = k.image + PLACES * chunk * lines;
-  k.shifts = 1, k.lines = w->channels;  // One after the other: all would leave the caches.
+  k.shifts = 1, k.lines = w->channels;  // One at a time: all together would not fit into the caches.
   for (; k.shift < shifts; k.shift++) {
     memset(k.total, 0, 4 * of_total);
     for (k.first = 0; k.first < k.tiles; k.first += chunk) {
-      k.count = least(chunk, k.tiles - k.first);
+      k.count = min(chunk, k.tiles - k.first);
       run_both(frame, &k, transform_tile, k.count, correlate_place, PLACES * w->blocks);
     }
     run_tasks(frame, finish_line, &k, w->channels);

@@ -1,0 +1,70 @@
+"""Registers the C kernels with XLA and calls them through JAX's foreign function interface (jax.ffi)."""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from models.cpu_kernels import build
+
+# The exported functions of the library; XLA knows them with the prefix "nutshell_".
+NAMES = (
+    "affine",
+    "affine_gradient",
+    "convolution",
+    "kernel_gradient",
+    "normalised_gradient",
+    "product",
+    "product_gradient",
+    "product_kernel_gradient",
+    "update_running_stats",
+)
+
+
+@functools.cache
+def available() -> bool:
+    """Returns whether the kernels can be called. The first call compiles, loads and registers them; if that fails, it
+    prints the reason to standard error."""
+    try:
+        library = build.load()
+    except OSError as error:
+        print(f"CPU kernels unavailable ({error}); falling back to XLA", file=sys.stderr)
+        return False
+    for name in NAMES:
+        jax.ffi.register_ffi_target(f"nutshell_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return True
+
+
+def call(name: str, shape, *operands, aliases=None, **attributes):
+    """Calls a kernel.
+
+    Args:
+      name: One of `NAMES`.
+      shape: Shape of the result, or a list of shapes if there are several.
+      *operands: float32 arrays.
+      aliases: Index of an operand -> index of the result that may reuse its memory.
+      **attributes: The kernel's static parameters, numpy scalars or arrays.
+
+    Returns:
+      A float32 array, or a list of them.
+    """
+    # Under shard_map the results vary over the mesh axes over which any operand varies.
+    first = max(map(jax.typeof, operands), key=lambda kind: len(kind.manual_axis_type.varying))
+    mesh = first.sharding.mesh
+    sharding = None if mesh.empty else NamedSharding(mesh, P())
+
+    def result(shape):
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding, manual_axis_type=first.manual_axis_type)
+
+    results = [result(one) for one in shape] if isinstance(shape, list) else result(shape)
+    kernel = jax.ffi.ffi_call(f"nutshell_{name}", results, vmap_method="sequential", input_output_aliases=aliases)
+    return kernel(*operands, **attributes)
+
+
+def window_attribute(strides, padding) -> np.ndarray:
+    """Returns a convolution's attribute `window`: the strides and the padding above and to the left. The padding below
+    and to the right follows from the shapes."""
+    return np.array([*strides, padding[0][0], padding[1][0]], np.int64)

@@ -1,0 +1,45 @@
+"""What the rest of the code needs to know about a model besides its module."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from models.torchvision import TorchvisionLayout
+
+Task = Literal["classification", "segmentation", "generation"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The registry's entry for one model name.
+
+    Attributes:
+      module: The Linen module class. It has a field `num_classes`.
+      options: Values of the module's fields that are fixed by the name, for example the depth.
+      task: What the model is for.
+      image_shape: Default image shape (height, width, channels), that of the data set it was published for.
+      num_classes: Number of classes of the same data set.
+      author_groups: The learning-rate and weight-decay multipliers of the model's authors, as (regular expression for
+        the parameter path, learning-rate multiplier, weight-decay multiplier). Empty where there are none.
+      torchvision: The layer names in torchvision's state dict; None where torchvision has no such model.
+      data_dependent_init: Computes initial batch statistics from data: a function of (batch statistics, normalized
+        images [B, H, W, C]) that returns the new batch statistics.
+      first_filters: Computes the filters [h, w, C, F] of the first layer from (parameters, batch statistics), for a
+        model whose first layer is not simply a convolution kernel.
+      raw_pixels: True if the model takes pixel values 0 to 255 instead of normalized images.
+      encoders: Models that the encoder can be initialized from, each with the prefixes of the layer names it shares.
+    """
+
+    module: type[nn.Module]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: Task = "classification"
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int = 10
+    author_groups: tuple[tuple[str, float, float], ...] = ()
+    torchvision: TorchvisionLayout | None = None
+    data_dependent_init: Callable | None = None
+    first_filters: Callable | None = None
+    raw_pixels: bool = False
+    encoders: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
