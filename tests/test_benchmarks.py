@@ -143,7 +143,7 @@ def test_what_is_wrong_is_one_line(measure, tmp_path):
             "error: --models=vgg: accepted are mlp, vgg_like, resnet20, densenet40, ",
             ["--models=vgg"],
         ),
-        (2, "error: flag --rounds=0: ", ["--rounds=0"]),
+        (2, "error: --rounds=0: ", ["--rounds=0"]),
         (2, "error: --seconds=nan: accepted are 0.001 to 3600", ["--seconds=nan"]),
     ):
         done = measure(*arguments)

@@ -102,7 +102,7 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
     class Extended(ClassifyConfig):
         scale: float | None = option(None, "scaled: factor of the logits.", "(0, inf)", network=True)
 
-    monkeypatch.setitem(models.MODELS, "scaled", models.ModelSpec(Scaled))
+    monkeypatch.setitem(models.MODELS, "scaled", models.ModelSpec(module=Scaled))
     config = parsed(Extended, "--model=scaled", "--scale=2.5")
     assert classification.network(config, 10).scale == 2.5
     assert options.to_json(config)["scale"] == 2.5 and "--scale=2.5" in options.flag_lines(config)

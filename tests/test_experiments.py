@@ -224,7 +224,7 @@ BAD_FLAGS = {
     "--steps=many": "must be a whole number",
     "--slope=0.1": "needs --activation=leaky_relu",
     "--model=densenet --depth=41": "3N + 4 layers, not 41",
-    "--model=densenet --compression=0.001": "leaves none of",
+    "--model=densenet --compression=0.001": "leaves no channels of",
     f"--flagfile={sys.executable}": "utf-8",
 }
 

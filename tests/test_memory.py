@@ -9,18 +9,18 @@ import pytest
 MEMORY = """
 import os
 import numpy as np
-from train import parallel
+from train.parallel import host_memory
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 # As where only CPUs can be used.
-parallel.importlib.metadata.entry_points = lambda **options: ()
-parallel.importlib.util.find_spec = lambda name: None
-parallel.keep_memory()
+host_memory.importlib.metadata.entry_points = lambda **options: ()
+host_memory.importlib.util.find_spec = lambda name: None
+host_memory.keep_memory()
 sizes = [resident()]
-for release in (lambda: None, parallel.release_memory):
+for release in (lambda: None, host_memory.release_memory):
     np.ones(25 << 20).sum()  # 200 MB, freed at once.
     release()
     sizes.append(resident())

@@ -8,6 +8,7 @@ import pytest
 from commands import ROOT
 
 import models
+from experiments.cli.config import NetworkConfig
 from experiments.setup import classification
 from models import dcnn, initializers, layers, summary
 from models.resnet_cifar import Block
@@ -259,7 +260,6 @@ def test_alexnet_starts_as_its_source(author):
 
 
 def test_author_groups_set_alexnets_first_weights():
-    config = dict.fromkeys(classification.MODEL_FLAGS) | {"model": "alexnet_owt", "sync_bn": True}
-    for groups in ("none", "author"):
-        made = classification.network(config | {"parameter_groups": groups}, 10, None)
-        assert made.author_weights == (groups == "author")
+    for author in (False, True):
+        model = classification.network(NetworkConfig(model="alexnet_owt"), 10, author=author)
+        assert model.author_weights == author

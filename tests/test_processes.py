@@ -109,7 +109,7 @@ def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
     "own, told",
     [
         (["--seed=1", "--seed=2"], "--seed=2 in this process, --seed=1 in the first"),
-        (["--keep=2", "--momentum=nan"], "--momentum=nan in this process, --momentum=0.9 in the first"),
+        (["--keep=2", "--drops=0.1,0.2"], "--drops=0.1,0.2 in this process, --drops=0.5,0.75 in the first"),
     ],
 )
 def test_processes_with_unlike_flags_are_refused(tmp_path, pair, own, told):
@@ -136,7 +136,7 @@ def test_two_processes_divide_the_dense_layers(tmp_path, pair, start):
 
 def test_arguments_that_are_incomplete():
     for given in (("a:1", None, 0), (None, 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
-        with pytest.raises(ValueError, match="all three are needed"):
+        with pytest.raises(processes.DeviceError, match="all three are needed"):
             processes.join(*given)
     with pytest.raises(processes.DeviceError, match="--coordinator_address=localhost: must be HOST:PORT"):
         processes.join("localhost", 2, 0)
@@ -170,7 +170,7 @@ import sys
 
 import jax
 
-from train import processes
+from train.parallel import processes
 
 initialize = jax.distributed.initialize
 

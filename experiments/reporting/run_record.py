@@ -40,10 +40,10 @@ def stored_summary(workdir: Workdir, config: TrainingConfig, experiment: Experim
         if found:
             raise WorkdirError(f"{workdir.path} holds {found[0]}; choose a new --workdir")
         return None
-    if run.get("task") != experiment.task.name:
-        raise WorkdirError(f"{workdir.path} holds a run of {run.get('task')}; choose a new --workdir")
     if not isinstance(run.get("flags"), dict):
         raise WorkdirError(f"{workdir.path / 'run.json'} is damaged: it holds no flags")
+    if run.get("task") != experiment.task.name:
+        raise WorkdirError(f"{workdir.path} holds a run of {run.get('task')}; choose a new --workdir")
     try:
         stored = options.from_json(type(config), run["flags"])
     except ValueError as error:

@@ -64,13 +64,14 @@ def _temporary_workdir(parent: pathlib.Path | None, prefix: str) -> Workdir:
 def refused_together(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
     """A block that refuses what can't be run, on all processes if on one, whose flags must be the same. The workdir is
     removed if it was made for this run."""
-    first = processes.broadcast_json(options.to_json(config))
+    own = ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
+    flags = {name: options.given(value) for name, value in options.to_json(config).items() if name not in own}
+    first = processes.broadcast_json(flags)
     try:
         with processes.fail_together():
-            for name, value in options.to_json(config).items():
-                own = name in ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
+            for name, value in flags.items():
                 both = f"--{name}={value} in this process, --{name}={first[name]} in the first"
-                require(own or repr(value) == repr(first[name]), both)
+                require(value == first[name], both)
             yield
     except BaseException:
         workdir.remove_if_made()
