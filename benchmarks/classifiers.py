@@ -96,7 +96,7 @@ def main(argv) -> int:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes no positional arguments")
     for name in MODELS.value or [""]:
         accepted = [*NETWORKS, *LARGE, "segnet_basic"]
-        app.require(name in accepted, f"--models={name}: accepted are {', '.join(accepted)}")
+        app.require(name in accepted, f"--models={name}: must be one of {', '.join(accepted)}")
     twins.check()
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
     made = {}

@@ -42,7 +42,7 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; gan takes no positional arguments")
     for name in MODELS.value or [""]:
-        app.require(name in SHAPES, f"--models={name}: accepted are {', '.join(SHAPES)}")
+        app.require(name in SHAPES, f"--models={name}: must be one of {', '.join(SHAPES)}")
     if twins.PEER_PYTHON.present:
         absl_flags.FLAGS["peer"].value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
     app.require(not twins.FORWARD.value, "--forward_only: a GAN's step alone is measured")

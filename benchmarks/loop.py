@@ -71,10 +71,10 @@ def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[f
         jax.block_until_ready((state, sums))
         bare.append((time.perf_counter() - begin) / config.steps)
         with tempfile.TemporaryDirectory() as place:
-            home = pathlib.Path(place)
+            run = pathlib.Path(place)
             columns = ["step", "train_loss", "train_accuracy", "learning_rate", "seconds", "images_per_second"]
-            metrics = workdir.MetricsFile(home, columns, step=0)
-            store = checkpoint.Checkpoints(home)
+            metrics = workdir.MetricsFile(run, columns, step=0)
+            store = checkpoint.Checkpoints(run)
             marks: dict[int, float] = {}
             loop.train(
                 experiment.task.init(jax.random.key(0)),

@@ -183,7 +183,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def check() -> None:
     """Before anything slow is made. Raises PeerError where the peer's script is not there, and UsageError."""
-    app.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: accepted are 0.001 to 3600")
+    app.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: must be between 0.001 and 3600")
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
     host_memory.keep_memory()

@@ -109,7 +109,7 @@ def check_features(builder, name: str) -> None:
             or type(features).__name__
         )
         raise DataError(
-            f"{name} is not for image classification: it has {kinds}, not image (Image), label (ClassLabel)"
+            f"{name} is not a data set of image classification: it has {kinds}, not image (Image), label (ClassLabel)"
         )
     if image.np_dtype != np.uint8 or len(image.shape) != 3:
         raise DataError(f"the images of {name} are {image.np_dtype} {list(image.shape)}, expected uint8 [H, W, C]")

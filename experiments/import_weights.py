@@ -79,9 +79,7 @@ def main(config: ImportWeightsConfig) -> int:
     checkpoints.save(0, state, record={})
     checkpoints.wait()
     dataset = Dataset("folder", {}, tuple(names))
-    run_record.write_start(
-        workdir, run_config, experiment, dataset=dataset, state=state, steps=1, devices="none: imported"
-    )
+    run_record.write_start(workdir, run_config, experiment, dataset, state, steps=1, devices="none: imported")
     found = {"model": config.model, "classes": len(names), "v1_5": bool(run_config.v1_5), "workdir": str(workdir.path)}
     print(json.dumps(found | {"parameters": run_record.parameter_count(state.params)}))
     return 0

@@ -27,9 +27,7 @@ def main(config: SegmentConfig) -> int:
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
         experiment = segmentation.create_experiment(config, info, devices=devices.number, steps=steps)
-    with processes.fail_together():
-        summary = run_record.stored_summary(workdir, config, experiment, dataset)
-    if summary := processes.broadcast_json(summary):
+    if summary := training.stored_summary(workdir, config, experiment, dataset):
         return run_record.print_complete(summary)
 
     # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
@@ -43,8 +41,7 @@ def main(config: SegmentConfig) -> int:
         restored = restore.init_from(config, new_state), {}
     state, record = processes.follow(*restored)
     training.announce(devices, dataset, state)
-    description = devices.description
-    run_record.write_start(workdir, config, experiment, dataset=dataset, state=state, steps=steps, devices=description)
+    run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)
 
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)

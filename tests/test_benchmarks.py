@@ -140,11 +140,11 @@ def test_what_is_wrong_is_one_line(measure, tmp_path):
         (1, "error: the peer printed no JSON with parameters and median_ms: ", [f"--peer={silent}"]),
         (
             2,
-            "error: --models=vgg: accepted are mlp, vgg_like, resnet20, densenet40, ",
+            "error: --models=vgg: must be one of mlp, vgg_like, resnet20, densenet40, ",
             ["--models=vgg"],
         ),
         (2, "error: --rounds=0: ", ["--rounds=0"]),
-        (2, "error: --seconds=nan: accepted are 0.001 to 3600", ["--seconds=nan"]),
+        (2, "error: --seconds=nan: must be between 0.001 and 3600", ["--seconds=nan"]),
     ):
         done = measure(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr

@@ -140,7 +140,7 @@ def test_a_name_leads_out_of_no_folder(name):
 def test_what_is_not_for_classification_is_refused(tmp_path):
     scalar = tfds.features.Scalar(dtype=np.int32)
     prepare(tmp_path, size=lambda i: (8, 8), splits={"train": 1}, name="numbers", label=scalar)
-    with pytest.raises(DataError, match=r"tfds:numbers is not for .* it has image \(Image\), label \(Scalar\), not"):
+    with pytest.raises(DataError, match=r"tfds:numbers is not .* it has image \(Image\), label \(Scalar\), not"):
         data.load("tfds:numbers", str(tmp_path))
     prepare(tmp_path, size=lambda i: (8, 8), splits={"test": 1}, name="unlabelled", unknown=("test",))
     with pytest.raises(DataError, match="has no split with labels"):

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class WorkdirError(RuntimeError):
-    """The folder is in use, can't be written, or belongs to another run."""
+    """The folder is in use, can't be written, or holds a different run."""
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

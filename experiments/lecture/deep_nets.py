@@ -21,7 +21,7 @@ from experiments.setup import small_training
 from models.initializers import glorot_uniform, kaiming_normal
 from models.layers import Dense, activation
 from train.task import Task
-from train.tasks import classification, losses
+from train.tasks import gradient_descent, losses
 
 INITS = {"glorot": glorot_uniform, "kaiming": kaiming_normal}
 BATCH_SIZE = 64
@@ -83,7 +83,7 @@ def tasks(
 
     def init(key, draw):
         model = DeepMLP(depth, width, activations[0], draw)
-        return classification.init(key, model=model, optimizer=optimizer, image_shape=shape)
+        return gradient_descent.init(key, model=model, optimizer=optimizer, image_shape=shape)
 
     drawn = {name: functools.partial(init, draw=draw) for name, draw in inits.items()}
     found: dict[tuple[str, str], Task] = {}

@@ -1,4 +1,4 @@
-"""Pictures of samples: while a run goes on, in its report, and as files."""
+"""Images of samples: during a run, in its report, and as files."""
 
 import functools
 import pathlib

@@ -111,7 +111,7 @@ def describe(dataset: Dataset, state: State) -> str:
 
 
 def write_start(
-    workdir: Workdir, config: Any, experiment: Experiment, *, dataset: Dataset, state, steps: int, devices: str
+    workdir: Workdir, config: Any, experiment: Experiment, dataset: Dataset, state: State, *, steps: int, devices: str
 ) -> None:
     """Writes flags.txt and run.json; a resumed run keeps the time of its first start."""
     stored = workdir.read_json("run.json") or {}

@@ -104,7 +104,7 @@ def _read(path: pathlib.Path, like):
 
 
 def _write(path: pathlib.Path, state) -> None:
-    """Keeps it; a cache that can't be written is said and done without."""
+    """Stores the state in the cache; one that can't be written is a warning."""
     with contextlib.suppress(OSError):  # Where this fails, so does what follows.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     cache.write(path, path.stem, what="training the classifier", **_kept(leaves.to_host(state)))

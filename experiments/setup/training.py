@@ -19,7 +19,7 @@ from experiments.cli import options
 from experiments.cli.app import require
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
-from experiments.reporting.run_record import Progress, columns, describe
+from experiments.reporting import run_record
 from experiments.setup.experiment import Experiment, train_split
 from train import loop
 from train.checkpoint import Checkpoints
@@ -95,6 +95,13 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     return steps
 
 
+def stored_summary(workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset) -> dict | None:
+    """The summary of a run that is complete, else None; WorkdirError on every process for the workdir of another."""
+    with processes.fail_together():
+        summary = run_record.stored_summary(workdir, config, experiment, dataset)
+    return processes.broadcast_json(summary)
+
+
 def check_steps(experiment: Experiment, state: State, batch, *, device_count: int, always: bool) -> None:
     """Traces the training steps for a batch of shapes. Raises ValueError where a reduction over devices is missing; for
     a single device they are traced where `always` asks for it."""
@@ -140,7 +147,7 @@ def dry_run(
 def announce(devices: Devices, dataset: Dataset, state: State) -> None:
     start = int(state.step)
     resumed = f"; resuming from step {start}" if start else ""
-    say(f"{devices.description}; {describe(dataset, state)}{resumed}")
+    say(f"{devices.description}; {run_record.describe(dataset, state)}{resumed}")
 
 
 def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
@@ -174,9 +181,9 @@ def output(
 ) -> Iterator[loop.Output]:
     """Where the loop's results go, for the state and the record that it starts from."""
     start = int(state.step)
-    metrics = MetricsFile(workdir.path, columns(task), step=min(start, record.get("reported", 0)))
+    metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
     try:
-        with Progress(start, steps, shown=not config.dry_run) as progress:
+        with run_record.Progress(start, steps, shown=not config.dry_run) as progress:
             yield loop.Output(checkpoints, metrics, progress)
     except FloatingPointError:
         checkpoints.wait()  # The message says that those before are kept.

@@ -16,10 +16,11 @@ import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
+from train.parallel.collectives import pcast_varying
 from train.parallel.processes import to_host
+from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key
 from train.task import Task
-from train.tasks.classification import at_least_float32, cast_floating, pcast_varying
 
 
 def is_sharded(path, layers) -> bool:

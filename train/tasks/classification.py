@@ -1,51 +1,24 @@
-"""The classification task: its step, its evaluation, its figures."""
+"""The classification task: its loss and gradients, its evaluation, its metrics."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
-from models.layers import row_keys, rows_of_batch
-from train.state import State, step_key
+from models.layers import row_keys
+from train.precision import at_least_float32, cast_floating
+from train.state import State
 from train.task import Task
-from train.tasks import losses
-
-
-def init(key, *, model, optimizer, image_shape) -> State:
-    """The state before the first step, for images [H, W, C]."""
-    variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
-    params = variables["params"]
-    return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
-
-
-def cast_floating(tree, dtype):
-    """The tree with its floating-point leaves in `dtype`; as it is where that is None."""
-    if dtype is None:
-        return tree
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def at_least_float32(logits):
-    """Logits of a lower precision in float32; others as they are."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def pcast_varying(tree, axis: str | None):
-    """The tree as one that may differ between the devices of `axis`, so that its gradient is a device's own."""
-    return jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), tree) if axis else tree
+from train.tasks import gradient_descent, losses
 
 
 def is_product(primitive, *operands, **options) -> bool:
     """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
     del operands, options
-    return primitive.name in (
-        "conv_general_dilated",
-        "dot_general",
-        "custom_vjp_call",
-    )  # The last: models.cpu_kernels.ops.
+    # custom_vjp_call: those of models.cpu_kernels.ops.
+    return primitive.name in ("conv_general_dilated", "dot_general", "custom_vjp_call")
 
 
 def autodiff(
@@ -79,43 +52,6 @@ def autodiff(
 
     loss_fn = jax.checkpoint(loss_fn, policy=is_product) if remat else loss_fn
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
-
-
-def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
-    """What `grad_fn` gives for the whole batch, computed from `parts` parts of its rows one after the other. Batch norm
-    sees one part at a time; all else is that of the whole batch, augmentation and dropout included."""
-    rows = batch["label"].shape[0]
-    first = lax.axis_index(axis) * rows if axis else 0
-
-    def one_part(carry, inputs):
-        batch_stats, total = carry
-        part, offset = inputs
-        with rows_of_batch(first + offset + jnp.arange(rows // parts)):
-            (loss, (batch_stats, sums)), grads = grad_fn(params, batch_stats, part, key)
-        return (batch_stats, jax.tree.map(jnp.add, total, grads)), (loss, sums)
-
-    batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, jnp.arange(parts) * (rows // parts)))
-    grads = jax.tree.map(lambda g: g / parts, total)
-    return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
-
-
-def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
-    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
-
-    Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
-    `axis` is written out: the form that is right under pmap and shard_map alike.
-    """
-    params, batch_stats = pcast_varying((state.params, state.batch_stats), axis)
-    (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
-    if axis:
-        grads, sums = lax.psum((grads, sums), axis)
-        batch_stats = lax.pmean(batch_stats, axis)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return State(
-        optax.apply_updates(state.params, updates), batch_stats, opt_state, state.step + 1, state.key
-    ), sums  # fmt: skip
 
 
 def predict_step(state: State, batch, *, model, prepare, dtype=None):
@@ -192,13 +128,13 @@ def create(
         )
         grad_fn = gradients or grad_fn
         if accumulate > 1:
-            grad_fn = functools.partial(accumulated, grad_fn=grad_fn, parts=accumulate, axis=axis)
-        return functools.partial(train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis)
+            grad_fn = functools.partial(gradient_descent.accumulated, grad_fn=grad_fn, parts=accumulate, axis=axis)
+        return functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis)
 
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",
-        init=functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape),
+        init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
         train_step=make_step(None),
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis, dtype=dtype),
         finish=functools.partial(finish, classes=len(class_names)),

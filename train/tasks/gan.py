@@ -16,10 +16,11 @@ import optax
 from jax import lax
 
 from models.layers import BatchNorm, row_keys
+from train.parallel.collectives import pcast_varying
+from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key
 from train.task import Task
 from train.tasks import gan_scores
-from train.tasks.classification import at_least_float32, cast_floating, pcast_varying
 
 DRAWS = 5  # Of an evaluation: as many samples as test pictures each.
 NORM = 250  # Training pictures, and samples, that the discriminator's batch statistics are taken from in evaluations.

@@ -10,10 +10,10 @@ from jax import lax
 
 from models.layers import BatchNorm, row_keys
 from train.parallel import data_parallel
+from train.precision import at_least_float32, cast_floating
 from train.state import State
 from train.task import Task
-from train.tasks import classification
-from train.tasks.classification import at_least_float32, cast_floating
+from train.tasks import gradient_descent
 from train.tasks.losses import cross_entropy
 
 TOLERANCE = 0.0075  # Of the picture's diagonal, within which two boundaries meet.
@@ -214,8 +214,8 @@ def create(
     grad_fn = functools.partial(autodiff, prepare=train_prepare, **common)
     return Task(
         name="segmentation",
-        init=functools.partial(classification.init, model=model, optimizer=optimizer, image_shape=image_shape),
-        train_step=functools.partial(classification.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
+        init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
+        train_step=functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
         prepare_eval=prepare_eval,
         eval_step=functools.partial(eval_step, prepare=eval_prepare, **common),
         finish=finish,

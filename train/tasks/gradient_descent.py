@@ -1,0 +1,53 @@
+"""What classification and segmentation share: the state before the first step, and a step of gradient descent."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from models.layers import rows_of_batch
+from train.parallel.collectives import pcast_varying
+from train.state import State, step_key
+
+
+def init(key, *, model, optimizer, image_shape) -> State:
+    """The state before the first step, for images [H, W, C]."""
+    variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
+    params = variables["params"]
+    return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
+
+
+def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
+    """What `grad_fn` gives for the whole batch, computed from `parts` parts of its rows one after the other. Batch norm
+    sees one part at a time; all else is that of the whole batch, augmentation and dropout included."""
+    rows = batch["label"].shape[0]
+    first = lax.axis_index(axis) * rows if axis else 0
+
+    def one_part(carry, inputs):
+        batch_stats, total = carry
+        part, offset = inputs
+        with rows_of_batch(first + offset + jnp.arange(rows // parts)):
+            (loss, (batch_stats, sums)), grads = grad_fn(params, batch_stats, part, key)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), (loss, sums)
+
+    batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, jnp.arange(parts) * (rows // parts)))
+    grads = jax.tree.map(lambda g: g / parts, total)
+    return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
+
+
+def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
+    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
+
+    Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
+    `axis` is written out: the form that is right under pmap and shard_map alike.
+    """
+    params, batch_stats = pcast_varying((state.params, state.batch_stats), axis)
+    (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
+    if axis:  # A device's loss is its part of the mean over the global batch: the gradients of all devices add up.
+        grads, sums = lax.psum((grads, sums), axis)
+        batch_stats = lax.pmean(batch_stats, axis)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(params, batch_stats, opt_state, state.step + 1, state.key), sums
