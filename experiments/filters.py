@@ -1,7 +1,7 @@
-"""What a network's layers look for, as pictures: python -m experiments.filters --workdir=W [--layer=K]
+"""What a network's layers look for, as images: python -m experiments.filters --workdir=W [--layer=K]
 
 --layer=1 shows the weights of the first layer, each filter on its own scale. --layer=K, counted over the convolutions
-in the order of the forward pass, shows the channels that the test pictures excite the most: the patches that excite
+in the order of the forward pass, shows the channels that the test images excite the most: the patches that excite
 each the most and, beside them, their guided gradients (Springenberg et al. 2015, "Striving for simplicity"). Excitation
 is what the convolution itself gives, before any batch norm, pooling or activation behind it.
 """
@@ -90,15 +90,15 @@ def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.nda
     return found
 
 
-def cut(picture, box, *, size, fill: float) -> np.ndarray:
-    """The part ((top, bottom), (left, right)) of a picture [H, W, C] as [*size, C], where it would lie if the border
+def cut(image, box, *, size, fill: float) -> np.ndarray:
+    """The part ((top, bottom), (left, right)) of an image [H, W, C] as [*size, C], where it would lie if the border
     had not clipped it; `fill` is beyond the border."""
-    result = np.full((*size, picture.shape[-1]), fill)
+    result = np.full((*size, image.shape[-1]), fill)
     place = []
     for (start, stop), whole in zip(box, size, strict=True):
         late = whole - (stop - start) if start == 0 else 0  # Clipped at the near border, it begins late.
         place.append(slice(late, late + stop - start))
-    result[tuple(place)] = picture[tuple(slice(*edges) for edges in box)]
+    result[tuple(place)] = image[tuple(slice(*edges) for edges in box)]
     return result
 
 
@@ -110,7 +110,7 @@ def peaks(state, batch, *, model, prepare, name: str):
 
 
 def guided_gradients(state, batch, *, model, prepare, name: str):
-    """(the network's input [B, H, W, C], the guided gradient at it of one output of a convolution for each picture).
+    """(the network's input [B, H, W, C], the guided gradient at it of one output of a convolution for each image).
 
     batch["unit"] [B] is the output's place in [h, w, C].
     """
@@ -152,7 +152,7 @@ def excited_patches(state, images, *, experiment, prepare, name: str):
         inputs, slopes = jax.device_get(gradients_step(state, {"image": images[chosen], "unit": unit}))
         boxes = [(fields[0][y], fields[1][x]) for y, x in zip(*divmod(where, len(fields[1])), strict=True)]
         pixels = (inputs * np.asarray(experiment.info.std) + np.asarray(experiment.info.mean)) / 255
-        patches.append([cut(picture, box, size=size, fill=0.5) for picture, box in zip(pixels, boxes, strict=True)])
+        patches.append([cut(image, box, size=size, fill=0.5) for image, box in zip(pixels, boxes, strict=True)])
         gradients.append([cut(slope, box, size=size, fill=0.0) for slope, box in zip(slopes, boxes, strict=True)])
     return channels, np.asarray(patches), np.asarray(gradients)
 

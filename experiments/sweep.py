@@ -66,7 +66,7 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         for setting, seeds, mean, spread in results:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")
-        print(f"table: {workdir.path / 'sweep.csv'}, pictures: sweep.png, sweep_curves.png", file=sys.stderr)
+        print(f"table: {workdir.path / 'sweep.csv'}, figures: sweep.png, sweep_curves.png", file=sys.stderr)
     if failed:
         print(f"error: {failed} of {len(points)} runs failed; the same command retries them", file=sys.stderr)
     return stopped or (1 if failed else 0)

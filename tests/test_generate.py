@@ -183,7 +183,7 @@ def test_sizes_of_pictures():
     images = random.integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
     inside = np.asarray(form.to_network(images))
     assert inside.shape == (2, 32, 32, 1) and (inside[:, :2] == -1).all() and inside.max() <= 1
-    np.testing.assert_array_equal(form.to_picture(inside), images)
+    np.testing.assert_array_equal(form.to_image(inside), images)
     z = np.asarray(form.latents(jax.random.split(jax.random.key(0), 50)))
     assert z.shape == (50, 100) and -1 <= z.min() < -0.9 and 0.9 < z.max() <= 1
 

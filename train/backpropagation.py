@@ -11,7 +11,7 @@ and backward the four equations, with the error delta^l = dC / dz^l of each exam
     (3)  dC/dW^l_km  = sum_ij a^(l-1)_(i+k)(j+m) delta^l_ij
     (4)  dC/db^l     = - sum_ij delta^l_ij
 
-then W := W - eta / N sum_examples dC/dW and the same for b. A dense layer has a window as large as the picture.
+then W := W - eta / N sum_examples dC/dW and the same for b. A dense layer has a window as large as the image.
 
 Where the slides err, or leave something out:
 * (4): the bias is subtracted, so its gradient has a minus sign; with + the update would ascend.

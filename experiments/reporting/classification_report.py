@@ -24,7 +24,7 @@ SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
 
 
 def weight_images(state, model: str, layer: str, image_shape):
-    """The weights of the first layer of the network `model`, given by its path, as pictures [N, H, W, C]: a
+    """The weights of the first layer of the network `model`, given by its path, as images [N, H, W, C]: a
     convolution's filters or a dense layer's templates."""
     if first_filters := models.spec(model).first_filters:
         kernel = first_filters(state.params, state.batch_stats)
@@ -34,7 +34,7 @@ def weight_images(state, model: str, layer: str, image_shape):
 
 
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
-    """The picture as a PNG file, whole or not at all."""
+    """The image as a PNG file, whole or not at all."""
     png = io.BytesIO()
     image.save(png, "PNG")
     write_atomically(path, png.getvalue())

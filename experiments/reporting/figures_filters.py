@@ -1,4 +1,4 @@
-"""Pictures of what a network's convolutions look for: filters as in Krizhevsky's slide, patches beside gradients.
+"""Images of what a network's convolutions look for: filters as in Krizhevsky's slide, patches beside gradients.
 
 Everything is laid out in whole pixels and enlarged by repeating them, so that no weight is blurred.
 """
@@ -17,40 +17,40 @@ from experiments.reporting.figures import DPI, STYLE, new_figure, wrapped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 640  # Pixels that a picture is enlarged to, or somewhat more.
+WIDTH = 640  # Pixels that an image is enlarged to, or somewhat more.
 LINE = 22  # Pixels of a line of text.
 
 
-def as_colour(pictures: ArrayLike) -> NDArray[np.float64]:
-    """Pictures [..., C] as [..., 3]: three channels are red, green and blue, of any other number the mean is grey."""
-    pixels = np.asarray(pictures, np.float64)
+def as_colour(images: ArrayLike) -> NDArray[np.float64]:
+    """Images [..., C] as [..., 3]: three channels are red, green and blue, of any other number the mean is grey."""
+    pixels = np.asarray(images, np.float64)
     return pixels if pixels.shape[-1] == 3 else np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
 
 
-def to_own_range(pictures: ArrayLike) -> NDArray[np.float64]:
-    """Each of the pictures [N, H, W, C] stretched to 0 .. 1 by its own least and largest value; a flat one is 0.5."""
-    pixels = np.asarray(pictures, np.float64)
+def to_own_range(images: ArrayLike) -> NDArray[np.float64]:
+    """Each of the images [N, H, W, C] stretched to 0 .. 1 by its own least and largest value; a flat one is 0.5."""
+    pixels = np.asarray(images, np.float64)
     low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     return np.where(high > low, (pixels - low) / np.where(high > low, high - low, 1), 0.5)
 
 
-def around_grey(pictures: ArrayLike) -> NDArray[np.float64]:
-    """Each of the pictures [N, H, W, C] scaled by its own largest magnitude to 0 .. 1, with zero at 0.5."""
-    pixels = np.asarray(pictures, np.float64)
+def around_grey(images: ArrayLike) -> NDArray[np.float64]:
+    """Each of the images [N, H, W, C] scaled by its own largest magnitude to 0 .. 1, with zero at 0.5."""
+    pixels = np.asarray(images, np.float64)
     largest = np.abs(pixels).max(axis=(1, 2, 3), keepdims=True)
     return 0.5 + 0.5 * pixels / np.where(largest > 0, largest, 1)
 
 
 def columns_of(count: int) -> int:
-    """The columns of a grid of `count` pictures: full rows where some are not too wide, else nearly a square."""
+    """The columns of a grid of `count` images: full rows where some are not too wide, else nearly a square."""
     root = math.ceil(math.sqrt(count))
     return next((n for n in range(root, 2 * root + 1) if count % n == 0), root)
 
 
-def montage(pictures: ArrayLike, *, columns: int, scale: int = 1) -> NDArray[np.uint8]:
-    """Pictures [N, H, W, 3] in 0 .. 1 as one of rows * (H + 1) + 1 by columns * (W + 1) + 1 pixels: black lines of one
+def montage(images: ArrayLike, *, columns: int, scale: int = 1) -> NDArray[np.uint8]:
+    """Images [N, H, W, 3] in 0 .. 1 as one of rows * (H + 1) + 1 by columns * (W + 1) + 1 pixels: black lines of one
     pixel between and around them. Then each pixel is repeated `scale` times both ways."""
-    pixels = np.round(255 * np.clip(np.asarray(pictures, np.float64), 0, 1)).astype(np.uint8)
+    pixels = np.round(255 * np.clip(np.asarray(images, np.float64), 0, 1)).astype(np.uint8)
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
     cells = np.zeros((rows * columns, height + 1, width + 1, 3), np.uint8)
@@ -61,11 +61,11 @@ def montage(pictures: ArrayLike, *, columns: int, scale: int = 1) -> NDArray[np.
 
 
 def filter_grid(filters: ArrayLike) -> NDArray[np.uint8]:
-    """Filters [N, H, W, C] as one picture [., ., 3], each normalised to its own range (Krizhevsky, Sutskever & Hinton
+    """Filters [N, H, W, C] as one image [., ., 3], each normalised to its own range (Krizhevsky, Sutskever & Hinton
     2012, figure 3)."""
-    pictures = to_own_range(as_colour(filters))
-    columns = columns_of(len(pictures))
-    return montage(pictures, columns=columns, scale=math.ceil(WIDTH / (columns * (pictures.shape[2] + 1) + 1)))
+    images = to_own_range(as_colour(filters))
+    columns = columns_of(len(images))
+    return montage(images, columns=columns, scale=math.ceil(WIDTH / (columns * (images.shape[2] + 1) + 1)))
 
 
 def excitation_grid(patches: ArrayLike, gradients: ArrayLike, captions: Sequence[str], *, title: str) -> Figure:

@@ -1,6 +1,6 @@
 """The report of a training run: metrics.csv read and drawn as curves, and one self-contained HTML page.
 
-The page holds its pictures as data URIs and its style inline: no script, no network, dark mode where the reader's
+The page holds its images as data URIs and its style inline: no script, no network, dark mode where the reader's
 system asks for it. All text from outside (class names, flags, paths, titles) goes through html.escape.
 """
 
@@ -241,7 +241,7 @@ def html_page(
     Args:
         summary: headline numbers, shown as tiles in this order; strings stay as they are.
         command: the exact command line that repeats the run.
-        figures: (title, caption, path of a PNG) each; the caption also serves readers who cannot see the picture.
+        figures: (title, caption, path of a PNG) each; the caption also serves readers who cannot see the image.
         tables: (title, header of K names, rows of K cells) each.
         resume_note: how to go on from the checkpoint; "" leaves it out.
     """

@@ -1,4 +1,4 @@
-"""What a finished segmentation's report shows, and the pictures of masks."""
+"""What a finished segmentation's report shows, and the images of masks."""
 
 import itertools
 import pathlib
@@ -15,7 +15,7 @@ from train.tasks import segmentation
 
 HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
 SKIP = ("epoch", "seconds", "images_per_second")
-SHOWN = 10  # Test pictures in the report.
+SHOWN = 10  # Test images in the report.
 # Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
 CAMVID = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
@@ -39,26 +39,26 @@ def palette(class_names) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The picture [H, W, C] with the classes' colours laid over it, uint8 [H, W, 3]."""
+    """The image [H, W, C] with the classes' colours laid over it, uint8 [H, W, 3]."""
     return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
 
 
 def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
-    """(file, mask, overlay) of each picture file: a palette PNG of its classes and its picture with their colours laid
-    over it, both of the picture's own size, beside legend.png."""
+    """(file, mask, overlay) of each image file: a palette PNG of its classes and its image with their colours laid
+    over it, both of the image's own size, beside legend.png."""
     colours, rows, taken = palette(class_names), [], set[str]()
     for file, mask in zip(files, found, strict=True):
-        picture = decode.read_image(file, channels=3)
-        whole = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
+        image = decode.read_image(file, channels=3)
+        whole = Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST)
         stem = pathlib.Path(file).stem
-        others = (f"{stem}_{i}" for i in itertools.count(2))  # Pictures of one name from several folders.
+        others = (f"{stem}_{i}" for i in itertools.count(2))  # Images of one name from several folders.
         name = next(name for name in itertools.chain([stem], others) if name not in taken)
         taken.add(name)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
-        over = Image.fromarray(overlay(picture, np.asarray(whole), colours))
+        over = Image.fromarray(overlay(image, np.asarray(whole), colours))
         whole.putpalette(colours[:-1].ravel().tolist())
-        for path, image in zip(paths, (whole, over), strict=True):
-            classification_report.write_png(path, image)
+        for path, drawn in zip(paths, (whole, over), strict=True):
+            classification_report.write_png(path, drawn)
         rows.append((file, str(paths[0]), str(paths[1])))
     import matplotlib
 
@@ -77,7 +77,7 @@ def _legend(shown, colours, names) -> None:
 
 
 def figure(images, labels, guesses, class_names):
-    """Pictures, true and predicted classes side by side, with a legend."""
+    """Images, true and predicted classes side by side, with a legend."""
     colours, count = palette(class_names), len(images)
     height, width = images.shape[1:3]
     panel = 1.55
@@ -85,13 +85,13 @@ def figure(images, labels, guesses, class_names):
     grid = shown.subplots(count, 3, squeeze=False)
     for row, (image, label, guess) in enumerate(zip(images, labels, guesses, strict=True)):
         known = np.minimum(label, len(class_names))
-        for axes, picture, title in zip(
+        for axes, shown_image, title in zip(
             grid[row],
             (np.broadcast_to(image, (height, width, 3)), colours[known], colours[guess]),
-            ("picture", "truth", "prediction"),
+            ("image", "truth", "prediction"),
             strict=True,
         ):
-            axes.imshow(picture)
+            axes.imshow(shown_image)
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)
@@ -113,7 +113,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "predictions",
             "Predictions",
-            f"{len(rows)} of the {len(images)} {summary['split']} pictures, evenly spaced",
+            f"{len(rows)} of the {len(images)} {summary['split']} images, evenly spaced",
             shown,
         ),
         (

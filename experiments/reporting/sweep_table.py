@@ -1,4 +1,4 @@
-"""The points of a sweep, its table over seeds and its picture."""
+"""The points of a sweep, its table over seeds and its figures."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""The classifier that generated pictures are scored with: the project's cnn, trained once on a data set and kept."""
+"""The classifier that generated images are scored with: the project's cnn, trained once on a data set and kept."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from train.signals import Interrupted, Stop
 from train.tasks import classification
 
 BATCH, SEED = 64, 0
-EPOCHS, MANY = 16, 10_000  # The demo's, and of more pictures than these three.
+EPOCHS, MANY = 16, 10_000  # The demo's, and of more images than these three.
 
 
 class Classifier(NamedTuple):
@@ -29,7 +29,7 @@ class Classifier(NamedTuple):
 
 
 def _task(images: np.ndarray, classes: int, steps: int):
-    """(task, network, its input from pictures) by the demo's recipe."""
+    """(task, network, its input from images) by the demo's recipe."""
     mean, std = pixel_statistics(images)
     grey = images.shape[-1] == 1
 
@@ -56,7 +56,7 @@ def _task(images: np.ndarray, classes: int, steps: int):
 def load(
     images: np.ndarray, labels: np.ndarray, classes: int, *, stop: Stop | None = None, trial: bool = False
 ) -> Classifier:
-    """The classifier of training pictures uint8 [N, H, W, C] and labels [N], from the user's cache or trained now, for
+    """The classifier of training images uint8 [N, H, W, C] and labels [N], from the user's cache or trained now, for
     a `trial` hardly. Raises Interrupted after a signal."""
     batch = min(BATCH, len(labels))
     steps = 2 if trial else (EPOCHS if len(labels) <= MANY else 3) * len(labels) // batch
@@ -67,7 +67,7 @@ def load(
     like = jax.eval_shape(task.init, jax.random.key(SEED))
     found = _read(path, like)
     if found is None:
-        say(f"training the classifier that scores samples, {steps} steps, once for these pictures")
+        say(f"training the classifier that scores samples, {steps} steps, once for these images")
         found = _train(task, images, labels, batch=batch, steps=steps, stop=stop)
         _write(path, found)
     variables = {"params": found.params, "batch_stats": found.batch_stats}

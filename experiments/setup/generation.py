@@ -22,9 +22,9 @@ from train.parallel.devices import axis_of
 from train.signals import Stop
 from train.tasks import gan, gan_scores
 
-ITEMS = 1000  # Test pictures, and samples and training pictures of a draw, that are compared.
-BYTES = 4 << 30  # Of all pictures in memory.
-BORDER = 8  # Pictures smaller than the networks' by up to 1 / BORDER are padded; others are resized.
+ITEMS = 1000  # Test images, and samples and training images of a draw, that are compared.
+BYTES = 4 << 30  # Of all images in memory.
+BORDER = 8  # Images smaller than the networks' by up to 1 / BORDER are padded; others are resized.
 
 
 def _squares(images: np.ndarray, side: int) -> np.ndarray:
@@ -42,11 +42,11 @@ def _squares(images: np.ndarray, side: int) -> np.ndarray:
 
 def _kept(dataset: Dataset, asked: int | None) -> Dataset:
     """The data set in memory, in squares of the networks' size or a little smaller; of each split but train at most
-    ITEMS pictures, always the same."""
+    ITEMS images, always the same."""
     splits = {}
     for split, (images, labels) in dataset.splits.items():
         rows = np.arange(len(labels)) if split == "train" else stream.sample(len(labels), ITEMS)
-        if len(rows) < 2:  # A single picture has no covariance.
+        if len(rows) < 2:  # A single image has no covariance.
             raise data.DataError(f"{dataset.name}: {len(rows)} image in the split {split}; scores need 2 or more")
         size = len(rows) * math.prod(images.shape[1:])
         if size > BYTES:
@@ -130,7 +130,7 @@ def latents(config: GenerateConfig):
 
 
 def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
-    """Between pictures uint8 [B, H, W, C] and the networks' [B, size, size, C] in -1 .. 1, black around them."""
+    """Between images uint8 [B, H, W, C] and the networks' [B, size, size, C] in -1 .. 1, black around them."""
     before = (size - info.image_shape[0]) // 2
     after = size - info.image_shape[0] - before
     edges = ((0, 0), (before, after), (before, after), (0, 0))
@@ -138,11 +138,11 @@ def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
     def to_network(images):
         return jnp.pad(images.astype(jnp.float32) / 127.5 - 1, edges, constant_values=-1)
 
-    def to_picture(made):
+    def to_image(made):
         inside = made[:, before : size - after, before : size - after]
         return jnp.clip(jnp.round((inside + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
-    return gan.Form(to_network, to_picture, latents(config))
+    return gan.Form(to_network, to_image, latents(config))
 
 
 def create_experiment(

@@ -63,12 +63,12 @@ def for_evaluation(
 
 
 def unnamed(classes: int) -> tuple[str, ...]:
-    """What the classes are called where no folder of pictures gives their names."""
+    """What the classes are called where no folder of images gives their names."""
     return tuple(f"{i:04d}" for i in range(classes))
 
 
 def shown(images, labels):
-    """The test pictures that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
+    """The test images that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
     if not isinstance(images, stream.Stream):
         return images, labels
     rows = stream.sample(len(images), stream.SAMPLE)

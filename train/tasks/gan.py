@@ -1,6 +1,6 @@
 """The task of a generative adversarial network: its step, its scores.
 
-Goodfellow et al. 2014, "Generative adversarial nets": the discriminator learns to tell real pictures from generated
+Goodfellow et al. 2014, "Generative adversarial nets": the discriminator learns to tell real images from generated
 ones, the generator to be taken for real (the non-saturating loss of section 3). A step updates the discriminator, then
 the generator against the new one, as PyTorch's dcgan example does.
 """
@@ -22,8 +22,8 @@ from train.state import State, step_key
 from train.task import Task
 from train.tasks import gan_scores
 
-DRAWS = 5  # Of an evaluation: as many samples as test pictures each.
-NORM = 250  # Training pictures, and samples, that the discriminator's batch statistics are taken from in evaluations.
+DRAWS = 5  # Of an evaluation: as many samples as test images each.
+NORM = 250  # Training images, and samples, that the discriminator's batch statistics are taken from in evaluations.
 EVAL_SEED = 0  # Of their latent vectors, the same in every run.
 
 
@@ -33,14 +33,14 @@ class Scorer(NamedTuple):
     features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
     train_images: Any  # uint8 [N, H, W, C]
     train_labels: Any  # [N]
-    floor: float  # The Frechet distance of training pictures to the test pictures.
+    floor: float  # The Frechet distance of training images to the test images.
 
 
 class Form(NamedTuple):
-    """How pictures and latent vectors are for the networks."""
+    """How images and latent vectors are for the networks."""
 
     to_network: Callable[..., Any]  # uint8 [B, H, W, C] -> [B, size, size, C] in -1 .. 1
-    to_picture: Callable[..., Any]  # and back
+    to_image: Callable[..., Any]  # and back
     latents: Callable[..., Any]  # keys [B] -> [B, L]
 
 
@@ -69,8 +69,8 @@ def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
 def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float, axis=None, dtype=None):
     """One update of the discriminator, then one of the generator: (state, batch) -> (state, sums).
 
-    The discriminator sees the real and the generated pictures as two batches, each normalised by itself. The
-    generated pictures are made once; their gradient by the second loss goes back through the generator.
+    The discriminator sees the real and the generated images as two batches, each normalised by itself. The
+    generated images are made once; their gradient by the second loss goes back through the generator.
     """
     labels, old = batch["label"], state.params
     rows = len(labels)
@@ -142,7 +142,7 @@ def predict_step(state: State, batch, *, model, form: Form, dtype=None):
         dtype=dtype,
         train=False,
     )
-    return form.to_picture(made)
+    return form.to_image(made)
 
 
 def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Form, dtype):
@@ -156,7 +156,7 @@ def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Fo
 
 
 def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None):
-    """Sums over the test pictures whose mask is 1, and as many samples of each draw: the losses, and what the scores of
+    """Sums over the test images whose mask is 1, and as many samples of each draw: the losses, and what the scores of
     `finish` are made of. `first` is `init`: the generator at step 0 gives the ceiling."""
     assert scorer is not None
     mask, labels, images = batch["mask"], batch["label"], batch["image"]
@@ -179,7 +179,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
 
     start = first(state.key)
     made = samples(state, 0)
-    # As in training real and generated pictures are normalised apart, here by the statistics of fixed ones.
+    # As in training real and generated images are normalised apart, here by the statistics of fixed ones.
     norm = slice(0, NORM)
     fixed_labels = jnp.asarray(scorer.train_labels[norm])
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(EVAL_SEED)))(

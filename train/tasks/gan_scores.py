@@ -1,4 +1,4 @@
-"""Scores of generated pictures: moments and distances on the device, what is made of their sums on the host."""
+"""Scores of generated images: moments and distances on the device, what is made of their sums on the host."""
 
 import jax.numpy as jnp
 import numpy as np

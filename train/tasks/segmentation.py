@@ -16,7 +16,7 @@ from train.task import Task
 from train.tasks import gradient_descent
 from train.tasks.losses import cross_entropy
 
-TOLERANCE = 0.0075  # Of the picture's diagonal, within which two boundaries meet.
+TOLERANCE = 0.0075  # Of the image's diagonal, within which two boundaries meet.
 
 
 def weighted_loss(logits, labels, valid, class_weights):
@@ -83,9 +83,9 @@ def near(x_BHWC, distance: float):
 
 
 def boundary_f1(predicted_BHW, labels_BHW, classes: int):
-    """(score [B], whether the picture counts [B]): the harmonic mean of the share of predicted boundary near a true one
+    """(score [B], whether the image counts [B]): the harmonic mean of the share of predicted boundary near a true one
     and that of true boundary near a predicted one, and of this the mean over the classes with a true boundary in the
-    picture (Csurka, Larlus & Perronnin 2013, "What is a good evaluation measure for semantic segmentation?")."""
+    image (Csurka, Larlus & Perronnin 2013, "What is a good evaluation measure for semantic segmentation?")."""
     height, width = labels_BHW.shape[1:]
     distance = TOLERANCE * (height**2 + width**2) ** 0.5
     predicted_BHW = jnp.where(labels_BHW < classes, predicted_BHW, classes)
@@ -102,7 +102,7 @@ def boundary_f1(predicted_BHW, labels_BHW, classes: int):
 
 
 def eval_step(state: State, batch, *, model, prepare, class_weights, axis=None, dtype=None):
-    """Sums over the pictures whose mask is 1: weighted loss, pixels, confusion [true, predicted], boundary scores."""
+    """Sums over the images whose mask is 1: weighted loss, pixels, confusion [true, predicted], boundary scores."""
     logits, labels = predict_step(state, batch, model=model, prepare=prepare, dtype=dtype), batch["label"]
     classes = len(class_weights)
     valid = (labels < classes) & (batch["mask"] > 0)[:, None, None]
@@ -128,7 +128,7 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
 
 
 def finish(sums) -> dict[str, float]:
-    """Means over pixels, classes and pictures, as fractions; the loss in nats. Of a training step's sums the loss and
+    """Means over pixels, classes and images, as fractions; the loss in nats. Of a training step's sums the loss and
     the global accuracy alone."""
     pixels = max(float(sums["pixels"]), 1.0)
     metrics = {"loss": sums["loss"] / pixels}
