@@ -11,7 +11,7 @@ def main(config: ClassifyConfig) -> int:
     validation.check_classify(config)
     stop = Stop()  # Listens to signals; the imports below take seconds.
     from experiments.reporting import classification_report, run_record
-    from experiments.setup import classification, restore, training
+    from experiments.setup import classification, stored_network, training
     from experiments.setup.experiment import eval_split
     from train import loop
     from train.checkpoint import Checkpoints
@@ -39,7 +39,7 @@ def main(config: ClassifyConfig) -> int:
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         fitted = classification.data_dependent_init(config, new_state, dataset.splits["train"][0], info)
-        restored = restore.init_from(config, fitted), {}
+        restored = stored_network.init_from(config, fitted), {}
     state, record = processes.follow(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)

@@ -33,7 +33,7 @@ class EvaluateConfig:
 def classifier(config: EvaluateConfig, run):
     """(run, data set, experiment, table of classes) of a run of classify, changed for the evaluation."""
     from experiments.reporting.classification_report import class_table
-    from experiments.setup import classification, preprocessing, restore
+    from experiments.setup import classification, preprocessing, stored_network
 
     run, shape = preprocessing.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
     skip = config.skip_corrupt or run.config.skip_corrupt
@@ -41,23 +41,23 @@ def classifier(config: EvaluateConfig, run):
     dataset = classification.load_dataset(run.config, shape=shape)
     if run.info.class_names == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of images.
         run = run._replace(info=dataclasses.replace(run.info, class_names=dataset.class_names))
-    return run, dataset, restore.experiment_from_run(run), class_table
+    return run, dataset, stored_network.experiment_from_run(run), class_table
 
 
 def segmenter(config: EvaluateConfig, run):
     """The same of a run of segment, whose images are resized to the run's."""
     from experiments.reporting.segmentation_report import class_table
-    from experiments.setup import restore, segmentation
+    from experiments.setup import segmentation, stored_network
 
     changed = segmentation.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir)
     dataset = segmentation.load_dataset(changed, split=config.split)
-    return run._replace(config=changed), dataset, restore.experiment_from_run(run), class_table
+    return run._replace(config=changed), dataset, stored_network.experiment_from_run(run), class_table
 
 
 def generator(config: EvaluateConfig, run):
     """The same of a run of generate."""
     from experiments.reporting.generation_report import share_table
-    from experiments.setup import generation, preprocessing, restore
+    from experiments.setup import generation, preprocessing, stored_network
     from experiments.setup.experiment import eval_split
 
     require(config.split != "train", "--split=train: samples are compared with images not trained on")
@@ -68,7 +68,7 @@ def generator(config: EvaluateConfig, run):
     split = eval_split(dataset, changed.eval_split)
     scorer, _ = generation.create_scorer(changed, run.info, dataset, split)
     run = run._replace(config=changed)
-    return run, dataset, restore.experiment_from_run(run, scorer=scorer), share_table
+    return run, dataset, stored_network.experiment_from_run(run, scorer=scorer), share_table
 
 
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:
@@ -86,7 +86,7 @@ def main(config: EvaluateConfig) -> int:
     from data import batches
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
-    from experiments.setup import restore
+    from experiments.setup import stored_network
     from experiments.setup.experiment import eval_split
     from train import loop, workdir
     from train.parallel import data_parallel
@@ -103,7 +103,7 @@ def main(config: EvaluateConfig) -> int:
     shape = tuple(images.shape[1:])
     shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} here"
     require(shape == experiment.info.image_shape, f"images differ: {shapes}")
-    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
 
     eval_step = data_parallel.parallelize(experiment.task.eval_step, 1, donate=False)
     run_has = eval_batch(experiment.task, batch_size=run.config.batch_size, examples=len(labels))  # For the same bits.

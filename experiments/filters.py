@@ -160,7 +160,7 @@ def excited_patches(state, images, *, experiment, prepare, name: str):
 def main(config: FiltersConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import classification_report
-    from experiments.setup import classification, preprocessing, restore, saved_run
+    from experiments.setup import classification, preprocessing, saved_run, stored_network
     from experiments.setup.experiment import eval_split
     from models import summary
 
@@ -168,7 +168,7 @@ def main(config: FiltersConfig) -> int:
     require(run.task == "classification", f"--workdir={config.workdir} holds a run of {run.task}, not of classify")
     start_cache()
     run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # One view of each image.
-    experiment = restore.experiment_from_run(run)
+    experiment = stored_network.experiment_from_run(run)
     like = jax.eval_shape(experiment.task.init, jax.random.key(0))
     one = jnp.zeros((1, *experiment.input_shape))
     names = list(jax.eval_shape(functools.partial(outputs, experiment.model), variables_of(like), one))
@@ -179,7 +179,7 @@ def main(config: FiltersConfig) -> int:
     accepted = f"{run.config.model} has no convolution; must be {known}" if dense else accepted
     require(layer <= len(names), f"--layer={layer}: {accepted}")
     name, path = names[layer - 1], run.workdir / f"filters_layer{layer}.png"
-    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
     if layer == 1:
         filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)
         classification_report.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))

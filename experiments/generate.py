@@ -11,7 +11,7 @@ def main(config: GenerateConfig) -> int:
     validation.check_generate(config)
     stop = Stop()  # Listens to signals; the imports below take seconds.
     from experiments.reporting import generation_report, run_record
-    from experiments.setup import generation, restore, training
+    from experiments.setup import generation, stored_network, training
     from experiments.setup.experiment import eval_split
     from train import loop
     from train.checkpoint import Checkpoints
@@ -39,7 +39,7 @@ def main(config: GenerateConfig) -> int:
     checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
     restored = training.restore(checkpoints, new_state)
     if restored is None:
-        restored = restore.init_from(config, new_state), {}
+        restored = stored_network.init_from(config, new_state), {}
     state, record = processes.follow(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)

@@ -74,10 +74,10 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
         raise app.UsageError("--samples=N must be given: the number of images that a run of generate makes")
     start()
     from experiments.reporting import generation_report
-    from experiments.setup import generation, restore
+    from experiments.setup import generation, stored_network
 
-    experiment = restore.experiment_from_run(run)
-    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    experiment = stored_network.experiment_from_run(run)
+    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
     classes, conditional = run.info.class_names, run.config.conditional
     latents = generation.latents(run.config)
     batch = generation_report.latent_batch(config.samples, config.seed, latents=latents, classes=len(classes))
@@ -96,10 +96,10 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
     """The most probable classes as CSV on standard output."""
     import numpy as np
 
-    from experiments.setup import prediction, restore
+    from experiments.setup import prediction, stored_network
 
-    experiment = restore.experiment_from_run(run)
-    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    experiment = stored_network.experiment_from_run(run)
+    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])
     for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
@@ -110,14 +110,14 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
 def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
     """PNG files of classes and overlays, and a legend, in the workdir; their names as CSV on standard output."""
     from experiments.reporting import segmentation_report
-    from experiments.setup import prediction, restore
+    from experiments.setup import prediction, stored_network
 
     folder = run.workdir / "predictions"
     for file in files:
         inside = pathlib.Path(file).resolve().parent == folder.resolve()
         require(not inside, f"{file} lies where masks are written, {folder}; copy it to another folder")
-    experiment = restore.experiment_from_run(run)
-    state = restore.restore(experiment, run.workdir, config.checkpoint)
+    experiment = stored_network.experiment_from_run(run)
+    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
     found = prediction.masks(experiment.task, state, images)
     rows = segmentation_report.write_masks(folder, files, found, run.info.class_names)
     writer = csv.writer(sys.stdout, lineterminator="\n")

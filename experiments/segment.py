@@ -11,7 +11,7 @@ def main(config: SegmentConfig) -> int:
     validation.check_segment(config)
     stop = Stop()  # Listens to signals; the imports below take seconds.
     from experiments.reporting import run_record, segmentation_report
-    from experiments.setup import restore, segmentation, training
+    from experiments.setup import segmentation, stored_network, training
     from experiments.setup.experiment import eval_split
     from train import loop
     from train.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ def main(config: SegmentConfig) -> int:
     checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
     restored = training.restore(checkpoints, new_state)
     if restored is None:
-        restored = restore.init_from(config, new_state), {}
+        restored = stored_network.init_from(config, new_state), {}
     state, record = processes.follow(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)

@@ -15,7 +15,7 @@ from PIL import Image
 import models
 from experiments.cli.app import UsageError
 from experiments.cli.config import SegmentConfig
-from experiments.setup import restore, saved_run, segmentation
+from experiments.setup import saved_run, segmentation, stored_network
 from models import segnet, vgg
 from train import checkpoint
 from train.state import State
@@ -156,13 +156,13 @@ def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
     ours = state(models.create("segnet", 3), 8, 0.0)
-    found = restore.init_from(SegmentConfig(model="segnet", init_from=str(tmp_path)), ours)
+    found = stored_network.init_from(SegmentConfig(model="segnet", init_from=str(tmp_path)), ours)
     for part in ("params", "batch_stats"):
         for layer, leaves in getattr(found, part).items():
             source = theirs if layer.startswith("conv") or (encoder == "vgg16_bn" and layer.startswith("bn")) else ours
             jax.tree.map(np.testing.assert_array_equal, leaves, getattr(source, part)[layer])
     with pytest.raises(UsageError, match=f"has --model={encoder}, this run --model=segnet_basic"):
-        restore.init_from(SegmentConfig(model="segnet_basic", init_from=str(tmp_path)), ours)
+        stored_network.init_from(SegmentConfig(model="segnet_basic", init_from=str(tmp_path)), ours)
 
 
 TRACE = """

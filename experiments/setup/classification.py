@@ -16,8 +16,8 @@ from experiments.setup.experiment import (
     ClassificationInfo,
     DatasetInfo,
     Experiment,
-    gradient_descent,
     network_dtype,
+    schedule_and_optimizer,
     train_split,
 )
 from models import summary
@@ -95,7 +95,7 @@ def create_experiment(
     require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
-    learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, info)
     early_steps, early_size = preprocessing.early(config, input_shape, steps)
     if config.parallelism == "hybrid":

@@ -64,7 +64,7 @@ def eval_split(dataset: Dataset, given: str | None = None) -> str:
     raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
 
 
-def gradient_descent(config: TrainingConfig, steps: int, *, model: str):
+def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
     """(learning-rate schedule, optax optimizer) of a run of `steps` steps."""
     schedule = optimizers.schedule(
         config.schedule,

@@ -15,7 +15,7 @@ from data.dataset import Dataset, pixel_statistics
 from experiments.cli.app import require
 from experiments.cli.config import GenerateConfig
 from experiments.setup import fid_classifier
-from experiments.setup.experiment import Experiment, GenerationInfo, gradient_descent, network_dtype, train_split
+from experiments.setup.experiment import Experiment, GenerationInfo, network_dtype, schedule_and_optimizer, train_split
 from models import dcgan
 from train.messages import say
 from train.parallel.devices import axis_of
@@ -150,7 +150,7 @@ def create_experiment(
 ) -> Experiment:
     """The networks and their task, for a run on `devices`; without a `scorer` one that can't be evaluated."""
     axis = axis_of(devices)
-    learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     size = next((size for size in dcgan.SIZES if info.image_shape[0] <= size), dcgan.SIZES[-1])
     input_shape = (size, size, info.image_shape[2])
     model = models.create(

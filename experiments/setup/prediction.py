@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.setup import restore, saved_run
+from experiments.setup import saved_run, stored_network
 from experiments.setup.experiment import Experiment
 from train.parallel import data_parallel
 from train.state import State
@@ -75,5 +75,5 @@ class LoadedRun(NamedTuple):
 def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:
     """The trained network of a workdir, from its newest ("latest") or its "best" checkpoint. Raises WorkdirError."""
     run = saved_run.read(str(workdir))
-    experiment = restore.experiment_from_run(run)
-    return LoadedRun(run.workdir, run.config, experiment, restore.restore(experiment, run.workdir, checkpoint))
+    experiment = stored_network.experiment_from_run(run)
+    return LoadedRun(run.workdir, run.config, experiment, stored_network.restore(experiment, run.workdir, checkpoint))

@@ -17,8 +17,8 @@ from experiments.setup import preprocessing
 from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
-    gradient_descent,
     network_dtype,
+    schedule_and_optimizer,
     train_split,
 )
 from experiments.setup.saved_run import SavedRun
@@ -129,7 +129,7 @@ def network(config: SegmentConfig, info: SegmentationInfo, *, axis: str | None =
 def create_experiment(config: SegmentConfig, info: SegmentationInfo, *, devices: int, steps: int) -> Experiment:
     """The network and its task, for a run on `devices`."""
     axis, dtype = axis_of(devices), network_dtype(config)
-    learning_rate, optimizer = gradient_descent(config, steps, model=config.model)
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train, evaluation = preparations(config, info)
     model = network(config, info, axis=axis, sync_bn=config.sync_bn)
     statistics = None

@@ -13,6 +13,12 @@ from train.parallel.devices import AXIS
 from train.task import Task
 
 
+def pcast_varying(tree, axis: str | None):
+    """The tree as one that may differ between the devices of `axis`, so that its gradient is that of one device alone
+    and the reduction is written out by the step. Unchanged without an axis."""
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree) if axis else tree
+
+
 class DeviceSteps:
     """A task's steps mapped over `devices`, each compiled at its first call."""
 

@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from models.layers import row_keys, rows_of_batch
-from train.parallel.collectives import pcast_varying
+from train.parallel.data_parallel import pcast_varying
 from train.parallel.processes import to_host
 from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key

@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from models.layers import BatchNorm, row_keys
-from train.parallel.collectives import pcast_varying
+from train.parallel.data_parallel import pcast_varying
 from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key
 from train.task import Task

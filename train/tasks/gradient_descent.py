@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from models.layers import rows_of_batch
-from train.parallel.collectives import pcast_varying
+from train.parallel.data_parallel import pcast_varying
 from train.state import State, step_key
 
 

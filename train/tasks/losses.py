@@ -1,4 +1,8 @@
-"""Losses and scores by example; the caller sums and divides."""
+"""Losses and hits of each example, for classification and segmentation; the caller sums and divides.
+
+A GAN's losses are in gan.py; hybrid parallelism has its own form of cross_entropy, for sharded logits, in
+parallel/hybrid.py.
+"""
 
 import jax
 import jax.numpy as jnp
