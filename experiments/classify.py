@@ -21,7 +21,7 @@ def main(config: ClassifyConfig) -> int:
     workdir = training.open_workdir(config)
 
     # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
-    with training.refused_together(config, workdir):
+    with training.checked_on_all_processes(config, workdir):
         dataset = classification.load_dataset(config)
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
@@ -40,7 +40,7 @@ def main(config: ClassifyConfig) -> int:
     if restored is None:
         fitted = classification.data_dependent_init(config, new_state, dataset.splits["train"][0], info)
         restored = stored_network.init_from(config, fitted), {}
-    state, record = processes.follow(*restored)
+    state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)
 

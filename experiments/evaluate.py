@@ -90,7 +90,7 @@ def main(config: EvaluateConfig) -> int:
     from experiments.setup.experiment import eval_split
     from train import loop, workdir
     from train.parallel import data_parallel
-    from train.task import eval_batch
+    from train.task import eval_batch_size
 
     start_cache()
     kind = {"segmentation": segmenter, "generation": generator}.get(run.task, classifier)
@@ -106,7 +106,9 @@ def main(config: EvaluateConfig) -> int:
     state = stored_network.restore(experiment, run.workdir, config.checkpoint)
 
     eval_step = data_parallel.parallelize(experiment.task.eval_step, 1, donate=False)
-    run_has = eval_batch(experiment.task, batch_size=run.config.batch_size, examples=len(labels))  # For the same bits.
+    run_has = eval_batch_size(
+        experiment.task, batch_size=run.config.batch_size, examples=len(labels)
+    )  # For the same bits.
     batch_size = config.batch_size or run_has
     eval_batches = functools.partial(batches.eval_batches, images, labels, batch_size=batch_size)
     began = time.perf_counter()
@@ -117,7 +119,7 @@ def main(config: EvaluateConfig) -> int:
     sums = loop.evaluate(state, eval_step, data=data)
     seconds = time.perf_counter() - began
 
-    metrics, rate = experiment.task.finish(sums), len(labels) / seconds
+    metrics, rate = experiment.task.compute_metrics(sums), len(labels) / seconds
     result = loop.Result(state, metrics, sums, seconds + compile_seconds, compile_seconds, rate)
     _, header, rows = class_table(sums, dataset.class_names)
     for row in [header, *rows]:

@@ -21,7 +21,7 @@ def main(config: SegmentConfig) -> int:
     workdir = training.open_workdir(config)
 
     # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
-    with training.refused_together(config, workdir):
+    with training.checked_on_all_processes(config, workdir):
         dataset = segmentation.load_dataset(config)
         info = segmentation.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
@@ -39,7 +39,7 @@ def main(config: SegmentConfig) -> int:
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         restored = stored_network.init_from(config, new_state), {}
-    state, record = processes.follow(*restored)
+    state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)
 

@@ -129,7 +129,7 @@ def test_step_is_the_two_gradients(batch, conditional):
     )
     assert float(g_loss) > 0.01
     assert tree_error(gradients(after), jax.device_get({"discriminator": d_grads, "generator": g_grads})) < 1e-5
-    metrics = task.finish(jax.tree.map(float, sums))
+    metrics = task.compute_metrics(jax.tree.map(float, sums))
     np.testing.assert_allclose(
         [metrics[name] for name in ("loss_discriminator", "loss_generator", "accuracy_real", "accuracy_fake")],
         [d_loss, g_loss, hits / 8, rejections / 8],
@@ -190,11 +190,11 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
             lambda a, b: jax.tree.map(np.add, a, b), [jax.device_get(step(state, part)) for part in parts(size)]
         )
 
-    whole = one.finish(total(jax.jit(one.eval_step), 8))
+    whole = one.compute_metrics(total(jax.jit(one.eval_step), 8))
     assert whole["samples"] == 40 and whole["floor"] == 0.5
-    uneven = one.finish(total(jax.jit(one.eval_step), 3))
+    uneven = one.compute_metrics(total(jax.jit(one.eval_step), 3))
     several = task_of(axis_of(2), scorer=scorer_of(known))
-    shared = several.finish(total(data_parallel.parallelize(several.eval_step, 2, donate=False), 8))
+    shared = several.compute_metrics(total(data_parallel.parallelize(several.eval_step, 2, donate=False), 8))
     for other in (uneven, shared):
         np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
     # An untrained generator is at the ceiling: its samples are those of step 0.
@@ -202,7 +202,7 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     # Without the average samples come from the generator itself.
     other = task_of(scorer=scorer_of(known)).init(jax.random.key(9))
     moved = State(other.params, state.batch_stats, {}, state.step, state.key)
-    changed = one.finish(jax.device_get(jax.jit(one.eval_step)(moved, next(parts(8)))))
+    changed = one.compute_metrics(jax.device_get(jax.jit(one.eval_step)(moved, next(parts(8)))))
     assert changed["ceiling"] == pytest.approx(whole["ceiling"]) and changed["classifier_fid"] != changed["ceiling"]
 
 

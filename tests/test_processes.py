@@ -43,7 +43,7 @@ from experiments.cli import app
 app.run(classify.main, classify.ClassifyConfig)
 """
 # In the second process alone, when the processes ask each other the third time after a step.
-STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:largest", 8)
+STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:max_over_processes", 8)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,9 @@ def test_other_seeds_and_epochs_give_other_orders(one, other, examples):
 
 def eval_size(examples, batch_size, rows, devices):
     """As a run chooses it: rounded up to a multiple of the devices."""
-    size = task.eval_batch(types.SimpleNamespace(eval_rows=rows), batch_size=batch_size, examples=examples)
+    size = task.eval_batch_size(
+        types.SimpleNamespace(min_eval_batch_size=rows), batch_size=batch_size, examples=examples
+    )
     return -(-size // devices) * devices
 
 

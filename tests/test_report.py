@@ -193,7 +193,7 @@ def test_confusion_matrix_writes_counts_for_few_classes(size, with_text):
     axes = figures.confusion_matrix(counts).axes[0]
     assert [text.get_text() for text in axes.texts] == (["7"] * size if with_text else [])
     assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colours must be shares of the row"
-    assert axes.figure.get_suptitle() == "No mistakes"
+    assert axes.figure.get_suptitle() == "No errors"
 
 
 def test_confusion_matrix_allows_absent_classes_and_refuses_wrong_shapes():
@@ -234,9 +234,9 @@ def test_mistakes_grid_shows_the_surest_first():
     images = np.arange(4 * 4, dtype=float).reshape(4, 2, 2)
     figure = figures.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], limit=2)
     texts = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
-    assert texts == ["The surest mistakes (2 of 3)", "true 2, predicted 0, 97 %", "true 0, predicted 5, 70 %"]
+    assert texts == ["Most confident errors (2 of 3)", "true 2, predicted 0, 97 %", "true 0, predicted 5, 70 %"]
     right = figures.mistakes_grid(images, [1] * 4, [1] * 4, [0.9] * 4)
-    assert [text.get_text() for text in right.axes[0].texts] == ["No mistakes", "nothing to show"]
+    assert [text.get_text() for text in right.axes[0].texts] == ["No errors", "nothing to show"]
 
 
 def test_importing_the_module_does_not_import_matplotlib():

@@ -53,7 +53,7 @@ def test_loss_and_metrics_by_hand():
             confusion[label, logits[b, y, x].argmax()] += 1
     np.testing.assert_array_equal(sums["confusion"], confusion)
     assert sums["count"] == 3 and sums["pixels"] == confusion.sum()
-    found = task.finish(sums)
+    found = task.compute_metrics(sums)
     assert found["loss"] == pytest.approx(loss / confusion.sum(), rel=1e-5)
     assert found["global_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
     recalls = [confusion[i, i] / confusion[i].sum() for i in range(CLASSES)]
@@ -94,7 +94,7 @@ def test_void_pixels_change_nothing():
     nothing = batch | {"label": np.full_like(batch["label"], VOID)}
     after, sums = jax.device_get(step(state, nothing))
     assert tree_error(after.params, jax.device_get(state.params)) == 0.0 and sums["loss"] == 0.0
-    assert task.finish(sums)["loss"] == 0.0
+    assert task.compute_metrics(sums)["loss"] == 0.0
 
 
 def boundary_in_loops(labels, c):

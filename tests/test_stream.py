@@ -195,7 +195,7 @@ def test_statistics_are_those_of_a_sample_of_middle_squares(image_dir, monkeypat
     np.testing.assert_allclose(std, np.maximum(whole.std(0), 1e-3), rtol=1e-9)
     monkeypatch.setattr(stream, "SAMPLE", 4)
     assert images.pixel_statistics() == images.pixel_statistics() != (mean, std)
-    assert preprocessing.shown(images, np.arange(14))[0].shape == (4, 32, 32, 3)
+    assert preprocessing.sample_for_report(images, np.arange(14))[0].shape == (4, 32, 32, 3)
 
 
 def test_a_binary_task_decodes_nothing(image_dir, monkeypatch):

@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, silent damage noticed."""
+"""Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, with checksums."""
 
 import contextlib
 import dataclasses
@@ -48,7 +48,7 @@ class Checkpoints:
     def _open(self):
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            alone = processes.alone(_orbax().options.MultiprocessingOptions)
+            alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
             options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=alone)
             self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all: `wait` decides.
         return self._manager
@@ -138,7 +138,7 @@ class Checkpoints:
                 sides = f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
                 raise CheckpointError(f"{self.folder / str(step)} holds another network: {name} is {sides}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
-        alone = processes.alone(_orbax().options.MultiprocessingOptions)
+        alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
         with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
             arrays = reader.restore(self.folder / str(step) / "state", args=_orbax().args.StandardRestore(target))
         for name, leaf in arrays.items():

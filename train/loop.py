@@ -60,7 +60,7 @@ def evaluate(state, eval_step, *, data: Data, stop: Stop | None = None):
     """
     total = previous = None
     for batch in data.eval_batches():
-        if stop is not None and processes.stopped_alone(stop):
+        if stop is not None and processes.stop_requested_locally(stop):
             return None
         sums = eval_step(state, batch)
         total, previous = total if previous is None else add(total, previous), sums
@@ -115,29 +115,31 @@ def train(
             if logs or evaluates or saves:
                 metrics.collect()
             if logs or evaluates:
-                row = {f"train_{name}": value for name, value in task.finish(metrics.sums).items()}
+                row = {f"train_{name}": value for name, value in task.compute_metrics(metrics.sums).items()}
                 row |= {"learning_rate": float(plan.learning_rate(step - 1)), "seconds": round(timer.seconds, 3)}
                 row |= timer.images_per_second()
             if evaluates:
                 if task.prepare_eval:
-                    state = task.prepare_eval(state, lambda: processes.stopped_alone(stop))
+                    state = task.prepare_eval(state, lambda: processes.stop_requested_locally(stop))
                 eval_sums = evaluate(steps.unshard(state), eval_step, data=data, stop=stop)
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
-                    recorder.eval_metrics = task.finish(eval_sums)
+                    recorder.eval_metrics = task.compute_metrics(eval_sums)
                     row |= {f"eval_{name}": value for name, value in recorder.eval_metrics.items()}
-            evaluated = evaluates and eval_sums is not None
-            if evaluated or not evaluates:  # Where a signal broke the evaluation off, the resumed run reports the step.
+            interrupted = (
+                evaluates and eval_sums is None
+            )  # By a signal: the resumed run evaluates and reports the step.
+            if not interrupted:
                 recorder.report(step, row)
                 if row:
                     metrics.sums = None
-            if evaluated or saves:
-                recorder.save(step, steps.unshard(state), metrics, timer, evaluated=evaluated)
+            if saves or (evaluates and not interrupted):
+                recorder.save(step, steps.unshard(state), metrics, timer, evaluated=evaluates and not interrupted)
             if row:
                 timer.start_interval()
 
         # --- Stop at the end, or after a signal to any of the processes.
-        if number := processes.stopped(stop, step):
+        if number := processes.stop_requested(stop, step):
             metrics.collect()
             if recorder.saved != step:
                 recorder.save(step, steps.unshard(state), metrics, timer, evaluated=False)
@@ -167,4 +169,4 @@ def train(
         if eval_sums is None:
             raise Interrupted(stop.number, step)
     rate = timer.mean_images_per_second()
-    return Result(state, task.finish(eval_sums), eval_sums, timer.seconds, timer.compile_seconds, rate)
+    return Result(state, task.compute_metrics(eval_sums), eval_sums, timer.seconds, timer.compile_seconds, rate)

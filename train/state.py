@@ -6,7 +6,8 @@ import jax
 
 
 class State(NamedTuple):
-    """Arrays only, the same on every device. `step` [] counts finished steps; `key` never changes."""
+    """Arrays only, the same on every device. `step` [] counts finished steps; `key` is the base key: a
+    step's own is fold_in(key, step)."""
 
     params: Any
     batch_stats: Any

@@ -11,9 +11,9 @@ class Task(NamedTuple):
     init: Callable[..., Any]  # key -> State
     train_step: Callable[..., Any]  # (state, batch) -> (state, sums)
     eval_step: Callable[..., Any]  # (state, batch) -> sums, among them "count"
-    finish: Callable[..., dict[str, float]]  # sums -> metrics
+    compute_metrics: Callable[..., dict[str, float]]  # sums -> metrics
     predict_step: Callable[..., Any]  # (state, batch) -> outputs by example
-    metrics: tuple[str, ...]  # the keys of `finish` of an evaluation's sums, for metrics.csv
+    metrics: tuple[str, ...]  # the keys of `compute_metrics` of an evaluation's sums, for metrics.csv
     train_metrics: tuple[str, ...]  # those of a training step's sums
     best: tuple[str, str]  # (metric, "max" or "min")
     # (state, stopped) -> the state used for the evaluation and for the following steps; unchanged where stopped() says
@@ -23,7 +23,7 @@ class Task(NamedTuple):
     # third of its speed.)
     early_step: Callable[..., Any] | None = None
     early_steps: int = 0
-    eval_rows: int = 250  # Examples of an evaluation's batch, at least.
+    min_eval_batch_size: int = 250  # Examples of an evaluation's batch, at least.
     details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
     # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
     # with those leaves sharded, and whole again. Checkpoints and evaluations have whole states.
@@ -36,6 +36,6 @@ class Task(NamedTuple):
         return self.early_step if self.early_step and step < self.early_steps else self.train_step
 
 
-def eval_batch(task: Task, *, batch_size: int, examples: int) -> int:
+def eval_batch_size(task: Task, *, batch_size: int, examples: int) -> int:
     """Examples of an evaluation's batch beside training steps of `batch_size`. Sums of another size round otherwise."""
-    return min(max(batch_size, task.eval_rows), examples)
+    return min(max(batch_size, task.min_eval_batch_size), examples)

@@ -82,7 +82,8 @@ def _is_row(row: list[str], columns: int) -> bool:
 
 
 class MetricsFile:
-    """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: they come again."""
+    """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: the resumed run
+    writes them again."""
 
     def __init__(self, folder: pathlib.Path, columns: list[str], *, step: int):
         self.path, self.columns, self._folder, self._step = folder / "metrics.csv", columns, folder, step

@@ -46,7 +46,7 @@ class OptimizerConfig:
     optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "muon"))
     momentum: float = option(0.9, "Momentum of sgd and first moment of adam.", "[0, 1)")
     nesterov: bool = option(False, "Nesterov's momentum of sgd.")
-    weight_decay: float = option(0.0, "Coupled weight decay.", "[0, inf)")
+    weight_decay: float = option(0.0, "Weight decay as L2 regularisation: it joins the gradient.", "[0, inf)")
     schedule: str = option("constant", "Learning-rate schedule.", choices=("constant", "step", "cosine", "one_cycle"))
     drops: tuple[float, ...] = option(
         (0.5, 0.75), "Schedule step: fractions of the run after which the rate drops.", "(0, 1)"
@@ -66,7 +66,7 @@ class DeviceConfig:
 
     devices: int | None = option(
         None,
-        "Devices; on a CPU that many are simulated. Default: all accelerators, or 1.",
+        "Number of devices; on a CPU they are simulated. Default: all accelerators, or 1.",
         "[1, inf)",
         resumable=True,
     )
@@ -171,7 +171,7 @@ class ClassifyConfig(TrainingConfig, NetworkConfig):
         choices=("autodiff", "backpropagation"),
     )
     accumulate: int = option(1, "Parts of the batch that a step takes one after the other, to save memory.", "[1, inf)")
-    remat: bool = option(False, "Save memory: keep products and convolutions alone for the backward pass.")
+    remat: bool = option(False, "Save memory: store outputs of products and convolutions only, recompute the rest.")
     parallelism: str = option(
         "data",
         "hybrid: the dense layers of alexnet_owt or vggN are sharded over the devices by columns.",

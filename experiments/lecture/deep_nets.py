@@ -106,7 +106,7 @@ def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> l
     evaluate, mask = jax.jit(task.eval_step), np.ones(len(digits.labels), np.float32)
 
     def watch(step, state):
-        found = task.finish(evaluate(state, {"image": digits.images, "label": digits.labels, "mask": mask}))
+        found = task.compute_metrics(evaluate(state, {"image": digits.images, "label": digits.labels, "mask": mask}))
         curve.append({"step": step, "loss": found["loss"], "accuracy": found["accuracy"]})
 
     small_training.train(

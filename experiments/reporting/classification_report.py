@@ -71,10 +71,10 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
     """Writes the report of a classifier: figures/*.png and report.html in the workdir."""
     state, names = result.state, experiment.info.class_names
-    images, labels = preprocessing.shown(*test)
+    images, labels = preprocessing.sample_for_report(*test)
     confusion = result.sums["confusion"].astype(int)
     probabilities = prediction.probabilities(experiment.task, state, images)
-    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
+    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     among = f"{summary['split']} images"
     among = among if len(images) == summary["examples"] else f"a fixed sample of {len(images)} {among}"
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
@@ -89,9 +89,9 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         ),
         (
             "mistakes",
-            "Surest mistakes",
+            "Most confident errors",
             f"{among} that the network classifies wrongly with the highest probability",
-            draw.mistakes_grid(images, labels, guess, sure, names),
+            draw.mistakes_grid(images, labels, predicted, confidence, names),
         ),
         (
             "layer1",

@@ -124,7 +124,7 @@ def confusion_matrix(
     if title is None:
         true, predicted = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
         worst = f"{_shortened(names[true])} taken for {_shortened(names[predicted])}"
-        title = f"Commonest mistake: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No mistakes"
+        title = f"Commonest mistake: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No errors"
 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         side = min(8.0, max(WIDTH, 0.38 * size))
@@ -246,7 +246,7 @@ def mistakes_grid(
     limit: int = 12,
     title: str | None = None,
 ) -> Figure:
-    """Draw the mistakes of which the model was surest, the surest first; right answers are passed over.
+    """Draw the wrong predictions, those of the highest probability first.
 
     Args:
         images: [N, H, W] or [N, H, W, 1 or 3] floats.
@@ -259,7 +259,7 @@ def mistakes_grid(
     name = (lambda index: str(index)) if class_names is None else (lambda index: str(class_names[index]))
     captions = [f"true {name(true[i])}, predicted {name(guess[i])}, {100 * sure[i]:.0f} %" for i in chosen]
     if title is None:
-        title = f"The surest mistakes ({len(chosen)} of {len(wrong):,})" if len(wrong) else "No mistakes"
+        title = f"Most confident errors ({len(chosen)} of {len(wrong):,})" if len(wrong) else "No errors"
     return image_grid(np.asarray(images)[chosen], captions, title)
 
 

@@ -97,7 +97,7 @@ def create_experiment(
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, info)
-    early_steps, early_size = preprocessing.early(config, input_shape, steps)
+    early_steps, early_size = preprocessing.early_resize(config, input_shape, steps)
     if config.parallelism == "hybrid":
         require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")
     if checked:
@@ -115,7 +115,7 @@ def create_experiment(
         dtype=network_dtype(config),
         accumulate=config.accumulate,
         remat=config.remat,
-        gradients=written_out(config, model, input_shape, train_prepare, axis),
+        gradients=manual_gradients(config, model, input_shape, train_prepare, axis),
     )
     if config.parallelism == "hybrid":
         task = hybrid.parallelized(
@@ -133,13 +133,16 @@ def create_experiment(
     return Experiment(info, input_shape, model, task, learning_rate)
 
 
-def written_out(config: ClassifyConfig, model, input_shape, prepare, axis: str | None):
+def manual_gradients(config: ClassifyConfig, model, input_shape, prepare, axis: str | None):
     """The gradients of --gradients=backpropagation, else None."""
     if config.gradients == "autodiff":
         return None
     supported = "perceptron, mlp and lenet"
     require(hasattr(model, "layer_specs"), f"--gradients=backpropagation supports {supported}, not {config.model}")
-    layers = model.layer_specs(input_shape)
+    try:
+        layers = model.layer_specs(input_shape)
+    except ModelError as error:
+        raise UsageError(f"--gradients=backpropagation: {error}") from None
     return functools.partial(backpropagation.gradients, layers=layers, prepare=prepare, axis=axis)
 
 

@@ -67,7 +67,7 @@ def unnamed(classes: int) -> tuple[str, ...]:
     return tuple(f"{i:04d}" for i in range(classes))
 
 
-def shown(images, labels):
+def sample_for_report(images, labels):
     """The test images that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
     if not isinstance(images, stream.Stream):
         return images, labels
@@ -80,20 +80,20 @@ def prepare(config: ClassifyConfig, info):
     normalize = functools.partial(augment.normalize, mean=info.mean, std=info.std)
     height, width, channels = info.image_shape
     kind, views = config.augment, config.tta
-    for name, value in (("shift", config.shift), ("cutout", config.cutout)):
+    for name, value in (("shift", config.shift), ("cutout", config.cutout)) if kind == "flip_shift" else ():
         most = min(height, width) - 1
         require(value <= most, f"--{name}={value}: must be between 0 and {most} pixels")
     crop = {"crop24": 24, "crop": config.image_size or stream.SIZE}.get(kind)
     if crop:
         require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
-        see = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
+        crop_fn = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
     else:
         require(
             views != "ten_view",
             "--tta=ten_view is supported by runs with --augment=crop24, and for images of more than 64 pixels a side "
             "with --augment=crop, or in evaluate",
         )
-        see = None
+        crop_fn = None
 
     noise = config.colour_noise
     require(not noise or (channels == 3 and kind != "digits"), "--colour_noise needs colour images")
@@ -115,13 +115,13 @@ def prepare(config: ClassifyConfig, info):
         return augment.flip_crop(images, keys, size=crop) if crop else images
 
     def evaluation(images):
-        images = see(normalize(images)) if see else normalize(images)
+        images = crop_fn(normalize(images)) if crop_fn else normalize(images)
         return augment.flip_views(images) if views == "flip" else images
 
     return train, evaluation, (crop, crop, channels) if crop else info.image_shape
 
 
-def early(config: ClassifyConfig, input_shape, steps: int) -> tuple[int, tuple[int, int] | None]:
+def early_resize(config: ClassifyConfig, input_shape, steps: int) -> tuple[int, tuple[int, int] | None]:
     """(steps, (height, width)) of the smaller images that a run begins with; (0, None) without."""
     size, shortest = config.early_size, min(input_shape[:2])
     if size is None:

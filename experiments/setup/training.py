@@ -28,7 +28,7 @@ from train.parallel import data_parallel, processes
 from train.parallel import devices as device_module
 from train.signals import Interrupted, Stop
 from train.state import State
-from train.task import Task, eval_batch
+from train.task import Task, eval_batch_size
 from train.workdir import MetricsFile, Workdir
 
 
@@ -61,7 +61,7 @@ def _temporary_workdir(parent: pathlib.Path | None, prefix: str) -> Workdir:
 
 
 @contextlib.contextmanager
-def refused_together(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
+def checked_on_all_processes(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
     """A block that refuses what can't be run, on all processes if on one, whose flags must be the same. The workdir is
     removed if it was made for this run."""
     own = ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
@@ -158,7 +158,7 @@ def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
 def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:
     """Batches of this process's rows of the training split, and of `split` for evaluations."""
     part, (images, labels) = processes.index_and_count(), dataset.splits[split]
-    eval_size = eval_batch(task, batch_size=config.batch_size, examples=len(labels))
+    eval_size = eval_batch_size(task, batch_size=config.batch_size, examples=len(labels))
     eval_size = -(-eval_size // device_count) * device_count
     train_batches = functools.partial(
         batches.train_batches,

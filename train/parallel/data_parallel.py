@@ -94,18 +94,18 @@ def _shard_map(step, state, *, devices, donate_argnums, is_sharded):
     if jax.process_count() == 1:
         return jitted
 
-    def spread(x, spec):
+    def to_global_array(x, spec):
         """A whole array, the same on each process, as one of the mesh."""
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return x
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(spread(jax.random.key_data(x), spec))
+            return jax.random.wrap_key_data(to_global_array(jax.random.key_data(x), spec))
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
 
     def run(state, batch):
         leaf_specs = specs if is_sharded else jax.tree.map(lambda _: P(), state)
-        state = jax.tree.map(spread, state, leaf_specs)
+        state = jax.tree.map(to_global_array, state, leaf_specs)
         rows = NamedSharding(mesh, P(AXIS))
         return jitted(state, jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch))
 

@@ -97,19 +97,19 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def largest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of all processes' numbers."""
     return int(number) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def stopped(stop: Stop, step: int) -> int:
+def stop_requested(stop: Stop, step: int) -> int:
     """The number of a signal that any process got, or 0. Several processes ask each other every AGREE_EVERY steps only:
     to ask means to wait for the devices."""
     alone = jax.process_count() == 1
-    return largest(stop.number) if alone or step % AGREE_EVERY == 0 else 0
+    return max_over_processes(stop.number) if alone or step % AGREE_EVERY == 0 else 0
 
 
-def stopped_alone(stop: Stop) -> int:
+def stop_requested_locally(stop: Stop) -> int:
     """The number of a signal that ends an evaluation, or 0: of several processes none may end it without the others."""
     return stop.number if jax.process_count() == 1 else 0
 
@@ -123,7 +123,7 @@ def fail_together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    if largest(failure is not None) and failure is None:
+    if max_over_processes(failure is not None) and failure is None:
         raise ConnectionError("another process of this run has stopped; its own message says why")
     if failure is not None:
         raise failure
@@ -140,7 +140,7 @@ def broadcast_json(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def alone(make: Callable[..., Any]) -> Any:
+def single_process_options(make: Callable[..., Any]) -> Any:
     """The options `make` of a library that synchronises processes, by which it leaves this one to itself."""
     index, count = index_and_count()
     if count == 1:
@@ -148,7 +148,7 @@ def alone(make: Callable[..., Any]) -> Any:
     return make(primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index))
 
 
-def follow(state: Any, record: dict) -> tuple[Any, dict]:
+def broadcast_state(state: Any, record: dict) -> tuple[Any, dict]:
     """Process 0's state and record, on all; the others give a state of the same shapes."""
     if jax.process_count() == 1:
         return state, record

@@ -83,7 +83,7 @@ def eval_step(state: State, batch, *, model, prepare, axis=None, dtype=None):
     return lax.psum(sums, axis) if axis else sums
 
 
-def finish(sums, *, classes: int) -> dict[str, float]:
+def compute_metrics(sums, *, classes: int) -> dict[str, float]:
     """Mean loss in nats and accuracies as fractions."""
     metrics = {"loss": sums["loss"] / sums["count"], "accuracy": sums["correct"] / sums["count"]}
     if classes > 5 and "correct_top5" in sums:
@@ -137,7 +137,7 @@ def create(
         init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
         train_step=make_step(None),
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis, dtype=dtype),
-        finish=functools.partial(finish, classes=len(class_names)),
+        compute_metrics=functools.partial(compute_metrics, classes=len(class_names)),
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "accuracy", *top5),
         train_metrics=("loss", "accuracy"),

@@ -157,7 +157,7 @@ def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Fo
 
 def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None):
     """Sums over the test images whose mask is 1, and as many samples of each draw: the losses, and what the scores of
-    `finish` are made of. `first` is `init`: the generator at step 0 gives the ceiling."""
+    `compute_metrics` are made of. `first` is `init`: the generator at step 0 gives the ceiling."""
     assert scorer is not None
     mask, labels, images = batch["mask"], batch["label"], batch["image"]
 
@@ -210,7 +210,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
     return lax.psum(sums, axis) if axis else sums
 
 
-def finish(sums, *, floor: float = 0.0) -> dict[str, float]:
+def compute_metrics(sums, *, floor: float = 0.0) -> dict[str, float]:
     """Mean losses and shares; of an evaluation's sums the scores too, see README."""
     count = float(sums["count"])
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
@@ -250,7 +250,7 @@ def create(*, model, optimizer, image_shape, form: Form, scorer: Scorer | None, 
         init=functools.partial(first, ema=ema),
         train_step=functools.partial(train_step, optimizer=optimizer, ema=ema, axis=axis, **common),
         eval_step=functools.partial(eval_step, scorer=scorer, first=first, axis=axis, **common),
-        finish=functools.partial(finish, floor=scorer.floor if scorer else 0.0),
+        compute_metrics=functools.partial(compute_metrics, floor=scorer.floor if scorer else 0.0),
         predict_step=functools.partial(predict_step, **common),
         metrics=(*train_metrics, *distances, "memorisation", "samples"),
         train_metrics=train_metrics,

@@ -127,7 +127,7 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
     return hits / np.maximum(union, 1)
 
 
-def finish(sums) -> dict[str, float]:
+def compute_metrics(sums) -> dict[str, float]:
     """Means over pixels, classes and images, as fractions; the loss in nats. Of a training step's sums the loss and
     the global accuracy alone."""
     pixels = max(float(sums["pixels"]), 1.0)
@@ -218,11 +218,11 @@ def create(
         train_step=functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
         prepare_eval=prepare_eval,
         eval_step=functools.partial(eval_step, prepare=eval_prepare, **common),
-        finish=finish,
+        compute_metrics=compute_metrics,
         predict_step=functools.partial(predict_step, model=model, prepare=eval_prepare, dtype=dtype),
         metrics=("loss", "global_accuracy", "class_accuracy", "mean_iou", "boundary_f1"),
         train_metrics=("loss", "global_accuracy"),
         best=("mean_iou", "max"),
-        eval_rows=8,
+        min_eval_batch_size=8,
         details=functools.partial(details, class_names=tuple(class_names)),
     )
