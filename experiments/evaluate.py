@@ -33,13 +33,13 @@ class EvaluateConfig:
 def classifier(config: EvaluateConfig, run):
     """(run, data set, experiment, table of classes) of a run of classify, changed for the evaluation."""
     from experiments.reporting.classification_report import class_table
-    from experiments.setup import classification, preprocessing, stored_network
+    from experiments.setup import classification, evaluation_data, stored_network
 
-    run, shape = preprocessing.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
+    run, shape = evaluation_data.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
     skip = config.skip_corrupt or run.config.skip_corrupt
     run = run._replace(config=dataclasses.replace(run.config, skip_corrupt=skip))
     dataset = classification.load_dataset(run.config, shape=shape)
-    if run.info.class_names == preprocessing.unnamed(len(dataset.class_names)):  # Imported without a folder of images.
+    if run.info.class_names == evaluation_data.unnamed(len(dataset.class_names)):  # Imported weights.
         run = run._replace(info=dataclasses.replace(run.info, class_names=dataset.class_names))
     return run, dataset, stored_network.experiment_from_run(run), class_table
 
@@ -57,11 +57,11 @@ def segmenter(config: EvaluateConfig, run):
 def generator(config: EvaluateConfig, run):
     """The same of a run of generate."""
     from experiments.reporting.generation_report import share_table
-    from experiments.setup import generation, preprocessing, stored_network
+    from experiments.setup import evaluation_data, generation, stored_network
     from experiments.setup.experiment import eval_split
 
     require(config.split != "train", "--split=train: samples are compared with images not trained on")
-    changed = preprocessing.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
+    changed = evaluation_data.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
     changed = dataclasses.replace(changed, eval_split=config.split or changed.eval_split)
     dataset = generation.load_dataset(changed)
     check_data(config, run.info.class_names, dataset)  # Before the classifier is trained.

@@ -39,7 +39,7 @@ def main(config: ImportWeightsConfig) -> int:
     from data.dataset import DataError, Dataset
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
-    from experiments.setup import classification, preprocessing
+    from experiments.setup import classification, evaluation_data
     from experiments.setup.experiment import ClassificationInfo
     from models import torchvision
     from train.checkpoint import Checkpoints
@@ -51,7 +51,7 @@ def main(config: ImportWeightsConfig) -> int:
         model, variables = models.from_torchvision(config.model, entries, image_size=size)
     except torchvision.StateDictError as error:
         raise DataError(f"{config.weights} does not fit --model={config.model}: {error}") from None
-    names = preprocessing.unnamed(model.num_classes)
+    names = evaluation_data.unnamed(model.num_classes)
     run_config = of_classify(config, v1_5=True if getattr(model, "v1_5", False) else None)
     if config.data_dir:
         names = classification.load_dataset(run_config).class_names

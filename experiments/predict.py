@@ -42,13 +42,13 @@ def main(config: PredictConfig, files: list[str]) -> int:
     import numpy as np
 
     from data import DataError
-    from experiments.setup import preprocessing
+    from experiments.setup import evaluation_data
     from train.messages import say
 
     images, readable, status = [], [], 0
     for file in files:
         try:
-            images.append(preprocessing.read_image(file, run))
+            images.append(evaluation_data.read_image(file, run))
             readable.append(file)
         except DataError as error:
             say(f"error: {error}")

@@ -17,7 +17,7 @@ from data import batches, folder, stream
 from data.dataset import DataError, binary_task
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
-from experiments.setup import classification, preprocessing
+from experiments.setup import classification, evaluation_data, preprocessing
 from experiments.setup.experiment import ClassificationInfo, eval_split
 from experiments.setup.saved_run import SavedRun
 
@@ -235,8 +235,8 @@ def test_predict_sees_a_file_as_the_test_did(image_dir):
     for kind in ("none", "crop"):
         seen = data.load("folder", str(image_dir), image_size=32, augment=kind).splits["test"][0][0]
         run = run_of(seen.shape, image_size=32, augment=kind)
-        np.testing.assert_array_equal(preprocessing.read_image(file, run), seen)
-    whole = preprocessing.read_image(file, run_of((20, 30, 3)))
+        np.testing.assert_array_equal(evaluation_data.read_image(file, run), seen)
+    whole = evaluation_data.read_image(file, run_of((20, 30, 3)))
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 

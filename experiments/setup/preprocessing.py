@@ -1,70 +1,10 @@
-"""What a network sees of an image: in training, in an evaluation, of a file."""
+"""What a network sees of an image in training and in an evaluation."""
 
-import dataclasses
 import functools
-from typing import Any
 
-import numpy as np
-
-from data import augment, decode, image_files, stream
+from data import augment, stream
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig
-from experiments.setup.saved_run import SavedRun
-
-
-def in_memory(run: SavedRun) -> bool:
-    """Whether the run held its images in memory, as they are."""
-    return run.config.image_size is None and max(run.info.image_shape[:2]) <= image_files.LARGEST
-
-
-def read_image(file: str, run: SavedRun) -> np.ndarray:
-    """The image file as the run's network saw the test images, uint8 [H, W, C]: the middle square of streamed images,
-    the whole of others, resized. Raises DataError."""
-    height, width, channels = run.info.image_shape
-    if run.task == "segmentation" or in_memory(run):
-        return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
-    view = stream.view(run.config.image_size, run.config.augment)
-    return decode.read_image(file, channels=channels, crop=stream.middle(view))
-
-
-def on_own_data(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> Any:
-    """The run's config with another folder of its data set. Raises UsageError for another data set."""
-    own = run.config.dataset
-    require(dataset in (None, own), f"--dataset={dataset}: must be the run's own, {own}")
-    return on_data(run.config, dataset=dataset, data_dir=data_dir)
-
-
-def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
-    """The config with another data set or folder, where these are not None; one's folder is not another's."""
-    if dataset not in (None, config.dataset):
-        config = dataclasses.replace(config, dataset=dataset, data_dir=None)
-    return config if data_dir is None else dataclasses.replace(config, data_dir=data_dir)
-
-
-def for_evaluation(
-    run: SavedRun, *, dataset: str | None, data_dir: str | None, tta: str | None
-) -> tuple[SavedRun, tuple[int, int, int] | None]:
-    """(the run of classify with its config and image shape changed to evaluate it on the data and with the views
-    given, the shape [h, w, channels] that image files are resized to, or None). What is None is the run's own."""
-    old, shape = run.config, run.info.image_shape
-    config = dataclasses.replace(old, tta=tta or old.tta)
-    if config.tta == "ten_view" and not in_memory(run):  # The views are cut out of a larger square.
-        side = stream.view(old.image_size, "crop").side
-        config = dataclasses.replace(config, augment="crop")
-        run = run._replace(info=dataclasses.replace(run.info, image_shape=(side, side, shape[2])))
-    config = on_data(config, dataset=dataset, data_dir=data_dir)
-    if config.dataset != old.dataset:
-        config = dataclasses.replace(config, train_batches=None)
-    if (config.dataset, config.data_dir) == (old.dataset, old.data_dir):
-        return run._replace(config=config), None
-    if in_memory(run):
-        return run._replace(config=config), run.info.image_shape
-    return run._replace(config=dataclasses.replace(config, image_size=old.image_size or stream.SIZE)), None
-
-
-def unnamed(classes: int) -> tuple[str, ...]:
-    """What the classes are called where no folder of images gives their names."""
-    return tuple(f"{i:04d}" for i in range(classes))
 
 
 def sample_for_report(images, labels):

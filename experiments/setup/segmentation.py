@@ -13,7 +13,7 @@ from data import augment, camvid, digit_scenes
 from data.dataset import Dataset, pixel_statistics
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import SegmentConfig
-from experiments.setup import preprocessing
+from experiments.setup import evaluation_data
 from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
@@ -176,7 +176,7 @@ def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, d
 
 def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> SegmentConfig:
     """The run's config, changed to evaluate it on the data given, or where both are None on its own."""
-    config = preprocessing.on_own_data(run, dataset=dataset, data_dir=data_dir)
+    config = evaluation_data.on_own_data(run, dataset=dataset, data_dir=data_dir)
     if config.dataset == "digit_scenes":
         return config
     return dataclasses.replace(config, image_size="x".join(map(str, run.info.image_shape[:2])))
