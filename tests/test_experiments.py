@@ -266,7 +266,7 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
     (broken / "checkpoints").write_text("")
     (broken / "summary.json").unlink()
     done = start("classify", f"--workdir={broken}", *SMALL)
-    assert done.returncode == 1 and "is in the way" in done.stderr
+    assert done.returncode == 1 and "is a file, not a folder of checkpoints" in done.stderr
     done = start("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 1 and "holds no run" in done.stderr
 

@@ -54,9 +54,9 @@ class Checkpoints:
         return self._manager
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, oldest first."""
+        """Steps that have a folder, the oldest first."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder} is in the way: it is a file, not a folder of checkpoints")
+            raise CheckpointError(f"{self.folder} is a file, not a folder of checkpoints; choose a new --workdir")
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
@@ -135,8 +135,8 @@ class Checkpoints:
         wanted = {name: entry for name, entry in leaves.shapes(like).items() if name.startswith(parts)}
         for name in sorted(wanted.keys() | {name for name in saved if name.startswith(parts)}):
             if saved.get(name) != wanted.get(name):
-                sides = f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
-                raise CheckpointError(f"{self.folder / str(step)} holds another network: {name} is {sides}")
+                both = f"{saved.get(name, 'absent')} (stored), {wanted.get(name, 'absent')} (expected)"
+                raise CheckpointError(f"{self.folder / str(step)} holds a different network: {name}: {both}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
         alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
         with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
@@ -149,7 +149,7 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         line, target = f"checkpoint {step} is damaged ({' '.join(str(error).split())[:120]})", self.damaged / str(step)
         if not self.owner:
-            return self.report(f"{line}; it is passed over")
+            return self.report(f"{line}; it is skipped")
         while target.exists():
             target = target.with_name(f"{target.name}-again")
         self.damaged.mkdir(exist_ok=True)

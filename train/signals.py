@@ -1,10 +1,10 @@
-"""Signals that stop a run. Imports nothing slow: a run listens before it imports the rest."""
+"""Signals that stop a run. Imports nothing slow, so that a command listens before it imports the rest."""
 
 import signal
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved, or with a step of None nothing is kept."""
+    """A signal stopped the run after its state was saved at `step`; with None all outputs are discarded."""
 
     def __init__(self, number: int, step: int | None):
         resumes = f"stopped at step {step}; the same command resumes the run"
@@ -13,14 +13,15 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Remembers SIGTERM or SIGINT. A second signal ends the process at once: what is saved is whole at any moment."""
+    """Remembers SIGTERM or SIGINT in `number`, 0 before. A second signal ends the process at once: files are written
+    atomically, so none is lost."""
 
     def __init__(self):
         self.number = 0
         self.listen()
 
     def listen(self) -> None:
-        """Takes the signals, again where a library has taken them meanwhile."""
+        """Installs the handlers; again after a library has replaced them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 

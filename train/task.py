@@ -1,11 +1,11 @@
-"""What a task (classification, segmentation, a GAN) gives the loop, which knows nothing else of it."""
+"""The interface between a task (classification, segmentation, generation) and the training loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class Task(NamedTuple):
-    """Plain functions. Sums are trees of arrays that the loop adds on the host in float64 over steps or batches."""
+    """Pure functions. Sums are trees of arrays, which the loop adds up on the host in float64 over steps or batches."""
 
     name: str
     init: Callable[..., Any]  # key -> State
@@ -25,8 +25,8 @@ class Task(NamedTuple):
     early_steps: int = 0
     min_eval_batch_size: int = 250  # Examples of an evaluation's batch, at least.
     details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
-    # Where devices hold parts of leaves: path -> whether that leaf of the state is [..., devices, n], and the state so
-    # with those leaves sharded, and whole again. Checkpoints and evaluations have whole states.
+    # Hybrid parallelism: is_sharded(path) says whether devices hold parts of that leaf, [..., devices, n]; shard and
+    # unshard convert a state. Checkpoints and evaluations use the unsharded state.
     is_sharded: Callable[[Any], bool] | None = None
     shard: Callable[..., Any] = lambda state: state
     unshard: Callable[..., Any] = lambda state: state
@@ -37,5 +37,5 @@ class Task(NamedTuple):
 
 
 def eval_batch_size(task: Task, *, batch_size: int, examples: int) -> int:
-    """Examples of an evaluation's batch beside training steps of `batch_size`. Sums of another size round otherwise."""
+    """The batch size of evaluations in a run of `batch_size`. Another one would round the sums differently."""
     return min(max(batch_size, task.min_eval_batch_size), examples)
