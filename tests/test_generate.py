@@ -87,7 +87,7 @@ def test_a_run(root, start, tmp_path):
 
     for command, flags, message in (
         ("predict", ["--samples=0"], "--samples=0: must be between 1 and 100000"),
-        ("predict", [], "--samples=N is needed: how many pictures"),
+        ("predict", [], "--samples=N must be given"),
         ("predict", ["--samples=1", "--top=2"], "--top is for runs of classify"),
         ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
         ("predict", ["--samples=1", "x.png"], "takes no image files; given: 'x.png'"),
@@ -200,7 +200,7 @@ def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setattr(fid_classifier, "EPOCHS", 1)
     images, labels = (part[::31] for part in mnist5k.splits["train"])
     trained = []
-    monkeypatch.setattr(fid_classifier.loop, "say", trained.append)
+    monkeypatch.setattr(fid_classifier, "say", trained.append)
     first = fid_classifier.load(images, labels, 10)
     again = fid_classifier.load(images, labels, 10)
     assert len(trained) == 1 and first.fingerprint == again.fingerprint

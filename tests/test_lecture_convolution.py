@@ -161,7 +161,7 @@ def test_short_runs(name, tmp_path, capsys, monkeypatch, mnist5k):
     assert options.keys() == module.OPTIONS.keys()
     few = {split: (images[::5], labels[::5]) for split, (images, labels) in mnist5k.splits.items()}
     monkeypatch.setattr(module.data, "load", lambda name: mnist5k._replace(splits=few))
-    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic, "start_cache", lambda: None)
     monkeypatch.setattr(abstraction, "probe", functools.partial(abstraction.probe, steps=10))
     monkeypatch.setattr(abstraction.models, "create", lambda name, classes: CNN(classes, widths=(4, 4, 4), features=8))
     assert topic.run(name, module.experiment, workdir=str(tmp_path), options={"seeds": 1, **options}) == 0

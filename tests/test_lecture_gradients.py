@@ -114,7 +114,7 @@ def test_words():
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(topic.flags, "start_cache", lambda: None)
+    monkeypatch.setattr(topic, "start_cache", lambda: None)
 
     def run(name, module, where="w", **options):
         options = {key: default for key, (default, _) in module.OPTIONS.items()} | {"seeds": 1, **options}

@@ -91,7 +91,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     for path in (other / "trainannot").iterdir():
         Image.fromarray(np.full((30, 44), 3, np.uint8)).save(path)
     done = start("segment", f"--workdir={again}", *run, f"--data_dir={other}")
-    assert done.returncode == 1 and "on other data: class_weights" in done.stderr
+    assert done.returncode == 1 and "created with different data: class_weights" in done.stderr
 
     shutil.copy(root / "val" / "1.png", tmp_path / "0_2.png")
     files = [str(root / "val" / "0.png"), str(tmp_path / "0_2.png")]
