@@ -88,7 +88,7 @@ def test_a_run(root, start, tmp_path):
     for command, flags, message in (
         ("predict", ["--samples=0"], "--samples=0: must be between 1 and 100000"),
         ("predict", [], "--samples=N must be given"),
-        ("predict", ["--samples=1", "--top=2"], "--top is for runs of classify"),
+        ("predict", ["--samples=1", "--top=2"], "--top is supported for runs of classify"),
         ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
         ("predict", ["--samples=1", "x.png"], "takes no image files; given: 'x.png'"),
         ("evaluate", ["--split=train"], "--split=train: samples are compared with images not trained on"),
