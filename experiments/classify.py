@@ -46,14 +46,14 @@ def main(config: ClassifyConfig) -> int:
 
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)
-    data = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
+    batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
     with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
         result = loop.train(
             state,
             record,
             task=experiment.task,
             plan=plan,
-            data=data,
+            data=batches,
             devices=devices.number,
             output=output,
             stop=stop,
@@ -62,7 +62,7 @@ def main(config: ClassifyConfig) -> int:
         return 0
 
     # --- Report.
-    summary = run_record.summary(config, experiment, result, split, data.eval_examples, workdir.path)
+    summary = run_record.summary(config, experiment, result, split, batches.eval_examples, workdir.path)
     classification_report.write_report(
         workdir.path,
         experiment,

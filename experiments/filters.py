@@ -188,7 +188,7 @@ def main(config: FiltersConfig) -> int:
         return 0
     dataset = classification.load_dataset(run.config)
     split = eval_split(dataset)
-    prepare = preprocessing.prepare(run.config, run.info)[1]
+    prepare = preprocessing.make_prepare(run.config, run.info)[1]
     channels, patches, gradients = excited_patches(
         state, dataset.splits[split][0], experiment=experiment, prepare=prepare, name=name
     )

@@ -46,7 +46,7 @@ def main(config: GenerateConfig) -> int:
 
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)
-    data = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
+    batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
     samples = generation_report.SampleWriter(workdir.path / "samples", config, experiment)
     task = experiment.task._replace(prepare_eval=samples)  # Each evaluation draws the same latent vectors' samples.
     with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
@@ -55,7 +55,7 @@ def main(config: GenerateConfig) -> int:
             record,
             task=task,
             plan=plan,
-            data=data,
+            data=batches,
             devices=devices.number,
             output=output,
             stop=stop,
@@ -64,7 +64,7 @@ def main(config: GenerateConfig) -> int:
         return 0
 
     # --- Report.
-    summary = run_record.summary(config, experiment, result, split, data.eval_examples, workdir.path)
+    summary = run_record.summary(config, experiment, result, split, batches.eval_examples, workdir.path)
     generation_report.write_report(
         workdir.path,
         config,

@@ -1,5 +1,10 @@
 """Checkpoints, fingerprints and the run's folder, whole and damaged."""
 
+import errno
+import os
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +119,93 @@ def test_a_flipped_bit_that_orbax_restores_silently_is_noticed(tmp_path):
             flipped += 1
     assert flipped
     assert store.restore(state) is None and "the values of .params['w'] are damaged" in lines[0]
+
+
+READ_ERRORS = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES]
+
+
+@pytest.mark.parametrize("number", READ_ERRORS, ids=lambda number: errno.errorcode[number])
+def test_a_description_that_can_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
+    store, lines = saved(tmp_path, 1, 2, 3)
+    before = sorted((tmp_path / "checkpoints").rglob("*"))
+    read = pathlib.Path.read_bytes
+
+    def fails(path):
+        if path.parts[-3:-1] == ("3", "about"):
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "read_bytes", fails)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            store.restore(state_of(0))
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            store.best_step()
+    assert sorted((tmp_path / "checkpoints").rglob("*")) == before and not lines
+    assert not (tmp_path / "damaged_checkpoints").exists() and store.restore(state_of(0))[1] == {"reported": 3}
+
+
+def test_arrays_that_can_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    """As tensorstore reports it, and as reading the file shows."""
+    store, lines = saved(tmp_path, 1, 2)
+    import orbax.checkpoint
+
+    class Reader(orbax.checkpoint.Checkpointer):
+        def restore(self, *arguments, **options):
+            raise ValueError(message)
+
+    monkeypatch.setattr(orbax.checkpoint, "Checkpointer", Reader)
+    message = "Error opening: [source locations='x'] [os_error_code='5']"
+    with pytest.raises(checkpoint.CheckpointError, match=f"cannot read .*checkpoints/2/state: {os.strerror(5)}"):
+        store.restore(state_of(0))
+    message, read = "DATA_LOSS: short read", pathlib.Path.read_bytes
+
+    def fails(path):
+        if "state" in path.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fails)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        store.restore(state_of(0))
+    assert store.steps() == [1, 2] and not lines and not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_a_best_checkpoint_that_can_not_be_read_for_a_moment_is_kept(tmp_path, monkeypatch):
+    store, _ = saved(tmp_path, 1, 2, keep=1)
+    read = pathlib.Path.read_bytes
+
+    def fails(path):
+        if path.parts[-3:-1] == ("1", "about"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "read_bytes", fails)
+        for step in (3, 4):
+            store.save(step, state_of(step), record={}, metrics={"accuracy": 0.3 - step / 100})
+        store.wait()
+    assert store.steps() == [1, 2, 4] and store.best_step() == 1  # Step 2 is the best of those that could be read.
+
+
+def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
+    store, _ = saved(tmp_path, 1, 2)
+    manager = store._open()
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manager, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(2, state_of(7), record={"reported": 7})
+    again = checkpoint.Checkpoints(tmp_path)
+    state, record = again.restore(state_of(0))
+    assert record == {"reported": 2} and int(state.step) == 2 and again.steps() == [1, 2]
+    again.save(2, state_of(7), record={"reported": 7})
+    again.wait()
+    assert again.restore(state_of(0))[1] == {"reported": 7}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 def test_another_network_is_refused_with_both_shapes(tmp_path):

@@ -214,13 +214,13 @@ def test_the_device_cuts_and_flips(image_dir):
         augmented = dataclasses.replace(config, augment=kind)
         info = classification.dataset_info(config, classification.load_dataset(augmented))
         assert info.image_shape == (side, side, 3)
-        train, evaluation, shape = preprocessing.prepare(augmented, info)
+        train, evaluation, shape = preprocessing.make_prepare(augmented, info)
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
         images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
         assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
         assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
     ten_view = dataclasses.replace(config, augment="crop", tta="ten_view")
-    ten = preprocessing.prepare(ten_view, dataclasses.replace(info, image_shape=(37, 37, 3)))[1]
+    ten = preprocessing.make_prepare(ten_view, dataclasses.replace(info, image_shape=(37, 37, 3)))[1]
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,11 @@ from train.parallel import processes
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint can't be written, or doesn't fit; the message names the folder."""
+    """A checkpoint can't be written or read, or doesn't fit; the message names the folder."""
+
+
+class _Damaged(Exception):
+    """Content that is proven to be wrong: missing, undecodable or with another digest. A failure to read is not."""
 
 
 def _orbax() -> Any:
@@ -29,10 +35,16 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
+def _best(scores: dict[int, float | None]) -> int | None:
+    """The step with the largest score, the earliest of equals; None without any."""
+    known = {step: score for step, score in scores.items() if score is not None}
+    return max(known, key=lambda step: (known[step], -step)) if known else None
+
+
 @dataclasses.dataclass
 class Checkpoints:
     """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
-    lock, moves what is damaged; a reader passes it over."""
+    lock, moves what is proven to be damaged; a reader skips it. Nothing else is ever moved."""
 
     workdir: pathlib.Path
     keep: int = 2
@@ -48,6 +60,7 @@ class Checkpoints:
     def _open(self):
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._recover()
             alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
             options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=alone)
             self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all: `wait` decides.
@@ -60,13 +73,27 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
+    def _recover(self) -> None:
+        """Completes or undoes the replacement of a checkpoint in which the process was killed."""
+        for previous in self.folder.glob(".*.previous"):
+            new = self.folder / previous.name.split(".")[1]
+            if new.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+            else:
+                previous.rename(new)
+
+    def _score(self, step: int) -> float | None:
+        """The metric of a step, larger is better; None where it has none or is damaged. OSError if it can't be read."""
+        try:
+            metrics = self._about(step)["metrics"]
+        except _Damaged:
+            return None
+        value = metrics.get(self.best[0]) if isinstance(metrics, dict) else None
+        return value * (1 if self.best[1] == "max" else -1) if isinstance(value, int | float) else None
+
     def best_step(self) -> int | None:
         """The step with the best metric, the earlier one of two equals; None without any. Damaged ones don't count."""
-        scores = {}
-        for step in self.steps():
-            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-                scores[step] = self._about(step)["metrics"][self.best[0]] * (1 if self.best[1] == "max" else -1)
-        return max(scores, key=lambda step: (scores[step], -step)) if scores else None
+        return _best({step: self._score(step) for step in self.steps()})
 
     def save(self, step: int, state, *, record: dict, metrics: dict | None = None) -> None:
         """Begins to save `state` and the JSON `record`. FloatingPointError, and no save, for a value not finite."""
@@ -80,15 +107,27 @@ class Checkpoints:
         self.wait()
         args = _orbax().args
         parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
-        if step in self.steps():  # Saved by a signal before its evaluation was done.
-            self._guard(lambda: self._open().delete(step))
-        self._guard(lambda: self._open().save(step, args=parts, force=True))
+        manager = self._open()
+        if (
+            step in self.steps()
+        ):  # Saved by a signal before its evaluation: the old copy stays until the new one is there.
+            (self.folder / str(step)).rename(self.folder / f".{step}.previous")
+            self._guard(manager.reload)
+        self._guard(lambda: manager.save(step, args=parts, force=True))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk and all but the newest `keep` and the best are deleted."""
+        """Returns when the last save is on disk and all but the newest `keep` and the best are deleted. A step whose
+        metric can't be read at the moment may be the best, and is kept."""
         if self._manager is not None:
             self._guard(self._manager.wait_until_finished)
-            for step in set(self.steps()[: -self.keep]) - {self.best_step()}:
+            self._recover()
+            scores, unreadable = {}, set[int]()
+            for step in self.steps():
+                try:
+                    scores[step] = self._score(step)
+                except OSError:
+                    unreadable.add(step)
+            for step in set(self.steps()[: -self.keep]) - unreadable - {_best(scores)}:
                 self._guard(lambda step=step: self._manager.delete(step))
 
     def _guard(self, action) -> None:
@@ -103,8 +142,11 @@ class Checkpoints:
         """(state, record) of the newest step, or the best, that is whole; None where there is none.
 
         Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
-        aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`.
+        aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`,
+        and CheckpointError or OSError where a checkpoint can't be read: it may be whole, and stays.
         """
+        if self.owner and self.folder.is_dir():
+            self._recover()
         tried: set[int | None] = {None}
         while True:
             # Listed anew each time: the run that they belong to may be saving and deleting.
@@ -115,19 +157,46 @@ class Checkpoints:
             tried.add(found)
             try:
                 arrays, record = self._read(found, like, parts)
-            except (CheckpointError, PermissionError):
-                raise
-            except Exception as error:  # Whatever a damaged file makes json, zarr or tensorstore say.
+            except _Damaged as error:
                 if found in self.steps():
                     self._set_aside(found, error)
                 continue
             return leaves.from_host(arrays, like), record
 
     def _about(self, step: int) -> dict:
-        about = json.loads((self.folder / str(step) / "about" / "metadata").read_text())
-        if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
-            raise ValueError("its description is damaged")
-        return json.loads(about["text"])
+        """The description of a step. OSError where it can't be read."""
+        path = self.folder / str(step) / "about" / "metadata"
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise _Damaged("its description is missing") from None
+        try:
+            about = json.loads(content)
+            if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
+                raise _Damaged("its description is damaged")
+            return json.loads(about["text"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _Damaged("its description is damaged") from None
+
+    def _arrays(self, step: int, target: dict) -> dict:
+        """The arrays of a step, like `target`. CheckpointError where its files can't be read."""
+        folder = self.folder / str(step) / "state"
+        alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
+        try:
+            with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
+                return reader.restore(folder, args=_orbax().args.StandardRestore(target))
+        except (MemoryError, UnicodeError):
+            raise
+        except (
+            Exception
+        ) as error:  # Whatever a file makes orbax, zarr or tensorstore say: is it damaged, or unreadable?
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code and int(code[1]) != errno.ENOENT:
+                raise CheckpointError(f"cannot read {folder}: {os.strerror(int(code[1]))}") from error
+            for path in (path for path in folder.rglob("*") if path.is_file()):
+                with contextlib.suppress(FileNotFoundError):
+                    path.read_bytes()  # OSError: the file may be whole.
+            raise _Damaged(str(error)) from error
 
     def _read(self, step: int, like, parts) -> tuple[dict, dict]:
         about = self._about(step)
@@ -138,12 +207,10 @@ class Checkpoints:
                 both = f"{saved.get(name, 'absent')} (stored), {wanted.get(name, 'absent')} (expected)"
                 raise CheckpointError(f"{self.folder / str(step)} holds a different network: {name}: {both}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
-        alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
-        with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
-            arrays = reader.restore(self.folder / str(step) / "state", args=_orbax().args.StandardRestore(target))
+        arrays = self._arrays(step, target)
         for name, leaf in arrays.items():
             if leaves.bit_sum(np.asarray(leaf)) != about["leaves"][name][2]:
-                raise ValueError(f"the values of {name} are damaged")
+                raise _Damaged(f"the values of {name} are damaged")
         return {name: arrays[name] for name in wanted}, about["record"]
 
     def _set_aside(self, step: int, error: Exception) -> None:

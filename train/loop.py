@@ -133,7 +133,7 @@ def train(
                 recorder.report(step, row)
                 if row:
                     metrics.sums = None
-            if saves or (evaluates and not interrupted):
+            if saves or (evaluates and not interrupted):  # Each evaluation is saved.
                 recorder.save(step, steps.unshard(state), metrics, timer, evaluated=evaluates and not interrupted)
             if row:
                 timer.start_interval()

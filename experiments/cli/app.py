@@ -61,7 +61,8 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 2, f"error: {error}"
     if isinstance(error, data.DataError | CheckpointError | WorkdirError | FloatingPointError):
         return 1, f"error: {error}"
-    if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and re.search("gloo", str(error), re.IGNORECASE):
+    lost = isinstance(error, jax.errors.JaxRuntimeError | ValueError) and jax.distributed.is_initialized()
+    if lost and re.search("gloo", str(error), re.IGNORECASE):
         return 1, f"error: another process of this run is gone: {str(error).splitlines()[0]}"
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
         return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]

@@ -20,7 +20,7 @@ CAPTIONS = {
     "accuracy": "accuracy: training, the mean since the row before; eval, the whole split that is scored",
     "learning_rate": "the schedule at each logged step",
 }
-SKIP = ("epoch", "seconds", "images_per_second", "eval_accuracy_top5")
+SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 
 def weight_images(state, model: str, layer: str, image_shape):

@@ -20,7 +20,7 @@ from train.tasks import gan
 
 HEADLINE = ("classifier_fid", "floor", "ceiling", "coverage_min", "coverage_max", "memorisation", "step", "seconds")
 CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
-SKIP = ("epoch", "seconds", "images_per_second", *CONSTANT)
+SKIP = ("seconds", "images_per_second", *CONSTANT)
 ROWS, COLUMNS = 8, 8  # Of the grid of samples; a conditional network has a column for each class, up to MOST.
 MOST = 12
 STRIPS = 12  # Evaluations in the strip over time.

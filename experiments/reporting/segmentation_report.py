@@ -14,7 +14,7 @@ from models import summary as layer_summary
 from train.tasks import segmentation
 
 HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
-SKIP = ("epoch", "seconds", "images_per_second")
+SKIP = ("seconds", "images_per_second")
 SHOWN = 10  # Test images in the report.
 # Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
 CAMVID = (

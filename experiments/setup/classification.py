@@ -96,7 +96,7 @@ def create_experiment(
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
-    train_prepare, eval_prepare, input_shape = preprocessing.prepare(config, info)
+    train_prepare, eval_prepare, input_shape = preprocessing.make_prepare(config, info)
     early_steps, early_size = preprocessing.early_resize(config, input_shape, steps)
     if config.parallelism == "hybrid":
         require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")

@@ -15,7 +15,7 @@ def sample_for_report(images, labels):
     return images[rows], labels[rows]
 
 
-def prepare(config: ClassifyConfig, info):
+def make_prepare(config: ClassifyConfig, info):
     """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
     normalize = functools.partial(augment.normalize, mean=info.mean, std=info.std)
     height, width, channels = info.image_shape

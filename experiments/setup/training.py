@@ -182,8 +182,9 @@ def output(
     """Where the loop's results go, for the state and the record that it starts from."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
+    progress = run_record.Progress(start, steps, shown=not config.dry_run)
     try:
-        with run_record.Progress(start, steps, shown=not config.dry_run) as progress:
+        with contextlib.closing(metrics), progress:
             yield loop.Output(checkpoints, metrics, progress)
     except FloatingPointError:
         checkpoints.wait()  # The message says that those before are kept.
@@ -192,4 +193,3 @@ def output(
         if config.dry_run:
             raise Interrupted(interrupted.number, None) from None
         raise
-    metrics.close()

@@ -162,8 +162,6 @@ def check_reductions(step, state, *, batch, devices: int, is_sharded=None) -> No
     try:
         jax.eval_shape(checked, *shapes)
     except ValueError as error:
-        leaves = [
-            line.strip(" *") for line in str(error).splitlines() if "out_specs is" in line or "out_specs[" in line
-        ]
-        text = "; ".join(leaves) or " ".join(str(error).split())
+        named = [line.strip(" *") for line in str(error).splitlines() if "out_specs is" in line or "out_specs[" in line]
+        text = "; ".join(named) or " ".join(str(error).split())
         raise ValueError(f"a reduction over devices is missing: {text}") from None
