@@ -171,6 +171,26 @@ def test_arrays_that_can_not_be_read_are_not_called_damaged(tmp_path, monkeypatc
     assert store.steps() == [1, 2] and not lines and not (tmp_path / "damaged_checkpoints").exists()
 
 
+def test_another_failure_of_the_library_is_not_called_damage(tmp_path, monkeypatch):
+    store, lines = saved(tmp_path, 1, 2)
+    import orbax.checkpoint
+
+    class Reader(orbax.checkpoint.Checkpointer):
+        def restore(self, *arguments, **options):
+            raise RuntimeError("Unable to cast Python instance")
+
+    monkeypatch.setattr(orbax.checkpoint, "Checkpointer", Reader)
+    with pytest.raises(checkpoint.CheckpointError, match="checkpoints/2/state: Unable to cast"):
+        store.restore(state_of(0))
+    assert store.steps() == [1, 2] and not lines
+    for opens in (checkpoint.Checkpoints, lambda path: workdir.Workdir(str(path))):
+        with pytest.raises(
+            workdir.WorkdirError, match=r"\\udcfcmlaut: the locale can't represent this name; set LC_ALL"
+        ):
+            opens(tmp_path / "\udcfcmlaut")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_best_checkpoint_that_can_not_be_read_for_a_moment_is_kept(tmp_path, monkeypatch):
     store, _ = saved(tmp_path, 1, 2, keep=1)
     read = pathlib.Path.read_bytes

@@ -18,6 +18,7 @@ from train import leaves
 from train.messages import say
 from train.orbax_logging import drop_library_lines
 from train.parallel import processes
+from train.workdir import check_encodable
 
 
 class CheckpointError(RuntimeError):
@@ -55,6 +56,7 @@ class Checkpoints:
     _manager: Any = None
 
     def __post_init__(self):
+        check_encodable(self.workdir)
         self.folder, self.damaged = (self.workdir.absolute() / f"{kind}checkpoints" for kind in ("", "damaged_"))
 
     def _open(self):
@@ -185,17 +187,17 @@ class Checkpoints:
         try:
             with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
                 return reader.restore(folder, args=_orbax().args.StandardRestore(target))
-        except (MemoryError, UnicodeError):
-            raise
-        except (
-            Exception
-        ) as error:  # Whatever a file makes orbax, zarr or tensorstore say: is it damaged, or unreadable?
+        except Exception as error:  # Of many types, from orbax, zarr and tensorstore.
             code = re.search(r"os_error_code='(\d+)'", str(error))
-            if code and int(code[1]) != errno.ENOENT:
-                raise CheckpointError(f"cannot read {folder}: {os.strerror(int(code[1]))}") from error
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            if number not in (None, errno.ENOENT):
+                raise CheckpointError(f"cannot read {folder}: {os.strerror(number)}") from error
+            undecodable = isinstance(error, ValueError | KeyError | TypeError | EOFError | FileNotFoundError)
+            if not undecodable or isinstance(error, UnicodeEncodeError):
+                raise CheckpointError(f"cannot read {folder}: {' '.join(str(error).split())[:300]}") from error
             for path in (path for path in folder.rglob("*") if path.is_file()):
                 with contextlib.suppress(FileNotFoundError):
-                    path.read_bytes()  # OSError: the file may be whole.
+                    path.read_bytes()  # OSError: the file can't be read now, and may be whole.
             raise _Damaged(str(error)) from error
 
     def _read(self, step: int, like, parts) -> tuple[dict, dict]:

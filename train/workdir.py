@@ -30,11 +30,21 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
+def check_encodable(path: pathlib.Path) -> None:
+    """Raises WorkdirError for a name that was decoded by a locale which can't represent it: orbax can't open it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        advice = "the locale can't represent this name; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        raise WorkdirError(f"--workdir={ascii(str(path))[1:-1]}: {advice}") from None
+
+
 class Workdir:
     """`workdir`, made if absent and locked until the process ends. Raises WorkdirError if another run holds it."""
 
     def __init__(self, workdir: str):
         self.path = pathlib.Path(workdir).absolute()
+        check_encodable(self.path)
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
