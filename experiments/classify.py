@@ -26,6 +26,7 @@ def main(config: ClassifyConfig) -> int:
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
+        stored_network.init_from_parts(config)
         experiment = classification.create_experiment(config, info, devices=devices.number, steps=steps)
     if summary := training.stored_summary(workdir, config, experiment, dataset):
         return run_record.print_complete(summary)

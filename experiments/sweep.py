@@ -15,7 +15,7 @@ from experiments.cli import app, subprocesses
 from experiments.cli.app import require
 from experiments.cli.options import option
 from experiments.reporting import sweep_table
-from train.workdir import Workdir, write_atomically
+from train.workdir import Workdir, WorkdirError, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         print("\n".join(shlex.join([sys.executable, "-m", "experiments.classify", *run]) for run in runs))
         return 0
     workdir = Workdir(config.workdir)
+    if (workdir.path / "run.json").exists():
+        raise WorkdirError(f"{workdir.path} holds a single run; choose a new --workdir")
     rows, failed, stopped = [], 0, 0
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)

@@ -56,9 +56,14 @@ def guided_backprop():
         _GUIDED.reset(token)
 
 
+def _relu(x):
+    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
 @jax.custom_vjp
 def _guided_relu(x):
-    return jax.nn.relu(x)
+    return _relu(x)
 
 
 @jax.custom_vjp
@@ -70,13 +75,13 @@ def _guided_backward(x, gradient):
     return (jnp.where(x > 0, jax.nn.relu(gradient), 0.0),)
 
 
-_guided_relu.defvjp(lambda x: (jax.nn.relu(x), x), _guided_backward)
+_guided_relu.defvjp(lambda x: (_relu(x), x), _guided_backward)
 _guided_gelu.defvjp(lambda x: (jax.nn.gelu(x), x), _guided_backward)
 
 
 def relu(x):
     """max(0, x), elementwise. All models use this function, so that `guided_backprop` applies to them."""
-    return _guided_relu(x) if _GUIDED.get() else jax.nn.relu(x)
+    return _guided_relu(x) if _GUIDED.get() else _relu(x)
 
 
 def gelu(x):
@@ -132,7 +137,12 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
         x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
     views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
-    return functools.reduce(lambda best, view: jnp.where(view > best, view, best), views)
+    return functools.reduce(lambda best, view: jnp.where(_is_larger(view, best), view, best), views)
+
+
+def _is_larger(x, best):
+    """True where x is larger than best, or not a number: a maximum of NaN is NaN, so that divergence shows."""
+    return (x > best) | jnp.isnan(x)
 
 
 def max_pool_with_indices(x_BHWC, window: int = 2):
@@ -152,7 +162,7 @@ def max_pool_with_indices(x_BHWC, window: int = 2):
     indices = jnp.zeros(best.shape, jnp.uint8)
     for place in range(1, window**2):
         view = x_BHWC[:, place // window :: window, place % window :: window]
-        better = view > best
+        better = _is_larger(view, best)
         best, indices = jnp.where(better, view, best), jnp.where(better, jnp.uint8(place), indices)
     return best, indices
 

@@ -184,9 +184,7 @@ def test_another_failure_of_the_library_is_not_called_damage(tmp_path, monkeypat
         store.restore(state_of(0))
     assert store.steps() == [1, 2] and not lines
     for opens in (checkpoint.Checkpoints, lambda path: workdir.Workdir(str(path))):
-        with pytest.raises(
-            workdir.WorkdirError, match=r"\\udcfcmlaut: the locale can't represent this name; set LC_ALL"
-        ):
+        with pytest.raises(workdir.WorkdirError, match="the locale can't represent this name; set LC_ALL"):
             opens(tmp_path / "\udcfcmlaut")
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -41,8 +41,12 @@ def test_values_have_the_fields_types():
     {
         "--batch_size=0": "must be 1 or more",
         "--momentum=1": "must be at least 0 and less than 1",
-        "--momentum=nan": "must be at least 0 and less than 1",
-        "--learning_rate=inf": "must be finite and greater than 0",
+        "--momentum=nan": "must be a finite number",
+        "--learning_rate=inf": "must be a finite number",
+        "--learning_rate=0": "must be greater than 0",
+        "--slope=inf": "must be a finite number",
+        "--steps=9007199254740993": "must be between 1 and 2147483647",
+        "--workdir=": "--workdir must be given: the folder of the run",
         "--weight_decay=-1e-9": "must be 0 or more",
         "--compression=0": "must be greater than 0 and at most 1",
         "--seed=4294967296": "must be between 0 and 4294967295",
@@ -84,6 +88,22 @@ def test_flags_added_later_have_their_defaults_in_older_runs():
         options.from_json(ClassifyConfig, {"model": None})
 
 
+def test_an_empty_text_is_a_flag_that_is_not_given():
+    config = parsed(ClassifyConfig, "--positive=", "--eval_split=", "--init_from=", "--train_batches=")
+    assert config == ClassifyConfig(workdir="W")
+    with pytest.raises(flags.IllegalFlagValueError, match="^--workdir must be given: the folder of the run$"):
+        parsed(ClassifyConfig, "--workdir=")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in options._kinds(ClassifyConfig).items() if kind.scalar is int])
+def test_whole_numbers_of_any_size_are_one_line(name):
+    for text in ("9" * 400, "-" + "9" * 400, "9007199254740993"):
+        try:
+            assert getattr(parsed(ClassifyConfig, f"--{name}={text}"), name) in (int(text), (int(text),))
+        except flags.IllegalFlagValueError as error:
+            assert f"--{name}=" in str(error) and "must be" in str(error)
+
+
 class Scaled(nn.Module):
     """Logits that are `scale` times a perceptron's."""
 
@@ -106,7 +126,7 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
     config = parsed(Extended, "--model=scaled", "--scale=2.5")
     assert classification.network(config, 10).scale == 2.5
     assert options.to_json(config)["scale"] == 2.5 and "--scale=2.5" in options.flag_lines(config)
-    with pytest.raises(flags.IllegalFlagValueError, match="must be finite and greater than 0"):
+    with pytest.raises(flags.IllegalFlagValueError, match="must be greater than 0"):
         parsed(Extended, "--scale=0")
     with pytest.raises(UsageError, match="--scale is not supported by --model=mlp"):
         classification.network(parsed(Extended, "--model=mlp", "--scale=2"), 10)

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 
 import jax
@@ -203,6 +205,8 @@ def test_sweep(start, tmp_path):
 
 
 BAD_FLAGS = {
+    "--nodry_run=3": "--nodry_run=3 does not take an argument",
+    "--hidden=99999999999999": "must be between 1 and 1000000",
     "--model=lenett": "did you mean lenet",
     "--dataset=mnst5k": "did you mean mnist5k",
     "--data_dir=pictures": "--data_dir=pictures is not supported by --dataset=mnist5k",
@@ -269,6 +273,34 @@ def test_folders_that_can_not_be_used(whole, start, tmp_path):
     assert done.returncode == 1 and "is a file, not a folder of checkpoints" in done.stderr
     done = start("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 1 and "holds no run" in done.stderr
+
+
+def test_a_refused_start_leaves_no_folder(start, tmp_path):
+    done = start("classify", f"--workdir={tmp_path / 'new'}", *SMALL, "--init_from=/none")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: --init_from=/none holds no run: no readable run.json there\n",
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("mean", [[None], [[1], [2, 3]], "x", [], None])
+def test_a_damaged_run_json_is_one_line(whole, start, tmp_path, mean):
+    shutil.copytree(whole[0], tmp_path / "w")
+    run = json.loads((tmp_path / "w" / "run.json").read_text())
+    (tmp_path / "w" / "run.json").write_text(json.dumps(run | {"mean": mean}))
+    for command in (["classify", *SMALL], ["evaluate"]):
+        done = start(command[0], f"--workdir={tmp_path / 'w'}", *command[1:])
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_lines_for_a_closed_standard_error_are_dropped(environment, tmp_path):
+    for flag, status in (("--json", 0), ("--depth=0", 2)):
+        command = [sys.executable, "-m", "experiments.summary", "--model=perceptron", flag]
+        line = f"{shlex.join(command)} 2>&-"
+        done = subprocess.run(["sh", "-c", line], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status and done.stderr == ""
+        assert (json.loads(done.stdout)["parameters"] == 7850) if status == 0 else (done.stdout == "")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):

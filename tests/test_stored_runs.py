@@ -50,6 +50,9 @@ def test_a_run_stopped_in_an_older_version_resumes(stopped, start):
     assert run.class_names == tuple("0123456789") and run.config.hidden == (4,)
     logits = run.experiment.model.apply(run.variables, np.zeros((1, 28, 28, 1), np.float32), train=False)
     assert logits.shape == (1, 10)
+    assert run.predict(images[:0]).shape == (0, 10)
+    with pytest.raises(ValueError, match="checkpoint must be 'latest' or 'best', not 'newest'"):
+        experiments.load_run(str(stopped), "newest")
     with pytest.raises(ValueError, match=r"images must be uint8 of shape \[N, 28, 28, 1\], not float64"):
         run.predict(images / 255.0)
 

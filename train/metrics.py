@@ -14,10 +14,11 @@ def add(total, sums):
 
 
 def check_finite(sums, step: int) -> None:
-    """Raises FloatingPointError where the loss is not a finite number."""
-    if not np.isfinite(sums["loss"]):
-        advice = "the checkpoints before it are kept; try a lower --learning_rate in a new --workdir"
-        raise FloatingPointError(f"the loss is {float(sums['loss'])} at step {step}; {advice}")
+    """Raises FloatingPointError where the loss, or the norm of a training step's gradient, is not a finite number."""
+    for name, what in (("loss", "loss"), ("gradient_norm", "norm of the gradient")):
+        if not np.isfinite(sums.get(name, 0.0)):
+            advice = "the checkpoints before it are kept; try a lower --learning_rate in a new --workdir"
+            raise FloatingPointError(f"the {what} is {float(sums[name])} at step {step}; {advice}")
 
 
 class TrainingMetrics:
@@ -34,11 +35,11 @@ class TrainingMetrics:
         self._pending = step, sums
 
     def collect(self) -> None:
-        """Waits for the last step's sums. Raises FloatingPointError where the loss is not finite."""
+        """Waits for the last step's sums. Raises FloatingPointError for a step that diverged."""
         if self._pending is not None:
             (step, sums), self._pending = self._pending, None
-            self.sums = add(self.sums, sums)
-            check_finite(self.sums, step)
+            check_finite(sums, step)
+            self.sums = add(self.sums, {name: value for name, value in sums.items() if name != "gradient_norm"})
 
     def to_json(self) -> dict[str, float] | None:
         return None if self.sums is None else jax.tree.map(float, self.sums)

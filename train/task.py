@@ -9,7 +9,7 @@ class Task(NamedTuple):
 
     name: str
     init: Callable[..., Any]  # key -> State
-    train_step: Callable[..., Any]  # (state, batch) -> (state, sums)
+    train_step: Callable[..., Any]  # (state, batch) -> (state, sums), among them "loss" and "gradient_norm"
     eval_step: Callable[..., Any]  # (state, batch) -> sums, among them "count"
     compute_metrics: Callable[..., dict[str, float]]  # sums -> metrics
     predict_step: Callable[..., Any]  # (state, batch) -> outputs by example

@@ -1,6 +1,7 @@
 """How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
 
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -24,6 +25,17 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def _open_standard_streams() -> None:
+    """Where standard error was closed, as by 2>&-, its lines are dropped: a file opened later would get them."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115 - open until the process ends.
+
+
 def _parse(argv):
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
         ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
@@ -33,7 +45,7 @@ def _parse(argv):
         sys.exit(0)
     try:
         return FLAGS(argv)
-    except (flags.Error, OSError, UnicodeError) as error:
+    except (flags.Error, OSError, ValueError) as error:  # ValueError: --noFLAG=value, or a file that is not text.
         line = " ".join(str(error).removeprefix("ERROR:: ").split())
         for kind, accepted in (("int", "a whole number"), ("float", "a number")):
             line = re.sub(
@@ -81,6 +93,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
 
     An expected failure is one line on standard error, with status 2 for a bad flag and 1 otherwise.
     """
+    _open_standard_streams()
     if config_class is not None:
         options.define(config_class)
 
@@ -90,7 +103,8 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
         config = options.from_flags(config_class)
         if positional:
             return main(config, argv[1:])
-        name, extra = pathlib.Path(argv[0]).stem, " ".join(argv[1:])
+        file, extra = pathlib.Path(argv[0]), " ".join(argv[1:])
+        name = file.parent.name if file.stem == "__main__" else file.stem
         require(not extra, f"{name} takes no positional arguments; given: {extra!r}")
         return main(config)
 

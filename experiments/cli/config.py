@@ -102,7 +102,7 @@ class NetworkConfig:
         "cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
     )
     hidden: tuple[int, ...] | None = option(
-        None, "mlp: sizes of the hidden layers, as 256,128.", "[1, inf)", network=True
+        None, "mlp: sizes of the hidden layers, as 256,128.", "[1, 1000000]", network=True
     )
     activation: str | None = option(
         None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.", network=True

@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         if math.isinf(self.high):
-            return f"must be finite and greater than {self.low:g}" if self.low_open else f"must be {self.low:g} or more"
+            return f"must be greater than {self.low:g}" if self.low_open else f"must be {self.low:g} or more"
         if not (self.low_open or self.high_open):
             return f"must be between {self.low:.10g} and {self.high:.10g}"
         low = f"{'greater than' if self.low_open else 'at least'} {self.low:g}"
@@ -109,7 +109,7 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
 
 def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
     """The typed value of a flag's value, or of one from JSON. Raises ValueError that says what is accepted."""
-    if value is None:
+    if value is None or (value == "" and (kind.optional or spec.needed)):
         if not kind.optional:
             raise ValueError("must be given" if not spec.needed else f"must be given: {spec.needed}")
         return None
@@ -122,8 +122,10 @@ def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
             number = kind.scalar(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError, OverflowError):
             number = None
-        if number is None or (kind.scalar is int and number != float(value)):
+        if number is None or (isinstance(value, float) and number != value and not math.isnan(value)):
             raise ValueError(f"must be {NUMBERS[kind.scalar]}{several}")
+        if spec.interval and not math.isfinite(number if kind.scalar is float else 0):
+            raise ValueError("must be a finite number")
         value = number
     elif not isinstance(value, kind.scalar):
         raise ValueError(f"must be a {kind.scalar.__name__}")
@@ -160,7 +162,7 @@ def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
             try:
                 _converted(value, kind, spec)
             except ValueError as error:
-                equals = "" if value is None else f"={given(value)}:"
+                equals = "" if value in (None, "") else f"={given(value)}:"
                 raise flags.IllegalFlagValueError(f"--{name}{equals} {error}") from None
             return True
 
@@ -198,8 +200,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def given(value: Any) -> str:
     """A flag's value, as a message names it."""
-    if value is None:
-        return "(not given)"
+    if value is None or value == ():
+        return "(not given)" if value is None else "(empty)"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

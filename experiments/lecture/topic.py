@@ -151,7 +151,11 @@ def mean_and_std(values) -> dict[str, float]:
 def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
     """The dataclass of a topic's flags: --workdir, --seeds and `options`, name -> (default, help)."""
     fields: list[tuple[str, Any, Any]] = [
-        ("workdir", str, option(None, "Working directory of the topic; the same command resumes it."))
+        (
+            "workdir",
+            str,
+            option(None, "Folder of the topic; the same command resumes it.", needed="the folder"),
+        )
     ]
     for name, (default, text) in options.items():
         bounds = "[1, 100]" if name == "seeds" else BOUNDS[type(default)]

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 from data.dataset import Dataset
 from experiments.cli import options
 from experiments.cli.config import TrainingConfig
+from experiments.setup import saved_run
 from experiments.setup.experiment import Experiment
 from models import summary as layer_summary
 from train import checkpoint, leaves
@@ -81,10 +83,10 @@ def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dat
         facts["class_weights"] = list(info.class_weights)
     for name, given in facts.items():
         stored = run.get(name, given)
-        if name in ("mean", "std", "class_weights"):  # Another machine may round otherwise.
-            same = np.shape(stored) == np.shape(given) and np.allclose(stored, given, rtol=1e-5)
-        else:
-            same = stored == given
+        same = stored == given
+        if name in ("mean", "std", "class_weights") and saved_run.are_numbers(stored):
+            # Another machine may round otherwise.
+            same = len(stored) == len(given) and np.allclose(stored, given, rtol=1e-5)
         if not same:
             raise WorkdirError(
                 f"{workdir.path} was created with different data: {name} {stored} (stored), {given} (given)"
@@ -122,6 +124,7 @@ def write_start(
         "flags": options.to_json(config),
         "command": sys.argv,
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("XLA_", "JAX_"))},
         "commit": _commit(),
         "devices": devices,
         "seed": config.seed,

@@ -14,6 +14,7 @@ from data import augment, cache
 from data.dataset import pixel_statistics
 from experiments.cli.compilation_cache import cache_folder
 from experiments.setup import small_training
+from models.layers import relu
 from train import leaves, optimizers
 from train.messages import say
 from train.signals import Interrupted, Stop
@@ -80,7 +81,7 @@ def load(
             mutable=["intermediates"],
             capture_intermediates=lambda module, method: module.name == "bn_dense",
         )
-        return jax.nn.relu(kept["intermediates"]["bn_dense"]["__call__"][0]), logits
+        return relu(kept["intermediates"]["bn_dense"]["__call__"][0]), logits
 
     return Classifier(features, leaves.fingerprint(found.params, found.batch_stats))
 

@@ -25,7 +25,7 @@ def _compiled(step):
 def outputs(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
     """The task's outputs for uint8 images [N, H, W, C], batch by batch; the last batch is padded with zeros."""
     size = max(1, min(batch_size or BATCH_SIZE[task.name], len(images)))
-    for start in range(0, len(images), size):
+    for start in range(0, max(1, len(images)), size):  # One batch at least: it gives the outputs their shape.
         part = images[start : start + size]
         padded = np.pad(part, ((0, size - len(part)), *((0, 0),) * 3))
         yield np.asarray(_compiled(task.predict_step)(state, {"image": padded}))[: len(part)]
@@ -34,7 +34,7 @@ def outputs(task: Task, state: State, images: np.ndarray, batch_size: int | None
 def probabilities(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
     """Of each class [N, C] for uint8 images [N, H, W, C]."""
     found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
-    return np.concatenate(found) if found else np.zeros((0, 0))
+    return np.concatenate(found)
 
 
 def masks(task: Task, state: State, images: np.ndarray) -> np.ndarray:
@@ -74,6 +74,8 @@ class LoadedRun(NamedTuple):
 
 def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:
     """The trained network of a workdir, from its newest ("latest") or its "best" checkpoint. Raises WorkdirError."""
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"checkpoint must be 'latest' or 'best', not {checkpoint!r}")
     run = saved_run.read(str(workdir))
     experiment = stored_network.experiment_from_run(run)
     return LoadedRun(run.workdir, run.config, experiment, stored_network.restore(experiment, run.workdir, checkpoint))

@@ -25,6 +25,12 @@ class SavedRun(NamedTuple):
     steps: int
 
 
+def are_numbers(value: Any) -> bool:
+    """Whether it is a list or tuple of numbers."""
+    numbers = isinstance(value, list | tuple) and not any(isinstance(item, bool) for item in value)
+    return numbers and all(isinstance(item, int | float) for item in value)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
@@ -38,7 +44,8 @@ def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
         config_class, info_class = TASKS[run["task"]]
         fields = {field.name for field in dataclasses.fields(info_class)} & run.keys()
         info = info_class(**{name: _tuples(run[name]) for name in fields})
-        sound = len(info.image_shape) == 3 and all(int(n) > 0 for n in info.image_shape) and info.mean and info.std
+        sound = len(info.image_shape) == 3 and all(int(n) > 0 for n in info.image_shape)
+        sound = sound and all(len(part) > 0 and are_numbers(part) for part in (info.mean, info.std))
         if not sound or not info.class_names or not all(isinstance(name, str) for name in info.class_names):
             raise ValueError("facts of the data set are missing")
         steps, flags = int(run["steps"]), dict(run["flags"])

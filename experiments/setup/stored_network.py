@@ -47,6 +47,18 @@ def init_from(config, state: State) -> State:
     network that is this one's encoder, by that part."""
     if not config.init_from:
         return state
+    source = checkpoint.Checkpoints(pathlib.Path(config.init_from), report=say, owner=False)
+    restored = source.restore(state, parts=init_from_parts(config))
+    if restored is None:
+        raise WorkdirError(f"--init_from={config.init_from} holds no checkpoint")
+    return restored[0]
+
+
+def init_from_parts(config) -> tuple[str, ...]:
+    """The beginnings of the paths of the leaves that --init_from gives; () without it. Raises WorkdirError where it
+    holds no run, UsageError where that is of another network."""
+    if not config.init_from:
+        return ()
     other = saved_run.read(config.init_from, flag="init_from").config
     encoder = models.spec(config.model).encoders.get(other.model)
     for name in ARCHITECTURE_FLAGS if encoder is None else ():
@@ -57,8 +69,4 @@ def init_from(config, state: State) -> State:
     parts: tuple[str, ...] = (".params", ".batch_stats")
     if encoder is not None:
         parts = tuple(f"{part}['{layer}" for part in parts for layer in encoder)
-    source = checkpoint.Checkpoints(pathlib.Path(config.init_from), report=say, owner=False)
-    restored = source.restore(state, parts=parts)
-    if restored is None:
-        raise WorkdirError(f"--init_from={config.init_from} holds no checkpoint")
-    return restored[0]
+    return parts

@@ -23,7 +23,8 @@ def _statistics(x_BHWC, axis: str | None):
     mean, square = x_BHWC.mean((0, 1, 2)), (x_BHWC * x_BHWC).mean((0, 1, 2))
     if axis:
         mean, square = lax.pmean((mean, square), axis)
-    return jnp.stack([mean, jnp.maximum(square - mean * mean, 0.0)])
+    variance = square - mean * mean
+    return jnp.stack([mean, jnp.where(variance < 0, 0.0, variance)])  # Rounding can make it negative. A NaN stays one.
 
 
 def _statistics_backward(gradient_2C, x_BHWC, mean, axis: str | None):

@@ -166,9 +166,11 @@ def train_step(
     # --- The convolutions, backward, once; then what the devices know together.
     (of_shared,) = features_vjp(of_features.swapaxes(0, 1).reshape(features_BF.shape))
     sums = jax.tree.map(lambda x: x.sum(0), sums)
+    dense_square = optax.tree.norm(of_dense) ** 2  # Of this device's columns; zero where each pass updated them.
     if axis:
-        of_shared, sums = lax.psum((of_shared, sums), axis)
+        of_shared, sums, dense_square = lax.psum((of_shared, sums, dense_square), axis)
         batch_stats = lax.pmean(batch_stats, axis)
+    sums |= {"gradient_norm": jnp.sqrt(dense_square + optax.tree.norm(of_shared) ** 2)}
     updates, after = optimizer.update({**of_shared, **of_dense}, opt_state, {**shared, **dense})
     if update == "each_pass":
         after = dense_from(opt_state, after, layers)

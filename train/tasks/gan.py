@@ -100,12 +100,12 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     def updated(network, gradients):
         gradients = lax.psum(gradients, axis) if axis else gradients
         updates, opt_state = optimizer.update(gradients, state.opt_state[network], old[network])
-        return optax.apply_updates(old[network], updates), opt_state
+        return optax.apply_updates(old[network], updates), opt_state, optax.tree.norm(gradients)
 
     gradients, (seen, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
-    discriminator, discriminator_state = updated("discriminator", gradients)
+    discriminator, discriminator_state, discriminator_norm = updated("discriminator", gradients)
     back, (seen, loss) = jax.grad(generator_loss, has_aux=True)(fake, pcast_varying(discriminator, axis), seen)
-    generator, generator_state = updated("generator", *pull(back))
+    generator, generator_state, generator_norm = updated("generator", *pull(back))
 
     sums |= {"loss_generator": loss, "count": jnp.ones_like(z[:, 0]).sum()}
     sums["loss"] = sums["loss_discriminator"] + loss
@@ -113,6 +113,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     batch_stats = {"generator": generator_stats, "discriminator": seen}
     if axis:
         sums, batch_stats = lax.psum(sums, axis), lax.pmean(batch_stats, axis)
+    sums |= {"gradient_norm": jnp.hypot(discriminator_norm, generator_norm)}
     opt_state = {"discriminator": discriminator_state, "generator": generator_state}
     if ema:
         new = {"params": generator, "batch_stats": batch_stats["generator"]}

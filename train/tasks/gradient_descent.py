@@ -48,6 +48,7 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     if axis:  # A device's loss is its part of the mean over the global batch: the gradients of all devices add up.
         grads, sums = lax.psum((grads, sums), axis)
         batch_stats = lax.pmean(batch_stats, axis)
+    sums |= {"gradient_norm": optax.tree.norm(grads)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return State(params, batch_stats, opt_state, state.step + 1, state.key), sums

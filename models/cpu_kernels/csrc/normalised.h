@@ -2,7 +2,6 @@
 
 #define SHARES 32  // Parts of the pixels with separate sums: the order of summation does not depend on the threads.
 
-typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
   i64 pixels, width, channels;

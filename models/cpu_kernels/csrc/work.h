@@ -22,6 +22,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 typedef int64_t i64;
 
 INLINE i64 min(i64 a, i64 b) { return a < b ? a : b; }
@@ -65,7 +66,8 @@ INLINE vector input(const Work *w, const float *pixel, i64 c) {
   i64 valid = w->channels - c;
   vector x = load(pixel + c, valid);
   if (!w->scale) return x;
-  return __builtin_elementwise_max(x * load(w->scale + c, valid) + load(w->shift + c, valid), (vector){});
+  vector value = x * load(w->scale + c, valid) + load(w->shift + c, valid);
+  return (vector)((bits)value & ~(bits)(value < 0));  // A NaN stays one: elementwise_max would make it 0.
 }
 
 // ---- Tasks on XLA's threads ----
