@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from data import augment
+from experiments.reporting import segmentation_report
 from models.segnet import SegNetBasic
 from train.equality import tree_error
 from train.parallel import data_parallel
@@ -166,3 +167,19 @@ def test_a_picture_and_its_labels_are_cut_and_mirrored_alike():
     assert steps.tolist() == [-1, 1] and len(np.unique(cut[:100].min((1, 2)))) == 3 * 4
     _, straight = augment.flip_crop_pair(images, labels, keys, size=(3, 4), flip=False)
     assert (straight[:, 0, 1] - straight[:, 0, 0] == 1).all()
+
+
+def test_classes_that_do_not_occur_are_left_out_of_the_means():
+    """Class 1 is neither there nor predicted; class 3 is predicted alone."""
+    confusion = np.array([[8, 0, 0, 0], [0, 0, 0, 0], [0, 0, 5, 5], [0, 0, 0, 0]], np.float64)
+    np.testing.assert_array_equal(segmentation.intersection_over_union(confusion), [1.0, np.nan, 0.5, 0.0])
+    sums = {"confusion": confusion, "pixels": 18.0, "loss": 9.0, "boundary": 1.0, "boundary_count": 2.0}
+    metrics = segmentation.compute_metrics(sums)
+    assert metrics["mean_iou"] == pytest.approx(0.5) and metrics["class_accuracy"] == pytest.approx(0.75)
+    assert segmentation.details(sums, class_names="abcd") == {"iou": {"a": 1.0, "b": None, "c": 0.5, "d": 0.0}}
+    rows = segmentation_report.class_table(sums, "abcd")[2]
+    assert rows[1] == ["b", "0", "none", "none"] and rows[3] == ["d", "0", "none", "0.000"]
+    perfect = segmentation.compute_metrics(sums | {"confusion": np.diag([4.0, 0.0, 5.0, 0.0])})
+    assert (perfect["mean_iou"], perfect["class_accuracy"]) == (1.0, 1.0)
+    nothing = segmentation.compute_metrics(sums | {"confusion": np.zeros((4, 4))})
+    assert (nothing["mean_iou"], nothing["class_accuracy"]) == (0.0, 0.0)

@@ -143,5 +143,6 @@ def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
     for i, name in enumerate(class_names):
         true = confusion[i].sum()
         recall = f"{confusion[i, i] / true:.3f}" if true else "none"
-        rows.append([name, f"{true:.0f}", recall, f"{overlap[i]:.3f}"])
+        shown = "none" if np.isnan(overlap[i]) else f"{overlap[i]:.3f}"
+        rows.append([name, f"{true:.0f}", recall, shown])
     return "Classes", ["class", "pixels", "recall", "IoU"], rows

@@ -122,24 +122,32 @@ def eval_step(state: State, batch, *, model, prepare, class_weights, axis=None, 
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """[C] from a confusion matrix [true, predicted]; 0 for a class that is neither there nor predicted."""
+    """[C] from a confusion matrix [true, predicted]; nan for a class in neither the labels nor the predictions."""
     hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    return hits / np.maximum(union, 1)
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of those that are not nan; 0 without any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else 0.0
 
 
 def compute_metrics(sums) -> dict[str, float]:
     """Means over pixels, classes and images, as fractions; the loss in nats. Of a training step's sums the loss and
-    the global accuracy alone."""
+    the global accuracy alone. A class without labels has no accuracy, and without predictions too no IoU: the means are
+    over the others."""
     pixels = max(float(sums["pixels"]), 1.0)
     metrics = {"loss": sums["loss"] / pixels}
     if "confusion" not in sums:
         return {name: float(value) for name, value in (metrics | {"global_accuracy": sums["correct"] / pixels}).items()}
     confusion = np.asarray(sums["confusion"], np.float64)
-    recall = np.diag(confusion) / np.maximum(confusion.sum(1), 1)
+    true = confusion.sum(1)
+    recall = np.where(true > 0, np.diag(confusion) / np.maximum(true, 1), np.nan)
     metrics |= {
         "global_accuracy": np.trace(confusion) / pixels,
-        "class_accuracy": recall.mean(),
-        "mean_iou": intersection_over_union(confusion).mean(),
+        "class_accuracy": mean_of_known(recall),
+        "mean_iou": mean_of_known(intersection_over_union(confusion)),
         "boundary_f1": sums["boundary"] / max(float(sums["boundary_count"]), 1.0),
     }
     return {name: float(value) for name, value in metrics.items()}
@@ -190,9 +198,10 @@ def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype
 
 
 def details(sums, *, class_names) -> dict:
-    """Each class's intersection over union."""
+    """Each class's intersection over union; None for a class in neither the labels nor the predictions."""
     values = intersection_over_union(np.asarray(sums["confusion"], np.float64))
-    return {"iou": {name: float(value) for name, value in zip(class_names, values, strict=True)}}
+    named = zip(class_names, values, strict=True)
+    return {"iou": {name: None if np.isnan(value) else float(value) for name, value in named}}
 
 
 def create(
