@@ -9,6 +9,10 @@ class DataError(ValueError):
     """A data set is missing or damaged; the message names the file and the remedy."""
 
 
+class UnreadableError(DataError):
+    """A file that can't be read at the moment, for lack of permission or a failing disk: it may hold a good image."""
+
+
 class ArgumentError(ValueError):
     """A name of no data set, or an argument that does not apply to it."""
 

@@ -1,5 +1,6 @@
 """Decodes image files of any size and mode to arrays."""
 
+import errno
 import io
 import struct
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.dataset import DataError
+from data.dataset import DataError, UnreadableError
 
 ORIENTATION = 0x0112  # The EXIF tag; TURNS undoes its values. ImageOps.exif_transpose fails on other damaged tags.
 _T = Image.Transpose
@@ -45,7 +46,7 @@ def read_image(
     by `crop`. A JPEG whose crop is at least twice the target size is decoded at 1/2, 1/4 or 1/8 of its resolution.
 
     If `content`, the bytes of the file, is given, `path` is only used in messages. Raises DataError with the file's
-    name if it is not a readable image.
+    name if it can't be decoded, UnreadableError if the file can't be read.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as opened:
@@ -71,7 +72,11 @@ def read_image(
                 x, y = image.width / width, image.height / height
                 inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
-    except FAILURES as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Decoders raise many types, plugins RuntimeError or NotImplementedError.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) and content is None:
+            raise UnreadableError(f"{path}: {error.strerror}") from None
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image that can be read" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
@@ -83,5 +88,7 @@ def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | 
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as opened:
             return opened.height, opened.width
-    except FAILURES:
+    except MemoryError:
+        raise
+    except Exception:  # As in read_image, which names the file.
         return None

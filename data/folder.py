@@ -1,10 +1,11 @@
-"""Images in folders, SPLIT/CLASS/*.jpg or png, as for ImageNet. A split may also be flat, SPLIT/*.jpg, with its classes
-in SPLIT.txt.
+"""Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have folders below it. A split may
+also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders are skipped.
 
 Small images of equal size are decoded once and cached as an array in a file next to the folder, until an image is
 added, removed or changed. Others are decoded when a batch needs them.
 """
 
+import collections
 import hashlib
 import os
 import pathlib
@@ -17,7 +18,7 @@ from data.dataset import DataError, Dataset
 from data.decode import image_size, read_image
 from data.stream import View
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def load(
@@ -50,11 +51,12 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    listed = {split: _list(root / split) for split in splits}
+    others: collections.Counter[str] = collections.Counter()  # Files that are no images, by class folder.
+    listed = {split: _list(root / split, others) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
     flat = {split: paths for split in splits if split not in listed and (paths := _images_in(root / split))}
     if not listed:
-        raise DataError(f"--data_dir={data_dir} contains no images as SPLIT/CLASS/*.jpg, jpeg or png")
+        raise DataError(f"--data_dir={data_dir} contains no images as SPLIT/CLASS/*.jpg ({', '.join(SUFFIXES)})")
     names = tuple(next(iter(listed.values())))
     for name in (*names, *splits):
         if not name.isprintable():  # It may not be valid text, which reports could not show.
@@ -64,6 +66,13 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
             raise DataError(
                 f"the classes of {next(iter(listed))} and {split} differ: {list(names)} and {list(classes)}"
             )
+    for split, classes in listed.items():
+        empty = [name for name, paths in classes.items() if not paths]
+        if empty:
+            counted = ", ".join(f"{name} ({others[str(root / split / name)]} other files)" for name in empty[:20])
+            counted += f" and {len(empty) - 20} more" if len(empty) > 20 else ""
+            line = f"{root / split} has no images of the classes {counted}; images are {', '.join(SUFFIXES)}"
+            print(f"warning: {line}", file=sys.stderr)
     files = {split: _files(classes) for split, classes in listed.items()}
     for split, paths in flat.items():
         labels = root / f"{split}.txt"
@@ -74,14 +83,28 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     return root, files, names
 
 
-def _list(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The paths by class, both sorted; strings, since a million pathlib objects take half a gigabyte."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {path.name: _images_in(path) for path in classes}
+def _list(folder: pathlib.Path, others: collections.Counter[str]) -> dict[str, list[str]]:
+    """The paths by class, both sorted; strings, since a million pathlib objects take half a gigabyte. Counts the other
+    files of each class in `others`."""
+    found = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        found[path.name] = _images_in(path)
+        for place, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            images = [name for name in files if _is_image(name)]
+            others[str(path)] += sum(not name.startswith(".") for name in files) - len(images)
+            if place != str(path):
+                found[path.name] += [os.path.join(place, name) for name in images]
+        found[path.name].sort()
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _images_in(folder: pathlib.Path) -> list[str]:
-    return sorted(f.path for f in os.scandir(folder) if os.path.splitext(f.name)[1].lower() in SUFFIXES)
+    return sorted(entry.path for entry in os.scandir(folder) if _is_image(entry.name))
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:

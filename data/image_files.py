@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import cache
-from data.dataset import DataError, SizesDiffer
+from data.dataset import DataError, SizesDiffer, UnreadableError
 from data.decode import Crop, whole
 from data.stream import Stream, View
 
@@ -95,6 +95,8 @@ def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, 
     def read(example, crop):
         try:
             return split.read(example, crop)
+        except UnreadableError:
+            raise
         except DataError as error:
             raise DataError(f"{error}; {'its file has changed' if skip_corrupt else SKIP}") from None
 
@@ -143,6 +145,8 @@ def _decoded(split: ImageSplit, skip_corrupt: bool, *, doing: str) -> Iterator[t
 
     for example, image in enumerate(each(read, split.length, title=f"{doing} {split.name}")):
         if isinstance(image, DataError):
+            if isinstance(image, UnreadableError):
+                raise image
             if not skip_corrupt:
                 raise DataError(f"{image}; {SKIP}")
             print(f"skipped: {image}", file=sys.stderr)

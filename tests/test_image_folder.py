@@ -1,5 +1,6 @@
 """The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its images."""
 
+import errno
 import os
 import re
 
@@ -102,6 +103,72 @@ def test_invalid_folders_are_rejected(image_dir, tmp_path):
     os.rename(image_dir / "test" / "cat", image_dir / "test" / "dog")
     with pytest.raises(DataError, match=r"differ: \['bird', 'dog'\] and \['bird', 'cat'\]"):
         folder.load(str(image_dir))
+
+
+def test_hidden_files_are_skipped_and_folders_below_a_class_are_read(image_dir):
+    before = folder.load(str(image_dir))
+    for place in (image_dir / "train" / "cat", image_dir / "train" / "cat" / ".cache"):
+        place.mkdir(exist_ok=True)
+        (place / "._0.png").write_text("written by macOS")
+        (place / ".hidden.jpg").write_text("")
+    after = folder.load(str(image_dir))
+    np.testing.assert_array_equal(after.splits["train"][1], before.splits["train"][1])
+    deeper = image_dir / "train" / "cat" / "more" / "b"
+    deeper.mkdir(parents=True)
+    for suffix in ("webp", "bmp", "gif", "tif", "tiff", "jfif"):
+        name, kind = deeper / f"z.{suffix}", {"jfif": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+        Image.new("RGB", (6, 8), (9, 99, 199)).save(name, kind)
+    (image_dir / "train" / "cat" / ".cache" / "x.png").write_bytes(name.read_bytes())
+    images, labels = folder.load(str(image_dir)).splits["train"]
+    assert (labels == 1).sum() == (before.splits["train"][1] == 1).sum() + 6
+    assert (abs(images[labels == 1].astype(int) - (9, 99, 199)).max((1, 2, 3)) < 12).sum() >= 5  # A GIF has a palette.
+
+
+def test_classes_without_images_are_named(image_dir, capsys):
+    for split in ("train", "test"):
+        (image_dir / split / "dog").mkdir()
+    (image_dir / "train" / "dog" / "readme.txt").write_text("")
+    (image_dir / "train" / "dog" / "a.heic").write_text("")
+    assert folder.load(str(image_dir)).class_names == ("bird", "cat", "dog")
+    told = capsys.readouterr().err
+    assert f"warning: {image_dir / 'train'} has no images of the classes dog (2 other files); images are .jpg" in told
+    assert f"warning: {image_dir / 'test'} has no images of the classes dog (0 other files)" in told
+    for split in ("train", "test"):
+        Image.new("RGB", (6, 8)).save(image_dir / split / "dog" / "a.png")
+    folder.load(str(image_dir))
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=lambda n: errno.errorcode[n])
+def test_files_that_can_not_be_read_are_not_called_corrupt(image_dir, monkeypatch, number):
+    opened = Image.open
+
+    def fails(file, *arguments, **options):
+        if str(file).endswith("cat/1.png"):
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", fails)
+        with pytest.raises(DataError, match=f"cat/1.png: {os.strerror(number)}$"):
+            folder.load(str(image_dir), skip_corrupt=True)
+    whole = folder.load(str(image_dir), skip_corrupt=True)
+    assert len(whole.splits["train"][1]) == len(folder.load(str(image_dir)).splits["train"][1])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a plugin"), NotImplementedError("a pixel format"), TypeError("a tag")])
+def test_a_decoders_exception_of_any_type_names_the_file(image_dir, monkeypatch, error):
+    opened = Image.open
+
+    def fails(file, *arguments, **options):
+        if str(file).endswith("cat/1.png"):
+            raise error
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(DataError, match=f"cat/1.png: {error}; --skip_corrupt"):
+        folder.load(str(image_dir))
+    assert len(folder.load(str(image_dir), skip_corrupt=True).splits["train"][1]) > 1
 
 
 def test_flip_and_shift_are_drawn_for_each_image():
