@@ -14,7 +14,10 @@ RECORDS = 10_000  # Images in each file of the archive.
 
 def default_dir() -> pathlib.Path:
     """Where `prepare` writes and training reads if --data_dir is not given."""
-    return pathlib.Path(os.path.expanduser("~"), "nutshell_data")
+    home = os.path.expanduser("~")
+    if home == "~":  # HOME is not set, and the user has no entry in passwd.
+        raise DataError("cifar10: no home folder is known; give --data_dir=FOLDER")
+    return pathlib.Path(home, "nutshell_data")
 
 
 def train_on(dataset: Dataset, batches: str) -> Dataset:

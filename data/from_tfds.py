@@ -44,7 +44,10 @@ def load(
     Raises DataError if the data set is not prepared in array_record, with the command that prepares it, or if it is
     damaged or not for image classification.
     """
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
+    given = data_dir or os.environ.get("TFDS_DATA_DIR")
+    root = pathlib.Path(os.path.expanduser(given or "~/tensorflow_datasets")).absolute()
+    if not given and root.parent.name == "~":
+        raise DataError(f"{name}: no home folder is known; give --data_dir=FOLDER")
     place = find(name, root)
     import tensorflow_datasets as tfds  # Imported late: only prepared stores need it.
 

@@ -1,6 +1,7 @@
 """Every entry point as a user starts it, runs that are killed, and bad input."""
 
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from commands import SignalAt
 from outcome import TIMES, result, same
 from PIL import Image
 
+import data
 from experiments.cli import compilation_cache
 
 SMALL = ["--model=mlp", "--hidden=16", "--augment=digits", "--batch_size=32", "--dropout=0.2", "--steps=24"]
@@ -67,7 +69,7 @@ def test_the_compilation_cache_is_private(tmp_path, monkeypatch, capsys):
         jax.config.update("jax_compilation_cache_dir", before)
         folder.chmod(0o777)
         compilation_cache.start_cache()
-        assert jax.config.jax_compilation_cache_dir == before and "others can write in it" in capsys.readouterr().err
+        assert jax.config.jax_compilation_cache_dir == before and "others can write in " in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 
@@ -301,6 +303,32 @@ def test_lines_for_a_closed_standard_error_are_dropped(environment, tmp_path):
         done = subprocess.run(["sh", "-c", line], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == status and done.stderr == ""
         assert (json.loads(done.stdout)["parameters"] == 7850) if status == 0 else (done.stdout == "")
+
+
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(environment, tmp_path):
+    """As in `| head -1`: the output is more than a pipe holds, or comes after its reader has gone."""
+    for arguments in (["classify", "--help"], ["summary", "--model=resnet152"]):
+        command = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_without_a_home_folder_there_is_no_cache(environment, tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # As for a user without an entry in passwd.
+    with pytest.raises(OSError, match="no home folder is known; set HOME or XDG_CACHE_HOME"):
+        compilation_cache.cache_folder()
+    monkeypatch.chdir(tmp_path)
+    compilation_cache.start_cache()
+    with pytest.raises(data.DataError, match="no home folder is known; give --data_dir=FOLDER"):
+        data.load("cifar10")
+    with pytest.raises(data.DataError, match="no home folder is known; give --data_dir=FOLDER"):
+        data.load("tfds:mnist")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):

@@ -1,5 +1,6 @@
 """Lines for the person who watches a run, on standard error: standard output is for results."""
 
+import contextlib
 import sys
 
 from train.parallel import processes
@@ -11,6 +12,7 @@ def one_line(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Prints one line. Of several processes the first alone does."""
+    """Prints one line. Of several processes the first alone does. A terminal that is gone does not end a run."""
     if processes.is_main():
-        print(one_line(line), file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(one_line(line), file=sys.stderr, flush=True)

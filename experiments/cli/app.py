@@ -1,9 +1,11 @@
 """How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
 
+import contextlib
 import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,13 +38,21 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "w"))  # noqa: SIM115 - open until the process ends.
 
 
+def _drop_output() -> int:
+    """For a reader of standard output that has gone, as `| head` does: the exit status of an end by SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + signal.SIGPIPE
+
+
 def _parse(argv):
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
         ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
         ours = [name for name in ours if name != sys.argv[0]]
         shown = [FLAGS.module_help(name) for name in ours]
-        print("\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help()]))
-        sys.exit(0)
+        with contextlib.suppress(BrokenPipeError):
+            print("\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help()]), flush=True)
+            sys.exit(0)
+        sys.exit(_drop_output())
     try:
         return FLAGS(argv)
     except (flags.Error, OSError, ValueError) as error:  # ValueError: --noFLAG=value, or a file that is not text.
@@ -112,7 +122,11 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
         if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
-            return called(argv)
+            status = called(argv)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            return _drop_output()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -6,8 +6,10 @@ import sys
 
 
 def cache_folder() -> pathlib.Path:
-    """The user's own folder for compiled programs, readable by nobody else."""
+    """The user's own folder for compiled programs, readable by nobody else. OSError where no home folder is known."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if base.startswith("~"):  # HOME is not set, and the user has no entry in passwd.
+        raise FileNotFoundError("no home folder is known; set HOME or XDG_CACHE_HOME")
     return pathlib.Path(base, "nutshell", "compiled")
 
 
@@ -15,14 +17,14 @@ def start_cache() -> None:
     """Turns on jax's persistent compilation cache in a private folder; one line says if that can't be."""
     import jax
 
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError("others can write in it")
+            raise PermissionError(f"others can write in {folder}")
     except OSError as error:
-        print(f"no compilation cache in {folder}: {error}", file=sys.stderr)
+        print(f"no compilation cache: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

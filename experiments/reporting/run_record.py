@@ -248,8 +248,4 @@ class Progress:
             self.bar.n = step
             self.bar.set_postfix(shown)
         elif "eval_loss" in row and self.shown:
-            print(
-                f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()),
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))

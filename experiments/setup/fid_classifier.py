@@ -64,13 +64,16 @@ def load(
     task, model, normalize = _task(images, classes, steps)
     digest = hashlib.sha256(f"{jax.__version__} {classes} {images.shape} {steps} {batch} {SEED}".encode())
     digest.update(np.ascontiguousarray(images).tobytes() + np.asarray(labels, np.int32).tobytes())
-    path = cache_folder().with_name("classifiers") / f"{digest.hexdigest()}.npz"
+    path = None
+    with contextlib.suppress(OSError):  # No home folder: the classifier is trained each time.
+        path = cache_folder().with_name("classifiers") / f"{digest.hexdigest()}.npz"
     like = jax.eval_shape(task.init, jax.random.key(SEED))
-    found = _read(path, like)
+    found = _read(path, like) if path else None
     if found is None:
         say(f"training the classifier that scores samples, {steps} steps, once for these images")
         found = _train(task, images, labels, batch=batch, steps=steps, stop=stop)
-        _write(path, found)
+        if path:
+            _write(path, found)
     variables = {"params": found.params, "batch_stats": found.batch_stats}
 
     def features(images):
