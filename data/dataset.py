@@ -1,5 +1,6 @@
 """The type of a data set, and statistics and binary tasks of data sets."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,19 @@ class Dataset(NamedTuple):
     name: str
     splits: dict[str, tuple[Any, np.ndarray]]
     class_names: tuple[str, ...]
+
+
+def digests(dataset: Dataset) -> dict[str, str]:
+    """SHA-256 of each split's labels, and of its images where these are held in memory: whether two data sets are the
+    same, wherever their files lie."""
+    found = {}
+    for split, (images, labels) in dataset.splits.items():
+        digest = hashlib.sha256(f"{labels.dtype} {labels.shape} {tuple(images.shape)}".encode())
+        for part in (labels, images) if isinstance(images, np.ndarray) else (labels,):
+            for start in range(0, len(part), 1000):  # In parts: a broadcast array is far larger than its memory.
+                digest.update(np.ascontiguousarray(part[start : start + 1000]).tobytes())
+        found[split] = digest.hexdigest()
+    return found
 
 
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:

@@ -305,6 +305,32 @@ def test_lines_for_a_closed_standard_error_are_dropped(environment, tmp_path):
         assert (json.loads(done.stdout)["parameters"] == 7850) if status == 0 else (done.stdout == "")
 
 
+def test_changed_data_is_refused_and_a_copy_is_not(start, tmp_path):
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("blue", "red"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(4):
+                image = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                image.save(tmp_path / "data" / split / name / f"{i}.png")
+    run = ["classify", f"--workdir={tmp_path / 'w'}", "--dataset=folder", "--model=perceptron", "--batch_size=4"]
+    run += ["--steps=4"]
+
+    def again(place):
+        return start(*run, f"--data_dir={place}")
+
+    assert again(tmp_path / "data").returncode == 0
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    assert "run already complete" in again(tmp_path / "copy").stderr
+    train = tmp_path / "copy" / "train"
+    (train / "red").rename(train / "x")
+    (train / "blue").rename(train / "red")
+    (train / "x").rename(train / "blue")
+    done = again(tmp_path / "copy")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "created with different data: the labels or images of train have changed" in done.stderr
+
+
 def test_a_reader_that_has_gone_ends_a_command_without_a_word(environment, tmp_path):
     """As in `| head -1`: the output is more than a pipe holds, or comes after its reader has gone."""
     for arguments in (["classify", "--help"], ["summary", "--model=resnet152"]):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import Dataset
+from data.dataset import Dataset, digests
 from experiments.cli import options
 from experiments.cli.config import TrainingConfig
 from experiments.setup import saved_run
@@ -91,6 +91,11 @@ def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dat
             raise WorkdirError(
                 f"{workdir.path} was created with different data: {name} {stored} (stored), {given} (given)"
             )
+    stored, given = run.get("data_digests", {}), digests(dataset)  # Older runs have none.
+    changed = [split for split in given if stored.get(split, given[split]) != given[split]]
+    if changed:
+        both = f"{workdir.path} was created with different data: the labels or images of {', '.join(changed)}"
+        raise WorkdirError(f"{both} have changed; choose a new --workdir")
 
 
 def _commit() -> str | None:
@@ -134,6 +139,7 @@ def write_start(
         "dataset": config.dataset,
         **dataclasses.asdict(experiment.info),
         "splits": counts(dataset),
+        "data_digests": digests(dataset),
         "start": stored.get("start") or _now(),
         "end": None,
     }
