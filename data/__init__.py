@@ -31,8 +31,8 @@ def find(name: str) -> Callable[..., Dataset]:
         return functools.partial(from_tfds.load, name)
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ArgumentError(f"unknown dataset {name!r}; known: {', '.join(sorted(REGISTRY))}, tfds:NAME{hint}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ArgumentError(f"unknown dataset {name!r}; {hint}known: {', '.join(sorted(REGISTRY))}, tfds:NAME")
     return REGISTRY[name]
 
 

@@ -51,8 +51,8 @@ def spec(name: str) -> ModelSpec:
     """Returns the entry of model `name`. Raises ModelError, with the known names and the closest match, if unknown."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ModelError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}{hint}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ModelError(f"unknown model {name!r}; {hint}known: {', '.join(sorted(MODELS))}")
     return MODELS[name]
 
 

@@ -134,6 +134,6 @@ def test_invalid_image_files_are_named(tmp_path):
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(
-        ValueError, match=r"unknown dataset 'mnist'; known: cifar10, folder, mnist5k, tfds:NAME; did you mean mnist5k\?"
+        ValueError, match=r"unknown dataset 'mnist'; did you mean mnist5k\? known: cifar10, folder, mnist5k, tfds:NAME"
     ):
         data.load("mnist")

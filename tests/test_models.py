@@ -144,7 +144,7 @@ def test_what_a_model_is_for(name, image_shape, num_classes, task):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown model 'lenett'; known: alexnet_owt, cifar_.*did you mean lenet\?"):
+    with pytest.raises(ValueError, match=r"unknown model 'lenett'; did you mean lenet\? known: alexnet_owt, cifar_"):
         models.create("lenett", 10)
     with pytest.raises(ValueError, match="takes no option 'depth'"):
         models.create("mlp", 10, depth=3)

@@ -50,7 +50,8 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open: the lock dies with the process.
         except OSError as error:
-            raise WorkdirError(f"cannot write in --workdir={workdir}: {error.strerror}") from None
+            reason = "it is a file, not a folder" if self.path.is_file() else error.strerror
+            raise WorkdirError(f"cannot write in --workdir={workdir}: {reason}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -16,6 +16,9 @@ from absl import logging as absl_logging
 from experiments.cli import options
 
 FLAGS = flags.FLAGS
+FLAGFILE = (
+    "\n--flagfile=FILE reads flags from a file, such as a run's flags.txt. Of two values of a flag the later counts."
+)
 
 
 class UsageError(ValueError):
@@ -50,7 +53,10 @@ def _parse(argv):
         ours = [name for name in ours if name != sys.argv[0]]
         shown = [FLAGS.module_help(name) for name in ours]
         with contextlib.suppress(BrokenPipeError):
-            print("\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help()]), flush=True)
+            print(
+                "\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help(), FLAGFILE]),
+                flush=True,
+            )
             sys.exit(0)
         sys.exit(_drop_output())
     try:

@@ -82,7 +82,7 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
-    """What classify, segment and generate have in common"""
+    """Data folder and batch norm"""
 
     data_dir: str | None = option(
         None,

@@ -201,7 +201,7 @@ def to_json(config: Any) -> dict[str, Any]:
 def given(value: Any) -> str:
     """A flag's value, as a message names it."""
     if value is None or value == ():
-        return "(not given)" if value is None else "(empty)"
+        return "none" if value is None else "empty"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

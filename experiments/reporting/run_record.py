@@ -206,7 +206,7 @@ def print_complete(summary: dict) -> int:
             line = headline(summary)
         except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"summary.json of this run is damaged: {error!r}") from None
-        say(f"run already complete: {line}; use a new --workdir to start another")
+        say(f"run already complete in {summary.get('workdir')}: {line}; use a new --workdir to start another")
         print(json.dumps(summary))
     return 0
 

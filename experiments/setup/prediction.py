@@ -1,9 +1,10 @@
 """Predictions of a trained network, a batch at a time on one device; and a stored run loaded for a notebook."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,13 +43,17 @@ def masks(task: Task, state: State, images: np.ndarray) -> np.ndarray:
     return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images)])
 
 
-class LoadedRun(NamedTuple):
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadedRun:
     """A trained network with its config, ready to predict."""
 
     workdir: pathlib.Path
     config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
     experiment: Experiment
     state: State
+
+    def __repr__(self) -> str:
+        return f"LoadedRun({self.config.model} of {self.workdir}, step {int(self.state.step)})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
