@@ -78,7 +78,7 @@ def data_parallel_bytes(parameters: int, batch_stats: int, devices: int) -> floa
 def dense_bytes(*, batch_size: int, features: int, units, devices: int) -> float:
     """Of one step in float32 with divided dense layers, what these need: features and the activations of hidden layers
     (`units` wide) are gathered and their gradients scattered, labels gathered, four numbers a row all-reduced for the
-    loss and one for its gradient."""
+    loss and one for its gradient, and one for the norm of all gradients."""
     filled = sum(-(-columns // devices) * devices for columns in units)
     exchanged = ring_bytes("all-gather", 4 * batch_size * (2 * features + 2 * filled + 1), devices)
-    return exchanged + ring_bytes("all-reduce", 4 * 5 * batch_size, devices)
+    return exchanged + ring_bytes("all-reduce", 4 * (5 * batch_size + 1), devices)
