@@ -39,6 +39,10 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
     return jax.vmap(warp)(images.astype(jnp.float32), keys)
 
 
+# jax.random.split(key, n)[i] is fold_in(key, i), and the other functions here split in up to three.
+NOISE_KEY = 3
+
+
 def colour_noise(images, keys, *, covariance, std, scale: float):
     """Normalised images [B, H, W, C] plus, for each image, a multiple from N(0, scale^2) of each principal component of
     the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1,
@@ -50,7 +54,7 @@ def colour_noise(images, keys, *, covariance, std, scale: float):
     directions = jnp.asarray(components * np.sqrt(variances.clip(0)) / np.asarray(std)[:, None], jnp.float32)
 
     def draw(key):
-        return directions @ (scale * jax.random.normal(jax.random.fold_in(key, 1), variances.shape))
+        return directions @ (scale * jax.random.normal(jax.random.fold_in(key, NOISE_KEY), variances.shape))
 
     return images + jax.vmap(draw)(keys)[:, None, None]
 

@@ -32,12 +32,16 @@ class Dataset(NamedTuple):
 
 
 def digests(dataset: Dataset) -> dict[str, str]:
-    """SHA-256 of each split's labels, and of its images where these are held in memory: whether two data sets are the
-    same, wherever their files lie."""
+    """SHA-256 of each split's labels, and of its images where these are held in memory, else of their files' names:
+    whether two data sets are the same, wherever their folders lie."""
     found = {}
     for split, (images, labels) in dataset.splits.items():
         digest = hashlib.sha256(f"{labels.dtype} {labels.shape} {tuple(images.shape)}".encode())
-        for part in (labels, images) if isinstance(images, np.ndarray) else (labels,):
+        in_memory = isinstance(images, np.ndarray)
+        if not in_memory:
+            for name in images.names():
+                digest.update(name.encode(errors="surrogateescape") + b"\0")
+        for part in (labels, images) if in_memory else (labels,):
             for start in range(0, len(part), 1000):  # In parts: a broadcast array is far larger than its memory.
                 digest.update(np.ascontiguousarray(part[start : start + 1000]).tobytes())
         found[split] = digest.hexdigest()
@@ -58,6 +62,8 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     for split, (images, labels) in dataset.splits.items():
         hits = labels == dataset.class_names.index(positive)
         rows = np.ones_like(hits) if negative is None else hits | (labels == dataset.class_names.index(negative))
+        if not rows.any():
+            raise DataError(f"{dataset.name}: the split {split} has no images of {positive} and {negative or 'others'}")
         kept = images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
         splits[split] = kept, hits[rows].astype(np.int32)
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))

@@ -100,7 +100,7 @@ def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, 
         except DataError as error:
             raise DataError(f"{error}; {'its file has changed' if skip_corrupt else SKIP}") from None
 
-    return Stream(read, examples, channels=split.channels, view=view), labels
+    return Stream(read, examples, channels=split.channels, view=view, where=split.where), labels
 
 
 def _readable(split: ImageSplit) -> np.ndarray:

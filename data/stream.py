@@ -83,8 +83,17 @@ class Stream:
     reader.
     """
 
-    def __init__(self, read: Callable[[int, Crop], np.ndarray], examples: np.ndarray, *, channels: int, view: View):
-        self.read, self.examples, self.view = read, examples, view
+    def __init__(
+        self,
+        read: Callable[[int, Crop], np.ndarray],
+        examples: np.ndarray,
+        *,
+        channels: int,
+        view: View,
+        where: Callable[[int], str] = str,
+    ):
+        """`where(example)` is the name of an image: of its file, or of its place in a store."""
+        self.read, self.examples, self.view, self.where = read, examples, view, where
         self.shape = (len(examples), view.side, view.side, channels)
 
     def __len__(self) -> int:
@@ -98,7 +107,11 @@ class Stream:
 
     def keep(self, mask: np.ndarray) -> "Stream":
         """The images where `mask`, bool [N], is true; nothing is decoded."""
-        return Stream(self.read, self.examples[mask], channels=self.shape[-1], view=self.view)
+        return Stream(self.read, self.examples[mask], channels=self.shape[-1], view=self.view, where=self.where)
+
+    def names(self) -> Iterator[str]:
+        """The images' names, without the folders that they lie in."""
+        return (os.path.basename(self.where(int(example))) for example in self.examples)
 
     def chunks(self, size: int, *, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """The central squares of all images or of `rows`, in order, `size` at a time; the last chunk may be smaller."""

@@ -1,7 +1,8 @@
 """Reads network weights from safetensors and .pth files, without PyTorch and without running code from the file.
 
 A .pth file is a pickle, which can call arbitrary functions. Here it can only create dictionaries, lists, numbers and
-strings and call the PyTorch functions that rebuild tensors; any other name raises an error before it is looked up.
+strings and call the PyTorch functions that rebuild tensors. Any other name, such as that of the options in a training
+checkpoint, is not looked up: an object that does nothing stands in its place.
 """
 
 import collections
@@ -16,6 +17,7 @@ import numpy as np
 
 from data.dataset import DataError
 
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Of the format before torch 1.6.
 DTYPES = {
     "DoubleStorage": np.float64,
@@ -72,11 +74,25 @@ ALLOWED = {
 }
 
 
+class _Ignored:
+    """Stands for an object of any other class, and for what its functions would return."""
+
+    def __new__(cls, *arguments, **options):
+        del arguments, options
+        return super().__new__(cls)
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def _ignore(self, *arguments):
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = update = _ignore
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) not in ALLOWED:
-            raise DataError(f"it names {module}.{name}, which has no place among weights")
-        return ALLOWED[module, name]
+        return ALLOWED.get((module, name), _Ignored)
 
     def persistent_load(self, saved):
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], _Kind)):
@@ -157,7 +173,8 @@ def _views(found):
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """name -> array of the file's tensors. A training checkpoint's `state_dict` or `model` is taken out of it.
+    """name -> array of the file's tensors. Of a training checkpoint, which holds them as one of CONTAINERS, these are
+    taken; entries that are no tensors are skipped.
 
     Raises DataError, naming the file, for anything but weights.
     """
@@ -170,7 +187,7 @@ def read(path: str) -> dict[str, np.ndarray]:
 
                 return load_file(path)
             found, storage_bytes = _zip(file) if head.startswith(b"PK") else _legacy(file)
-            for name in ("state_dict", "model"):
+            for name in CONTAINERS:
                 if isinstance(found, dict) and isinstance(found.get(name), dict):
                     found = found[name]
             if not isinstance(found, dict) or not any(isinstance(value, _View) for value in found.values()):
@@ -179,7 +196,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             arrays = {}
             for name, view in found.items():
                 if not isinstance(view, _View):
-                    raise DataError(f"its entry {name} is no tensor")
+                    continue
                 key = view.storage.key
                 cache = cache if key in cache else {key: storage_bytes(view.storage)}
                 arrays[str(name)] = _array(view, cache[key])

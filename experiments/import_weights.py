@@ -74,8 +74,9 @@ def main(config: ImportWeightsConfig) -> int:
     workdir = Workdir(config.workdir)
     if workdir.read_json("run.json") is not None:
         raise WorkdirError(f"{workdir.path} holds a run already; choose a new --workdir")
-    constants = dataclasses.asdict(info)
-    checkpoints = Checkpoints(workdir.path, best=experiment.task.best, constants=constants)
+    checkpoints = Checkpoints(workdir.path, best=experiment.task.best, constants=dataclasses.asdict(info))
+    if checkpoints.steps():
+        raise WorkdirError(f"{workdir.path} holds checkpoints already; choose a new --workdir")
     checkpoints.save(0, state, record={})
     checkpoints.wait()
     dataset = Dataset("folder", {}, tuple(names))

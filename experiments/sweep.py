@@ -59,7 +59,8 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
     if rows:
         results = sweep_table.table(rows, list(points[0]))
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)  # Data sets may differ in their metrics.
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(workdir.path / "sweep.csv", text.getvalue())

@@ -38,6 +38,23 @@ def variables(model: nn.Module, image_shape):
     return jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
+def normalised_values(model: nn.Module, image_shape, rows: int) -> dict[str, int]:
+    """How many values of each channel a batch-norm layer normalises over, by its name, for a batch of `rows` images."""
+    found: dict[str, int] = {}
+
+    def record(call, arguments, keywords, context):
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            found["/".join(context.module.path)] = math.prod(arguments[0].shape[:-1])
+        return call(*arguments, **keywords)
+
+    def forward(images):
+        with nn.intercept_methods(record):
+            return model.init(jax.random.key(0), images, train=False)
+
+    jax.eval_shape(forward, jax.ShapeDtypeStruct((rows, *image_shape), jnp.float32))
+    return found
+
+
 def layers(model: nn.Module, image_shape) -> list[Layer]:
     """Returns the layers that have parameters, in the order of the forward pass.
 

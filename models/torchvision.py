@@ -29,9 +29,10 @@ class TorchvisionLayout(NamedTuple):
 
 
 def canonical_name(key: str, aliases: Mapping[str, str]) -> str:
-    """Returns torchvision's current name of a state dict entry: without DataParallel's prefix, and with the names in
-    `aliases` and DenseNet's old ones (norm.1 for norm1) replaced."""
-    key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key.removeprefix("module."))
+    """Returns torchvision's current name of a state dict entry: without the prefixes of torch.compile, DataParallel and
+    Lightning, and with the names in `aliases` and DenseNet's old ones (norm.1 for norm1) replaced."""
+    key = re.sub(r"^(?:(?:_orig_mod|module|model)\.)+", "", key)
+    key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key)
     layer, _, leaf = key.rpartition(".")
     return f"{aliases.get(layer, layer)}.{leaf}"
 

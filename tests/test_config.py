@@ -4,16 +4,19 @@ import dataclasses
 import json
 
 import flax.linen as nn
+import numpy as np
 import pytest
 from absl import flags
 from commands import ROOT
 
 import models
+from data.dataset import Dataset
 from experiments.cli import options, validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
 from experiments.cli.options import option
-from experiments.setup import classification
+from experiments.setup import classification, training
+from experiments.setup.experiment import ClassificationInfo
 
 CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig)
 
@@ -144,12 +147,44 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
         ({"fc_passes": 2}, "--fc_passes=2 --fc_update=accumulate need --parallelism=hybrid"),
         ({"gradients": "backpropagation", "dtype": "bfloat16"}, "--dtype=bfloat16 is not supported by"),
         ({"dry_run_data": True}, "--dry_run_data needs --dry_run"),
+        ({"schedule": "one_cycle", "warmup_steps": 8}, "--warmup_steps=8 has no effect with --schedule=one_cycle"),
+        ({"drops": (0.5,)}, "--drops=0.5 has no effect with --schedule=constant"),
+        ({"schedule": "cosine", "drop_factor": 2.0}, "--drop_factor=2.0 has no effect with --schedule=cosine"),
+        ({"optimizer": "adam", "nesterov": True}, "--nesterov=True has no effect with --optimizer=adam"),
+        ({"optimizer": "muon", "momentum": 0.5}, "--momentum=0.5 has no effect with --optimizer=muon"),
+        ({"cutout": 8}, "--cutout=8 has no effect with --augment=none"),
+        ({"augment": "digits", "shift": 2}, "--shift=2 has no effect with --augment=digits"),
+        ({"augment": "crop24", "shift_mode": "reflect"}, "--shift_mode=reflect has no effect with --augment=crop24"),
+        ({"early_share": 0.2}, "--early_share=0.2 has no effect without --early_size"),
     ],
 )
 def test_flags_that_depend_on_each_other(given, message):
     with pytest.raises(UsageError, match=message):
         validation.check_classify(ClassifyConfig(**given))
     validation.check_classify(ClassifyConfig())
+
+
+def test_steps_beyond_any_number_are_one_line():
+    dataset = Dataset("", {"train": (None, np.zeros(256))}, ())
+    assert training.total_steps(ClassifyConfig(epochs=2.5), dataset, 1) == 5
+    for epochs in (1e306, 1e12):
+        with pytest.raises(UsageError, match="steps: must be fewer than 2147483648"):
+            training.total_steps(ClassifyConfig(epochs=epochs), dataset, 1)
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 1}, {"batch_size": 12, "accumulate": 12}])
+def test_batch_norm_over_one_value_is_refused(given):
+    info = ClassificationInfo((16, 16, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"))
+    with pytest.raises(
+        UsageError, match="bn_dense would normalise one value a channel, to 0: batch norm needs a larger"
+    ):
+        classification.create_experiment(ClassifyConfig(model="cnn", **given), info, devices=1, steps=1)
+    for model in ("lenet", "mlp"):  # Without batch norm.
+        shape = dataclasses.replace(info, image_shape=(28, 28, 1), mean=(9.0,), std=(1.0,))
+        classification.create_experiment(ClassifyConfig(model=model, **given), shape, devices=1, steps=1)
+    config = ClassifyConfig(model="cnn", batch_size=2, sync_bn=False)
+    with pytest.raises(UsageError, match="would normalise one value"):
+        classification.create_experiment(config, info, devices=2, steps=1)
 
 
 def test_only_these_files_read_absls_flags():

@@ -28,6 +28,10 @@ def test_binary_task(mnist5k):
     assert rest.splits["test"][1].sum() == 100 and len(rest.splits["test"][1]) == 1000
     with pytest.raises(ValueError, match="no class '11'"):
         binary_task(mnist5k, "11")
+    images, labels = mnist5k.splits["test"]
+    few = mnist5k._replace(splits=mnist5k.splits | {"test": (images[labels == 5], labels[labels == 5])})
+    with pytest.raises(DataError, match="mnist5k: the split test has no images of 3 and 8"):
+        binary_task(few, "3", "8")
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch():

@@ -244,6 +244,13 @@ def test_classes_called_by_numbers_or_with_spaces(tmp_path):
         assert folder._labelled(paths, labels, names) == list(zip(paths, expected, strict=True))
 
 
+def test_colour_noise_has_keys_of_its_own():
+    key = jax.random.key(3)
+    own = jax.random.key_data(jax.random.fold_in(key, augment.NOISE_KEY))
+    for count in (2, 3):  # As flips, shifts, crops and cutouts split it.
+        assert not (jax.random.key_data(jax.random.split(key, count)) == own[None]).all(-1).any()
+
+
 def test_colour_noise_follows_the_principal_components():
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(5000, 3)) @ np.array([[30.0, 28.0, 26.0], [0.0, 9.0, -8.0], [0.0, 0.0, 3.0]])

@@ -82,6 +82,8 @@ def whole(pair, tmp_path_factory):
 
 def test_two_processes_train_as_two_devices_of_one(whole, start, tmp_path):
     alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *RUN))
+    stored = json.loads((whole[0] / "run.json").read_text())["flags"]
+    assert stored["process_id"] is None and "process" not in (whole[0] / "flags.txt").read_text()
     assert alone["accuracy"] == pytest.approx(whole[1]["accuracy"], abs=0.01)
     assert alone["loss"] == pytest.approx(whole[1]["loss"], rel=1e-3)
 
@@ -109,7 +111,7 @@ def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
     "own, told",
     [
         (["--seed=1", "--seed=2"], "--seed=2 in this process, --seed=1 in the first"),
-        (["--keep=2", "--drops=0.1,0.2"], "--drops=0.1,0.2 in this process, --drops=0.5,0.75 in the first"),
+        (["--keep=2", "--hidden=5,6"], "--hidden=5,6 in this process, --hidden=none in the first"),
     ],
 )
 def test_processes_with_unlike_flags_are_refused(tmp_path, pair, own, told):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import data
 from data import batches, folder, stream
-from data.dataset import DataError, binary_task
+from data.dataset import DataError, binary_task, digests
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
 from experiments.setup import classification, evaluation_data, preprocessing
@@ -238,6 +238,18 @@ def test_predict_sees_a_file_as_the_test_did(image_dir):
         np.testing.assert_array_equal(evaluation_data.read_image(file, run), seen)
     whole = evaluation_data.read_image(file, run_of((20, 30, 3)))
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
+
+
+def test_the_digest_tells_data_sets_apart_wherever_they_lie(image_dir, tmp_path):
+    def found(place):
+        return digests(data.load("folder", str(place), image_size=32))
+
+    shutil.copytree(image_dir, tmp_path / "copy")
+    assert found(image_dir) == found(tmp_path / "copy")
+    bird = tmp_path / "copy" / "train" / "bird"
+    (bird / "0.png").rename(bird / "another.png")
+    changed = found(tmp_path / "copy")
+    assert changed["test"] == found(image_dir)["test"] and changed["train"] != found(image_dir)["train"]
 
 
 def test_flags_that_do_not_fit_the_data(image_dir):

@@ -76,6 +76,8 @@ def test_other_names_of_the_same_layers():
     for key, aliases, expected in (
         ("features.denseblock1.denselayer2.norm.1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
         ("features.denseblock1.denselayer2.norm1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
+        ("_orig_mod.module.fc.bias", {}, "fc.bias"),
+        ("model.layer1.0.bn1.weight", {}, "layer1.0.bn1.weight"),
         ("module.pre_logits.fc1.bias", models.vgg.TIMM_NAMES, "classifier.0.bias"),
         ("head.fc.weight", models.vgg.TIMM_NAMES, "classifier.6.weight"),
     ):

@@ -305,3 +305,19 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnis
     assert leaves.fingerprint(*found.state[::2][:2]) == leaves.fingerprint(*expected.state[::2][:2])
     assert found.metrics == expected.metrics
     assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("devices", [3, 7])
+def test_constants_of_the_network_are_not_averaged(mnist5k, devices):
+    """The mean of K equal numbers is another number where K is no power of two."""
+    task = make_task("data", model="dcnn", axis_name="data", widths=(4, 4, 4))
+    state = jax.jit(task.init)(jax.random.key(0))
+    whitening = jax.random.normal(jax.random.key(1), state.batch_stats["whitening"].shape)
+    state = state._replace(batch_stats={**state.batch_stats, "whitening": whitening})
+    images, labels = mnist5k.splits["train"]
+    batch = {"image": images[: 2 * devices], "label": labels[: 2 * devices]}
+    after, _ = data_parallel.parallelize(task.train_step, devices, donate=False)(state, batch)
+    np.testing.assert_array_equal(after.batch_stats["whitening"], whitening)
+    before = dict(jax.tree_util.tree_leaves_with_path(state.batch_stats))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after.batch_stats):
+        assert path[-1].key == "whitening" or not np.array_equal(leaf, before[path])

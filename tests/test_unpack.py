@@ -180,6 +180,7 @@ def test_an_archive_of_a_class_in_capitals(tmp_path):
 
 def test_the_split_by_an_archives_name():
     names = {"latest_pictures.tar": "train", "ILSVRC2012_img_val.tar": "val", "festival-TEST.tar": "test"}
+    names |= {"validation.tar": "val", "valid.tar": "val", "my_testing.tgz": "test", "tested.tar": "train"}
     assert {name: unpack.split_of(name) for name in names} == names
 
 

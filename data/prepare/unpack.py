@@ -68,8 +68,9 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
 
 def split_of(name: str) -> str:
     """The split that the archive's name contains as a separate word, by default train."""
-    found = re.search("(?<![a-z])(val|test)(?![a-z])", name.lower())
-    return found[1] if found else "train"
+    words = {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+    found = re.search(f"(?<![a-z])({'|'.join(words)})(?![a-z])", name.lower())
+    return words[found[1]] if found else "train"
 
 
 @contextlib.contextmanager

@@ -1,8 +1,19 @@
 """Dependencies between the flags of a command, checked before anything is loaded. The bounds of each alone are in
 config.py; what depends on the data set or on the network is checked where these are made."""
 
+import dataclasses
+
+from experiments.cli import options
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig, TrainingConfig
+
+
+def _no_effect(config: TrainingConfig, names: tuple[str, ...], why: str) -> None:
+    """Raises UsageError where one of the flags has another value than its default, which could not change anything."""
+    for field in dataclasses.fields(config):
+        if field.name in names:
+            value = getattr(config, field.name)
+            require(value == field.default, f"--{field.name}={options.given(value)} has no effect {why}")
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -13,6 +24,14 @@ def check_training(config: TrainingConfig) -> None:
     )
     require(not config.dry_run_data or config.dry_run, "--dry_run_data needs --dry_run")
     require(not config.nesterov or config.momentum > 0, "--nesterov needs a --momentum above 0")
+    if config.optimizer != "sgd":
+        _no_effect(config, ("nesterov",), f"with --optimizer={config.optimizer}")
+    if config.optimizer == "muon":
+        _no_effect(config, ("momentum",), "with --optimizer=muon")
+    if config.schedule != "step":
+        _no_effect(config, ("drops", "drop_factor"), f"with --schedule={config.schedule}")
+    if config.schedule == "one_cycle":
+        _no_effect(config, ("warmup_steps",), "with --schedule=one_cycle, which has a warm-up of its own")
 
 
 def check_classify(config: ClassifyConfig) -> None:
@@ -24,6 +43,10 @@ def check_classify(config: ClassifyConfig) -> None:
     require(config.model != "logistic" or config.positive is not None, logistic)
     flips = not config.alternate_flip or config.augment == "flip_shift"
     require(flips, "--alternate_flip needs --augment=flip_shift")
+    if config.augment != "flip_shift":
+        _no_effect(config, ("shift", "shift_mode", "cutout"), f"with --augment={config.augment}")
+    if config.early_size is None:
+        _no_effect(config, ("early_share",), "without --early_size")
     passes, update = config.fc_passes, config.fc_update
     hybrid = config.parallelism == "hybrid"
     require(

@@ -122,6 +122,8 @@ def write_start(
 ) -> None:
     """Writes flags.txt and run.json; a resumed run keeps the time of its first start."""
     stored = workdir.read_json("run.json") or {}
+    # Which process this is holds for this start alone: flags.txt can be loaded by one process.
+    config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
     run = {
@@ -139,7 +141,7 @@ def write_start(
         "dataset": config.dataset,
         **dataclasses.asdict(experiment.info),
         "splits": counts(dataset),
-        "data_digests": digests(dataset),
+        "data_digests": {} if config.dry_run_data else digests(dataset),
         "start": stored.get("start") or _now(),
         "end": None,
     }

@@ -16,6 +16,7 @@ from experiments.setup.experiment import (
     ClassificationInfo,
     DatasetInfo,
     Experiment,
+    check_batch_norm,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -102,6 +103,9 @@ def create_experiment(
         require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")
     if checked:
         check_shapes(config, model, input_shape, early_size)
+        rows = config.batch_size // config.accumulate // (1 if config.sync_bn else devices)
+        for shape in filter(None, (input_shape[:2], early_size)):
+            check_batch_norm(model, (*shape, input_shape[2]), rows)
     task = classification.create(
         model=model,
         optimizer=optimizer,

@@ -10,6 +10,7 @@ import models
 from data.dataset import Dataset
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import TrainingConfig
+from models import summary
 from train import optimizers
 from train.task import Task
 
@@ -87,6 +88,15 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
         groups=groups,
     )
     return schedule, optimizer
+
+
+def check_batch_norm(model: nn.Module, input_shape, rows: int) -> None:
+    """Raises UsageError where a batch-norm layer would normalise one value a channel over `rows` images: to 0, so that
+    nothing passes through it."""
+    if rows == 1:
+        for name, values in summary.normalised_values(model, input_shape, rows).items():
+            line = f"{name} would normalise one value a channel, to 0: batch norm needs a larger batch"
+            require(values > 1, f"{line} (--batch_size, --accumulate, --sync_bn, image size)")
 
 
 def network_dtype(config: TrainingConfig) -> str | None:

@@ -17,6 +17,7 @@ from experiments.setup import evaluation_data
 from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
+    check_batch_norm,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -132,6 +133,7 @@ def create_experiment(config: SegmentConfig, info: SegmentationInfo, *, devices:
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train, evaluation = preparations(config, info)
     model = network(config, info, axis=axis, sync_bn=config.sync_bn)
+    check_batch_norm(model, info.image_shape, config.batch_size // (1 if config.sync_bn else devices))
     statistics = None
     if config.exact_batch_norm:
         statistics = precise_bn(config, info, devices=devices, dtype=dtype, train=train, evaluation=evaluation)

@@ -37,6 +37,16 @@ def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
     return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
 
 
+def averaged_statistics(batch_stats, before, axis):
+    """Running means and variances averaged over the devices; the constants of `before`, such as whitening filters, stay
+    to the last bit."""
+
+    def leaf(path, new, old):
+        return lax.pmean(new, axis) if path[-1].key in ("mean", "var") else old
+
+    return jax.tree_util.tree_map_with_path(leaf, batch_stats, before)
+
+
 def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
 
@@ -47,7 +57,7 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
     if axis:  # A device's loss is its part of the mean over the global batch: the gradients of all devices add up.
         grads, sums = lax.psum((grads, sums), axis)
-        batch_stats = lax.pmean(batch_stats, axis)
+        batch_stats = averaged_statistics(batch_stats, state.batch_stats, axis)
     sums |= {"gradient_norm": optax.tree.norm(grads)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
