@@ -13,11 +13,23 @@ from train.metrics import TrainingMetrics, check_finite
 from train.parallel import data_parallel
 from train.tasks import classification, segmentation
 
-FAST = ("perceptron", "lenet", "cnn", "cifar_resnet20", "densenet", "segnet_small")
+FAST = ("perceptron", "cnn")
 SMALL = {"densenet": {"depth": 10, "growth_rate": 4}, "vgg11": {"units": 8}, "alexnet_owt": {"units": 8}}
 SIZES = {"vgg11": 32, "vgg11_bn": 32, "alexnet_owt": 63, "resnet18": 32, "resnet50": 32, "densenet121": 32}
 OTHERS = (
-    *("mlp", "logistic", "cuda_convnet", "dcnn", "cifar_plain20", "segnet_basic", "segnet"),
+    *(
+        "lenet",
+        "cifar_resnet20",
+        "densenet",
+        "segnet_small",
+        "mlp",
+        "logistic",
+        "cuda_convnet",
+        "dcnn",
+        "cifar_plain20",
+        "segnet_basic",
+        "segnet",
+    ),
     *("vgg11", "vgg11_bn", "alexnet_owt", "resnet18", "plain18", "resnet50", "densenet121"),
 )
 
