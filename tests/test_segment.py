@@ -170,7 +170,7 @@ import sys, jax, numpy
 from absl import flags
 from experiments.cli import options
 from experiments.cli.config import SegmentConfig
-from experiments.setup import restore, saved_run, segmentation
+from experiments.setup import segmentation
 from train.state import parameter_count
 options.define(SegmentConfig)
 small = ["--dry_run", "--dry_run_data", "--image_size=36x47", "--workdir=W"]
