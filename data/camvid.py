@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data.dataset import DataError, Dataset
-from data.decode import FAILURES, read_image, whole
+from data.decode import named_failures, read_image, whole
 from data.image_files import each
 
 CLASSES = (
@@ -101,15 +101,10 @@ def _inside(root: pathlib.Path, path: str) -> str:
 
 def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Class numbers uint8 [H, W], 11 for void, resized to `size` (H, W) with nearest neighbours. Raises DataError."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(f"{path}: an annotation is an 8-bit image of class numbers, not {image.mode}")
-            values = np.asarray(image, np.uint8)
-    except DataError:
-        raise
-    except FAILURES as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    with named_failures(path), Image.open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise DataError(f"{path}: an annotation is an 8-bit image of class numbers, not {image.mode}")
+        values = np.asarray(image, np.uint8)
     if values.max(initial=0) > VOID:
         raise DataError(f"{path} contains the label {values.max()}, expected 0 to {VOID}")
     return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST)) if size else values

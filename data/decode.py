@@ -1,9 +1,9 @@
 """Decodes image files of any size and mode to arrays."""
 
+import contextlib
 import errno
 import io
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,12 +16,6 @@ TURNS: dict[object, Image.Transpose] = {
     **{2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE},
     **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
 }
-# What Pillow raises for damaged files, including their EXIF data.
-FAILURES = (
-    *(OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError),
-    *(struct.error, EOFError, KeyError, IndexError, OverflowError),
-)
-
 
 # Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
 # it to, in pixels.
@@ -31,6 +25,22 @@ Crop = Callable[[int, int], tuple[tuple[float, float, float, float], tuple[int, 
 def whole(size: tuple[int, int]) -> Crop:
     """The whole image, resized to `size` (height, width)."""
     return lambda height, width: ((0, 0, width, height), size)
+
+
+@contextlib.contextmanager
+def named_failures(path: str) -> Iterator[None]:
+    """A block that decodes an image: DataError with the file's name for any failure, of the many types that decoders
+    raise; UnreadableError where the system could not read the file."""
+    try:
+        yield
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise UnreadableError(f"{path}: {error.strerror}") from None
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image that can be read" if unknown else getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: {reason}") from None
 
 
 def read_image(
@@ -48,38 +58,29 @@ def read_image(
     If `content`, the bytes of the file, is given, `path` is only used in messages. Raises DataError with the file's
     name if it can't be decoded, UnreadableError if the file can't be read.
     """
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as opened:
-            if crop is not None:
-                turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-                width, height = opened.size[::-1] if turned else opened.size
-                box, size = crop(height, width)
-                times = min((box[2] - box[0]) // size[1], (box[3] - box[1]) // size[0])
-                if opened.format == "JPEG" and times >= 2:
-                    scale = max(s for s in (2, 4, 8) if s <= times)
-                    opened.draft(None, (opened.width // scale, opened.height // scale))
-            opened.load()
-            turn = TURNS.get(opened.getexif().get(ORIENTATION))
-            image = opened if turn is None else opened.transpose(turn)
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                values = np.asarray(image, np.float64)
-                wide = values.max(initial=0) > 255 or image.mode.startswith("I")
-                image = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-            image = image.convert("L" if channels == 1 else "RGB")
-            if crop is not None:
-                x, y = image.width / width, image.height / height
-                inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
-                image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
-    except MemoryError:
-        raise
-    except Exception as error:  # Decoders raise many types, plugins RuntimeError or NotImplementedError.
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) and content is None:
-            raise UnreadableError(f"{path}: {error.strerror}") from None
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image that can be read" if unknown else getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: {reason}") from None
+    with named_failures(path), Image.open(path if content is None else io.BytesIO(content)) as opened:
+        if crop is not None:
+            turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            width, height = opened.size[::-1] if turned else opened.size
+            box, size = crop(height, width)
+            times = min((box[2] - box[0]) // size[1], (box[3] - box[1]) // size[0])
+            if opened.format == "JPEG" and times >= 2:
+                scale = max(s for s in (2, 4, 8) if s <= times)
+                opened.draft(None, (opened.width // scale, opened.height // scale))
+        opened.load()
+        turn = TURNS.get(opened.getexif().get(ORIENTATION))
+        image = opened if turn is None else opened.transpose(turn)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image, np.float64)
+            wide = values.max(initial=0) > 255 or image.mode.startswith("I")
+            image = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+        image = image.convert("L" if channels == 1 else "RGB")
+        if crop is not None:
+            x, y = image.width / width, image.height / height
+            inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 
@@ -90,5 +91,5 @@ def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | 
             return opened.height, opened.width
     except MemoryError:
         raise
-    except Exception:  # As in read_image, which names the file.
+    except Exception:  # As in named_failures.
         return None

@@ -86,16 +86,20 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
 def _list(folder: pathlib.Path, others: collections.Counter[str]) -> dict[str, list[str]]:
     """The paths by class, both sorted; strings, since a million pathlib objects take half a gigabyte. Counts the other
     files of each class in `others`."""
+
+    def unreadable(error: OSError):
+        raise error
+
     found = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        found[path.name] = _images_in(path)
-        for place, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            images = [name for name in files if _is_image(name)]
-            others[str(path)] += sum(not name.startswith(".") for name in files) - len(images)
-            if place != str(path):
-                found[path.name] += [os.path.join(place, name) for name in images]
-        found[path.name].sort()
+        images: list[str] = []
+        for place, folders, files in os.walk(path, onerror=unreadable):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            seen = [name for name in files if not name.startswith(".")]
+            kept = [os.path.join(place, name) for name in seen if _is_image(name)]
+            others[str(path)] += len(seen) - len(kept)
+            images += kept
+        found[path.name] = sorted(images)
     return found
 
 

@@ -159,7 +159,7 @@ def excited_patches(state, images, *, experiment, prepare, name: str):
 
 def main(config: FiltersConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
-    from experiments.reporting import classification_report
+    from experiments.reporting import classification_report, run_page
     from experiments.setup import classification, preprocessing, saved_run, stored_network
     from experiments.setup.experiment import eval_split
     from models import summary
@@ -182,7 +182,7 @@ def main(config: FiltersConfig) -> int:
     state = stored_network.restore(experiment, run.workdir, config.checkpoint)
     if layer == 1:
         filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)
-        classification_report.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
+        run_page.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
         mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
         print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
         return 0

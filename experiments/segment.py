@@ -8,7 +8,7 @@ from train.signals import Stop
 
 
 def main(config: SegmentConfig) -> int:
-    validation.check_segment(config)
+    validation.check_training(config)
     stop = Stop()  # Listens to signals; the imports below take seconds.
     from experiments.reporting import run_record, segmentation_report
     from experiments.setup import segmentation, stored_network, training

@@ -42,6 +42,12 @@ def _best(scores: dict[int, float | None]) -> int | None:
     return max(known, key=lambda step: (known[step], -step)) if known else None
 
 
+def _errno(error: Exception) -> int | None:
+    """The number of the system's error that tensorstore tells in its text."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
+
+
 @dataclasses.dataclass
 class Checkpoints:
     """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
@@ -110,9 +116,8 @@ class Checkpoints:
         args = _orbax().args
         parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
         manager = self._open()
-        if (
-            step in self.steps()
-        ):  # Saved by a signal before its evaluation: the old copy stays until the new one is there.
+        if step in self.steps():
+            # Saved by a signal before its evaluation. The old copy stays until the new one is whole.
             (self.folder / str(step)).rename(self.folder / f".{step}.previous")
             self._guard(manager.reload)
         self._guard(lambda: manager.save(step, args=parts, force=True))
@@ -136,8 +141,8 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # orbax and tensorstore raise many types for a full disk or a lost folder.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            line = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
+            number = _errno(error)
+            line = os.strerror(number) if number else " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {line}") from error
 
     def restore(self, like, *, best: bool = False, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
@@ -188,8 +193,7 @@ class Checkpoints:
             with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
                 return reader.restore(folder, args=_orbax().args.StandardRestore(target))
         except Exception as error:  # Of many types, from orbax, zarr and tensorstore.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(code[1]) if code else getattr(error, "errno", None)
+            number = _errno(error) or getattr(error, "errno", None)
             if number not in (None, errno.ENOENT):
                 raise CheckpointError(f"cannot read {folder}: {os.strerror(number)}") from error
             undecodable = isinstance(error, ValueError | KeyError | TypeError | EOFError | FileNotFoundError)

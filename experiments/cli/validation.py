@@ -5,7 +5,7 @@ import dataclasses
 
 from experiments.cli import options
 from experiments.cli.app import require
-from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig, TrainingConfig
+from experiments.cli.config import ClassifyConfig, TrainingConfig
 
 
 def _no_effect(config: TrainingConfig, names: tuple[str, ...], why: str) -> None:
@@ -17,6 +17,7 @@ def _no_effect(config: TrainingConfig, names: tuple[str, ...], why: str) -> None
 
 
 def check_training(config: TrainingConfig) -> None:
+    """All that there is for segment and generate."""
     devices, batch_size = config.devices, config.batch_size
     require(
         devices is None or devices <= batch_size,
@@ -67,11 +68,3 @@ def _refuse(config: ClassifyConfig, by: str, **supported) -> None:
     for name, value in supported.items():
         given = getattr(config, name)
         require(given == value, f"--{name}={given} is not supported by {by}")
-
-
-def check_segment(config: SegmentConfig) -> None:
-    check_training(config)
-
-
-def check_generate(config: GenerateConfig) -> None:
-    check_training(config)

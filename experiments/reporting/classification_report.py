@@ -1,25 +1,16 @@
 """What a finished classifier's report shows."""
 
 import functools
-import io
-import pathlib
 
 import numpy as np
-from PIL import Image
 
 import models
 from experiments.reporting import figures as draw
-from experiments.reporting import report
+from experiments.reporting import run_page
 from experiments.setup import prediction, preprocessing
 from models import summary as layer_summary
-from train.workdir import write_atomically
 
 HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
-CAPTIONS = {
-    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole split that is scored",
-    "accuracy": "accuracy: training, the mean since the row before; eval, the whole split that is scored",
-    "learning_rate": "the schedule at each logged step",
-}
 SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 
@@ -31,41 +22,6 @@ def weight_images(state, model: str, layer: str, image_shape):
     else:
         kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
     return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
-
-
-def write_png(path: pathlib.Path, image: Image.Image) -> None:
-    """The image as a PNG file, whole or not at all."""
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    write_atomically(path, png.getvalue())
-
-
-def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
-    """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
-    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
-    path, entries = workdir / "figures", []
-    path.mkdir(exist_ok=True)
-    curves = report.curves(report.read_metrics(workdir / "metrics.csv"), skip=skip)
-    titles = {name: draw.titled(name) for name in curves}
-    drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
-    for name, title, caption, figure in (*drawn, *figures):
-        draw.save_figure(figure, path / f"{name}.png")
-        entries.append((title, caption, path / f"{name}.png"))
-    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
-    values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
-    report.write_report(
-        workdir / "report.html",
-        title=f"{summary['model']} on {summary['dataset']}",
-        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in headline if key in summary},
-        command=command,
-        figures=entries,
-        tables=[
-            *tables,
-            ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
-            ("This run", ["", ""], values),
-        ],
-        resume_note="The same command with the same --workdir resumes an interrupted run.",
-    )
 
 
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
@@ -101,7 +57,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         ),
     )
     tables = [class_table(result.sums, names)]
-    write_page(
+    run_page.write_page(
         workdir,
         layers=layers,
         figures=figures,

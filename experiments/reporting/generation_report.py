@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.cli.config import GenerateConfig
-from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
+from experiments.reporting import run_page
 from experiments.setup.experiment import Experiment
 from experiments.setup.generation import latents
 from models import summary as layer_summary
@@ -67,7 +67,7 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Pixels uint8 [H, W, C] as a PNG file."""
-    classification_report.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    run_page.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
 class SampleWriter:
@@ -169,7 +169,7 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
                 strip(paths, height),
             ),
         )
-    classification_report.write_page(
+    run_page.write_page(
         workdir,
         layers=layer_summary.layers(experiment.model, experiment.input_shape),
         figures=figures,

@@ -91,7 +91,8 @@ def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dat
             raise WorkdirError(
                 f"{workdir.path} was created with different data: {name} {stored} (stored), {given} (given)"
             )
-    stored, given = run.get("data_digests", {}), digests(dataset)  # Older runs have none.
+    stored = run.get("data_digests", {})
+    given = digests(dataset) if stored else {}  # Older runs have none.
     changed = [split for split in given if stored.get(split, given[split]) != given[split]]
     if changed:
         both = f"{workdir.path} was created with different data: the labels or images of {', '.join(changed)}"
@@ -141,7 +142,7 @@ def write_start(
         "dataset": config.dataset,
         **dataclasses.asdict(experiment.info),
         "splits": counts(dataset),
-        "data_digests": {} if config.dry_run_data else digests(dataset),
+        "data_digests": stored.get("data_digests") or ({} if config.dry_run_data else digests(dataset)),
         "start": stored.get("start") or _now(),
         "end": None,
     }

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from data import decode
-from experiments.reporting import classification_report
 from experiments.reporting import figures as draw
+from experiments.reporting import run_page
 from experiments.setup import prediction
 from models import summary as layer_summary
 from train.tasks import segmentation
@@ -58,7 +58,7 @@ def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_
         over = Image.fromarray(overlay(image, np.asarray(whole), colours))
         whole.putpalette(colours[:-1].ravel().tolist())
         for path, drawn in zip(paths, (whole, over), strict=True):
-            classification_report.write_png(path, drawn)
+            run_page.write_png(path, drawn)
         rows.append((file, str(paths[0]), str(paths[1])))
     import matplotlib
 
@@ -124,7 +124,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         ),
     )
     tables = [class_table(result.sums, names)]
-    classification_report.write_page(
+    run_page.write_page(
         workdir,
         layers=layer_summary.layers(experiment.model, experiment.input_shape),
         figures=figures,
