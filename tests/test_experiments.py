@@ -306,6 +306,22 @@ def test_lines_for_a_closed_standard_error_are_dropped(environment, tmp_path):
         assert (json.loads(done.stdout)["parameters"] == 7850) if status == 0 else (done.stdout == "")
 
 
+def test_an_interrupt_that_a_destructor_swallows_still_stops(launch):
+    lines = """
+import signal, time
+from experiments.cli import app
+class Collected:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def main(argv):
+    Collected()
+    time.sleep(60)
+app.run(main)
+"""
+    done = launch(lines).wait()
+    assert (done.returncode, done.stderr) == (130, "interrupted\n"), done
+
+
 def test_changed_data_is_refused_and_a_copy_is_not(start, tmp_path):
     random = np.random.default_rng(0)
     for split in ("train", "test"):

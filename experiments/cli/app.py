@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,19 @@ def _drop_output() -> int:
     """For a reader of standard output that has gone, as `| head` does: the exit status of an end by SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + signal.SIGPIPE
+
+
+def _deliver_swallowed_interrupts() -> None:
+    """A Ctrl-C that meets a callback of the garbage collector (jax has one) or a destructor is only printed there, and
+    the command would go on: it is sent again a moment later."""
+    report = sys.unraisablehook
+
+    def again(unraisable):
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            return report(unraisable)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    sys.unraisablehook = again
 
 
 def _parse(argv):
@@ -110,6 +124,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
     An expected failure is one line on standard error, with status 2 for a bad flag and 1 otherwise.
     """
     _open_standard_streams()
+    _deliver_swallowed_interrupts()
     if config_class is not None:
         options.define(config_class)
 
