@@ -85,8 +85,7 @@ def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[f
                     lambda start: batches.train_batches(
                         images, labels, batch_size=config.batch_size, seed=0, start=start
                     ),
-                    lambda: [{}],
-                    1,
+                    loop.EvalData(lambda: [{}], 1),
                 ),
                 devices=1,
                 output=loop.Output(store, metrics, functools.partial(mark, marks)),

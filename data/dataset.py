@@ -69,6 +69,28 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 
+def hold_out(dataset: Dataset, fraction: float) -> Dataset:
+    """Moves a `fraction` of the training images, the same share of each class, into a new split val: always the same
+    images of a data set. Raises ArgumentError where that leaves one of the splits empty, or val is there already."""
+    given = f"--val_fraction={fraction:g}"
+    if "train" not in dataset.splits:
+        raise ArgumentError(f"{given}: {dataset.name} has no split train, only {', '.join(dataset.splits)}")
+    for name in ("val", "validation"):
+        if name in dataset.splits:
+            raise ArgumentError(f"{given}: {dataset.name} has a split {name} already")
+    images, labels = dataset.splits["train"]
+    random, held = np.random.default_rng(0), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        of_class = random.permutation(np.flatnonzero(labels == label))
+        held[of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
+    if not held.any():
+        raise ArgumentError(f"{given}: no class of {dataset.name} has that many images; a larger fraction is needed")
+    splits = dict(dataset.splits)
+    for name, rows in (("train", ~held), ("val", held)):
+        splits[name] = images[rows] if isinstance(images, np.ndarray) else images.keep(rows), labels[rows]
+    return dataset._replace(splits=splits)
+
+
 def _moments(images) -> tuple[np.ndarray, np.ndarray]:
     """Mean [C] and covariance [C, C] of the channels over the pixels of uint8 images [N, H, W, C]."""
     channels = images.shape[-1]

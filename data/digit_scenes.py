@@ -2,7 +2,7 @@
 
 A scene has three to six digits on smooth noise, scaled by 0.8 to 1.3 and placed at random entirely inside the scene;
 later digits cover earlier ones. Training scenes are generated at each step from the 4,000 training digits; the 500 test
-scenes, from the 1,000 test digits, are fixed.
+scenes, from the 1,000 test digits, are fixed, and so are the 500 val scenes of digits held out from training.
 """
 
 import jax
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import mnist5k
-from data.dataset import Dataset
+from data.dataset import Dataset, hold_out
 
-SIDE, TEST_SCENES, TEST_SEED = 64, 500, 0
+SIDE, FIXED_SCENES, SEEDS = 64, 500, {"test": 0, "val": 1}
 FEWEST, MOST = 3, 6
 CLASSES = ("background", *map(str, range(10)))
 # In the loss. Digits cover a tenth of a scene: background weight 1 suppresses them, below 0.3 it inflates them.
@@ -66,11 +66,15 @@ def scenes(keys, digits, labels):
     return jnp.round(255 * images).astype(jnp.uint8), labels
 
 
-def load() -> Dataset:
+def load(val_fraction: float = 0.0) -> Dataset:
     """train: the digits [4000, 28, 28, 1] and labels that scenes are composed of; test: 500 scenes and labels
-    [500, SIDE, SIDE]."""
-    splits = mnist5k.load().splits
-    keys = jax.random.split(jax.random.key(TEST_SEED), TEST_SCENES)
-    images, labels = jax.jit(scenes)(keys, *splits["test"])
-    test = np.asarray(images), np.asarray(labels)
-    return Dataset("digit_scenes", {"train": splits["train"], "test": test}, CLASSES)
+    [500, SIDE, SIDE]. With a `val_fraction` 500 scenes of that part of the training digits are the split val."""
+    digits = mnist5k.load()
+    if val_fraction:
+        digits = hold_out(digits, val_fraction)
+    splits = {"train": digits.splits["train"]}
+    for split in (name for name in digits.splits if name != "train"):
+        keys = jax.random.split(jax.random.key(SEEDS[split]), FIXED_SCENES)
+        images, labels = jax.jit(scenes)(keys, *digits.splits[split])
+        splits[split] = np.asarray(images), np.asarray(labels)
+    return Dataset("digit_scenes", splits, CLASSES)

@@ -58,17 +58,24 @@ def generator(config: EvaluateConfig, run):
     """The same of a run of generate."""
     from experiments.reporting.generation_report import share_table
     from experiments.setup import evaluation_data, generation, stored_network
-    from experiments.setup.experiment import eval_split
 
     require(config.split != "train", "--split=train: samples are compared with images not trained on")
     changed = evaluation_data.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
     changed = dataclasses.replace(changed, eval_split=config.split or changed.eval_split)
     dataset = generation.load_dataset(changed)
     check_data(config, run.info.class_names, dataset)  # Before the classifier is trained.
-    split = eval_split(dataset, changed.eval_split)
+    split = config.split or _default_split(run._replace(config=changed), dataset)
     scorer, _ = generation.create_scorer(changed, run.info, dataset, split)
     run = run._replace(config=changed)
     return run, dataset, stored_network.experiment_from_run(run, scorer=scorer), share_table
+
+
+def _default_split(run, dataset) -> str:
+    """test, else val or validation; of a run of generate its own, for whose images its scores stand."""
+    from experiments.setup.experiment import scoring_split
+
+    given = run.config.eval_split if run.task == "generation" else None
+    return given or scoring_split(dataset)
 
 
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:
@@ -87,7 +94,6 @@ def main(config: EvaluateConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
     from experiments.setup import stored_network
-    from experiments.setup.experiment import eval_split
     from train import loop, workdir
     from train.parallel import data_parallel
     from train.task import eval_batch_size
@@ -98,12 +104,12 @@ def main(config: EvaluateConfig) -> int:
     require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")
     run, dataset, experiment, class_table = kind(config, run)
     check_data(config, experiment.info.class_names, dataset)
-    split = config.split or eval_split(dataset, run.config.eval_split if run.task == "generation" else None)
+    split = config.split or _default_split(run, dataset)
     images, labels = dataset.splits[split]
     shape = tuple(images.shape[1:])
     shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} here"
     require(shape == experiment.info.image_shape, f"images differ: {shapes}")
-    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run, config.checkpoint)
 
     eval_step = data_parallel.parallelize(experiment.task.eval_step, 1, donate=False)
     run_has = eval_batch_size(
@@ -115,8 +121,7 @@ def main(config: EvaluateConfig) -> int:
     eval_step(state, next(eval_batches()))["count"].block_until_ready()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    data = loop.Data(lambda step: (), eval_batches, len(labels))
-    sums = loop.evaluate(state, eval_step, data=data)
+    sums = loop.evaluate(state, eval_step, data=loop.EvalData(eval_batches, len(labels)))
     seconds = time.perf_counter() - began
 
     metrics, rate = experiment.task.compute_metrics(sums), len(labels) / seconds
@@ -124,7 +129,7 @@ def main(config: EvaluateConfig) -> int:
     _, header, rows = class_table(sums, dataset.class_names)
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
-    summary = run_record.summary(run.config, experiment, result, split, len(labels), run.workdir)
+    summary = run_record.summary(run.config, experiment, result, split, dataset, run.workdir)
     print(json.dumps(summary), flush=True)  # Before confusion.csv, for which the folder may give no leave.
     if "confusion" in sums:
         text = io.StringIO()

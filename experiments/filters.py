@@ -161,7 +161,7 @@ def main(config: FiltersConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import classification_report, run_page
     from experiments.setup import classification, preprocessing, saved_run, stored_network
-    from experiments.setup.experiment import eval_split
+    from experiments.setup.experiment import scoring_split
     from models import summary
 
     run, layer = saved_run.read(config.workdir), config.layer
@@ -179,7 +179,7 @@ def main(config: FiltersConfig) -> int:
     accepted = f"{run.config.model} has no convolution; must be {known}" if dense else accepted
     require(layer <= len(names), f"--layer={layer}: {accepted}")
     name, path = names[layer - 1], run.workdir / f"filters_layer{layer}.png"
-    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run, config.checkpoint)
     if layer == 1:
         filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)
         run_page.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
@@ -187,7 +187,7 @@ def main(config: FiltersConfig) -> int:
         print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
         return 0
     dataset = classification.load_dataset(run.config)
-    split = eval_split(dataset)
+    split = scoring_split(dataset)
     prepare = preprocessing.make_prepare(run.config, run.info)[1]
     channels, patches, gradients = excited_patches(
         state, dataset.splits[split][0], experiment=experiment, prepare=prepare, name=name

@@ -1,7 +1,5 @@
 """Trains a DCGAN and scores its samples: python -m experiments.generate --workdir=W"""
 
-import dataclasses
-
 from experiments.cli import app, options, validation
 from experiments.cli.config import GenerateConfig
 from train.signals import Stop
@@ -14,7 +12,6 @@ def main(config: GenerateConfig) -> int:
     from experiments.setup import generation, stored_network, training
     from experiments.setup.experiment import eval_split
     from train import loop
-    from train.checkpoint import Checkpoints
     from train.parallel import processes
 
     devices = training.start_devices(config, stop)
@@ -29,28 +26,30 @@ def main(config: GenerateConfig) -> int:
         stored_network.init_from_parts(config)
         scorer, info = generation.create_scorer(config, info, dataset, split, stop=stop)
         experiment = generation.create_experiment(config, info, devices=devices.number, steps=steps, scorer=scorer)
-    if summary := training.stored_summary(workdir, config, experiment, dataset):
+    if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
     # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
     new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
     if config.dry_run:
         config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)
-    best, constants = experiment.task.best, dataclasses.asdict(info)
-    checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
+    checkpoints = training.open_checkpoints(workdir, config, experiment, split)
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         restored = stored_network.init_from(config, new_state), {}
     state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
-    run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)
+    run_record.write_start(
+        workdir, config, experiment, dataset, state, split=split, steps=steps, devices=devices.description
+    )
 
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)
     batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
     samples = generation_report.SampleWriter(workdir.path / "samples", config, experiment)
     task = experiment.task._replace(prepare_eval=samples)  # Each evaluation draws the same latent vectors' samples.
-    with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
+    outputs = training.output(config, workdir, checkpoints, experiment.task, state, record, split=split, steps=steps)
+    with outputs as output:
         result = loop.train(
             state,
             record,
@@ -65,7 +64,7 @@ def main(config: GenerateConfig) -> int:
         return 0
 
     # --- Report.
-    summary = run_record.summary(config, experiment, result, split, batches.eval_examples, workdir.path)
+    summary = run_record.summary(config, experiment, result, split, dataset, workdir.path)
     generation_report.write_report(
         workdir.path,
         config,

@@ -74,13 +74,15 @@ def main(config: ImportWeightsConfig) -> int:
     workdir = Workdir(config.workdir)
     if workdir.read_json("run.json") is not None:
         raise WorkdirError(f"{workdir.path} holds a run already; choose a new --workdir")
-    checkpoints = Checkpoints(workdir.path, best=experiment.task.best, constants=dataclasses.asdict(info))
+    checkpoints = Checkpoints(workdir.path, constants=dataclasses.asdict(info))
     if checkpoints.steps():
         raise WorkdirError(f"{workdir.path} holds checkpoints already; choose a new --workdir")
     checkpoints.save(0, state, record={})
     checkpoints.wait()
     dataset = Dataset("folder", {}, tuple(names))
-    run_record.write_start(workdir, run_config, experiment, dataset, state, steps=1, devices="none: imported")
+    run_record.write_start(
+        workdir, run_config, experiment, dataset, state, split=None, steps=1, devices="none: imported"
+    )
     found = {"model": config.model, "classes": len(names), "v1_5": bool(run_config.v1_5), "workdir": str(workdir.path)}
     print(json.dumps(found | {"parameters": run_record.parameter_count(state.params)}))
     return 0

@@ -77,7 +77,7 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
     from experiments.setup import generation, stored_network
 
     experiment = stored_network.experiment_from_run(run)
-    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run, config.checkpoint)
     classes, conditional = run.info.class_names, run.config.conditional
     latents = generation.latents(run.config)
     batch = generation_report.latent_batch(config.samples, config.seed, latents=latents, classes=len(classes))
@@ -99,7 +99,7 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
     from experiments.setup import prediction, stored_network
 
     experiment = stored_network.experiment_from_run(run)
-    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run, config.checkpoint)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "label", "probability"])
     for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
@@ -117,7 +117,7 @@ def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
         inside = pathlib.Path(file).resolve().parent == folder.resolve()
         require(not inside, f"{file} lies where masks are written, {folder}; copy it to another folder")
     experiment = stored_network.experiment_from_run(run)
-    state = stored_network.restore(experiment, run.workdir, config.checkpoint)
+    state = stored_network.restore(experiment, run, config.checkpoint)
     found = prediction.masks(experiment.task, state, images)
     rows = segmentation_report.write_masks(folder, files, found, run.info.class_names)
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -1,7 +1,5 @@
 """Trains and evaluates SegNet: python -m experiments.segment --workdir=W --steps=1000"""
 
-import dataclasses
-
 from experiments.cli import app, options, validation
 from experiments.cli.config import SegmentConfig
 from train.signals import Stop
@@ -14,7 +12,6 @@ def main(config: SegmentConfig) -> int:
     from experiments.setup import segmentation, stored_network, training
     from experiments.setup.experiment import eval_split
     from train import loop
-    from train.checkpoint import Checkpoints
     from train.parallel import processes
 
     devices = training.start_devices(config, stop)
@@ -28,26 +25,28 @@ def main(config: SegmentConfig) -> int:
         split = eval_split(dataset, config.eval_split)
         stored_network.init_from_parts(config)
         experiment = segmentation.create_experiment(config, info, devices=devices.number, steps=steps)
-    if summary := training.stored_summary(workdir, config, experiment, dataset):
+    if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
     # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
     new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
     if config.dry_run:
         config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)
-    best, constants = experiment.task.best, dataclasses.asdict(info)
-    checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
+    checkpoints = training.open_checkpoints(workdir, config, experiment, split)
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         restored = stored_network.init_from(config, new_state), {}
     state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
-    run_record.write_start(workdir, config, experiment, dataset, state, steps=steps, devices=devices.description)
+    run_record.write_start(
+        workdir, config, experiment, dataset, state, split=split, steps=steps, devices=devices.description
+    )
 
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)
     batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
-    with training.output(config, workdir, checkpoints, experiment.task, state, record, steps) as output:
+    outputs = training.output(config, workdir, checkpoints, experiment.task, state, record, split=split, steps=steps)
+    with outputs as output:
         result = loop.train(
             state,
             record,
@@ -62,7 +61,7 @@ def main(config: SegmentConfig) -> int:
         return 0
 
     # --- Report.
-    summary = run_record.summary(config, experiment, result, split, batches.eval_examples, workdir.path)
+    summary = run_record.summary(config, experiment, result, split, dataset, workdir.path)
     segmentation_report.write_report(
         workdir.path,
         experiment,

@@ -64,11 +64,14 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(workdir.path / "sweep.csv", text.getvalue())
-        sweep_table.draw(workdir.path, results)
+        sweep_table.draw(workdir.path, rows, results)
         sweep_table.curves(workdir.path, rows, list(points[0]))
         for setting, seeds, mean, spread in results:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")
+        if any(row["split"] == "test" for row in rows):
+            note = "these accuracies are on test; to choose a setting, compare accuracies on val (--val_fraction)"
+            print(note, file=sys.stderr)
         print(f"table: {workdir.path / 'sweep.csv'}, figures: sweep.png, sweep_curves.png", file=sys.stderr)
     if failed:
         print(f"error: {failed} of {len(points)} runs failed; the same command retries them", file=sys.stderr)

@@ -14,6 +14,8 @@ from train import checkpoint, leaves, workdir
 from train.equality import tree_error
 from train.state import State
 
+BEST = ("accuracy", "max")
+
 
 def state_of(value):
     params = {"w": jnp.full((3, 4), float(value)), "b": jnp.arange(4.0)}
@@ -22,7 +24,7 @@ def state_of(value):
 
 def saved(tmp_path, *steps, **options):
     lines = []
-    store = checkpoint.Checkpoints(tmp_path, report=lines.append, **options)
+    store = checkpoint.Checkpoints(tmp_path, best=BEST, report=lines.append, **options)
     for step in steps:
         store.save(step, state_of(step), record={"reported": step}, metrics={"accuracy": 1.0 / step})
     store.wait()
@@ -40,21 +42,21 @@ def test_a_checkpoint_comes_back_whole_and_the_best_is_kept(tmp_path):
 
 def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
     saved(tmp_path, 1, 2, 3, keep=1)
-    store = checkpoint.Checkpoints(tmp_path, keep=1)
+    store = checkpoint.Checkpoints(tmp_path, best=BEST, keep=1)
     for step in (4, 5):
         store.save(step, state_of(step), record={})
     store.wait()
     assert store.steps() == [1, 5]
     (tmp_path / "checkpoints" / "9").mkdir()
     (tmp_path / "checkpoints" / "1" / "about" / "metadata").write_text("{")
-    state, _ = checkpoint.Checkpoints(tmp_path, owner=False, report=print).restore(state_of(0), best=True)
+    state, _ = checkpoint.Checkpoints(tmp_path, best=BEST, owner=False, report=print).restore(state_of(0), best=True)
     assert int(state.step) == 5 and store.steps() == [1, 5, 9]
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
     """By the run that it belongs to, which has saved a newer one meanwhile."""
     saved(tmp_path, 1, 2)
-    reader, lines = checkpoint.Checkpoints(tmp_path, owner=False), []
+    reader, lines = checkpoint.Checkpoints(tmp_path, best=BEST, owner=False), []
     reader.report, read = lines.append, reader._read
 
     def overtaken(step, like, parts):
@@ -72,7 +74,7 @@ def test_a_reader_passes_over_what_is_damaged(tmp_path):
     for step in "12":
         (tmp_path / "checkpoints" / step / "about" / "metadata").write_text("{")
     lines = []
-    assert checkpoint.Checkpoints(tmp_path, owner=False, report=lines.append).restore(state_of(0)) is None
+    assert checkpoint.Checkpoints(tmp_path, best=BEST, owner=False, report=lines.append).restore(state_of(0)) is None
     assert [line[:23] for line in lines] == ["checkpoint 2 is damaged", "checkpoint 1 is damaged"]
     assert all(line.endswith("it is skipped") for line in lines)
 
@@ -106,7 +108,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, ki
 def test_a_flipped_bit_that_orbax_restores_silently_is_noticed(tmp_path):
     weights = jax.random.bits(jax.random.key(0), (64, 64))  # Incompressible: the file holds the very bytes.
     lines: list[str] = []
-    store = checkpoint.Checkpoints(tmp_path, report=lines.append)
+    store = checkpoint.Checkpoints(tmp_path, best=BEST, report=lines.append)
     state = state_of(1)._replace(params={"w": weights})
     store.save(1, state, record={})
     store.wait()
@@ -217,7 +219,7 @@ def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
         patched.setattr(manager, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             store.save(2, state_of(7), record={"reported": 7})
-    again = checkpoint.Checkpoints(tmp_path)
+    again = checkpoint.Checkpoints(tmp_path, best=BEST)
     state, record = again.restore(state_of(0))
     assert record == {"reported": 2} and int(state.step) == 2 and again.steps() == [1, 2]
     again.save(2, state_of(7), record={"reported": 7})

@@ -125,7 +125,7 @@ class Places:
 
     @functools.cached_property
     def classifier(self):
-        return self.finished("classify", "--model=cnn", "--steps=2")
+        return self.finished("classify", "--model=cnn", "--steps=2", "--val_fraction=0.1")
 
     @functools.cached_property
     def dcnn(self):

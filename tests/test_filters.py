@@ -166,8 +166,8 @@ def make_run(path, model):
     info = classification.dataset_info(config, dataset)
     experiment = classification.create_experiment(config, info, devices=1, steps=1)
     home, states = workdir.Workdir(path), [jax.jit(experiment.task.init)(jax.random.key(seed)) for seed in (0, 1)]
-    run_record.write_start(home, config, experiment, dataset, states[0], steps=1, devices="1 cpu device")
-    checkpoints = checkpoint.Checkpoints(home.path)
+    run_record.write_start(home, config, experiment, dataset, states[0], split="val", steps=1, devices="1 cpu device")
+    checkpoints = checkpoint.Checkpoints(home.path, best=experiment.task.best)
     for step, state in enumerate(states):
         checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step / 2})
     checkpoints.wait()

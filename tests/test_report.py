@@ -149,13 +149,15 @@ def test_read_metrics_drops_only_a_cut_last_line(tmp_path):
 
 
 def test_curves_pair_train_and_eval(tmp_path):
-    drawn = report.curves(metric_rows())
+    drawn = report.curves(metric_rows(), split="val", selects=True)
     assert set(drawn) == {"loss", "learning_rate"}
     axes = drawn["loss"].axes[0]
     lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axes.lines}
     assert lines[(1.0, 2.0, 3.0)] == (2.0, 1.0, 2.0 / 3)
     assert lines[(3.0,)] == (0.7,)
-    assert "best eval 0.7 at step 3" in axes.get_title("left").replace("\n", " ")
+    assert "best val 0.7 at step 3" in axes.get_title("left").replace("\n", " ")
+    unchosen = report.curves(metric_rows(), split="test", selects=False)["loss"].axes[0]
+    assert "ends at test 0.7" in unchosen.get_title("left").replace("\n", " ")
     for name, figure in drawn.items():
         figures.save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG_START)
@@ -163,16 +165,16 @@ def test_curves_pair_train_and_eval(tmp_path):
 
 def test_what_is_best_at_its_first_step_has_no_ring():
     rows = [{"step": float(s), "eval_coverage_max": v} for s, v in ((1, 1.0), (2, 0.2))]
-    axes = report.curves(rows)["coverage_max"].axes[0]
+    axes = report.curves(rows, split="val", selects=True)["coverage_max"].axes[0]
     assert "best" not in axes.get_title("left") and len(axes.lines) == 1
 
 
 def test_curves_say_where_values_stop_being_finite(tmp_path):
     rows = [{"step": s, "train_loss": v} for s, v in ((1.0, 1.0), (2.0, float("inf")), (3.0, float("nan")))]
-    figure = report.curves(rows)["loss"]
+    figure = report.curves(rows, split="test", selects=False)["loss"]
     assert "not finite from step 2" in figure.axes[0].get_title("left").replace("\n", " ")
     figures.save_figure(figure, tmp_path / "loss.png")
-    figures.save_figure(report.curves(rows[1:])["loss"], tmp_path / "nothing.png")
+    figures.save_figure(report.curves(rows[1:], split="test", selects=False)["loss"], tmp_path / "nothing.png")
     assert (tmp_path / "nothing.png").stat().st_size > 1000
 
 

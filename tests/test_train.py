@@ -238,8 +238,7 @@ def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
                 plan=loop.Plan(steps, eval_every=3, log_every=2, save_every=0, learning_rate=lambda step: 0.05),
                 data=loop.Data(
                     lambda step: batches.train_batches(images, labels, batch_size=8, seed=0, start=step),
-                    lambda: eval_step(batches.eval_batches(images[:30], labels[:30], batch_size=8)),
-                    30,
+                    loop.EvalData(lambda: eval_step(batches.eval_batches(images[:30], labels[:30], batch_size=8)), 30),
                 ),
                 devices=1,
                 output=loop.Output(checkpoint.Checkpoints(tmp_path), metrics, lambda step, row: None),

@@ -55,7 +55,7 @@ class Checkpoints:
 
     workdir: pathlib.Path
     keep: int = 2
-    best: tuple[str, str] = ("accuracy", "max")
+    best: tuple[str, str] | None = None  # (metric, "max" or "min") that one is kept by beside the newest.
     report: Callable[[str], Any] = say
     owner: bool = True
     constants: Any = None  # Of the run, as JSON; written into each checkpoint.
@@ -95,6 +95,8 @@ class Checkpoints:
         try:
             metrics = self._about(step)["metrics"]
         except _Damaged:
+            return None
+        if self.best is None:
             return None
         value = metrics.get(self.best[0]) if isinstance(metrics, dict) else None
         return value * (1 if self.best[1] == "max" else -1) if isinstance(value, int | float) else None

@@ -28,12 +28,20 @@ class Plan(NamedTuple):
         return step == self.steps or (every > 0 and step % every == 0)
 
 
+class EvalData(NamedTuple):
+    """The batches of one pass over a split, of this process's rows; the split's examples, over all processes."""
+
+    batches: Callable[[], Iterable]
+    examples: int
+
+
 class Data(NamedTuple):
-    """Batches of this process's rows: those of training from a step on, and those of one evaluation."""
+    """Training batches of this process's rows from a step on, what is evaluated during the run, and what only at its
+    end."""
 
     train_batches: Callable[[int], Iterable]
-    eval_batches: Callable[[], Iterable]
-    eval_examples: int
+    eval: EvalData
+    test: EvalData | None = None
 
 
 class Output(NamedTuple):
@@ -51,22 +59,23 @@ class Result(NamedTuple):
     seconds: float
     compile_seconds: float
     images_per_second: float
+    test_metrics: dict[str, float] = {}  # Of Data.test, where there is one.
 
 
-def evaluate(state, eval_step, *, data: Data, stop: Stop | None = None):
+def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
     """The sums over all batches of an evaluation, on the host; None after a signal.
 
     A batch's sums are fetched after the next one was dispatched. RuntimeError unless each example was counted once.
     """
     total = previous = None
-    for batch in data.eval_batches():
+    for batch in data.batches():
         if stop is not None and processes.stop_requested_locally(stop):
             return None
         sums = eval_step(state, batch)
         total, previous = total if previous is None else add(total, previous), sums
     total = add(total, previous)
-    if total["count"] != data.eval_examples:
-        raise RuntimeError(f"the evaluation counted {total['count']} examples, the split has {data.eval_examples}")
+    if total["count"] != data.examples:
+        raise RuntimeError(f"the evaluation counted {total['count']} examples, the split has {data.examples}")
     return total
 
 
@@ -121,7 +130,7 @@ def train(
             if evaluates:
                 if task.prepare_eval:
                     state = task.prepare_eval(state, lambda: processes.stop_requested_locally(stop))
-                eval_sums = evaluate(steps.unshard(state), eval_step, data=data, stop=stop)
+                eval_sums = evaluate(steps.unshard(state), eval_step, data=data.eval, stop=stop)
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
                     recorder.eval_metrics = task.compute_metrics(eval_sums)
@@ -165,8 +174,18 @@ def train(
     output.checkpoints.wait()
     state = steps.to_local(state)
     if eval_sums is None:  # The run was killed between its last checkpoint and its summary.
-        eval_sums = evaluate(state, eval_step, data=data, stop=stop)
+        eval_sums = evaluate(state, eval_step, data=data.eval, stop=stop)
         if eval_sums is None:
             raise Interrupted(stop.number, step)
-    rate = timer.mean_images_per_second()
-    return Result(state, task.compute_metrics(eval_sums), eval_sums, timer.seconds, timer.compile_seconds, rate)
+    test_sums = evaluate(state, eval_step, data=data.test, stop=stop) if data.test else eval_sums
+    if test_sums is None:
+        raise Interrupted(stop.number, step)
+    return Result(
+        state,
+        task.compute_metrics(eval_sums),
+        eval_sums,
+        timer.seconds,
+        timer.compile_seconds,
+        timer.mean_images_per_second(),
+        task.compute_metrics(test_sums) if data.test else {},
+    )

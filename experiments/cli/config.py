@@ -24,11 +24,16 @@ class RunConfig:
     )
     seed: int = option(0, "Seed of initialisation, order, augmentation and dropout.", SEEDS)
     init_from: str | None = option(None, "Workdir whose parameters the run starts from.")
-    eval_split: str | None = option(None, "Split to evaluate on. Default: test, else val or validation.")
+    eval_split: str | None = option(
+        None, "Split to evaluate on during the run. Default: val or validation, else test.", resumable=True
+    )
+    val_fraction: float = option(
+        0.0, "Fraction of each class's training images that become the split val; 0: none.", "[0, 1)"
+    )
     eval_every: int = option(0, "Steps between evaluations; 0: up to ten in a run.", "[0, inf)")
     log_every: int = option(10, "Steps between rows of metrics.csv.", "[1, inf)")
     save_every: int = option(0, "Steps between checkpoints; 0: after each evaluation only.", "[0, inf)")
-    keep: int = option(2, "Newest checkpoints kept; the best is kept too.", "[1, inf)", resumable=True)
+    keep: int = option(2, "Newest checkpoints kept; with a split val the best is kept too.", "[1, inf)", resumable=True)
     dry_run: bool = option(
         False,
         "Check all flags at full size, then run two small steps, one evaluation and one save. Nothing is kept.",

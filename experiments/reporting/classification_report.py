@@ -10,7 +10,7 @@ from experiments.reporting import run_page
 from experiments.setup import prediction, preprocessing
 from models import summary as layer_summary
 
-HEADLINE = ("accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
+HEADLINE = ("test_accuracy", "accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 

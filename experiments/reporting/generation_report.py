@@ -18,7 +18,17 @@ from train.parallel import data_parallel, processes
 from train.state import State
 from train.tasks import gan
 
-HEADLINE = ("classifier_fid", "floor", "ceiling", "coverage_min", "coverage_max", "memorisation", "step", "seconds")
+HEADLINE = (
+    "test_classifier_fid",
+    "classifier_fid",
+    "floor",
+    "ceiling",
+    "coverage_min",
+    "coverage_max",
+    "memorisation",
+    "step",
+    "seconds",
+)
 CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
 SKIP = ("seconds", "images_per_second", *CONSTANT)
 ROWS, COLUMNS = 8, 8  # Of the grid of samples; a conditional network has a column for each class, up to MOST.

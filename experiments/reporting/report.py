@@ -88,14 +88,16 @@ def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
 def curves(
     rows: Sequence[dict[str, float | None]],
     *,
-    best_label: str = "best",
+    split: str,
+    selects: bool,
     skip: Sequence[str] = ("epoch", "seconds"),
 ) -> dict[str, Figure]:
     """Draw the columns of metrics.csv over the steps, one figure for each quantity.
 
-    The columns train_X, eval_X and test_X share the figure "X"; any other column, such as learning_rate, has its
-    own. A ring marks the best evaluation, which the title names with ``best_label``. Where a step comes twice (a
-    resumed run), the later row counts. Columns without values, and those in ``skip``, give no figure.
+    The columns train_X and eval_X share the figure "X"; any other column, such as learning_rate, has its own. The
+    curve of eval_X bears the name of the ``split`` that was evaluated. If a checkpoint may be chosen on it
+    (``selects``) a ring marks the best evaluation, which the title names; else the title names the last. Where a step
+    comes twice (a resumed run), the later row counts. Columns without values, and those in ``skip``, give no figure.
 
     Args:
         rows: one dict for each row, as from read_metrics; empty cells are None.
@@ -111,15 +113,15 @@ def curves(
             if value is None or column == "step" or column in skip:
                 continue
             part, _, quantity = column.partition("_")
-            if part not in ("train", "eval", "test") or not quantity:
+            if part not in ("train", "eval") or not quantity:
                 part, quantity = "alone", column
             series.setdefault(quantity, {}).setdefault(part, {})[float(step)] = float(value)
     with matplotlib.rc_context(STYLE):
-        return {quantity: _curve_figure(quantity, parts, best_label) for quantity, parts in series.items()}
+        return {quantity: _curve_figure(quantity, parts, split, selects) for quantity, parts in series.items()}
 
 
-def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_label: str) -> Figure:
-    """Draw one quantity: ``parts`` maps train, eval, test or alone to {step: value}."""
+def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: str, selects: bool) -> Figure:
+    """Draw one quantity: ``parts`` maps train, eval or alone to {step: value}."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure = new_figure()
@@ -133,23 +135,24 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], best_labe
     tick = (lambda value, _: f"{100 * value:.6g} %") if percent else (lambda value, _: f"{value:.6g}")
 
     title = titled(quantity)
-    main = next((part for part in ("eval", "test", "train", "alone") if part in parts), "alone")
+    main = next((part for part in ("eval", "train", "alone") if part in parts), "alone")
     ends: list[tuple[float, str, str]] = []
     for part, points in sorted(parts.items(), key=lambda item: item[0] != "train"):  # train lies undermost
         steps = np.array(sorted(points), dtype=float)
         values = np.array([points[step] for step in steps], dtype=float)
         good = np.isfinite(values)
         values = np.where(good, values, np.nan)
-        marker = "o" if part in ("eval", "test") and len(steps) <= 40 or len(steps) == 1 else ""
+        marker = "o" if part == "eval" and len(steps) <= 40 or len(steps) == 1 else ""
         axes.plot(steps, values, color=COLOURS[part], marker=marker, markersize=4, alpha=0.7 if part == "train" else 1)
         if not good.any():
             continue
-        ends.append((float(values[good][-1]), f"{part if part != 'alone' else ''} {number(values[good][-1])}", part))
-        if part == main and part in ("eval", "test") and not neither:
+        name = {"eval": split, "alone": ""}.get(part, part)
+        ends.append((float(values[good][-1]), f"{name} {number(values[good][-1])}", part))
+        if part == main and part == "eval" and selects and not neither:
             best = int(np.nanargmin(values) if lower else np.nanargmax(values))
             ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8}
             axes.plot(steps[best], values[best], "o", color=COLOURS[part], **ring)
-            title += f": {best_label} {part} {number(values[best])} at step {steps[best]:,.0f}"
+            title += f": best {name} {number(values[best])} at step {steps[best]:,.0f}"
         elif part == main:
             highest = f"highest logged {number(np.nanmax(values))}"
             title += f": {highest}" if part == "alone" else f": ends at {ends[-1][1].strip()}"

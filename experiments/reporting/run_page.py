@@ -7,11 +7,12 @@ from PIL import Image
 
 from experiments.reporting import figures as draw
 from experiments.reporting import report
+from experiments.setup.experiment import selects
 from train.workdir import write_atomically
 
 CAPTIONS = {
-    "loss": "cross-entropy in nats: training, the mean since the row before; eval, the whole split that is scored",
-    "accuracy": "accuracy: training, the mean since the row before; eval, the whole split that is scored",
+    "loss": "cross-entropy in nats: training, the mean since the row before; evaluation, the whole split",
+    "accuracy": "accuracy: training, the mean since the row before; evaluation, the whole split",
     "learning_rate": "the schedule at each logged step",
 }
 
@@ -28,18 +29,21 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
     (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
     path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
-    curves = report.curves(report.read_metrics(workdir / "metrics.csv"), skip=skip)
+    split = summary["split"]
+    curves = report.curves(report.read_metrics(workdir / "metrics.csv"), split=split, selects=selects(split), skip=skip)
     titles = {name: draw.titled(name) for name in curves}
     drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
     for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
+    # Where test is scored too, the others are told by the split's name.
+    shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(
         workdir / "report.html",
         title=f"{summary['model']} on {summary['dataset']}",
-        summary={key.replace("_per_", "/").replace("_", " "): summary[key] for key in headline if key in summary},
+        summary={key.replace("_per_", "/").replace("_", " "): value for key, value in shown.items()},
         command=command,
         figures=entries,
         tables=[

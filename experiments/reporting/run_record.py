@@ -32,9 +32,11 @@ OTHERS = ("options.json", "lecture.html", "sweep.csv")  # Files of lecture topic
 DRY_RUN = ("model", "dataset", "split", "examples", "step", "parameters", "seconds", "compile_seconds")
 
 
-def stored_summary(workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset) -> dict | None:
-    """The summary if the workdir's run is complete, else None. Raises WorkdirError, with both values, where the workdir
-    is that of a run with other flags or on other data."""
+def stored_summary(
+    workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset, split: str
+) -> dict | None:
+    """The summary if the workdir's run, evaluated on `split`, is complete, else None. Raises WorkdirError, with both
+    values, where the workdir is that of a run with other flags or on other data."""
     run = workdir.read_json("run.json")
     if run is None:
         found = [f"{name} of another command" for name in OTHERS if (workdir.path / name).exists()]
@@ -51,6 +53,10 @@ def stored_summary(workdir: Workdir, config: TrainingConfig, experiment: Experim
     except ValueError as error:
         raise WorkdirError(f"{workdir.path / 'run.json'}: {error}") from None
     check_flags(workdir, config, stored)
+    before = saved_run.eval_split(run, stored)
+    if split != before:
+        both = f"{workdir.path} was evaluated on {before} (stored), not on {split} (given)"
+        raise WorkdirError(f"{both}; give --eval_split={before}, or choose a new --workdir")
     if not config.dry_run_data:
         check_data(workdir, run, experiment, dataset)
     complete = workdir.read_json("summary.json")
@@ -119,9 +125,18 @@ def describe(dataset: Dataset, state: State) -> str:
 
 
 def write_start(
-    workdir: Workdir, config: Any, experiment: Experiment, dataset: Dataset, state: State, *, steps: int, devices: str
+    workdir: Workdir,
+    config: Any,
+    experiment: Experiment,
+    dataset: Dataset,
+    state: State,
+    *,
+    split: str | None,
+    steps: int,
+    devices: str,
 ) -> None:
-    """Writes flags.txt and run.json; a resumed run keeps the time of its first start."""
+    """Writes flags.txt and run.json; a resumed run keeps the time of its first start. `split` is what the run is
+    evaluated on."""
     stored = workdir.read_json("run.json") or {}
     # Which process this is holds for this start alone: flags.txt can be loaded by one process.
     config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
@@ -142,6 +157,7 @@ def write_start(
         "dataset": config.dataset,
         **dataclasses.asdict(experiment.info),
         "splits": counts(dataset),
+        "eval_split": split,
         "data_digests": stored.get("data_digests") or ({} if config.dry_run_data else digests(dataset)),
         "start": stored.get("start") or _now(),
         "end": None,
@@ -161,16 +177,22 @@ def write_end(workdir: Workdir, summary: dict) -> None:
 
 
 def summary(
-    config: Any, experiment: Experiment, result: Result, split: str, examples: int, workdir: pathlib.Path
+    config: Any, experiment: Experiment, result: Result, split: str, dataset: Dataset, workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """The last line of standard output, and summary.json."""
+    """The last line of standard output, and summary.json: the scores on `split`, and where the run has scored test only
+    at its end those with the prefix test_."""
+    # A GAN's floor is the distance to the images of `split`.
+    tests = {f"test_{name}": value for name, value in result.test_metrics.items() if name != "floor"}
+    if tests:
+        tests["test_examples"] = counts(dataset)["test"]
     return {
         "model": config.model,
         "dataset": config.dataset,
         "split": split,
         **{name: result.metrics[name] for name in experiment.task.metrics},
         **experiment.task.details(result.sums),
-        "examples": examples,
+        "examples": counts(dataset)[split],
+        **tests,
         "step": int(result.state.step),
         "seed": config.seed,
         "parameters": parameter_count(result.state.params),
@@ -189,8 +211,14 @@ def headline(summary: dict) -> str:
     else:
         name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
         score = f"{title} {100 * summary[name]:.2f} %"
+    test = ""
+    for name, title in (("accuracy", "accuracy"), ("mean_iou", "mean IoU")):
+        if name in summary and f"test_{name}" in summary:
+            test = f"test {title} {100 * summary[f'test_{name}']:.2f} % of {summary['test_examples']:,} images, "
+    if "test_classifier_fid" in summary:
+        test = f"test classifier_fid {summary['test_classifier_fid']:.2f}, "
     return (
-        f"{summary['split']} {score} of {summary['examples']:,} images, loss "
+        f"{test}{summary['split']} {score} of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
     )
 
@@ -230,8 +258,9 @@ def finish(workdir: Workdir, config: TrainingConfig, summary: dict) -> int:
 class Progress:
     """A bar on a terminal, log lines elsewhere; both on standard error."""
 
-    def __init__(self, start: int, steps: int, *, shown: bool):
-        self.steps, self.bar, self.start, self.shown = steps, None, start, shown and processes.is_main()
+    def __init__(self, start: int, steps: int, *, split: str, shown: bool):
+        self.steps, self.split, self.bar, self.start = steps, split, None, start
+        self.shown = shown and processes.is_main()
 
     def __enter__(self):
         if sys.stderr.isatty() and self.shown:
@@ -246,8 +275,9 @@ class Progress:
 
     def __call__(self, step: int, row: dict) -> None:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "train_global_accuracy": "global accuracy",
-                 "images_per_second": "images/s", "eval_loss": "eval loss", "eval_accuracy": "eval accuracy",
-                 "eval_mean_iou": "eval mean IoU", "eval_classifier_fid": "classifier_fid"}  # fmt: skip
+                 "images_per_second": "images/s", "eval_loss": f"{self.split} loss",
+                 "eval_accuracy": f"{self.split} accuracy", "eval_mean_iou": f"{self.split} mean IoU",
+                 "eval_classifier_fid": "classifier_fid"}  # fmt: skip
         shown = {
             label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
             for key, label in named.items()

@@ -13,9 +13,19 @@ from experiments.setup import prediction
 from models import summary as layer_summary
 from train.tasks import segmentation
 
-HEADLINE = ("mean_iou", "global_accuracy", "class_accuracy", "boundary_f1", "loss", "examples", "step", "seconds")
+HEADLINE = (
+    "test_mean_iou",
+    "mean_iou",
+    "global_accuracy",
+    "class_accuracy",
+    "boundary_f1",
+    "loss",
+    "examples",
+    "step",
+    "seconds",
+)
 SKIP = ("seconds", "images_per_second")
-SHOWN = 10  # Test images in the report.
+SHOWN = 10  # Images in the report.
 # Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
 CAMVID = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),

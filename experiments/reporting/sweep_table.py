@@ -36,6 +36,11 @@ def points(grid: str) -> list[dict[str, str]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def _split(rows: list[dict]) -> str:
+    """The splits that the runs were evaluated on; several where data sets differ."""
+    return ", ".join(dict.fromkeys(row["split"] for row in rows))
+
+
 def setting(row: dict, names: list[str]) -> str:
     """What tells the row from others, but for the seed."""
     return " ".join(f"{name}={row[name]}" for name in names if name != "seed") or "all"
@@ -64,10 +69,11 @@ def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
 
 
 def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
-    """sweep_curves.png: test accuracy over the steps, a line for each run, a colour for each setting."""
+    """sweep_curves.png: accuracy on the evaluated split over the steps, a line for each run, a colour for each
+    setting."""
     from experiments.reporting import report
 
-    with _figure(workdir / "sweep_curves.png", height=4.2, title="Test accuracy") as axes:
+    with _figure(workdir / "sweep_curves.png", height=4.2, title=f"Accuracy on {_split(rows)}") as axes:
         colours: dict[str, str] = {}
         for row in rows:
             name = setting(row, names)
@@ -77,16 +83,17 @@ def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
             colours.setdefault(name, f"C{len(colours) % 10}")
             axes.plot(*zip(*points, strict=True), marker=".", color=colours[name], label=label)
         axes.set_xlabel("step")
-        axes.set_ylabel("test accuracy, %")
+        axes.set_ylabel(f"{_split(rows)} accuracy, %")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Beside the curves, whose ends it would hide.
 
 
-def draw(workdir: pathlib.Path, results: list[list]) -> None:
+def draw(workdir: pathlib.Path, rows: list[dict], results: list[list]) -> None:
     """sweep.png: mean accuracy and standard deviation of each setting."""
-    title = "Mean and standard deviation over seeds" if max(row[1] for row in results) > 1 else "Test accuracy"
+    several = max(row[1] for row in results) > 1
+    title = "Mean and standard deviation over seeds" if several else f"Accuracy on {_split(rows)}"
     with _figure(workdir / "sweep.png", height=1.6 + 0.4 * len(results), title=title) as axes:
         means, spreads = [100 * row[2] for row in results], [100 * row[3] for row in results]
         axes.errorbar(means, range(len(results)), xerr=spreads, fmt="o", capsize=4)
         axes.set_yticks(range(len(results)), [row[0] for row in results])
         axes.set_ylim(len(results) - 0.5, -0.5)
-        axes.set_xlabel("test accuracy, %")
+        axes.set_xlabel(f"{_split(rows)} accuracy, %")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import data
 import models
 from data import augment, cifar10, generated, stream
-from data.dataset import Dataset, binary_task, pixel_covariance, pixel_statistics
+from data.dataset import Dataset, binary_task, hold_out, pixel_covariance, pixel_statistics
 from experiments.cli import options
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import ClassifyConfig, NetworkConfig
@@ -59,6 +59,8 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
     )
     if config.train_batches:
         dataset = cifar10.train_on(dataset, config.train_batches)
+    if config.val_fraction:
+        dataset = hold_out(dataset, config.val_fraction)
     return binary_task(dataset, config.positive, config.negative) if config.positive else dataset
 
 

@@ -33,10 +33,13 @@ def on_own_data(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> 
 
 
 def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
-    """The config with another data set or folder, where these are not None; one's folder is not another's."""
+    """The config with another data set or folder, where these are not None; one's folder is not another's. No images of
+    other data are held out."""
     if dataset not in (None, config.dataset):
-        config = dataclasses.replace(config, dataset=dataset, data_dir=None)
-    return config if data_dir is None else dataclasses.replace(config, data_dir=data_dir)
+        config = dataclasses.replace(config, dataset=dataset, data_dir=None, val_fraction=0.0)
+    if data_dir not in (None, config.data_dir):
+        config = dataclasses.replace(config, data_dir=data_dir, val_fraction=0.0)
+    return config
 
 
 def for_evaluation(

@@ -56,13 +56,27 @@ def train_split(dataset: Dataset) -> tuple[Any, Any]:
 
 
 def eval_split(dataset: Dataset, given: str | None = None) -> str:
-    """The split that a run is evaluated on: the one `given`, or test, else val or, as tfds has it, validation."""
-    for split in (given,) if given else ("test", "val", "validation"):
+    """The split that a run is evaluated on: the one `given`, or val, or validation, as tfds has it, else test."""
+    known = ", ".join(dataset.splits)
+    require(not given or given in dataset.splits, f"--eval_split={given}: {dataset.name} has {known}")
+    return given or _first(dataset, ("val", "validation", "test"))
+
+
+def scoring_split(dataset: Dataset) -> str:
+    """The split that a finished run is scored on: test, else val or validation."""
+    return _first(dataset, ("test", "val", "validation"))
+
+
+def _first(dataset: Dataset, names: tuple[str, ...]) -> str:
+    for split in names:
         if split in dataset.splits:
             return split
-    known = ", ".join(dataset.splits)
-    require(not given, f"--eval_split={given}: {dataset.name} has {known}")
-    raise UsageError(f"{dataset.name} has no split test, val or validation, only {known}")
+    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
+
+
+def selects(split: str | None) -> bool:
+    """Whether a checkpoint may be chosen by its score on the split: not on test, whose score would be too good."""
+    return split not in (None, "train", "test")
 
 
 def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):

@@ -11,7 +11,7 @@ import numpy as np
 import data
 import models
 from data import generated, stream
-from data.dataset import Dataset, pixel_statistics
+from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.app import require
 from experiments.cli.config import GenerateConfig
 from experiments.setup import fid_classifier
@@ -59,7 +59,7 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
 
 
 @functools.cache
-def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool) -> Dataset:
+def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool, val_fraction: float) -> Dataset:
     load = functools.partial(data.load, name, data_dir, skip_corrupt=skip_corrupt)
     try:
         dataset = load()
@@ -70,15 +70,16 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
         whole = False
     if not whole:  # The whole middle squares, at once in the right size.
         dataset = load(image_size=round((asked or 64) * stream.SHARE), augment="crop")
-    return _kept(dataset, asked)
+    return _kept(hold_out(dataset, val_fraction) if val_fraction else dataset, asked)
 
 
 @functools.cache
-def _generated(asked: int | None) -> Dataset:
+def _generated(asked: int | None, val_fraction: float) -> Dataset:
     """Random images instead of the data set's."""
     dataset = generated.load(None)
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
-    return _kept(dataset._replace(splits=splits), asked)
+    dataset = dataset._replace(splits=splits)
+    return _kept(hold_out(dataset, val_fraction) if val_fraction else dataset, asked)
 
 
 def load_dataset(config: GenerateConfig) -> Dataset:
@@ -87,8 +88,8 @@ def load_dataset(config: GenerateConfig) -> Dataset:
     require(size in (None, *dcgan.SIZES), f"--image_size={size}: must be 32 or 64")
     require(config.eval_split != "train", "--eval_split=train: samples are compared with images not trained on")
     if config.dry_run_data:
-        return _generated(size)
-    return _load(config.dataset, config.data_dir, size, config.skip_corrupt)
+        return _generated(size, config.val_fraction)
+    return _load(config.dataset, config.data_dir, size, config.skip_corrupt, config.val_fraction)
 
 
 def dataset_info(dataset: Dataset) -> GenerationInfo:

@@ -83,4 +83,4 @@ def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:
         raise ValueError(f"checkpoint must be 'latest' or 'best', not {checkpoint!r}")
     run = saved_run.read(str(workdir))
     experiment = stored_network.experiment_from_run(run)
-    return LoadedRun(run.workdir, run.config, experiment, stored_network.restore(experiment, run.workdir, checkpoint))
+    return LoadedRun(run.workdir, run.config, experiment, stored_network.restore(experiment, run, checkpoint))

@@ -23,6 +23,7 @@ class SavedRun(NamedTuple):
     config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
     info: Any  # that task's DatasetInfo
     steps: int
+    eval_split: str | None  # What it was evaluated on; None for imported weights.
 
 
 def are_numbers(value: Any) -> bool:
@@ -33,6 +34,14 @@ def are_numbers(value: Any) -> bool:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def eval_split(run: dict, config: Any) -> str | None:
+    """The split that the run of a run.json is evaluated on. Before run.json told it, this was test where there was."""
+    if "eval_split" in run:
+        return run["eval_split"]
+    splits = run.get("splits", {})
+    return config.eval_split or next((name for name in ("test", "val", "validation") if name in splits), None)
 
 
 def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
@@ -55,4 +64,4 @@ def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
         config = options.from_json(config_class, flags)
     except ValueError as error:
         raise WorkdirError(f"{path}: {error}") from None
-    return SavedRun(pathlib.Path(workdir).absolute(), run["task"], config, info, steps)
+    return SavedRun(pathlib.Path(workdir).absolute(), run["task"], config, info, steps, eval_split(run, config))

@@ -10,7 +10,7 @@ import numpy as np
 
 import models
 from data import augment, camvid, digit_scenes
-from data.dataset import Dataset, pixel_statistics
+from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import SegmentConfig
 from experiments.setup import evaluation_data
@@ -38,8 +38,13 @@ def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
 
 
 @functools.cache
-def _load(dataset: str, data_dir: str | None, size: tuple[int, int] | None, split: str | None = None) -> Dataset:
-    return digit_scenes.load() if dataset == "digit_scenes" else camvid.load(data_dir, size=size, split=split)
+def _load_camvid(data_dir: str | None, size: tuple[int, int] | None, split: str | None) -> Dataset:
+    return camvid.load(data_dir, size=size, split=split)
+
+
+@functools.cache
+def _load_scenes(val_fraction: float) -> Dataset:
+    return digit_scenes.load(val_fraction)
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
@@ -63,9 +68,10 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
         raise UsageError(f"--{flag}=train: digit_scenes composes the scenes of a step anew; must be test")
-    if config.dry_run_data and not scenes:
-        return generated(size)
-    return _load(config.dataset, config.data_dir, size, split)
+    if scenes:
+        return _load_scenes(config.val_fraction)
+    dataset = generated(size) if config.dry_run_data else _load_camvid(config.data_dir, size, split)
+    return hold_out(dataset, config.val_fraction) if config.val_fraction else dataset
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +107,7 @@ def preparations(config: SegmentConfig, info: SegmentationInfo):
         return images.astype(jnp.float32) if raw else augment.normalize(images, info.mean, info.std)
 
     if config.dataset == "digit_scenes":
-        digits, names = _load("digit_scenes", None, None).splits["train"]
+        digits, names = _load_scenes(config.val_fraction).splits["train"]
 
         def compose(images, labels, keys):
             images, labels = digit_scenes.scenes(keys, digits, names)

@@ -9,7 +9,7 @@ import models
 from experiments.cli import options
 from experiments.cli.app import UsageError
 from experiments.setup import classification, generation, saved_run, segmentation
-from experiments.setup.experiment import Experiment
+from experiments.setup.experiment import Experiment, selects
 from experiments.setup.saved_run import SavedRun
 from train import checkpoint
 from train.messages import say
@@ -32,13 +32,18 @@ def experiment_from_run(run: SavedRun, *, scorer: Any = None) -> Experiment:
     return classification.create_experiment(run.config, run.info, devices=1, steps=run.steps, checked=False)
 
 
-def restore(experiment: Experiment, workdir: pathlib.Path, which: str = "latest") -> State:
-    """The state of a workdir's newest ("latest") or "best" checkpoint. Raises WorkdirError without any."""
-    checkpoints = checkpoint.Checkpoints(workdir, best=experiment.task.best, report=say, owner=False)
+def restore(experiment: Experiment, run: SavedRun, which: str = "latest") -> State:
+    """The state of a run's newest ("latest") or "best" checkpoint. Raises WorkdirError without any, UsageError for the
+    best of a run that has no split to choose it on."""
+    if which == "best" and not selects(run.eval_split):
+        on = f"evaluated on {run.eval_split}" if run.eval_split else "not evaluated"
+        advice = "none is chosen by such a score; latest is the newest; train with --val_fraction or a split val"
+        raise UsageError(f"--checkpoint=best: the run in {run.workdir} was {on}, and {advice}")
+    checkpoints = checkpoint.Checkpoints(run.workdir, best=experiment.task.best, report=say, owner=False)
     like = jax.eval_shape(experiment.task.init, jax.random.key(0))
     restored = checkpoints.restore(like, best=which == "best")
     if restored is None:
-        raise WorkdirError(f"--workdir={workdir} holds no checkpoint")
+        raise WorkdirError(f"--workdir={run.workdir} holds no checkpoint")
     return restored[0]
 
 

@@ -20,7 +20,7 @@ from experiments.cli.app import require
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
 from experiments.reporting import run_record
-from experiments.setup.experiment import Experiment, train_split
+from experiments.setup.experiment import Experiment, selects, train_split
 from train import loop
 from train.checkpoint import Checkpoints
 from train.messages import say
@@ -96,10 +96,12 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     return steps
 
 
-def stored_summary(workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset) -> dict | None:
+def stored_summary(
+    workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset, split: str
+) -> dict | None:
     """The summary of a run that is complete, else None; WorkdirError on every process for the workdir of another."""
     with processes.fail_together():
-        summary = run_record.stored_summary(workdir, config, experiment, dataset)
+        summary = run_record.stored_summary(workdir, config, experiment, dataset, split)
     return processes.broadcast_json(summary)
 
 
@@ -125,6 +127,12 @@ def initialize(experiment: Experiment, config: TrainingConfig, dataset: Dataset,
     return state
 
 
+def open_checkpoints(workdir: Workdir, config: TrainingConfig, experiment: Experiment, split: str) -> Checkpoints:
+    """The run's checkpoints; the best is kept where `split` is one to choose on."""
+    best, constants = experiment.task.best if selects(split) else None, dataclasses.asdict(experiment.info)
+    return Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
+
+
 def restore(checkpoints: Checkpoints, state: State) -> tuple[State, dict] | None:
     """(state, record) of the workdir's newest checkpoint, or None for a new run."""
     with processes.fail_together():
@@ -139,9 +147,10 @@ def dry_run(
     for left in workdir.path.glob(".dry_run_*"):  # Of a dry run that was killed.
         shutil.rmtree(left, ignore_errors=True)
     atexit.register(workdir.remove_if_made)  # The last that is registered runs first.
-    images, labels = dataset.splits[split]
     size = 2 * device_count * getattr(config, "fc_passes", 1) * getattr(config, "accumulate", 1)
-    small = dataset._replace(splits=dataset.splits | {split: (images[:size], labels[:size])})
+    evaluated = {name: dataset.splits[name] for name in {split, "test"} & dataset.splits.keys()}
+    few = {name: (images[:size], labels[:size]) for name, (images, labels) in evaluated.items()}
+    small = dataset._replace(splits=dataset.splits | few)
     return dataclasses.replace(config, batch_size=size), _temporary_workdir(workdir.path, ".dry_run_"), small, 2
 
 
@@ -157,10 +166,17 @@ def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
 
 
 def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:
-    """Batches of this process's rows of the training split, and of `split` for evaluations."""
-    part, (images, labels) = processes.index_and_count(), dataset.splits[split]
-    eval_size = eval_batch_size(task, batch_size=config.batch_size, examples=len(labels))
-    eval_size = -(-eval_size // device_count) * device_count
+    """Batches of this process's rows of the training split, of `split` for evaluations, and of test for the end where
+    the run may be chosen by its scores on `split`."""
+    part = processes.index_and_count()
+
+    def evaluation(split: str) -> loop.EvalData:
+        images, labels = dataset.splits[split]
+        size = eval_batch_size(task, batch_size=config.batch_size, examples=len(labels))
+        size = -(-size // device_count) * device_count
+        passes = functools.partial(batches.eval_batches, images, labels, batch_size=size, part=part)
+        return loop.EvalData(passes, len(labels))
+
     train_batches = functools.partial(
         batches.train_batches,
         *train_split(dataset),
@@ -171,19 +187,27 @@ def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_
     )
     return loop.Data(
         lambda step: train_batches(start=step),
-        functools.partial(batches.eval_batches, images, labels, batch_size=eval_size, part=part),
-        len(labels),
+        evaluation(split),
+        evaluation("test") if selects(split) and "test" in dataset.splits else None,
     )
 
 
 @contextlib.contextmanager
 def output(
-    config: TrainingConfig, workdir: Workdir, checkpoints: Checkpoints, task: Task, state: State, record, steps: int
+    config: TrainingConfig,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    task: Task,
+    state: State,
+    record,
+    *,
+    split: str,
+    steps: int,
 ) -> Iterator[loop.Output]:
     """Where the loop's results go, for the state and the record that it starts from."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
-    progress = run_record.Progress(start, steps, shown=not config.dry_run)
+    progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
     try:
         with contextlib.closing(metrics), progress:
             yield loop.Output(checkpoints, metrics, progress)
