@@ -48,6 +48,12 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"FILE": "resnet18_weights", "D": "pictures"}, cold=True
     ),
     "evaluate --workdir=W [--split=test]": Run(where={"W": "classifier"}, cold=True),
+    # The run was made in the tests' environment, without XLA's optimisations.
+    "reproduce --run=W --workdir=NEW": Run(
+        where={"W": "classifier", "NEW": "new"},
+        cold=True,
+        fails="variable JAX_DISABLE_MOST_OPTIMIZATIONS: 1 (run), none (here)",
+    ),
     "predict --workdir=W image.png ... [--top=3]": Run(where={"W": "classifier", "image.png": "picture"}, cold=True),
     "predict --workdir=W --samples=N [--seed=S] [--out=FOLDER]": Run(
         where={"W": "generator", "N": "3", "S": "1", "FOLDER": "new"}

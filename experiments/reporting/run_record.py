@@ -2,12 +2,8 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 from typing import Any
 
@@ -16,6 +12,7 @@ import numpy as np
 from data.dataset import Dataset, digests
 from experiments.cli import options
 from experiments.cli.config import TrainingConfig
+from experiments.reporting import environment
 from experiments.setup import saved_run
 from experiments.setup.experiment import Experiment
 from models import summary as layer_summary
@@ -105,15 +102,6 @@ def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dat
         raise WorkdirError(f"{both} have changed; choose a new --workdir")
 
 
-def _commit() -> str | None:
-    here = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def counts(dataset: Dataset) -> dict[str, int]:
     """Examples of each split."""
     return {split: len(labels) for split, (_, labels) in dataset.splits.items()}
@@ -140,15 +128,14 @@ def write_start(
     stored = workdir.read_json("run.json") or {}
     # Which process this is holds for this start alone: flags.txt can be loaded by one process.
     config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    folders = {"data_dir": config.data_dir, "init_from": config.init_from}
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
     run = {
         "task": experiment.task.name,
         "flags": options.to_json(config),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("XLA_", "JAX_"))},
-        "commit": _commit(),
+        "folders": {name: str(pathlib.Path(path).absolute()) for name, path in folders.items() if path},
+        **environment.describe(),
         "devices": devices,
         "seed": config.seed,
         "steps": steps,

@@ -1,0 +1,82 @@
+"""What a run's numbers depend on beside its flags and data: packages, processor, kernels, variables, source code."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+FACTS = ("processor", "devices", "cpu_kernels", "commit", "dirty", "diff_sha256")
+GROUPS = {"versions": "", "packages": "", "environment": "variable ", "data_digests": "data of split "}
+
+
+def processor() -> str:
+    """The processor's name and the number of its cores."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:
+    """What git prints in a folder; None where it fails, or there is no git."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, env=own, capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def source(file: pathlib.Path = pathlib.Path(__file__)) -> dict[str, Any]:
+    """The commit of the checkout that `file` belongs to, whether its tracked files differ from it, and the SHA-256 of
+    the difference; None where it belongs to none. (An installed copy may lie in a checkout of another project, whose
+    commit says nothing.)"""
+    tracked = _git(file.parent, "ls-files", "--error-unmatch", file.name)
+    commit = _git(file.parent, "rev-parse", "HEAD") if tracked else None
+    diff = _git(file.parent, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") if commit else None
+    return {
+        "commit": commit.decode().strip() if commit else None,
+        "dirty": None if diff is None else bool(diff),
+        "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
+    }
+
+
+def describe() -> dict[str, Any]:
+    """All of it, for run.json."""
+    from models.cpu_kernels.ops import use_cpu_kernels
+
+    packages = {found.name: found.version for found in importlib.metadata.distributions() if found.name}
+    return {
+        "versions": {"python": platform.python_version(), **{name: packages.get(name) for name in VERSIONS}},
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "processor": processor(),
+        "cpu_kernels": use_cpu_kernels(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("XLA_", "JAX_"))},
+        **source(),
+    }
+
+
+def differences(run: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Lines that tell in what the run.json `here` differs from that of `run`: environment, devices and data. What
+    either does not record is left out."""
+
+    def facts(record: dict[str, Any], key: str) -> dict[str, Any]:
+        value = record[key]
+        return {f"{GROUPS[key]}{name}": fact for name, fact in value.items()} if key in GROUPS else {key: value}
+
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in (key for key in (*FACTS, *GROUPS) if key in run and key in here):
+        before, now = facts(run, key), facts(here, key)
+        pairs |= {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+    shown = {None: "none", True: "yes", False: "no"}
+    return [
+        f"{name}: {shown.get(before, before)} (run), {shown.get(now, now)} (here)"
+        for name, (before, now) in pairs.items()
+        if before != now
+    ]

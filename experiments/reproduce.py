@@ -1,0 +1,107 @@
+"""Repeats a finished run and compares: python -m experiments.reproduce --run=W --workdir=NEW"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+from experiments.cli import app, options, subprocesses
+from experiments.cli.app import require
+from experiments.cli.options import option
+from train.workdir import WorkdirError
+
+COMMANDS = {"classification": "classify", "segmentation": "segment", "generation": "generate"}
+TIMES = ("seconds", "images_per_second")  # The columns of metrics.csv that no two runs share.
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig:
+    """Reproduction"""
+
+    run: str = option(None, "Folder of the finished run to repeat.", needed="the folder of the finished run")
+    workdir: str = option(None, "Folder of the new run.", needed="the folder of the new run")
+    data_dir: str | None = option(None, "Folder of the data set, if it has been moved.")
+
+
+def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run's folder. Raises WorkdirError where it can't be read."""
+    try:
+        found = json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{folder} holds no finished run: no readable {name} there")
+    return found
+
+
+def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
+    """The numbers of two summaries that are not equal, by name: scores, steps, examples; not times."""
+    left_out = {"compile_seconds", "workdir", "fingerprint", *TIMES}
+    names = [name for name in stored.keys() | here.keys() if name not in left_out]
+    pairs = {name: (stored.get(name), here.get(name)) for name in sorted(names)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def first_different_step(stored: list[dict], here: list[dict]) -> int | None:
+    """The first step whose rows of metrics.csv are not equal but for times; None where all are."""
+    tables = [
+        {row["step"]: {k: v for k, v in row.items() if k not in TIMES and v is not None} for row in rows}
+        for rows in (stored, here)
+    ]
+    steps = sorted(step for step in tables[0].keys() | tables[1].keys() if step is not None)
+    return next((int(step) for step in steps if tables[0].get(step) != tables[1].get(step)), None)
+
+
+def main(config: ReproduceConfig) -> int:
+    from experiments.reporting import environment, report
+    from experiments.setup import saved_run
+
+    run, new = saved_run.read(config.run, flag="run"), pathlib.Path(config.workdir)
+    stored_run, stored = (read_json(run.workdir, name) for name in ("run.json", "summary.json"))
+    require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
+
+    # --- The same flags; folders as they were seen from the folder that the run was started in.
+    changed = {"workdir": str(new.absolute())}
+    for name in ("data_dir", "init_from"):
+        if getattr(run.config, name) is not None:
+            changed[name] = stored_run.get("folders", {}).get(name) or getattr(run.config, name)
+    if config.data_dir is not None:
+        changed["data_dir"] = config.data_dir
+    flags = options.flag_lines(dataclasses.replace(run.config, **changed))
+    done = subprocesses.run(COMMANDS[run.task], *flags)
+    if done.status:
+        return done.status
+
+    # --- Compare.
+    here_run, here = (read_json(new, name) for name in ("run.json", "summary.json"))
+    metrics = metric_differences(stored, here)
+    rows = [report.read_metrics(folder / "metrics.csv") for folder in (run.workdir, new)]
+    step = first_different_step(*rows)
+    identical = stored.get("fingerprint") == here.get("fingerprint") and not metrics and step is None
+    lines = environment.differences(stored_run, here_run)
+    if identical:
+        print(f"identical: parameters, metrics and the {len(rows[0])} rows of metrics.csv", file=sys.stderr)
+    else:
+        state = "equal" if stored.get("fingerprint") == here.get("fingerprint") else "different"
+        where = "metrics.csv is equal" if step is None else f"metrics.csv differs first at step {step}"
+        print(f"not identical: parameters {state}; {where}", file=sys.stderr)
+        for name, (before, now) in metrics.items():
+            numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (before, now))
+            by = f", a difference of {now - before:.3g}" if numbers else ""
+            print(f"  {name}: {before} (run), {now} (here){by}", file=sys.stderr)
+        print(
+            "what differs in the environment:" if lines else "no difference in the environment is known",
+            file=sys.stderr,
+        )
+        for line in lines:
+            print(f"  {line}", file=sys.stderr)
+    found = {"identical": identical, "fingerprint": [stored.get("fingerprint"), here.get("fingerprint")]}
+    found |= {"metrics": {name: list(pair) for name, pair in metrics.items()}, "first_different_step": step}
+    print(json.dumps(found | {"environment": lines, "run": str(run.workdir), "workdir": str(new.absolute())}))
+    return 0 if identical else 1
+
+
+if __name__ == "__main__":
+    app.run(main, ReproduceConfig)
