@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -63,12 +64,15 @@ def main(config: ReproduceConfig) -> int:
     require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
 
     # --- The same flags; folders as they were seen from the folder that the run was started in.
-    changed = {"workdir": str(new.absolute())}
+    changed: dict[str, Any] = {"workdir": str(new.absolute())}
     for name in ("data_dir", "init_from"):
         if getattr(run.config, name) is not None:
             changed[name] = stored_run.get("folders", {}).get(name) or getattr(run.config, name)
     if config.data_dir is not None:
         changed["data_dir"] = config.data_dir
+    devices = re.match(r"(\d+) cpu", str(stored_run.get("devices")))
+    if run.config.devices is None and devices:  # Of several processes: on CPUs one process simulates as many.
+        changed["devices"] = int(devices[1])
     flags = options.flag_lines(dataclasses.replace(run.config, **changed))
     done = subprocesses.run(COMMANDS[run.task], *flags)
     if done.status:
