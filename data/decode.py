@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data.dataset import DataError, UnreadableError
 
@@ -16,6 +16,8 @@ TURNS: dict[object, Image.Transpose] = {
     **{2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE},
     **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
 }
+
+SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's names of 2 and 4 bits a pixel -> what it multiplies their values by.
 
 # Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
 # it to, in pixels.
@@ -52,13 +54,18 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image file as uint8 [H, W, channels], in grey or colour according to `channels` (1 or 3).
 
-    Applies EXIF rotation, composites transparency onto black, scales 16-bit values, and crops and resizes (bilinearly)
-    by `crop`. A JPEG whose crop is at least twice the target size is decoded at 1/2, 1/4 or 1/8 of its resolution.
+    Applies EXIF rotation, composites transparency onto black, scales 16-bit values and floating-point numbers from 0 to
+    1, and crops and resizes (bilinearly) by `crop`. A JPEG whose crop is at least twice the target size is decoded at
+    1/2, 1/4 or 1/8 of its resolution.
 
     If `content`, the bytes of the file, is given, `path` is only used in messages. Raises DataError with the file's
-    name if it can't be decoded, UnreadableError if the file can't be read.
+    name if it can't be decoded or does not say what is white, as 32-bit integers and floating-point numbers above 1;
+    UnreadableError if the file can't be read.
     """
     with named_failures(path), Image.open(path if content is None else io.BytesIO(content)) as opened:
+        _scale_transparency(opened)
+        if opened.format != "JPEG":
+            opened.load()  # Pillow turns a TIFF upright when it loads it: its size and its tag are others then.
         if crop is not None:
             turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
             width, height = opened.size[::-1] if turned else opened.size
@@ -71,9 +78,7 @@ def read_image(
         turn = TURNS.get(opened.getexif().get(ORIENTATION))
         image = opened if turn is None else opened.transpose(turn)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            values = np.asarray(image, np.float64)
-            wide = values.max(initial=0) > 255 or image.mode.startswith("I")
-            image = Image.fromarray(np.clip(values / 257 if wide else values, 0, 255).round().astype(np.uint8))
+            image = Image.fromarray(_bytes(image, clear=opened.info.get("transparency")))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
         image = image.convert("L" if channels == 1 else "RGB")
@@ -82,6 +87,29 @@ def read_image(
             inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
             image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+
+
+def _scale_transparency(opened: Image.Image) -> None:
+    """Scales the transparent value of a grey PNG of 2 or 4 bits to 8 bits, as Pillow does with the pixels alone."""
+    raw = opened.tile[0].args if isinstance(opened, ImageFile.ImageFile) and opened.tile else None
+    if raw in SHORT_GREYS and isinstance(opened.info.get("transparency"), int):
+        opened.info["transparency"] *= SHORT_GREYS[raw]
+
+
+def _bytes(image: Image.Image, *, clear: int | None) -> np.ndarray:
+    """The pixels uint8 [H, W] of a grey image of more than 8 bits; those of the value `clear` are black. ValueError for
+    an image that does not say what is white: a guess from its own pixels would differ from image to image."""
+    values = np.asarray(image)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # Not for NaN either.
+            raise ValueError(f"floating-point pixels from {low:g} to {high:g}, must be from 0 (black) to 1 (white)")
+        values, scale = values.astype(np.float64), 255
+    elif image.mode == "I":
+        raise ValueError("signed or 32-bit pixels, which do not say what is white; convert them to 8 or 16 bits")
+    else:
+        values, scale = np.where(values == clear, 0, values) / 257, 1
+    return (values * scale).round().astype(np.uint8)
 
 
 def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | None:

@@ -1,5 +1,9 @@
 """The digits, the order of batches, augmentation and image files."""
 
+import re
+import struct
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -115,6 +119,73 @@ def test_images_of_every_mode(tmp_path, mode):
         found = decode.read_image(str(path), channels=channels, crop=decode.whole((40, 30)))
         assert found.shape == (40, 30, channels) and found.dtype == np.uint8
         np.testing.assert_allclose(found[..., 0], grey, atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_image_is_cropped_upright(tmp_path, suffix, orientation):
+    """Also a TIFF, which Pillow turns by itself, and not before its pixels are read."""
+    upright = np.zeros((60, 20, 3), np.uint8)
+    upright[:30], upright[:, 10:, 1] = (255, 0, 0), 255
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    image, exif = Image.fromarray(upright), Image.Exif()
+    stored = image if orientation == 1 else image.transpose(decode.TURNS[undo])
+    exif[decode.ORIENTATION] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, **({"quality": 95} if suffix in ("jpg", "webp") else {}))
+    seen = []
+
+    def middle(height, width):
+        seen.append((height, width))
+        return (0, 20, width, 40), (20, 20)
+
+    found = decode.read_image(str(tmp_path / f"a.{suffix}"), channels=3, crop=middle)
+    assert seen == [(60, 20)]
+    for (y, x), colour in {
+        (3, 3): (255, 0, 0),
+        (3, 16): (255, 255, 0),
+        (16, 3): (0, 0, 0),
+        (16, 16): (0, 255, 0),
+    }.items():
+        np.testing.assert_allclose(found[y, x], colour, atol=60 if suffix in ("jpg", "webp") else 0)
+
+
+def grey_png(bits: int, values, clear: int) -> bytes:
+    """A grey PNG of one row of `values`, of which `clear` is transparent."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = int("".join(f"{value:0{bits}b}" for value in values).ljust(64, "0"), 2).to_bytes(8)[
+        : -(-len(values) * bits // 8)
+    ]
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    parts = {b"IHDR": header, b"tRNS": struct.pack(">H", clear), b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_a_grey_image_is_black(tmp_path, bits):
+    most = 2**bits - 1
+    (tmp_path / "a.png").write_bytes(grey_png(bits, [most, most - 1, 0], most))
+    found = decode.read_image(str(tmp_path / "a.png"), channels=1)
+    np.testing.assert_array_equal(found[0, :, 0], [0, round(255 * (most - 1) / most), 0])
+
+
+def test_pixels_that_do_not_say_what_is_white_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
+    np.testing.assert_array_equal(decode.read_image(str(path), channels=1)[0, :, 0], [0, 128, 255])
+    for values, told in {
+        "0 1 2": "floating-point pixels from 0 to 2, must be from 0 (black) to 1 (white)",
+        "-1 0 1": "floating-point pixels from -1 to 1",
+        "nan 0 1": "floating-point pixels from nan to nan",
+    }.items():
+        Image.fromarray(np.array([values.split()], np.float32)).save(path)
+        with pytest.raises(DataError, match=re.escape(f"{path}: {told}")):
+            decode.read_image(str(path), channels=1)
+    Image.fromarray(np.array([[0, 128, 255]], np.int32)).save(path)
+    with pytest.raises(DataError, match="signed or 32-bit pixels, which do not say what is white"):
+        decode.read_image(str(path), channels=1)
 
 
 def test_exif_rotation_and_resizing(tmp_path):
