@@ -53,6 +53,20 @@ def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
     assert int(state.step) == 5 and store.steps() == [1, 5, 9]
 
 
+def test_the_part_of_a_checkpoint_that_a_kill_left_is_removed(tmp_path):
+    """By the run that goes on; a reader leaves it, since a run may be writing it."""
+    saved(tmp_path, 1)
+    part = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    for store in (checkpoint.Checkpoints(tmp_path, owner=False), checkpoint.Checkpoints(tmp_path)):
+        (part / "state").mkdir(parents=True, exist_ok=True)
+        (part / "state" / "d").write_bytes(bytes(1000))
+        store.restore(state_of(0))
+        assert part.exists() is not store.owner
+    part.mkdir()
+    saved(tmp_path, 3)
+    assert not part.exists() and store.steps() == [1, 3]
+
+
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
     """By the run that it belongs to, which has saved a newer one meanwhile."""
     saved(tmp_path, 1, 2)

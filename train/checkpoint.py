@@ -82,7 +82,10 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def _recover(self) -> None:
-        """Completes or undoes the replacement of a checkpoint in which the process was killed."""
+        """Completes or undoes the replacement of a checkpoint in which the process was killed, and removes the part of
+        one that it left: no save is under way when this is called."""
+        for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
         for previous in self.folder.glob(".*.previous"):
             new = self.folder / previous.name.split(".")[1]
             if new.exists():
