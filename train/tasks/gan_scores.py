@@ -36,12 +36,12 @@ def gaussian(sums, count) -> tuple[np.ndarray, np.ndarray]:
 
 def frechet_distance(one, other) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (mean, covariance) (Dowson & Landau 1982; Heusel et
-    al. 2017, "GANs trained by a two time-scale update rule", eq. 6)."""
+    al. 2017, "GANs trained by a two time-scale update rule", eq. 6). Rounding never makes it negative."""
     (m1, c1), (m2, c2) = one, other
     values, vectors = np.linalg.eigh(c1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
-    return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross)
+    return max(0.0, float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross))
 
 
 def inception_score(sums, count) -> float:
