@@ -167,6 +167,9 @@ def test_flags_that_depend_on_each_other(given, message):
 def test_steps_beyond_any_number_are_one_line():
     dataset = Dataset("", {"train": (None, np.zeros(256))}, ())
     assert training.total_steps(ClassifyConfig(epochs=2.5), dataset, 1) == 5
+    for epochs, expected in ((1.1, 11), (2.2, 22), (8.3, 83), (0.07, 1), (1.11, 12)):
+        big = Dataset("d", {"train": (np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100, np.int32))}, ("a",))
+        assert training.total_steps(ClassifyConfig(epochs=epochs, batch_size=10), big, 1) == expected
     for epochs in (1e306, 1e12):
         with pytest.raises(UsageError, match="steps: must be fewer than 2147483648"):
             training.total_steps(ClassifyConfig(epochs=epochs), dataset, 1)

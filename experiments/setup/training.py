@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import fractions
 import functools
 import math
 import pathlib
@@ -88,9 +89,10 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     for name in ("accumulate", "fc_passes"):
         parts, rows = getattr(config, name, 1), batch // device_count
         require(rows % parts == 0, f"--{name}={parts}: must divide the {rows} rows of the batch on a device")
-    wanted = config.steps or max(1.0, (config.epochs or 10.0) * examples / batch)
-    require(wanted < 2**31, f"{wanted:.10g} steps: must be fewer than {2**31}")
-    steps = math.ceil(wanted)
+    # The number as it was typed: the nearest float to 1.1 is above it, and 1.1 epochs would take a step too many.
+    wanted = config.steps or fractions.Fraction(str(config.epochs or 10.0)) * examples / batch
+    require(wanted < 2**31, f"{float(wanted):.10g} steps: must be fewer than {2**31}")
+    steps = max(1, math.ceil(wanted))
     warmup = config.warmup_steps
     require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be fewer than the run's {steps} steps")
     return steps
