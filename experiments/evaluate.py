@@ -18,9 +18,9 @@ from experiments.cli.options import option
 class EvaluateConfig:
     """Evaluation"""
 
-    workdir: str = option(None, "Folder of the run to evaluate.", needed="the folder of the run")
+    workdir: str = option(None, "Folder of the run to evaluate.", needed="the folder of the run", path=True)
     dataset: str | None = option(None, "Data set to evaluate on; default: the run's own.")
-    data_dir: str | None = option(None, "Folder of the data set to evaluate on; default: the run's own.")
+    data_dir: str | None = option(None, "Folder of the data set to evaluate on; default: the run's own.", path=True)
     split: str | None = option(None, "Split to evaluate on; default: test, else val or validation.")
     batch_size: int | None = option(None, "Images a batch; default: as the run has it.", "[1, inf)")
     tta: str | None = option(None, "Views of each image that are averaged; default: the run's own.", choices=TTA)

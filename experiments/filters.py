@@ -31,7 +31,7 @@ TOP = 9  # Patches shown of each.
 class FiltersConfig:
     """Filters"""
 
-    workdir: str = option(None, "Folder of the run.", needed="the folder of the run")
+    workdir: str = option(None, "Folder of the run.", needed="the folder of the run", path=True)
     layer: int = option(1, "1: weights of the first layer; from 2 on: patches of a convolution.", "[1, inf)")
     checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 

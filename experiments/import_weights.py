@@ -17,7 +17,7 @@ class ImportWeightsConfig(ClassifyConfig):
     image_size: int | None = override(ClassifyConfig, "image_size", 224)
     momentum: float = override(ClassifyConfig, "momentum", 0.0)  # No momentum has been gathered: none is stored.
     weights: str = option(
-        None, "File with the weights: .safetensors, or torch's .pth.", needed="the file with the weights"
+        None, "File with the weights: .safetensors, or torch's .pth.", needed="the file with the weights", path=True
     )
 
 

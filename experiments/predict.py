@@ -17,11 +17,11 @@ MOST = 100_000  # Samples of one call.
 class PredictConfig:
     """Prediction"""
 
-    workdir: str = option(None, "Folder of the run.", needed="the folder of the run")
+    workdir: str = option(None, "Folder of the run.", needed="the folder of the run", path=True)
     top: int = option(1, "Most probable labels printed for each file.", "[1, inf)")
     samples: int | None = option(None, "Of a run of generate: how many images to make.", f"[1, {MOST}]")
     seed: int = option(0, "Of a run of generate: seed of the latent vectors.", SEEDS)
-    out: str | None = option(None, "Of a run of generate: folder of the images; default W/predictions.")
+    out: str | None = option(None, "Of a run of generate: folder of the images; default W/predictions.", path=True)
     checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 
 

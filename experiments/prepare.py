@@ -26,14 +26,16 @@ class PrepareConfig:
         None,
         "cifar10: local copy of the archive, else it is downloaded. folder: archive of images to unpack. camvid: "
         "folder or archive.",
+        path=True,
     )
     data_dir: str | None = option(
         None,
         "cifar10: folder of the prepared store, default ~/nutshell_data. folder: where SPLIT/CLASS/ lie.",
+        path=True,
     )
     split: str | None = option(None, "folder: split to unpack to; default by the archive's folders or name.")
     shards: str | None = option(
-        None, "folder: folder for a copy as array_record shards, read with --dataset=tfds:pictures."
+        None, "folder: folder for a copy as array_record shards, read with --dataset=tfds:pictures.", path=True
     )
 
 

@@ -21,9 +21,9 @@ TIMES = ("seconds", "images_per_second")  # The columns of metrics.csv that no t
 class ReproduceConfig:
     """Reproduction"""
 
-    run: str = option(None, "Folder of the finished run to repeat.", needed="the folder of the finished run")
-    workdir: str = option(None, "Folder of the new run.", needed="the folder of the new run")
-    data_dir: str | None = option(None, "Folder of the data set, if it has been moved.")
+    run: str = option(None, "Folder of the finished run to repeat.", needed="the folder of the finished run", path=True)
+    workdir: str = option(None, "Folder of the new run.", needed="the folder of the new run", path=True)
+    data_dir: str | None = option(None, "Folder of the data set, if it has been moved.", path=True)
 
 
 def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
@@ -63,11 +63,8 @@ def main(config: ReproduceConfig) -> int:
     stored_run, stored = (read_json(run.workdir, name) for name in ("run.json", "summary.json"))
     require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
 
-    # --- The same flags; folders as they were seen from the folder that the run was started in.
+    # --- The same flags.
     changed: dict[str, Any] = {"workdir": str(new.absolute())}
-    for name in ("data_dir", "init_from"):
-        if getattr(run.config, name) is not None:
-            changed[name] = stored_run.get("folders", {}).get(name) or getattr(run.config, name)
     if config.data_dir is not None:
         changed["data_dir"] = config.data_dir
     devices = re.match(r"(\d+) cpu", str(stored_run.get("devices")))

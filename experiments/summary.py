@@ -31,7 +31,7 @@ class SummaryConfig(NetworkConfig):
     devices: int | None = option(None, "parallelism: devices, 2 or more.")
     batch_size: int | None = option(None, "parallelism: global batch size.")
     mesh: str | None = option(None, "hybrid: HOSTSxLOCAL, dense layers sharded inside each host, as 4x8.")
-    figure: str | None = option(None, "hybrid: PNG file for a figure of the bytes against the devices.")
+    figure: str | None = option(None, "hybrid: PNG file for a figure of the bytes against the devices.", path=True)
 
 
 def main(config: SummaryConfig) -> int:

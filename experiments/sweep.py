@@ -23,7 +23,7 @@ class SweepConfig:
     """Sweep"""
 
     workdir: str = option(
-        None, "Folder of the sweep; each point's run is a folder in it.", needed="the folder of the sweep"
+        None, "Folder of the sweep; each point's run is a folder in it.", needed="the folder of the sweep", path=True
     )
     grid: str = option("", 'The grid, as "learning_rate=0.1,0.01 seed=0..4".')
     print_commands: bool = option(False, "Only print the commands, one a line.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import flax.linen as nn
 import numpy as np
@@ -15,8 +16,16 @@ from experiments.cli import options, validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
 from experiments.cli.options import option
+from experiments.evaluate import EvaluateConfig
+from experiments.filters import FiltersConfig
+from experiments.import_weights import ImportWeightsConfig
+from experiments.lecture.__main__ import LectureConfig
+from experiments.predict import PredictConfig
+from experiments.prepare import PrepareConfig
 from experiments.setup import classification, training
 from experiments.setup.experiment import ClassificationInfo
+from experiments.summary import SummaryConfig
+from experiments.sweep import SweepConfig
 
 CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig)
 
@@ -24,13 +33,13 @@ CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig)
 def parsed(config_class, *arguments):
     flag_values = flags.FlagValues()
     options.define(config_class, flag_values)
-    assert flag_values(["command", "--workdir=W", *arguments]) == ["command"]
+    assert flag_values(["command", "--workdir=/W", *arguments]) == ["command"]
     return options.from_flags(config_class, flag_values)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_without_flags_a_config_has_its_defaults(config_class):
-    assert parsed(config_class) == config_class(workdir="W")
+    assert parsed(config_class) == config_class(workdir="/W")
 
 
 def test_values_have_the_fields_types():
@@ -65,16 +74,59 @@ def test_a_value_out_of_bounds_is_refused_when_it_is_parsed(flag, accepted):
     assert flag.split("=")[0] in str(caught.value) and accepted in str(caught.value)
 
 
+def test_paths_are_absolute_and_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """A shell leaves the tilde of --workdir=~/w alone; and a stored relative path would fail in any other folder."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.chdir(tmp_path)
+    config = parsed(ClassifyConfig, "--workdir=~/w", "--data_dir=../d", "--init_from=/i/../j")
+    assert (config.workdir, config.data_dir, config.init_from) == ("/home/someone/w", f"{tmp_path}/../d", "/i/../j")
+    assert parsed(ClassifyConfig, "--workdir=a~/~", "--model=~/m").workdir == f"{tmp_path}/a~/~"
+    assert options.from_json(ClassifyConfig, {"workdir": "w", "data_dir": ""}).data_dir is None
+    stored = options.from_json(ClassifyConfig, options.to_json(config))
+    assert stored == config
+    assert parsed(LectureConfig, "--use=~/a,b,").use == ("/home/someone/a", f"{tmp_path}/b", "")
+
+
+@pytest.mark.parametrize(
+    "config_class, names",
+    {
+        ClassifyConfig: {"workdir", "data_dir", "init_from"},
+        EvaluateConfig: {"workdir", "data_dir"},
+        FiltersConfig: {"workdir"},
+        ImportWeightsConfig: {"workdir", "data_dir", "init_from", "weights"},
+        LectureConfig: {"workdir", "use"},
+        PredictConfig: {"workdir", "out"},
+        PrepareConfig: {"source", "data_dir", "shards"},
+        SummaryConfig: {"figure"},
+        SweepConfig: {"workdir"},
+    }.items(),
+)
+def test_every_flag_of_a_file_or_folder_is_a_path(config_class, names):
+    assert {name for name, spec in options.specs(config_class).items() if spec.path} == names
+
+
+def test_a_path_without_the_folder_that_it_is_relative_to_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(flags.IllegalFlagValueError, match="--data_dir=d: a relative path, and the current folder does"):
+        parsed(ClassifyConfig, "--data_dir=d")
+    assert parsed(ClassifyConfig, "--data_dir=/d").data_dir == "/d"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # As for a user without an entry in passwd.
+    with pytest.raises(flags.IllegalFlagValueError, match="--data_dir=~/d: no home folder is known; set HOME"):
+        parsed(ClassifyConfig, "--data_dir=~/d")
+
+
 def test_every_field_has_a_help_text_and_a_default_that_is_accepted():
     for config_class in CONFIGS:
         for name, spec in options.specs(config_class).items():
             assert spec.help.strip().endswith((".", ";")), f"{config_class.__name__}.{name}"
-        options.from_json(config_class, options.to_json(config_class(workdir="W")))
+        options.from_json(config_class, options.to_json(config_class(workdir="/W")))
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_json_and_flag_lines_give_the_config_again(config_class):
-    config = config_class(workdir="a b", drops=(0.25, 0.5), nesterov=True, steps=3, eval_split="val")
+    config = config_class(workdir="/a b", drops=(0.25, 0.5), nesterov=True, steps=3, eval_split="val")
     assert options.from_json(config_class, json.loads(json.dumps(options.to_json(config)))) == config
     assert parsed(config_class, *options.flag_lines(config)) == config
 
@@ -93,7 +145,7 @@ def test_flags_added_later_have_their_defaults_in_older_runs():
 
 def test_an_empty_text_is_a_flag_that_is_not_given():
     config = parsed(ClassifyConfig, "--positive=", "--eval_split=", "--init_from=", "--train_batches=")
-    assert config == ClassifyConfig(workdir="W")
+    assert config == ClassifyConfig(workdir="/W")
     with pytest.raises(flags.IllegalFlagValueError, match="^--workdir must be given: the folder of the run$"):
         parsed(ClassifyConfig, "--workdir=")
 

@@ -211,7 +211,7 @@ BAD_FLAGS = {
     "--hidden=99999999999999": "must be between 1 and 1000000",
     "--model=lenett": "did you mean lenet",
     "--dataset=mnst5k": "did you mean mnist5k",
-    "--data_dir=pictures": "--data_dir=pictures is not supported by --dataset=mnist5k",
+    "--data_dir=pictures": "/pictures is not supported by --dataset=mnist5k",
     "--learning_rat=1": "learning_rat",
     "--batch_size=0": "--batch_size=0",
     "--steps=-1": "--steps=-1",

@@ -16,14 +16,18 @@ class RunConfig:
     """The run"""
 
     workdir: str = option(
-        None, "Folder of the run. The same command resumes it.", needed="the folder of the run", resumable=True
+        None,
+        "Folder of the run. The same command resumes it.",
+        needed="the folder of the run",
+        resumable=True,
+        path=True,
     )
     steps: int | None = option(None, "Training steps; or give --epochs.", f"[1, {2**31 - 1}]")
     epochs: float | None = option(
         None, "Passes over the training split, if --steps is not given. Default 10; segment 7.", "(0, inf)"
     )
     seed: int = option(0, "Seed of initialisation, order, augmentation and dropout.", SEEDS)
-    init_from: str | None = option(None, "Workdir whose parameters the run starts from.")
+    init_from: str | None = option(None, "Workdir whose parameters the run starts from.", path=True)
     eval_split: str | None = option(
         None, "Split to evaluate on during the run. Default: val or validation, else test.", resumable=True
     )
@@ -93,6 +97,7 @@ class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
         None,
         "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.",
         resumable=True,
+        path=True,
     )
     sync_bn: bool = option(True, "Batch-norm statistics over the global batch.")
 

@@ -11,6 +11,7 @@ bool, int, float, str, and tuples of int, float or str (lists with commas); each
 
 import dataclasses
 import math
+import os
 import re
 import shlex
 import types
@@ -61,6 +62,7 @@ class Spec(NamedTuple):
     needed: str
     resumable: bool
     network: bool
+    path: bool
 
 
 def option(
@@ -72,12 +74,13 @@ def option(
     needed: str = "",
     resumable: bool = False,
     network: bool = False,
+    path: bool = False,
 ) -> Any:
     """A field that is a flag. `interval`, as "[0, 1)", bounds a number or each number of a tuple. `needed` says what a
     flag that must be given is for. A `resumable` flag may differ when a run resumes; a `network` flag is an option of
-    some networks, see models.create."""
+    some networks, see models.create. A `path` is made absolute, so that what is stored holds in any folder."""
     bounds = Interval.parsed(interval) if interval else None
-    spec = Spec(help, bounds, tuple(choices) if choices else None, needed, resumable, network)
+    spec = Spec(help, bounds, tuple(choices) if choices else None, needed, resumable, network, path)
     return dataclasses.field(default=default, metadata={"flag": spec})
 
 
@@ -107,6 +110,18 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
     return found
 
 
+def _absolute(path: str) -> str:
+    """The path from the current folder on, with ~ for the home folder: a shell leaves that of --flag=~/folder as it is.
+    Raises ValueError where there is no such folder."""
+    path = os.path.expanduser(path)
+    if path.split("/")[0] == "~":  # HOME is not set, and the user has no entry in passwd.
+        raise ValueError("no home folder is known; set HOME")
+    try:
+        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        raise ValueError("a relative path, and the current folder does not exist any more") from None
+
+
 def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
     """The typed value of a flag's value, or of one from JSON. Raises ValueError that says what is accepted."""
     if value is None or (value == "" and (kind.optional or spec.needed)):
@@ -129,6 +144,8 @@ def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
         value = number
     elif not isinstance(value, kind.scalar):
         raise ValueError(f"must be a {kind.scalar.__name__}")
+    elif spec.path and value:
+        value = _absolute(str(value))
     if spec.interval and not spec.interval.holds(value):
         raise ValueError(str(spec.interval))
     if spec.choices and value not in spec.choices:

@@ -141,8 +141,10 @@ def run_topic(name: str, workdir: pathlib.Path) -> int:
 class LectureConfig:
     """The lecture"""
 
-    workdir: str = option(None, "Folder of the lecture; the same command resumes it.", needed="the folder")
-    use: tuple[str, ...] = option((), "Comma-separated workdirs of finished training runs to add to the page.")
+    workdir: str = option(None, "Folder of the lecture; the same command resumes it.", needed="the folder", path=True)
+    use: tuple[str, ...] = option(
+        (), "Comma-separated workdirs of finished training runs to add to the page.", path=True
+    )
     only: tuple[str, ...] = option((), f"Comma-separated topics to run and show; default: all of {', '.join(TOPICS)}.")
 
 

@@ -154,7 +154,7 @@ def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
         (
             "workdir",
             str,
-            option(None, "Folder of the topic; the same command resumes it.", needed="the folder"),
+            option(None, "Folder of the topic; the same command resumes it.", needed="the folder", path=True),
         )
     ]
     for name, (default, text) in options.items():

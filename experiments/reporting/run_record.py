@@ -128,13 +128,11 @@ def write_start(
     stored = workdir.read_json("run.json") or {}
     # Which process this is holds for this start alone: flags.txt can be loaded by one process.
     config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
-    folders = {"data_dir": config.data_dir, "init_from": config.init_from}
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
     run = {
         "task": experiment.task.name,
         "flags": options.to_json(config),
         "command": sys.argv,
-        "folders": {name: str(pathlib.Path(path).absolute()) for name, path in folders.items() if path},
         **environment.describe(),
         "devices": devices,
         "seed": config.seed,
