@@ -15,6 +15,7 @@ from PIL import Image
 
 from data.dataset import DataError, Dataset
 from data.decode import named_failures, read_image, whole
+from data.folder import read_names
 from data.image_files import each
 
 CLASSES = (
@@ -50,7 +51,7 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
     for path in sorted(root.glob("*.txt")):
         if not stays_inside(path, root):
             raise DataError(f"{path} leads out of {root}")
-        lines = [(i, line.strip()) for i, line in enumerate(path.read_text(errors="replace").splitlines(), 1)]
+        lines = [(i, line.strip()) for i, line in enumerate(read_names(path).splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
         if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Otherwise not a list.
             found += [(root, path.stem, f"{path}, line {i}", line) for i, line in lines]

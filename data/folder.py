@@ -1,15 +1,20 @@
-"""Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have folders below it. A split may
-also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders are skipped.
+"""Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have folders below it, or links to
+some. A split may also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders are skipped, and
+those that a system keeps for itself. Class names are compared in Unicode's composed form (NFC): macOS stores others.
 
 Small images of equal size are decoded once and cached as an array in a file next to the folder, until an image is
 added, removed or changed. Others are decoded when a batch needs them.
 """
 
+import codecs
 import collections
 import hashlib
 import os
 import pathlib
+import re
 import sys
+import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,6 +24,7 @@ from data.decode import image_size, read_image
 from data.stream import View
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SYSTEM_FOLDERS = ("@eaDir", "lost+found", "__MACOSX")  # Synology's thumbnails, ext4's and what macOS adds to archives.
 
 
 def load(
@@ -50,9 +56,9 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: there is no such folder")
-    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    others: collections.Counter[str] = collections.Counter()  # Files that are no images, by class folder.
-    listed = {split: _list(root / split, others) for split in splits}
+    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+    others = {split: collections.defaultdict[str, list[str]](list) for split in splits}
+    listed = {split: _list(root / split, others[split]) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
     flat = {split: paths for split in splits if split not in listed and (paths := _images_in(root / split))}
     if not listed:
@@ -69,10 +75,14 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     for split, classes in listed.items():
         empty = [name for name, paths in classes.items() if not paths]
         if empty:
-            counted = ", ".join(f"{name} ({others[str(root / split / name)]} other files)" for name in empty[:20])
+            counted = ", ".join(f"{name} ({len(others[split][name])} other files)" for name in empty[:20])
             counted += f" and {len(empty) - 20} more" if len(empty) > 20 else ""
             line = f"{root / split} has no images of the classes {counted}; images are {', '.join(SUFFIXES)}"
             print(f"warning: {line}", file=sys.stderr)
+        kinds = collections.Counter(os.path.splitext(path)[1] for name in classes for path in others[split][name])
+        if kinds and not empty:
+            counted = ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common(5))
+            print(f"{root / split}: files that are no images are skipped: {counted}", file=sys.stderr)
     files = {split: _files(classes) for split, classes in listed.items()}
     for split, paths in flat.items():
         labels = root / f"{split}.txt"
@@ -83,24 +93,51 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     return root, files, names
 
 
-def _list(folder: pathlib.Path, others: collections.Counter[str]) -> dict[str, list[str]]:
-    """The paths by class, both sorted; strings, since a million pathlib objects take half a gigabyte. Counts the other
-    files of each class in `others`."""
-
-    def unreadable(error: OSError):
-        raise error
-
-    found = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images: list[str] = []
-        for place, folders, files in os.walk(path, onerror=unreadable):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            seen = [name for name in files if not name.startswith(".")]
-            kept = [os.path.join(place, name) for name in seen if _is_image(name)]
-            others[str(path)] += len(seen) - len(kept)
-            images += kept
-        found[path.name] = sorted(images)
+def _list(folder: pathlib.Path, others: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The paths of images by class, both sorted; strings, since a million pathlib objects take half a gigabyte. The
+    other files of each class are added to `others`."""
+    found: dict[str, list[str]] = {}
+    above = tuple(map(_identity, (folder.parent, folder)))
+    paths = [path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)]
+    for name, path in sorted((_composed(path.name), path) for path in paths):
+        if name in found:
+            raise DataError(f"{folder} has two folders of the class {name!r}, in different forms of Unicode")
+        found[name] = []
+        for file in _files_below(str(path), above):
+            (found[name] if _is_image(os.path.basename(file)) else others[name]).append(file)
+        found[name].sort()
     return found
+
+
+def _identity(folder) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """The paths of all files below the folder that are not hidden. Links to folders are followed, but not to one of the
+    folders `above` it."""
+    here = _identity(folder)
+    for entry in os.scandir(folder) if here not in above else ():
+        if _hidden(entry.name):
+            continue
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield from _files_below(entry.path, (*above, here))
+        else:
+            yield entry.path
+
+
+def read_names(path: pathlib.Path) -> str:
+    """The text of a file that names files, decoded as their names are; without the mark that UTF-8 may begin with."""
+    return os.fsdecode(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def _is_image(name: str) -> bool:
@@ -112,10 +149,11 @@ def _images_in(folder: pathlib.Path) -> list[str]:
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The images of a flat split with classes from a file with lines NAME CLASS, where CLASS is always a name or always
-    an index into the sorted names. Raises DataError with the line or the image if they don't match."""
+    """The images of a flat split with classes from a file with lines NAME CLASS, or a tab for the space, where CLASS is
+    always a name or always an index into the sorted names. Raises DataError with the line or the image if they don't
+    match."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
-    lines = [line if line.strip() else "" for line in labels.read_text(errors="replace").splitlines()]
+    lines = [line if line.strip() else "" for line in _composed(read_names(labels)).splitlines()]
     # Trailing spaces may be part of the class name.
     readings = [[_entry(line, known) or _entry(line.strip(), known) for line in lines] for known in (by_name, by_place)]
     # If class names are numbers, a reading as names has precedence.
@@ -130,23 +168,23 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
     for name, label in filter(None, entries):
         if found.setdefault(name, label) != label:
             raise DataError(f"{labels} gives {name} two classes, {names[found[name]]} and {names[label]}")
-    surplus = len(found.keys() - {os.path.basename(path) for path in paths})
+    shown = {path: _composed(os.path.basename(path)) for path in paths}
+    surplus = len(found.keys() - set(shown.values()))
     if surplus:
         print(f"warning: {labels} names {surplus:,} images that do not exist", file=sys.stderr)
-    missing = [path for path in paths if os.path.basename(path) not in found]
+    missing = [name for name in shown.values() if name not in found]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{labels} names no class for {os.path.basename(missing[0])}{others}")
-    return [(path, found[os.path.basename(path)]) for path in paths]
+        raise DataError(f"{labels} names no class for {missing[0]}{others}")
+    return [(path, found[name]) for path, name in shown.items()]
 
 
 def _entry(line: str, known: dict[str, int]) -> tuple[str, int] | None:
     """(file name, class) of a line; both may contain spaces."""
-    words = line.split(" ")
-    for i in range(1, len(words)):
-        label = known.get(" ".join(words[i:]))
+    for gap in re.finditer("[ \t]", line):
+        label = known.get(line[gap.end() :])
         if label is not None:
-            return os.path.basename(" ".join(words[:i]).strip()), label
+            return os.path.basename(line[: gap.start()].strip()), label
     return None
 
 

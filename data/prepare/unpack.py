@@ -3,8 +3,8 @@ archive per class.
 
 Only the last components of a member's name are used: the file name, its folder as the class, and the folder above if it
 is named like a split; images directly inside a split stay there, with its labels in SPLIT.txt. So nothing is written
-outside the target folder. Links, devices, hidden files and paths that leave the archive's folder are skipped. Existing
-files are kept, so that an interrupted call can be resumed.
+outside the target folder. Links, devices, hidden files, SYSTEM_FOLDERS and paths that leave the archive's folder are
+skipped. Existing files are kept, so that an interrupted call can be resumed.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator
 
 from data.dataset import DataError
-from data.folder import SUFFIXES
+from data.folder import SUFFIXES, SYSTEM_FOLDERS
 from data.prepare import tar
 
 SPLITS = ("train", "val", "validation", "test")
@@ -97,7 +97,7 @@ def plain(name: str) -> bool:
 
 def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
     *folders, name = member.name.split("/")
-    inside = ".." not in folders and not member.name.startswith("/")
+    inside = not {"..", *SYSTEM_FOLDERS} & set(folders) and not member.name.startswith("/")
     if member.isdir() or not name.lower().endswith(suffixes):
         return False
     wanted = member.isfile() and inside and plain(name)
