@@ -9,6 +9,7 @@ import collections
 import io
 import pathlib
 import pickle
+import sys
 import zipfile
 from typing import Any, NamedTuple
 
@@ -18,6 +19,14 @@ import numpy as np
 from data.dataset import DataError
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
+NEITHER = "it is neither safetensors nor one of torch's two formats"
+SAFETENSORS = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
+    **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "BOOL": np.bool_, "C64": np.complex64},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
+}
+SHOWN = 10  # Entries that a message names.
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Of the format before torch 1.6.
 DTYPES = {
     "DoubleStorage": np.float64,
@@ -138,8 +147,12 @@ def _zip(file) -> tuple[Any, Any]:
 
 def _legacy(file) -> tuple[Any, Any]:
     """The same of the format before torch 1.6: pickles one behind the other, then the storages."""
-    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
-        raise DataError("it is neither safetensors nor one of torch's two formats")
+    try:
+        known = _Unpickler(file).load() == MAGIC and _Unpickler(file).load() == PROTOCOL
+    except pickle.UnpicklingError:  # Of a file that is no pickle at all.
+        known = False
+    if not known:
+        raise DataError(NEITHER)
     _Unpickler(file).load()  # The sizes of C's types on the machine that wrote it.
     found, keys = _Unpickler(file).load(), _Unpickler(file).load()
     by_key = {view.storage.key: view.storage for view in _views(found)}
@@ -161,6 +174,18 @@ def _legacy(file) -> tuple[Any, Any]:
     return found, read
 
 
+def _safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a file; safetensors' own function for numpy knows none of 8 bits a number."""
+    import safetensors
+
+    arrays = {}
+    for name, entry in safetensors.deserialize(content):
+        if entry["dtype"] not in SAFETENSORS:
+            raise DataError(f"{name} is {entry['dtype']}, must be one of {', '.join(SAFETENSORS)}")
+        arrays[name] = np.frombuffer(entry["data"], SAFETENSORS[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
 def _views(found):
     if isinstance(found, _View):
         yield found
@@ -174,7 +199,7 @@ def _views(found):
 
 def read(path: str) -> dict[str, np.ndarray]:
     """name -> array of the file's tensors. Of a training checkpoint, which holds them as one of CONTAINERS, these are
-    taken; entries that are no tensors are skipped.
+    taken, and a line on standard error says if there are averages beside them; entries that are no tensors are skipped.
 
     Raises DataError, naming the file, for anything but weights.
     """
@@ -183,15 +208,19 @@ def read(path: str) -> dict[str, np.ndarray]:
             head = file.read(9)
             file.seek(0)
             if head[8:9] == b"{":
-                from safetensors.numpy import load_file
-
-                return load_file(path)
+                return _safetensors(file.read())
             found, storage_bytes = _zip(file) if head.startswith(b"PK") else _legacy(file)
             for name in CONTAINERS:
                 if isinstance(found, dict) and isinstance(found.get(name), dict):
+                    others = [
+                        other for other in found if "ema" in str(other).lower() and isinstance(found[other], dict)
+                    ]
+                    if others:  # Averages of the weights.
+                        print(f"{path}: {name} is taken, not {', '.join(map(str, others))}", file=sys.stderr)
                     found = found[name]
             if not isinstance(found, dict) or not any(isinstance(value, _View) for value in found.values()):
-                raise DataError("it holds no dictionary of tensors")
+                held = ", ".join(map(str, list(found)[:SHOWN])) if isinstance(found, dict) else type(found).__name__
+                raise DataError(f"it holds no dictionary of tensors, by itself or as {', '.join(CONTAINERS)}: {held}")
             cache: dict[str, bytes] = {}
             arrays = {}
             for name, view in found.items():

@@ -94,8 +94,8 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
         if shape != expected:
             misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(expected)}")
             return None
-        if np.iscomplexobj(array):
-            invalid.append(f"{given[name]} is complex")
+        if array.dtype.kind in "cbiu":  # Of quantised weights, which mean nothing without their scales.
+            invalid.append(f"{given[name]} is {array.dtype}, must be floating-point")
             return None
         array = _flax_kernel(array, tree.shape, layout.flattened.get(layer)) if leaf == "kernel" else array
         with np.errstate(over="ignore"):
@@ -133,4 +133,5 @@ def num_classes(entries: Mapping[str, np.ndarray], layout: TorchvisionLayout) ->
     for key, array in entries.items():
         if canonical_name(key, layout.aliases) == bias and np.ndim(array) == 1 and len(array):
             return len(array)
-    raise StateDictError(f"missing: {bias}, one number for each class")
+    held = ", ".join(list(entries)[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
+    raise StateDictError(f"missing: {bias}, one number for each class; there are {held or 'no entries'}")

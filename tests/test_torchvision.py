@@ -44,6 +44,8 @@ def test_what_does_not_fit_is_listed():
         assert part in str(error.value)
     with pytest.raises(ValueError, match="missing: fc.bias, one number for each class"):
         models.from_torchvision("resnet18", {})
+    with pytest.raises(ValueError, match=r"for each class; there are backbone\.bn1\.\w+, .* and \d+ more$"):
+        models.from_torchvision("resnet18", {f"backbone.{key}": array for key, array in given.items()})
     with pytest.raises(ValueError, match="not supported by --model=lenet; supported by: alexnet_owt, densenet121"):
         models.from_torchvision("lenet", {})
 
@@ -55,6 +57,8 @@ def test_what_does_not_fit_is_listed():
         ("fc.weight", lambda x: x.astype(np.float64) * 1e300, "fc.weight is not finite"),
         ("bn1.running_var", lambda x: -x, "bn1.running_var, a variance, is negative"),
         ("fc.weight", lambda x: x + 1j, "fc.weight is complex"),
+        ("fc.weight", lambda x: (100 * x).astype(np.int8), "fc.weight is int8, must be floating-point"),
+        ("fc.bias", lambda x: x > 0, "fc.bias is bool, must be floating-point"),
         ("fc.bias", lambda x: x[:0], "missing: fc.bias, one number for each class"),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import io
+import json
 import pathlib
 import pickle
 import struct
@@ -10,6 +11,7 @@ import sys
 import types
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -130,6 +132,41 @@ def test_safetensors_and_a_transposed_view(tmp_path, torch_names):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     write_zip(tmp_path / "t.pth", {"t": Tensor(array, "0", transposed=True)}, {"t": array})
     equal(weights.read(str(tmp_path / "t.pth")), {"t": array.T})
+
+
+@pytest.mark.parametrize(
+    "kind, dtype",
+    {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "BF16": ml_dtypes.bfloat16}.items(),
+)
+def test_numbers_that_numpy_has_not(tmp_path, kind, dtype):
+    array, place = np.array([[1.5, -2, 0.25]], dtype), tmp_path / "w.safetensors"
+
+    def write(kind, content):
+        head = json.dumps({"w": {"dtype": kind, "shape": [1, 3], "data_offsets": [0, len(content)]}}).encode()
+        place.write_bytes(struct.pack("<Q", len(head)) + head + content)
+
+    write(kind, array.tobytes())
+    equal(weights.read(str(place)), {"w": array})
+    write("F8_E8M0", bytes(3))
+    with pytest.raises(DataError, match=r"w\.safetensors: w is F8_E8M0, must be one of F64, F32"):
+        weights.read(str(place))
+
+
+@pytest.mark.parametrize("content", [b'{\n  "weight_map": {}}', b"\x89HDF\r\n\x1a\n", b"<html>"])
+def test_files_of_other_kinds_are_named_so(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"index\.json: it is neither safetensors nor one of torch's two formats"):
+        weights.read(str(tmp_path / "model.safetensors.index.json"))
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_averages_beside_the_weights_are_named(tmp_path, torch_names, capsys, write):
+    write(tmp_path / "w.pth", {"model": tensors(), "model_ema": {"module.a.bias": 1}, "epoch": 3, "ema_decay": 0.9})
+    equal(weights.read(str(tmp_path / "w.pth")))
+    assert capsys.readouterr().err == f"{tmp_path / 'w.pth'}: model is taken, not model_ema\n"
+    write(tmp_path / "w.pth", {"epoch": 3, "model_ema": tensors()})
+    with pytest.raises(DataError, match="by itself or as state_dict, model, model_state_dict, net: epoch, model_ema$"):
+        weights.read(str(tmp_path / "w.pth"))
 
 
 class Evil:
