@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from experiments.cli import app
+from experiments.cli import app, validation
 from experiments.cli.app import require
 from experiments.cli.config import TTA
 from experiments.cli.options import option
@@ -36,6 +36,7 @@ def classifier(config: EvaluateConfig, run):
     from experiments.setup import classification, evaluation_data, stored_network
 
     run, shape = evaluation_data.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
+    validation.check_skip_corrupt(config.skip_corrupt, run.config.dataset)
     skip = config.skip_corrupt or run.config.skip_corrupt
     run = run._replace(config=dataclasses.replace(run.config, skip_corrupt=skip))
     dataset = classification.load_dataset(run.config, shape=shape)

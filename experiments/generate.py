@@ -6,7 +6,7 @@ from train.signals import Stop
 
 
 def main(config: GenerateConfig) -> int:
-    validation.check_training(config)
+    validation.check_generate(config)
     stop = Stop()  # Listens to signals; the imports below take seconds.
     from experiments.reporting import generation_report, run_record
     from experiments.setup import generation, stored_network, training

@@ -10,12 +10,16 @@ from experiments.cli.options import option, override
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportWeightsConfig(ClassifyConfig):
+class ImportWeightsConfig:
     """Published weights"""
 
+    workdir: str = option(None, "Folder of the run that the weights become.", needed="the folder of the run")
+    model: str = option("cnn", "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
+    v1_5: bool | None = override(ClassifyConfig, "v1_5", None)
     dataset: str = override(ClassifyConfig, "dataset", "folder")
+    data_dir: str | None = override(ClassifyConfig, "data_dir", None)
     image_size: int | None = override(ClassifyConfig, "image_size", 224)
-    momentum: float = override(ClassifyConfig, "momentum", 0.0)  # No momentum has been gathered: none is stored.
+    dtype: str = override(ClassifyConfig, "dtype", "float32")
     weights: str = option(
         None, "File with the weights: .safetensors, or torch's .pth.", needed="the file with the weights", path=True
     )
@@ -52,7 +56,9 @@ def main(config: ImportWeightsConfig) -> int:
     except torchvision.StateDictError as error:
         raise DataError(f"{config.weights} does not fit --model={config.model}: {error}") from None
     names = evaluation_data.unnamed(model.num_classes)
-    run_config = of_classify(config, v1_5=True if getattr(model, "v1_5", False) else None)
+    bottlenecks = "v1_5" in models.options(config.model)
+    require(bottlenecks or not config.v1_5, f"--v1_5 is not supported by --model={config.model}")
+    run_config = of_classify(config, v1_5=True if bottlenecks else None)
     if config.data_dir:
         names = classification.load_dataset(run_config).class_names
         if len(names) != model.num_classes:
@@ -69,7 +75,7 @@ def main(config: ImportWeightsConfig) -> int:
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer,
         step=np.int32(0),
-        key=jax.random.key(config.seed),
+        key=jax.random.key(run_config.seed),
     )
     workdir = Workdir(config.workdir)
     if workdir.read_json("run.json") is not None:
@@ -89,9 +95,11 @@ def main(config: ImportWeightsConfig) -> int:
 
 
 def of_classify(config: ImportWeightsConfig, **changed) -> ClassifyConfig:
-    """The config of a run of classify, which the imported network becomes."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(ClassifyConfig)}
-    return ClassifyConfig(**(values | changed))
+    """The config of a run of classify, which the imported network becomes. No momentum has been gathered: none is
+    stored."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    del values["weights"]
+    return ClassifyConfig(**(values | {"momentum": 0.0} | changed))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(config: PredictConfig, files: list[str]) -> int:
     run = saved_run.read(config.workdir)
     if run.task == "generation":
         return write_samples(config, run, files)
-    for name, value in (("samples", config.samples), ("out", config.out)):
+    for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
         require(value is None, f"--{name}={value} is supported for runs of generate")
     require(bool(files), "no image given: predict --workdir=W FILE ...")
     classes = len(run.info.class_names)

@@ -93,6 +93,7 @@ def image_folder(config: PrepareConfig, source: pathlib.Path | None) -> int:
     from data.prepare import unpack
 
     root = config.data_dir or ""
+    require(bool(source or not config.split), f"--split={config.split} needs --source=ARCHIVE")
     require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")
     require(bool(source or config.shards), "--dataset=folder needs --source=ARCHIVE or --shards=STORE")
     if source:

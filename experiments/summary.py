@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 
-from experiments.cli import app
+from experiments.cli import app, validation
 from experiments.cli.app import require
 from experiments.cli.config import NetworkConfig
 from experiments.cli.options import option
@@ -35,6 +35,7 @@ class SummaryConfig(NetworkConfig):
 
 
 def main(config: SummaryConfig) -> int:
+    validation.check_summary(config)
     import models
     from experiments.cli.compilation_cache import start_cache
     from experiments.setup import classification, communication
@@ -54,6 +55,9 @@ def main(config: SummaryConfig) -> int:
     if spec.task == "generation":
         square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
         require(square, f"--image_size={config.image_size}: must be 32 or 64")
+        told = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is not told the class"
+        require(config.num_classes is None, told)
+        classification.given_options(config)  # It has none.
         model = models.create(config.model, classes, size=image_shape[0], channels=channels)
     else:
         model = classification.network(config, classes)

@@ -33,6 +33,9 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
     own = any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in classify_flags)
     require(not own, "--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
     points = sweep_table.points(config.grid)
+    given = {flag.lstrip("-").split("=")[0] for flag in classify_flags if flag.startswith("-")}
+    twice = [name for name in points[0] if given & {name, f"no{name}"}]
+    require(not twice, f"--{' --'.join(twice)} after the -- has no effect: --grid gives it a value in each run")
     runs = []
     for point in points:
         run = pathlib.Path(config.workdir, ",".join(f"{name}={value}" for name, value in point.items()))

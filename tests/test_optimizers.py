@@ -57,3 +57,33 @@ def test_muon_moves_a_kernel_as_far_in_every_direction_and_a_vector_as_adam_does
     adam = optax.nadam(0.1)
     np.testing.assert_allclose(updates["bias"], adam.update(-scale, adam.init(scale))[0], rtol=1e-4)
     assert np.sum(np.asarray(updates["kernel"]) * np.asarray(gradients["kernel"])) < 0
+
+
+@pytest.mark.parametrize("groups", [(), [("bias$", 2.0, 0.0), ("^a/", 1.0, 3.0)]])
+def test_muons_weight_decay_is_taken_off_the_weights(groups):
+    params = {"a": {"kernel": jnp.eye(3, 4), "bias": jnp.full(4, 2.0)}, "b": {"kernel": jnp.ones((4, 2))}}
+    gradients = jax.tree.map(lambda w: w + 0.5, params)
+    found = []
+    for decay in (0.0, 0.5):
+        optimizer = optimizers.create(
+            "muon", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=decay, groups=groups
+        )
+        state = optimizer.init(params)
+        for _ in range(2):  # The decay leaves no trace in the momentum.
+            updates, state = optimizer.update(gradients, state, params)
+        found.append(updates)
+    taken = jax.tree.map(lambda plain, decayed: plain - decayed, *found)
+    share = {"a": {"kernel": 3.0, "bias": 0.0}, "b": {"kernel": 1.0}} if groups else jax.tree.map(lambda _: 1.0, params)
+    jax.tree.map(lambda t, w, s: np.testing.assert_allclose(t, 0.1 * 0.5 * s * w, atol=1e-6), taken, params, share)
+
+
+@pytest.mark.parametrize("groups", [(), [("bias$", 2.0, 0.0)]])
+def test_muons_state_is_that_of_older_checkpoints(groups):
+    """With a coupled decay before it, as it was: the leaves have the same paths."""
+    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+    optimizer = optimizers.create(
+        "muon", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.5, groups=groups
+    )
+    bare = optimizers.create("muon", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
+    older = optax.chain(optax.add_decayed_weights(0.5), bare, *[optax.stateless(lambda g, w: g)] * bool(groups))
+    assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(older.init(params))

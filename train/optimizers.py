@@ -63,7 +63,9 @@ def create(
 ):
     """The optimizer. muon makes each matrix of the momentum orthogonal (Jordan et al. 2024, "Muon: an optimizer for
     hidden layers in neural networks"), about as large as Adam's step; Adam with Nesterov's momentum updates vectors.
-    Weight decay is coupled: weight_decay * w joins the gradient before the momentum.
+    Weight decay is coupled for sgd and adam: weight_decay * w joins the gradient before the momentum. muon's step does
+    not depend on the gradient's size, so that a decay in it would hardly shrink a weight: there it is decoupled, and
+    learning rate * weight_decay * w is taken off the weights beside the step (Liu et al., section 2.2).
 
     `groups` are (pattern, rate factor, decay factor): the first whose regular expression is found in a leaf's path,
     written as block/conv/kernel, multiplies that leaf's learning rate and weight decay; 1 and 1 where none is.
@@ -73,11 +75,19 @@ def create(
     elif name == "adam":
         update = optax.adam(learning_rate, b1=momentum)
     elif name == "muon":
-        update = contrib.muon(learning_rate, muon_weight_dimension_numbers=_matrices, consistent_rms=MUON_RMS)
+        update = contrib.muon(
+            learning_rate,
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=MUON_RMS,
+        )
     else:
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
-    if not groups:
-        return optax.chain(optax.add_decayed_weights(weight_decay), update) if weight_decay else update
+    coupled = name != "muon"
+    if not groups:  # A chain also where nothing joins the gradient: the states of older checkpoints fit.
+        join = optax.add_decayed_weights(weight_decay) if coupled else optax.identity()
+        return optax.chain(join, update) if weight_decay else update
 
     def factors(path) -> tuple[float, float]:
         leaf = "/".join(str(entry.key) for entry in path)
@@ -88,8 +98,15 @@ def create(
             lambda path, g, w: g + weight_decay * factors(path)[1] * w, updates, params
         )
 
+    def decoupled(updates, state, params):
+        """The update at weights times their decay factors: nothing but its decay looks at them."""
+        return update.update(updates, state, jax.tree_util.tree_map_with_path(lambda p, w: factors(p)[1] * w, params))
+
     def scaled(updates, params):
         del params
         return jax.tree_util.tree_map_with_path(lambda path, g: g * factors(path)[0], updates)
 
+    if not coupled:
+        whole = optax.GradientTransformation(update.init, decoupled)
+        return optax.chain(optax.identity(), whole, optax.stateless(scaled))
     return optax.chain(optax.stateless(decayed), update, optax.stateless(scaled))

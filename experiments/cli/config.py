@@ -55,7 +55,12 @@ class OptimizerConfig:
     optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "muon"))
     momentum: float = option(0.9, "Momentum of sgd and first moment of adam.", "[0, 1)")
     nesterov: bool = option(False, "Nesterov's momentum of sgd.")
-    weight_decay: float = option(0.0, "Weight decay as L2 regularisation: it joins the gradient.", "[0, inf)")
+    weight_decay: float = option(
+        0.0,
+        "Weight decay as L2 regularisation: it joins the gradient. muon: decoupled, the learning rate times the decay "
+        "times the weight is taken off.",
+        "[0, inf)",
+    )
     schedule: str = option("constant", "Learning-rate schedule.", choices=("constant", "step", "cosine", "one_cycle"))
     drops: tuple[float, ...] = option(
         (0.5, 0.75), "Schedule step: fractions of the run after which the rate drops.", "(0, 1)"

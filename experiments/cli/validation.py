@@ -5,10 +5,10 @@ import dataclasses
 
 from experiments.cli import options
 from experiments.cli.app import require
-from experiments.cli.config import ClassifyConfig, TrainingConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, NetworkConfig, TrainingConfig
 
 
-def _no_effect(config: TrainingConfig, names: tuple[str, ...], why: str) -> None:
+def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], why: str) -> None:
     """Raises UsageError where one of the flags has another value than its default, which could not change anything."""
     for field in dataclasses.fields(config):
         if field.name in names:
@@ -16,8 +16,14 @@ def _no_effect(config: TrainingConfig, names: tuple[str, ...], why: str) -> None
             require(value == field.default, f"--{field.name}={options.given(value)} has no effect {why}")
 
 
+def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
+    files = dataset == "folder" or dataset.startswith("tfds:")
+    supported = f"--skip_corrupt is supported by --dataset=folder and tfds:NAME, not by {dataset}"
+    require(files or not skip_corrupt, supported)
+
+
 def check_training(config: TrainingConfig) -> None:
-    """All that there is for segment and generate."""
+    """All that there is for segment."""
     devices, batch_size = config.devices, config.batch_size
     require(
         devices is None or devices <= batch_size,
@@ -31,14 +37,37 @@ def check_training(config: TrainingConfig) -> None:
         _no_effect(config, ("momentum",), "with --optimizer=muon")
     if config.schedule != "step":
         _no_effect(config, ("drops", "drop_factor"), f"with --schedule={config.schedule}")
+    require(config.schedule != "step" or bool(config.drops), "--schedule=step needs --drops")
     if config.schedule == "one_cycle":
         _no_effect(config, ("warmup_steps",), "with --schedule=one_cycle, which has a warm-up of its own")
 
 
-def check_classify(config: ClassifyConfig) -> None:
+def check_generate(config: GenerateConfig) -> None:
     check_training(config)
+    check_skip_corrupt(config.skip_corrupt, config.dataset)
+
+
+def check_network(config: NetworkConfig) -> None:
+    """What a model's options need of each other; which ones it has is checked where it is made."""
     slope, activation = config.slope, config.activation
     require(slope is None or activation == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
+    if config.hidden == ():
+        _no_effect(config, ("activation", "dropout"), "without hidden layers")
+    if config.blocks == 1 and config.compression != 1:
+        _no_effect(config, ("compression",), "with --blocks=1: there is no transition")
+    require(not config.dropout_after or config.dropout != 0, "--dropout_after has no effect with --dropout=0")
+
+
+def check_summary(config: NetworkConfig) -> None:
+    check_network(config)
+    without_weights = ("activation", "slope", "dropout", "dropout_after", "local_response_norm")
+    _no_effect(config, without_weights, "on the layers that have weights")
+
+
+def check_classify(config: ClassifyConfig) -> None:
+    check_training(config)
+    check_network(config)
+    check_skip_corrupt(config.skip_corrupt, config.dataset)
     require(config.negative is None or config.positive is not None, "--negative needs --positive")
     logistic = "--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)"
     require(config.model != "logistic" or config.positive is not None, logistic)
@@ -46,6 +75,8 @@ def check_classify(config: ClassifyConfig) -> None:
     require(flips, "--alternate_flip needs --augment=flip_shift")
     if config.augment != "flip_shift":
         _no_effect(config, ("shift", "shift_mode", "cutout"), f"with --augment={config.augment}")
+    if config.shift == 0:
+        _no_effect(config, ("shift_mode",), "with --shift=0")
     if config.early_size is None:
         _no_effect(config, ("early_share",), "without --early_size")
     passes, update = config.fc_passes, config.fc_update
@@ -54,6 +85,7 @@ def check_classify(config: ClassifyConfig) -> None:
         hybrid or (passes == 1 and update == "accumulate"),
         f"--fc_passes={passes} --fc_update={update} need --parallelism=hybrid",
     )
+    require(passes > 1 or update == "accumulate", "--fc_update=each_pass needs a --fc_passes above 1")
     if hybrid:
         # Muon makes whole matrices orthogonal; a device holds some of their columns.
         require(config.optimizer != "muon", "--optimizer=muon is not supported by --parallelism=hybrid")

@@ -15,6 +15,7 @@ from jax import lax
 from jax.scipy import ndimage
 
 import data
+from experiments.cli import app
 from experiments.lecture import topic
 from models.layers import avg_pool, max_pool, relu
 
@@ -100,7 +101,8 @@ def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, fl
 
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     images, labels = data.load("mnist5k").splits["test"]
-    rows, digits = np.random.default_rng(0).permutation(len(images)), min(this_topic.options["digits"], len(images))
+    rows, digits = np.random.default_rng(0).permutation(len(images)), this_topic.options["digits"]
+    app.require(digits <= len(images), f"--digits={digits}: must be between 1 and {len(images)}, all test digits")
     padded = np.pad(images[rows], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
     make = functools.partial(measure, padded, labels[rows], digits=digits)
     found = [this_topic.cached(f"seed_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]

@@ -7,8 +7,9 @@
     W/summary.json      the numbers, also printed as the last line of standard output
 
 A topic's module ends with `topic.main(NAME, experiment, OPTIONS)`. `experiment(this_topic: Topic) -> TopicResult`
-computes it, and OPTIONS, a dict from name to (default, help), lists its flags other than --workdir and --seeds. Flags
-are defined only in `main`, so that modules whose flags have the same names can be imported together.
+computes it, and OPTIONS, a dict from name to (default, help), lists its flags other than --workdir and --seeds. A topic
+without OPTIONS draws nothing at random and has no --seeds. Flags are defined only in `main`, so that modules whose
+flags have the same names can be imported together.
 """
 
 import contextlib
@@ -59,7 +60,8 @@ class Topic:
     """A started topic: its working directory, its flags as `options` by name, its seeds and its figures."""
 
     def __init__(self, workdir: Workdir, options: dict[str, Any], name: str = ""):
-        self.workdir, self.options, self.seeds, self.name = workdir, options, range(options["seeds"]), name
+        self.workdir, self.options, self.name = workdir, options, name
+        self.seeds = range(options.get("seeds", 0))
         self.figures: list[tuple[str, str, str]] = []
 
     def claim(self) -> None:
@@ -163,11 +165,16 @@ def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
     return dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": "The topic"})
 
 
+def flags_of(options: Mapping[str, tuple[Any, str]] | None) -> dict[str, tuple[Any, str]]:
+    """The flags of a topic with these OPTIONS, other than --workdir; none without OPTIONS."""
+    return {} if options is None else {"seeds": SEEDS} | dict(options)
+
+
 def main(
     name: str, experiment: Callable[[Topic], TopicResult], options: Mapping[str, tuple[Any, str]] | None = None
 ) -> None:
     """Runs the topic as a command: parses its flags, then calls `run`."""
-    defined = {"seeds": SEEDS} | dict(options or {})
+    defined = flags_of(options)
 
     def command(config) -> int:
         values = {option: getattr(config, option) for option in defined}
@@ -202,6 +209,8 @@ def is_png(path: pathlib.Path) -> bool:
 def _run_in(workdir: Workdir, name: str, experiment, *, options: dict[str, Any]) -> int:
     stored = workdir.read_json("options.json")
     given = {"experiment": name, **options}
+    if stored is not None and "seeds" not in options:
+        stored.pop("seeds", None)  # Of an older version, where it changed nothing.
     if stored not in (None, given):
         differing = sorted(key for key in stored.keys() | given.keys() if stored.get(key) != given.get(key))
         pairs = "; ".join(f"--{key}={stored.get(key)} (stored), {given.get(key)} (given)" for key in differing)
@@ -216,7 +225,7 @@ def _run_in(workdir: Workdir, name: str, experiment, *, options: dict[str, Any])
     start_cache()
     topic = Topic(workdir, options, name)
     result = experiment(topic)
-    if options["seeds"] == 1:
+    if options.get("seeds") == 1:
         result = result._replace(text=[*result.text, "Only one seed was run, so the variation is unknown."])
     topic.claim()
     line = [f"--{key}={value}" for key, value in options.items()]

@@ -1,6 +1,7 @@
 """From classify's config to a data set, a network and a task: for training, evaluation and prediction."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 
@@ -78,14 +79,21 @@ def network(
 ) -> nn.Module:
     """The Linen module `config.model` with the options given. Raises ModelError for an unknown network, UsageError for
     an option that it does not support."""
+    known, given = models.options(config.model), given_options(config)
+    settings = {"axis_name": axis, "sync_bn": sync_bn, "author_weights": author}
+    return models.create(config.model, classes, **given, **{k: v for k, v in settings.items() if k in known})
+
+
+def given_options(config: NetworkConfig) -> dict[str, Any]:
+    """The network flags given, by name. Raises ModelError for an unknown network, UsageError for an option that it does
+    not support."""
     known = models.options(config.model)
     flags = [name for name, spec in options.specs(type(config)).items() if spec.network]
     given = {name: getattr(config, name) for name in flags if getattr(config, name) is not None}
     for name in given:
         supported = ", ".join(f"--{flag}" for flag in flags if flag in known) or "none of these flags"
         require(name in known, f"--{name} is not supported by --model={config.model}, which has {supported}")
-    settings = {"axis_name": axis, "sync_bn": sync_bn, "author_weights": author}
-    return models.create(config.model, classes, **given, **{k: v for k, v in settings.items() if k in known})
+    return given
 
 
 def create_experiment(
@@ -104,6 +112,9 @@ def create_experiment(
     if config.parallelism == "hybrid":
         require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")
     if checked:
+        batch_norm = config.sync_bn or "batch_stats" in summary.variables(model, input_shape)
+        require(batch_norm, f"--nosync_bn has no effect with --model={config.model}, which has no batch norm")
+        preprocessing.check_early(config, input_shape, early_steps)
         check_shapes(config, model, input_shape, early_size)
         rows = config.batch_size // config.accumulate // (1 if config.sync_bn else devices)
         for shape in filter(None, (input_shape[:2], early_size)):

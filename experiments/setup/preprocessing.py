@@ -61,6 +61,14 @@ def make_prepare(config: ClassifyConfig, info):
     return train, evaluation, (crop, crop, channels) if crop else info.image_shape
 
 
+def check_early(config: ClassifyConfig, input_shape, early_steps: int) -> None:
+    """Raises UsageError where --early_size and --early_share would leave all images as they are."""
+    size, shortest = config.early_size, min(input_shape[:2])
+    require(size != shortest, f"--early_size={size} has no effect on images of {shortest} pixels")
+    share = config.early_share
+    require(size is None or early_steps > 0, f"--early_share={share} has no effect: it is less than half a step")
+
+
 def early_resize(config: ClassifyConfig, input_shape, steps: int) -> tuple[int, tuple[int, int] | None]:
     """(steps, (height, width)) of the smaller images that a run begins with; (0, None) without."""
     size, shortest = config.early_size, min(input_shape[:2])

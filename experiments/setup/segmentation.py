@@ -65,6 +65,7 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
     for name, value in (("image_size", config.image_size), ("crop", config.crop), ("data_dir", config.data_dir)):
         require(not (scenes and value), f"--{name}={value} is not supported by --dataset=digit_scenes")
     require(config.flip or not scenes, "--noflip is supported by --dataset=camvid only")
+    require(not (scenes and config.dry_run_data), "--dry_run_data is supported by --dataset=camvid only")
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
         raise UsageError(f"--{flag}=train: digit_scenes composes the scenes of a step anew; must be test")

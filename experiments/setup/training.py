@@ -95,6 +95,10 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     steps = max(1, math.ceil(wanted))
     warmup = config.warmup_steps
     require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be fewer than the run's {steps} steps")
+    given = () if config.drops == type(config).drops else config.drops  # Those of the default may come too late.
+    late = [drop for drop in given if round(steps * drop) >= steps]
+    require(not late, f"--drops={options.given(late)} has no effect: after that share of {steps} steps there are none")
+    require(config.sync_bn or device_count > 1, "--nosync_bn has no effect on one device")
     return steps
 
 
