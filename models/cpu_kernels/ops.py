@@ -41,9 +41,11 @@ def use_cpu_kernels(*operands) -> bool:
 
 # --- Convolution ---
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 
 def _xla_conv(x, kernel, strides, padding):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
 
 
 def _conv_forward(x, kernel, strides, padding):
@@ -56,9 +58,12 @@ def _conv_forward(x, kernel, strides, padding):
     return _xla_conv(x, kernel, strides, padding)
 
 
-_conv = jax.custom_vjp(_conv_forward, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x, kernel, strides, padding):
+    return _conv_forward(x, kernel, strides, padding)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _kernel_gradient(x, gradient, kernel, strides, padding):
     """Returns the gradient of `kernel`, of which only the shape is used."""
     if use_cpu_kernels(x, gradient) and min(x.size, gradient.size, kernel.size):
@@ -67,35 +72,69 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
     return jax.vjp(lambda kernel: _xla_conv(x, kernel, strides, padding), kernel)[1](gradient)[0]
 
 
+def _kernel_gradient_backward(strides, padding, saved, cotangent):
+    # It is bilinear in x and the convolution's gradient, as the convolution is in x and the kernel.
+    x, gradient = saved
+    x_gradient = conv_transpose(gradient, _swap_channels(cotangent), strides, padding, x.shape[1:3])
+    return x_gradient, _conv(x, cotangent, strides, padding), jnp.zeros_like(cotangent)
+
+
+_kernel_gradient.defvjp(
+    lambda x, gradient, kernel, *static: (_kernel_gradient(x, gradient, kernel, *static), (x, gradient)),
+    _kernel_gradient_backward,
+)
+
+
 def _conv_backward(strides, padding, saved, gradient):
     x, kernel = saved
-    x_gradient = _conv_transpose(gradient, _swap_channels(kernel), strides, padding, x.shape[1:3])
+    x_gradient = conv_transpose(gradient, _swap_channels(kernel), strides, padding, x.shape[1:3])
     return x_gradient, _kernel_gradient(x, gradient, kernel, strides, padding)
 
 
 _conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel)), _conv_backward)
 
 
-def conv_general_dilated(x, kernel, strides, padding, *, feature_group_count: int = 1, **rest):
-    """lax.conv_general_dilated for images [B, H, W, C] and kernels [h, w, C, O]. Grouped and dilated convolutions and
-    those of other ranks are left to XLA.
+def conv_general_dilated(x, kernel, strides, padding, *, dimension_numbers=LAYOUT, **rest):
+    """lax.conv_general_dilated for images [B, H, W, C] and kernels [h, w, C, O]. Other layouts and ranks, grouped and
+    dilated convolutions, and those that ask for a precision, a result type or a sharding are left to XLA.
 
     Args:
       x: Images [B, H, W, C].
       kernel: [h, w, C, O].
       strides: (vertical, horizontal).
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
-      feature_group_count: As in lax.conv_general_dilated.
-      **rest: The other arguments of lax.conv_general_dilated. The dimension numbers must be NHWC, HWIO, NHWC.
+      dimension_numbers: As in lax.conv_general_dilated; the default is NHWC, HWIO, NHWC.
+      **rest: The other arguments of lax.conv_general_dilated.
     """
-    plain = feature_group_count == 1 and all(
-        set(rest.get(f"{side}_dilation") or (1,)) == {1} for side in ("lhs", "rhs")
-    )
-    if not plain or kernel.ndim != 4:
-        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
+    if not (x.ndim == kernel.ndim == 4 and len(strides) == 2 and _is_plain(x, kernel, dimension_numbers, **rest)):
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimension_numbers, **rest)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     return _conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+
+
+def _is_plain(
+    x,
+    kernel,
+    dimension_numbers,
+    *,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
+) -> bool:
+    """Returns whether the layout is LAYOUT and all other arguments of lax.conv_general_dilated are its defaults."""
+    layouts = [lax.conv_dimension_numbers(x.shape, kernel.shape, layout) for layout in (dimension_numbers, LAYOUT)]
+    dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
+    return (
+        layouts[0] == layouts[1]
+        and dilations == {1}
+        and feature_group_count == batch_group_count == 1
+        and precision is preferred_element_type is out_sharding is None
+    )
 
 
 # --- Transposed convolution ---
@@ -111,9 +150,8 @@ def _conv_transpose_dilated(x_BhwC, kernel, strides, padding, size):
     low = [window - 1 - pads[0] for window, pads in zip(kernel.shape, padding, strict=False)]
     dilated = [(n - 1) * stride + 1 for n, stride in zip(x_BhwC.shape[1:3], strides, strict=True)]
     pads = [(b, s + w - 1 - n - b) for b, s, w, n in zip(low, size, kernel.shape, dilated, strict=False)]
-    layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        x_BhwC, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=strides, dimension_numbers=layout
+        x_BhwC, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=strides, dimension_numbers=LAYOUT
     )
 
 
@@ -174,11 +212,11 @@ def _conv_transpose_backward(strides, padding, size, saved, gradient):
     )
     swapped = _swap_channels(kernel)
     kernel_gradient = _kernel_gradient(gradient, x, swapped, strides, pads)
-    return _conv_forward(gradient, swapped, strides, pads), _swap_channels(kernel_gradient)
+    return _conv(gradient, swapped, strides, pads), _swap_channels(kernel_gradient)
 
 
 conv_transpose.defvjp(
-    lambda x, kernel, *static: (_conv_transpose(x, kernel, *static), (x, kernel)), _conv_transpose_backward
+    lambda x, kernel, *static: (conv_transpose(x, kernel, *static), (x, kernel)), _conv_transpose_backward
 )
 
 
@@ -203,15 +241,31 @@ def _product_forward(x, w):
     return _product(x.value, w.value), (x.value, w.value, () if x.perturbed else None)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _product_gradients(x, w, gradient_BO, wait: bool):
+    """Returns the gradients of x and w. With `wait` that of w is computed after the last use of w, so that the
+    parameter update can reuse the memory of w: the kernel has an extra operand, which it does not read."""
+    x_gradient = ffi.call("product_gradient", x.shape, w, gradient_BO)
+    after = (x_gradient,) if wait else ()
+    return x_gradient, ffi.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
+
+
+def _product_gradients_backward(wait, saved, cotangents):
+    (x, w, gradient_BO), (x_bar, w_bar) = saved, cotangents
+    return gradient_BO @ w_bar.T, x_bar.T @ gradient_BO, x_bar @ w + x @ w_bar
+
+
+_product_gradients.defvjp(
+    lambda x, w, gradient_BO, wait: (_product_gradients(x, w, gradient_BO, wait), (x, w, gradient_BO)),
+    _product_gradients_backward,
+)
+
+
 def _product_backward(saved, gradient_BO):
     x, w, of_input = saved
     if not isinstance(gradient_BO, jax.Array):  # A symbolic zero.
         gradient_BO = jnp.zeros(gradient_BO.shape, gradient_BO.dtype)
-    x_gradient = ffi.call("product_gradient", x.shape, w, gradient_BO)
-    # The extra operand is not read. It makes the gradient of w wait for the last use of w, so that the parameter update
-    # can reuse the memory of w.
-    after = () if of_input is None else (x_gradient,)
-    return x_gradient, ffi.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
+    return _product_gradients(x, w, gradient_BO, of_input is not None)
 
 
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
