@@ -48,7 +48,22 @@ def main(config: PrepareConfig) -> int:
         raise DataError(f"--source={config.source}: {what}")
     if config.dataset != "folder":
         require(not config.split and not config.shards, "--split and --shards are supported by --dataset=folder")
-    return {"cifar10": cifar10, "folder": image_folder, "camvid": camvid}[config.dataset](config, source)
+    from data.prepare.lock import locked
+
+    with locked(*targets(config)):
+        return {"cifar10": cifar10, "folder": image_folder, "camvid": camvid}[config.dataset](config, source)
+
+
+def targets(config: PrepareConfig) -> list[pathlib.Path]:
+    """The folders that are written, and a folder of images that is read: it may be in preparation."""
+    from data import cifar10
+
+    if config.dataset == "cifar10":
+        return [pathlib.Path(config.data_dir) if config.data_dir else cifar10.default_dir()]
+    found = [pathlib.Path(config.shards)] if config.shards else []
+    if config.data_dir and (config.source or pathlib.Path(config.data_dir).is_dir()):
+        found.append(pathlib.Path(config.data_dir))
+    return found
 
 
 def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
