@@ -1,13 +1,17 @@
 """Cached arrays, in files that are valid until their inputs change."""
 
 import contextlib
-import os
+import glob
 import pathlib
 import sys
+import time
+import uuid
 import zipfile
 import zlib
 
 import numpy as np
+
+STALE_SECONDS = 3600  # Age from which a temporary file is taken for one that a killed process left.
 
 
 def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | None:
@@ -21,8 +25,12 @@ def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | N
 
 def write(path: pathlib.Path, key: str, *, what: str, **arrays: np.ndarray) -> None:
     """Stores the arrays atomically. If that fails, prints a warning that `what` will be repeated at each start."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npz")  # Containers have the same process ids.
     try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # Another process has removed or renamed it.
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    left.unlink()
         np.savez(temporary, key=np.array(key), **arrays)  # type: ignore[arg-type]
         temporary.replace(path)
     except OSError as error:

@@ -274,6 +274,15 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path):
     assert lines == ["step,loss,other", *(f"{n},{n / 3!r}," for n in (1, 2, 3, 4))]
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", refuse)
+    with pytest.raises(workdir.WorkdirError, match=f"cannot lock --workdir={tmp_path}: No locks available"):
+        workdir.Workdir(str(tmp_path))
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     first = workdir.Workdir(str(tmp_path))
     with pytest.raises(workdir.WorkdirError, match="another run is using"):

@@ -249,6 +249,62 @@ def test_a_library_that_was_cut_short_is_made_again(small, size):
     assert list(small.iterdir()) == [again]
 
 
+@pytest.fixture
+def cache_at():
+    """cache_at(FOLDER) makes it the folder of jax's compilation cache."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda folder: jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_cache_that_is_not_made_yet(small, cache_at):
+    cache_at(small / "new/compiled")
+    assert build.load().answer() == 42
+    assert (small / "new/compiled").stat().st_mode & 0o777 == 0o700
+    (path,) = (small / "new/compiled").iterdir()
+    before = path.stat().st_mtime_ns
+    assert build.load().answer() == 42 and path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_cache_in_which_others_can_write_is_not_used(small, cache_at, mode):
+    build.load_from(small)
+    (path,) = small.iterdir()
+    small.chmod(mode)
+    cache_at(small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build.ctypes, "CDLL", str)  # The path of what would be loaded.
+        assert build.load() != str(path) and list(small.iterdir()) == [path]
+        small.chmod(0o700)
+        assert build.load() == str(path)
+        patch.setattr(build.os, "getuid", lambda: small.stat().st_uid + 1)
+        assert build.load() != str(path)
+
+
+@pytest.mark.parametrize("place", ["/dev/null/compiled", "/proc/compiled", "gs://bucket/compiled"])
+def test_a_cache_that_can_not_be_used_is_no_fault(small, cache_at, place, monkeypatch):
+    monkeypatch.chdir(small)
+    cache_at(place)
+    assert build.load().answer() == 42 and list(small.iterdir()) == []
+
+
+def test_a_damaged_library_that_another_process_removes_first(small, monkeypatch):
+    build.load_from(small)
+    (path,) = small.iterdir()
+    path.unlink()
+    path.write_bytes(b"damaged")
+    original = build._digest
+
+    def removed_after(library):
+        found = original(library)
+        if library == path:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(build, "_digest", removed_after)
+    assert build.load_from(small).answer() == 42 and list(small.iterdir()) == [path]
+
+
 def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):
     (tmp_path / "broken.c").write_text("#error no such processor\n")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.c")

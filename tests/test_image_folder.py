@@ -84,6 +84,42 @@ def test_read_only_folder(image_dir, monkeypatch, capsys):
     assert "can't be written (Read-only file system)" in capsys.readouterr().err
 
 
+def test_what_killed_processes_left_beside_the_cache_is_removed(image_dir, tmp_path):
+    others = [".pictures.train.npz.0.npz", ".pictures.test.npz.0.npz", ".pictures2.train.npz.0.npz", ".pictures.npz"]
+    for name in (*others, ".pictures.train.npz.1.npz"):  # The last one is being written.
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, None if name.endswith("1.npz") else (0, 0))
+    folder.load(str(image_dir))
+    kept = [".pictures.npz", ".pictures.train.npz.1.npz", ".pictures2.train.npz.0.npz"]
+    assert sorted(path.name for path in tmp_path.glob(".*")) == kept
+
+
+PAIR = """
+import pathlib, sys, time
+from data import folder
+from experiments.cli.app import run
+
+def main(argv):
+    pathlib.Path(argv[1] + ".ready").touch()
+    while not pathlib.Path(sys.argv[3]).exists():
+        time.sleep(0.001)
+    print(*(images.sum() for images, _ in folder.load(argv[2]).splits.values()))
+
+run(main)
+"""
+
+
+def test_processes_that_make_the_cache_at_a_time(image_dir, tmp_path, launch):
+    both = [launch(PAIR, tmp_path / name, image_dir, tmp_path / "go") for name in "ab"]
+    for process, name in zip(both, "ab", strict=True):
+        process.wait_until((tmp_path / f"{name}.ready").exists)
+    (tmp_path / "go").touch()
+    first, second = (process.wait() for process in both)
+    assert first.returncode == 0 and first.stderr == second.stderr == "" and first.stdout == second.stdout != ""
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["pictures.test.npz", "pictures.train.npz"]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_invalid_folders_are_rejected(image_dir, tmp_path):
     with pytest.raises(DataError, match="requires --data_dir"):
         folder.load(None)

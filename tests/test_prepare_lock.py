@@ -1,5 +1,6 @@
 """Two calls of prepare at a time, and one that was killed."""
 
+import errno
 import os
 import signal
 
@@ -69,3 +70,14 @@ def test_a_lock_whose_file_is_removed_meanwhile_is_not_held(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
     with lock.locked(tmp_path, tmp_path / "."):
         assert os.listdir(tmp_path) == [lock.NAME]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EROFS])
+def test_a_folder_that_can_not_be_locked_is_used_as_it_is(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, "")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with lock.locked(tmp_path / "new"):
+        (tmp_path / "new/file").touch()
+    assert files(tmp_path) == ["new/file"]

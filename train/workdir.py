@@ -54,9 +54,12 @@ class Workdir:
             raise WorkdirError(f"cannot write in --workdir={workdir}: {reason}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.close()
             raise WorkdirError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
+        except OSError as error:  # By some network file systems.
+            self._lock.close()
+            raise WorkdirError(f"cannot lock --workdir={workdir}: {error.strerror}") from None
 
     def close(self) -> None:
         self._lock.close()

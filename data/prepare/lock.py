@@ -58,9 +58,12 @@ def _acquired(path: pathlib.Path, folder: pathlib.Path) -> IO:
             lock = stack.enter_context(open(path, "a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError:  # Held by another process.
                 line = f"another process is preparing a data set in {folder}; wait until it has ended"
                 raise DataError(line) from None
+            except OSError:  # It can't be locked, so nobody holds it.
+                path.unlink()
+                raise
             # The process that held the lock may have removed the file after it was opened here.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -72,19 +73,33 @@ def load_from(folder: pathlib.Path) -> ctypes.CDLL:
     parts = "\n".join((*sources, *FLAGS, jax.__version__, _processor()))
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
     for path in folder.glob(f"kernels-{key}-*.so"):
-        if path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
-            return ctypes.CDLL(str(path))
-        path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
+            if path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
+                return ctypes.CDLL(str(path))
+            path.unlink()
     return ctypes.CDLL(str(_compile(folder, key)))
 
 
+def _is_private(folder: pathlib.Path) -> bool:
+    """Makes the folder if it is absent. Returns whether this user can write in it and no other one can: its code will
+    be run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except OSError:
+        return False
+    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return private and os.access(folder, os.W_OK)
+
+
 def load() -> ctypes.CDLL:
-    """Loads the library from JAX's compilation cache, or compiles it for this process alone if there is no cache.
+    """Loads the library from JAX's compilation cache, or compiles it for this process alone if there is no cache that
+    only this user can write.
 
     Raises OSError if it can't be compiled or loaded.
     """
     cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if cache:
+    if cache and "://" not in cache and _is_private(pathlib.Path(cache)):
         return load_from(pathlib.Path(cache))
     with tempfile.TemporaryDirectory() as folder:
         return load_from(pathlib.Path(folder))
