@@ -50,6 +50,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # A handler in Python would wait for the end of the call.
         signal.signal(number, signal.SIG_DFL)
     where = f"at {coordinator}" if coordinator else "that the launcher named"
+    _announce_wait(coordinator, count, index)
     limit = _after(WAIT, _give_up, f"the processes {where} did not find each other in {WAIT} s")
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=10 * WAIT)
@@ -59,6 +60,17 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         raise ConnectionError(f"the processes don't find each other: {' '.join(str(error).split())}") from None
     finally:
         limit.cancel()
+
+
+def _announce_wait(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """One line says for whom this process waits, and where. Not by messages.say, which needs the devices."""
+    if count == 1:
+        return
+    whom = "process 0" if index else "the other process" if count == 2 else "the other processes"
+    where = f" at {coordinator}" if coordinator else " that the launcher named"
+    own = f"process {index} of {count}: " if coordinator else ""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{own}waiting up to {WAIT} s for {whom}{where}", file=sys.stderr, flush=True)
 
 
 def leave_soon(status: int) -> None:
