@@ -16,6 +16,7 @@ from experiments.setup import training
 from models.alexnet import AlexNetOWT
 from models.layers import relu
 from models.vgg import VGG
+from train import optimizers
 from train.equality import tree_error
 from train.parallel import data_parallel, hybrid
 from train.parallel.devices import axis_of
@@ -200,6 +201,22 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     assert int(whole.step) == 4
     assert tree_error(whole.params, jax.device_get(expected.params)) < 1e-5
     assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5
+
+
+def test_gradients_are_clipped_by_the_norm_of_all_shards():
+    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
+    options = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.01}
+    found = {}
+    for clip_norm in (0.0, 0.1):
+        for devices in (1, 4):
+            optimizer = optimizers.create("sgd", lambda step: 0.05, clip_norm=clip_norm, **options)
+            plain, divided = make(devices, optimizer=optimizer)
+            task = plain if devices == 1 else divided
+            found[clip_norm, devices] = one_step(task, start(task), batch, devices, "pmap")
+    (whole, sums), (parts, _) = found[0.1, 1], found[0.1, 4]
+    assert sums["gradient_norm"] > 0.2  # Else nothing is clipped here.
+    assert tree_error(whole[0], parts[0]) < 1e-6
+    assert tree_error(whole[0], found[0.0, 1][0][0]) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,39 @@ def test_muons_state_is_that_of_older_checkpoints(groups):
     bare = optimizers.create("muon", lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
     older = optax.chain(optax.add_decayed_weights(0.5), bare, *[optax.stateless(lambda g, w: g)] * bool(groups))
     assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(older.init(params))
+
+
+def test_adamws_decay_is_not_part_of_its_step():
+    w, g, moments = np.array([2.0, -1.0]), np.array([0.3, -0.001]), (0.8, 0.999)
+    optimizer = optimizers.create("adamw", lambda step: 0.1, momentum=moments[0], nesterov=False, weight_decay=0.5)
+    state, first, second = optimizer.init(jnp.array(w)), 0.0, 0.0
+    for step in (1, 2):  # Equations of algorithm 2 of Loshchilov & Hutter, with a learning rate in front of the decay.
+        first, second = moments[0] * first + (1 - moments[0]) * g, moments[1] * second + (1 - moments[1]) * g**2
+        scaled = first / (1 - moments[0] ** step) / (np.sqrt(second / (1 - moments[1] ** step)) + 1e-8)
+        updates, state = optimizer.update(jnp.array(g), state, jnp.array(w), gradient_norm=None)
+        np.testing.assert_allclose(updates, -0.1 * (scaled + 0.5 * w), rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [(), [("bias$", 2.0, 0.0)]])
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_a_large_gradient_is_scaled_to_the_norm_before_all_else(name, groups):
+    params = {"a": {"kernel": jnp.eye(3, 4), "bias": jnp.full(4, 2.0)}}
+    large = jax.tree.map(lambda w: 3 * w + 0.5, params)
+    norm = float(optax.tree.norm(large))
+    small = jax.tree.map(lambda g: g / norm, large)
+    options = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.5, "groups": groups}
+
+    def after(gradients, clip_norm):
+        optimizer = optimizers.create(name, lambda step: 0.1, clip_norm=clip_norm, **options)
+        state = optimizer.init(params)
+        for _ in range(2):
+            given = optax.tree.norm(gradients)
+            updates, state = optimizer.update(gradients, state, params, gradient_norm=given)
+        return updates
+
+    clipped, expected, untouched = after(large, 1.0), after(small, 0.0), after(small, 1.01)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), clipped, expected)
+    jax.tree.map(np.testing.assert_array_equal, untouched, expected)
+    theirs, _ = optax.clip_by_global_norm(1.0).update(large, optax.EmptyState())
+    ours, _ = optimizers.clip_by_norm(1.0).update(large, optax.EmptyState(), gradient_norm=jnp.float32(norm))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), ours, theirs)

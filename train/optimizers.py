@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
-OPTIMIZERS = ("sgd", "adam", "muon")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 MUON_RMS = 0.2  # Of an update's elements, before the learning rate (Liu et al. 2025, "Muon is scalable", section 2.2).
 
 
@@ -52,6 +53,19 @@ def _matrices(params):
     )
 
 
+def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Scales a gradient whose global norm exceeds `largest` down to it (Pascanu, Mikolov & Bengio 2013, "On the
+    difficulty of training recurrent neural networks", algorithm 1). As optax.clip_by_global_norm, but the norm is given
+    to `update` as `gradient_norm`: where a device holds a part of the weights, only the step knows it."""
+
+    def update(updates, state, params=None, *, gradient_norm, **rest):
+        del params, rest
+        factor = jnp.where(gradient_norm > largest, largest / gradient_norm, 1.0)
+        return jax.tree.map(lambda g: factor * g, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 def create(
     name: str,
     learning_rate: Callable,
@@ -60,12 +74,17 @@ def create(
     nesterov: bool,
     weight_decay: float,
     groups: Sequence[tuple[str, float, float]] = (),
-):
-    """The optimizer. muon makes each matrix of the momentum orthogonal (Jordan et al. 2024, "Muon: an optimizer for
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, whose `update` takes `gradient_norm` beside gradients, state and parameters. Gradients with a
+    larger norm than `clip_norm`, unless that is 0, are scaled down to it first.
+
+    muon makes each matrix of the momentum orthogonal (Jordan et al. 2024, "Muon: an optimizer for
     hidden layers in neural networks"), about as large as Adam's step; Adam with Nesterov's momentum updates vectors.
-    Weight decay is coupled for sgd and adam: weight_decay * w joins the gradient before the momentum. muon's step does
-    not depend on the gradient's size, so that a decay in it would hardly shrink a weight: there it is decoupled, and
-    learning rate * weight_decay * w is taken off the weights beside the step (Liu et al., section 2.2).
+    Weight decay is coupled for sgd and adam: weight_decay * w joins the gradient before the momentum. For adamw
+    (Loshchilov & Hutter 2019, "Decoupled weight decay regularization") it is decoupled: learning rate * weight_decay *
+    w is taken off the weights beside the step. So it is for muon, whose step does not depend on the gradient's size:
+    a decay in it would hardly shrink a weight (Liu et al., section 2.2).
 
     `groups` are (pattern, rate factor, decay factor): the first whose regular expression is found in a leaf's path,
     written as block/conv/kernel, multiplies that leaf's learning rate and weight decay; 1 and 1 where none is.
@@ -74,6 +93,8 @@ def create(
         update = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
     elif name == "adam":
         update = optax.adam(learning_rate, b1=momentum)
+    elif name == "adamw":
+        update = optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay)
     elif name == "muon":
         update = contrib.muon(
             learning_rate,
@@ -84,10 +105,13 @@ def create(
         )
     else:
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
-    coupled = name != "muon"
+    coupled = name in ("sgd", "adam")
+    clip = [clip_by_norm(clip_norm)] if clip_norm else []
     if not groups:  # A chain also where nothing joins the gradient: the states of older checkpoints fit.
         join = optax.add_decayed_weights(weight_decay) if coupled else optax.identity()
-        return optax.chain(join, update) if weight_decay else update
+        if clip or weight_decay:
+            return optax.chain(*clip, *([join] if weight_decay else []), update)
+        return optax.with_extra_args_support(update)
 
     def factors(path) -> tuple[float, float]:
         leaf = "/".join(str(entry.key) for entry in path)
@@ -108,5 +132,5 @@ def create(
 
     if not coupled:
         whole = optax.GradientTransformation(update.init, decoupled)
-        return optax.chain(optax.identity(), whole, optax.stateless(scaled))
-    return optax.chain(optax.stateless(decayed), update, optax.stateless(scaled))
+        return optax.chain(*clip, optax.identity(), whole, optax.stateless(scaled))
+    return optax.chain(*clip, optax.stateless(decayed), update, optax.stateless(scaled))

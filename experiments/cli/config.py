@@ -52,14 +52,17 @@ class OptimizerConfig:
 
     batch_size: int = option(128, "Global batch size.", "[1, inf)")
     learning_rate: float = option(0.1, "The schedule's highest learning rate.", "(0, inf)")
-    optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "muon"))
-    momentum: float = option(0.9, "Momentum of sgd and first moment of adam.", "[0, 1)")
+    optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "adamw", "muon"))
+    momentum: float = option(0.9, "Momentum of sgd and first moment of adam and adamw.", "[0, 1)")
     nesterov: bool = option(False, "Nesterov's momentum of sgd.")
     weight_decay: float = option(
         0.0,
-        "Weight decay as L2 regularisation: it joins the gradient. muon: decoupled, the learning rate times the decay "
-        "times the weight is taken off.",
+        "Weight decay as L2 regularisation: it joins the gradient. adamw, muon: decoupled, the learning rate times "
+        "the decay times the weight is taken off.",
         "[0, inf)",
+    )
+    clip_norm: float = option(
+        0.0, "Largest global norm of the gradient, to which a larger one is scaled; 0: any.", "[0, inf)"
     )
     schedule: str = option("constant", "Learning-rate schedule.", choices=("constant", "step", "cosine", "one_cycle"))
     drops: tuple[float, ...] = option(

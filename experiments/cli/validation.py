@@ -85,6 +85,8 @@ def check_classify(config: ClassifyConfig) -> None:
         hybrid or (passes == 1 and update == "accumulate"),
         f"--fc_passes={passes} --fc_update={update} need --parallelism=hybrid",
     )
+    if update == "each_pass":
+        _refuse(config, "--fc_update=each_pass", clip_norm=0.0)  # The gradient of a pass is a part of the whole.
     require(passes > 1 or update == "accumulate", "--fc_update=each_pass needs a --fc_passes above 1")
     if hybrid:
         # Muon makes whole matrices orthogonal; a device holds some of their columns.

@@ -100,6 +100,7 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         groups=groups,
+        clip_norm=config.clip_norm,
     )
     return schedule, optimizer
 

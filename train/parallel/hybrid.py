@@ -108,7 +108,7 @@ def train_step(
     images = prepare(batch["image"], row_keys(image_key, rows, axis_name=axis))
     dense = {name: leaf for name, leaf in state.params.items() if name in layers}
     shared = {name: leaf for name, leaf in state.params.items() if name not in layers}
-    columns = model.clone(shards=devices)
+    columns, optimizer = model.clone(shards=devices), optax.with_extra_args_support(optimizer)
     gather = (lambda x: lax.all_gather(x, axis, tiled=True)) if axis else lambda x: x
     me, part = lax.axis_index(axis) if axis else 0, rows // passes
 
@@ -144,7 +144,8 @@ def train_step(
     def updated(dense, opt_state, gradients):
         """The dense layers and their part of the optimizer's state after one update; the rest stays."""
         zeros = jax.tree.map(jnp.zeros_like, shared)
-        updates, new = optimizer.update({**zeros, **gradients}, opt_state, {**shared, **dense})
+        given = {**zeros, **gradients}, opt_state, {**shared, **dense}
+        updates, new = optimizer.update(*given, gradient_norm=None)  # Not clipped: no pass knows the whole gradient.
         return optax.apply_updates(dense, {name: updates[name] for name in dense}), dense_from(new, opt_state, layers)
 
     def one_pass(carry, inputs):
@@ -170,8 +171,10 @@ def train_step(
     if axis:
         of_shared, sums, dense_square = lax.psum((of_shared, sums, dense_square), axis)
         batch_stats = lax.pmean(batch_stats, axis)
-    sums |= {"gradient_norm": jnp.sqrt(dense_square + optax.tree.norm(of_shared) ** 2)}
-    updates, after = optimizer.update({**of_shared, **of_dense}, opt_state, {**shared, **dense})
+    norm = jnp.sqrt(dense_square + optax.tree.norm(of_shared) ** 2)
+    sums |= {"gradient_norm": norm}
+    given = {**of_shared, **of_dense}, opt_state, {**shared, **dense}
+    updates, after = optimizer.update(*given, gradient_norm=norm)
     if update == "each_pass":
         after = dense_from(opt_state, after, layers)
         updates = {name: jax.tree.map(lambda u: passes * u, updates[name]) for name in shared}

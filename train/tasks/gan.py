@@ -99,8 +99,10 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
 
     def updated(network, gradients):
         gradients = lax.psum(gradients, axis) if axis else gradients
-        updates, opt_state = optimizer.update(gradients, state.opt_state[network], old[network])
-        return optax.apply_updates(old[network], updates), opt_state, optax.tree.norm(gradients)
+        norm = optax.tree.norm(gradients)
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(gradients, state.opt_state[network], old[network], gradient_norm=norm)
+        return optax.apply_updates(old[network], updates), opt_state, norm
 
     gradients, (seen, sums) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
     discriminator, discriminator_state, discriminator_norm = updated("discriminator", gradients)

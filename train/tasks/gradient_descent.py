@@ -58,7 +58,9 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     if axis:  # A device's loss is its part of the mean over the global batch: the gradients of all devices add up.
         grads, sums = lax.psum((grads, sums), axis)
         batch_stats = averaged_statistics(batch_stats, state.batch_stats, axis)
-    sums |= {"gradient_norm": optax.tree.norm(grads)}
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    norm = optax.tree.norm(grads)
+    sums |= {"gradient_norm": norm}
+    update = optax.with_extra_args_support(optimizer).update  # Any optimizer of optax; some use the norm.
+    updates, opt_state = update(grads, state.opt_state, state.params, gradient_norm=norm)
     params = optax.apply_updates(state.params, updates)
     return State(params, batch_stats, opt_state, state.step + 1, state.key), sums
