@@ -53,6 +53,24 @@ def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
     assert int(state.step) == 5 and store.steps() == [1, 5, 9]
 
 
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a*", "why?", "a\\b"])
+def test_names_that_orbax_takes_for_others_are_refused(tmp_path, name):
+    """Arrays saved below the first are lost, those below the last lie in a/b."""
+    for path in (tmp_path / name, tmp_path / name / "w"):
+        told = re.escape(f"--workdir={path}: the path of a workdir can't contain ")
+        for opened in (workdir.Workdir, checkpoint.Checkpoints):
+            with pytest.raises(workdir.WorkdirError, match=told):
+                opened(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a]b{c}", "a b'c", "#%20&$x", "ünï ☃"])
+def test_other_names_are_not(tmp_path, name):
+    store, _ = saved(tmp_path / name, 1)
+    assert int(store.restore(state_of(0))[0].step) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_the_part_of_a_checkpoint_that_a_kill_left_is_removed(tmp_path):
     """By the run that goes on; a reader leaves it, since a run may be writing it."""
     saved(tmp_path, 1)

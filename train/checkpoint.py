@@ -18,7 +18,7 @@ from train import leaves
 from train.messages import say
 from train.orbax_logging import drop_library_lines
 from train.parallel import processes
-from train.workdir import check_encodable
+from train.workdir import check_name
 
 
 class CheckpointError(RuntimeError):
@@ -62,7 +62,7 @@ class Checkpoints:
     _manager: Any = None
 
     def __post_init__(self):
-        check_encodable(self.workdir)
+        check_name(self.workdir)
         self.folder, self.damaged = (self.workdir.absolute() / f"{kind}checkpoints" for kind in ("", "damaged_"))
 
     def _open(self):

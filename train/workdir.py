@@ -30,8 +30,12 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
-def check_encodable(path: pathlib.Path) -> None:
-    """Raises WorkdirError for a name that was decoded by a locale which can't represent it: orbax can't open it."""
+def check_name(path: pathlib.Path) -> None:
+    """Raises WorkdirError for a name that orbax can't open, or would take for another: one that was decoded by a locale
+    which can't represent it, a pattern of names, or one with a backslash, which tensorstore writes to other folders."""
+    for character in "*?[\\":
+        if character in str(path):
+            raise WorkdirError(f"--workdir={path}: the path of a workdir can't contain {character}; rename that folder")
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -44,7 +48,7 @@ class Workdir:
 
     def __init__(self, workdir: str):
         self.path = pathlib.Path(workdir).absolute()
-        check_encodable(self.path)
+        check_name(self.path)
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
