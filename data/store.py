@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 
@@ -77,6 +78,9 @@ def write(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...
 
 
 def _prepared(builder) -> pathlib.Path:
+    import tensorflow_datasets as tfds
+
+    tfds.display_progress_bar(sys.stderr.isatty())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download of unknown size.
             builder.download_and_prepare()

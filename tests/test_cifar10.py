@@ -46,13 +46,13 @@ def test_red_green_and_blue_are_planes():
     np.testing.assert_array_equal(images[0, 1, 5], [1, 2, 37])
 
 
-def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path):
+def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path, capfd):
     splits = prepare_cifar10.read_archive(str(archive()))
     assert {name: len(y) for name, (_, y) in splits.items()} == {"train": 100, "test": 20}
     with pytest.raises(DataError, match=r"prepare --dataset=cifar10 --data_dir=.*absent`"):
         data.load("cifar10", str(tmp_path / "absent"))
     place = store.write(tmp_path / "data", "cifar10", splits, cifar10.CLASSES)
-    assert list(place.glob("*.array_record*"))
+    assert list(place.glob("*.array_record*")) and capfd.readouterr() == ("", "")  # Progress is for terminals.
     found = data.load("cifar10", str(tmp_path / "data"))
     for split, arrays in splits.items():
         for ours, theirs in zip(found.splits[split], arrays, strict=True):
@@ -99,7 +99,7 @@ def test_another_structure_is_refused(archive, tmp_path):
         prepare_cifar10.read_archive(str(tmp_path / "text"))
 
 
-def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch):
+def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch, capfd):
     content = np.random.default_rng(0).bytes(300_000)
     monkeypatch.setattr(prepare_cifar10, "MD5", hashlib.md5(content).hexdigest())
     ranges = []
@@ -135,7 +135,7 @@ def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch):
         monkeypatch.setattr(prepare_cifar10, "MD5", "0" * 32)
         with pytest.raises(DataError, match="wrong MD5"):
             prepare_cifar10.download(tmp_path / "b", url)
-        assert not list(tmp_path.glob("b*"))
+        assert not list(tmp_path.glob("b*")) and capfd.readouterr() == ("", "")
     finally:
         server.shutdown()
         server.server_close()

@@ -61,13 +61,18 @@ def md5(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def _bar(total: int, done: int):
+    from tqdm import tqdm
+
+    shown = {"total": total or None, "initial": done, "unit": "B", "unit_scale": True}
+    return tqdm(**shown, file=sys.stderr, disable=not sys.stderr.isatty())
+
+
 def download(target: pathlib.Path, url: str = URL) -> None:
     """Downloads the archive to `target` with a progress bar, resuming an interrupted download.
 
     Raises DataError if the connection breaks (the partial file is kept) or the MD5 is wrong (the file is removed).
     """
-    from tqdm import tqdm
-
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     done = part.stat().st_size if part.exists() else 0
@@ -79,7 +84,7 @@ def download(target: pathlib.Path, url: str = URL) -> None:
             total = done + int(answer.headers.get("Content-Length", 0))
             with (
                 open(part, "ab" if done else "wb") as file,
-                tqdm(total=total or None, initial=done, unit="B", unit_scale=True, file=sys.stderr) as bar,
+                _bar(total, done) as bar,
             ):
                 while chunk := answer.read(1 << 16):
                     file.write(chunk)
