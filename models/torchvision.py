@@ -133,5 +133,5 @@ def num_classes(entries: Mapping[str, np.ndarray], layout: TorchvisionLayout) ->
     for key, array in entries.items():
         if canonical_name(key, layout.aliases) == bias and np.ndim(array) == 1 and len(array):
             return len(array)
-    held = ", ".join(list(entries)[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
+    held = ", ".join(sorted(entries)[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
     raise StateDictError(f"missing: {bias}, one number for each class; there are {held or 'no entries'}")
