@@ -1,6 +1,7 @@
 """Krizhevsky's hybrid parallelism against one device, in float64 where rounding must not count."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def make(devices, *, network=Tiny, optimizer=None, passes=1, update="accumulate"
         image_shape=(side, side, 3),
         class_names=tuple("0123456789"),
         train_prepare=prepare,
-        eval_prepare=prepare,
+        eval_prepare=functools.partial(prepare, keys=None),
         axis=axis,
         smoothing=smoothing,
     )
@@ -181,6 +182,22 @@ def test_dividing_and_putting_together_again():
     assert divided.opt_state[0].trace["fc7"]["kernel"].shape == (14, 4, 4)
     for ours, theirs in zip(jax.tree.leaves(task.unshard(divided)[:3]), jax.tree.leaves(state[:3]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_an_evaluation_uploads_the_dense_layers_once():
+    """Before its first batch: the step finds every parameter on all devices, and makes of it what the host's gave."""
+    task, hybrid_task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
+    steps = data_parallel.DeviceSteps(hybrid_task, 4)
+    batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32), "mask": np.ones(16, np.float32)}
+    state = steps.shard(jax.jit(task.init)(jax.random.key(0)))
+    placed = steps.for_evaluation(state)
+    for leaf in jax.tree.leaves((placed.params, placed.batch_stats)):
+        assert leaf.is_fully_replicated and len(leaf.sharding.device_set) == 4
+    assert isinstance(placed.opt_state[0].trace["fc7"]["kernel"], np.ndarray)  # An evaluation does not need it.
+    found, expected = steps.evaluate(placed, batch), steps.evaluate(steps.unshard(state), batch)
+    assert found["count"] == 16
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def train(
             if evaluates:
                 if task.prepare_eval:
                     state = task.prepare_eval(state, lambda: processes.stop_requested_locally(stop))
-                eval_sums = evaluate(steps.unshard(state), eval_step, data=data.eval, stop=stop)
+                eval_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.eval, stop=stop)
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
                     recorder.eval_metrics = task.compute_metrics(eval_sums)
@@ -172,20 +172,16 @@ def train(
 
     # --- The end: the last checkpoint is on disk before the summary says that the run is complete.
     output.checkpoints.wait()
-    state = steps.to_local(state)
     if eval_sums is None:  # The run was killed between its last checkpoint and its summary.
-        eval_sums = evaluate(state, eval_step, data=data.eval, stop=stop)
+        eval_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.eval, stop=stop)
         if eval_sums is None:
             raise Interrupted(stop.number, step)
-    test_sums = evaluate(state, eval_step, data=data.test, stop=stop) if data.test else eval_sums
-    if test_sums is None:
-        raise Interrupted(stop.number, step)
-    return Result(
-        state,
-        task.compute_metrics(eval_sums),
-        eval_sums,
-        timer.seconds,
-        timer.compile_seconds,
-        timer.mean_images_per_second(),
-        task.compute_metrics(test_sums) if data.test else {},
-    )
+    test_metrics: dict[str, float] = {}
+    if data.test is not None:
+        test_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.test, stop=stop)
+        if test_sums is None:
+            raise Interrupted(stop.number, step)
+        test_metrics = task.compute_metrics(test_sums)
+    rate = timer.mean_images_per_second()
+    state, scores = steps.to_local(state), task.compute_metrics(eval_sums)
+    return Result(state, scores, eval_sums, timer.seconds, timer.compile_seconds, rate, test_metrics)

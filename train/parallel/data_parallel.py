@@ -23,7 +23,7 @@ class DeviceSteps:
     """A task's steps mapped over `devices`, each compiled at its first call."""
 
     def __init__(self, task: Task, devices: int):
-        self._task = task
+        self._task, self._devices = task, devices
         self._train = {
             step: parallelize(step, devices, donate=True, is_sharded=task.is_sharded)
             for step in (task.train_step, task.early_step)
@@ -40,8 +40,15 @@ class DeviceSteps:
         return self._task.shard(state)
 
     def unshard(self, state):
-        """The state with whole leaves, as evaluations and checkpoints have it."""
+        """The state with whole leaves, as checkpoints have it."""
         return self._task.unshard(state)
+
+    def for_evaluation(self, state):
+        """The state with whole leaves, parameters and batch statistics on every device: given arrays of the host, or of
+        one device, an evaluation would copy them to the devices for each batch."""
+        state = self._task.unshard(state)
+        params, batch_stats = replicate((state.params, state.batch_stats), self._devices)
+        return state._replace(params=params, batch_stats=batch_stats)
 
     def to_local(self, state):
         """The whole state in this process's own memory, to use it without the others."""
@@ -84,8 +91,7 @@ def _pmap(step, state, *, devices, donate_argnums, is_sharded):
 
 
 def _shard_map(step, state, *, devices, donate_argnums, is_sharded):
-    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    specs = _specs(state, is_sharded)
+    mesh, specs = _mesh(devices), _specs(state, is_sharded)
     out = (specs, P()) if is_sharded else P()
     mapped = jax.shard_map(
         _local(step, is_sharded), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=out, check_vma=False
@@ -94,22 +100,37 @@ def _shard_map(step, state, *, devices, donate_argnums, is_sharded):
     if jax.process_count() == 1:
         return jitted
 
-    def to_global_array(x, spec):
-        """A whole array, the same on each process, as one of the mesh."""
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return x
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(to_global_array(jax.random.key_data(x), spec))
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
-
     def run(state, batch):
         leaf_specs = specs if is_sharded else jax.tree.map(lambda _: P(), state)
-        state = jax.tree.map(to_global_array, state, leaf_specs)
+        state = jax.tree.map(lambda x, spec: _to_global_array(x, NamedSharding(mesh, spec)), state, leaf_specs)
         rows = NamedSharding(mesh, P(AXIS))
         return jitted(state, jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch))
 
     return run
+
+
+def _mesh(devices: int):
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def _to_global_array(x, sharding: NamedSharding):
+    """A whole array, the same on each process, as one of the mesh."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_to_global_array(jax.random.key_data(x), sharding))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def replicate(tree, devices: int):
+    """The tree, whole leaves that are the same on each process, on all `devices`."""
+    if devices == 1:
+        return tree
+    sharding = NamedSharding(_mesh(devices), P())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _to_global_array(x, sharding), tree)
 
 
 def _specs(state, is_sharded):
