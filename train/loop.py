@@ -143,7 +143,8 @@ def train(
                 if row:
                     metrics.sums = None
             if saves or (evaluates and not interrupted):  # Each evaluation is saved.
-                recorder.save(step, steps.unshard(state), metrics, timer, evaluated=evaluates and not interrupted)
+                with timer.paused():
+                    recorder.save(step, steps.unshard(state), metrics, timer, evaluated=evaluates and not interrupted)
             if row:
                 timer.start_interval()
 

@@ -1,6 +1,8 @@
 """Sums of metrics, added up on the host in float64 and divided once; and the wall-clock time of a run."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -76,6 +78,14 @@ class Timer:
             self._compiled.add(function)
             self.compile_seconds += time.perf_counter() - start
         return result
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block, such as the saving of a checkpoint, whose seconds are not part of the interval."""
+        start = time.perf_counter()
+        yield
+        if self._interval is not None:
+            self._interval += time.perf_counter() - start
 
     def start_interval(self) -> None:
         self._images, self._interval = 0, time.perf_counter()
