@@ -15,6 +15,7 @@ from experiments.cli import app, subprocesses
 from experiments.cli.app import require
 from experiments.cli.options import option
 from experiments.reporting import sweep_table
+from experiments.setup import finished_run
 from train.workdir import Workdir, WorkdirError, write_atomically
 
 
@@ -48,8 +49,15 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
     if (workdir.path / "run.json").exists():
         raise WorkdirError(f"{workdir.path} holds a single run; choose a new --workdir")
     rows, failed, stopped = [], 0, 0
+    checked: finished_run.Finished | None = None  # A run whose data set classify has compared with the present one.
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
+        place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
+        finished = finished_run.read(arguments)
+        if checked and finished and finished_run.on_same_data(checked, finished):
+            print(f"run already complete in {place['workdir']}", file=sys.stderr, flush=True)
+            rows.append(point | finished.summary | place)
+            continue
         done = subprocesses.run("classify", *arguments)
         if done.status == 2 or done.status > 128:  # A bad flag must be fixed before more is run.
             stopped = done.status
@@ -57,7 +65,7 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         if done.status:
             failed += 1
             continue
-        place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
+        checked = checked or finished or finished_run.read(arguments)
         rows.append(point | json.loads(done.output.splitlines()[-1]) | place)
     if rows:
         results = sweep_table.table(rows, list(points[0]))

@@ -1,6 +1,15 @@
-"""The pictures of a sweep."""
+"""The pictures of a sweep, and which runs a second start of it starts again."""
 
+import contextlib
+import json
+
+import pytest
+
+from experiments import sweep
+from experiments.cli import options, subprocesses
+from experiments.cli.config import ClassifyConfig
 from experiments.reporting import sweep_table
+from train.workdir import Workdir
 
 
 def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
@@ -23,3 +32,70 @@ def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
     assert [line.get_color() for line in lines] == ["C0", "C0", "C1", "C1"]
     assert figure.axes[0].get_ylabel() == "val accuracy, %"
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["model=a", "model=b"]
+
+
+@pytest.fixture
+def finished_sweep(monkeypatch, tmp_path):
+    """A sweep of three complete runs; calling it starts it once more, and gives (status, the seeds that classify was
+    started for, the rows of sweep.csv)."""
+    facts = {"class_names": ["0", "1"], "image_shape": [28, 28, 1], "splits": {"train": 8}, "mean": [1.0], "std": [2.0]}
+    for seed in range(3):
+        folder = tmp_path / "s" / f"seed={seed}"
+        folder.mkdir(parents=True)
+        config = ClassifyConfig(model="perceptron", steps=10, seed=seed, workdir=str(folder))
+        run = {"task": "classification", "flags": options.to_json(config), **facts, "data_digests": {"train": "a"}}
+        summary = {"accuracy": seed / 4, "fingerprint": "f", "split": "test", "step": 10, "workdir": "elsewhere"}
+        (folder / "run.json").write_text(json.dumps(run))
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "metrics.csv").write_text("step,eval_accuracy\n10,0.5\n")
+    monkeypatch.setattr("experiments.reporting.figures.save_figure", lambda figure, path: None)
+
+    def again(*flags, refuse=False):
+        started = []
+
+        def classify(module, *arguments):
+            started.append(arguments[-2].removeprefix("--seed="))
+            return subprocesses.Ended(1, "", 0) if refuse else subprocesses.Ended(0, '{"accuracy": 0.0}', 0)
+
+        monkeypatch.setattr(subprocesses, "run", classify)
+        arguments = ["--model=perceptron", "--steps=10", *flags]
+        with contextlib.closing(Workdir(str(tmp_path / "s"))) as lock:  # A command holds it to its end.
+            monkeypatch.setattr(sweep, "Workdir", lambda path: lock)
+            status = sweep.main(sweep.SweepConfig(str(tmp_path / "s"), "seed=0..2"), arguments)
+        table = tmp_path / "s" / "sweep.csv"
+        return status, started, table.read_text().splitlines() if table.exists() else []
+
+    again.folder = tmp_path / "s"
+    return again
+
+
+def test_a_finished_sweep_starts_one_run_to_compare_the_data(finished_sweep):
+    status, started, rows = finished_sweep()
+    assert (status, started) == (0, ["0"])
+    assert [row.split(",")[:2] for row in rows] == [["seed", "accuracy"], ["0", "0.0"], ["1", "0.25"], ["2", "0.5"]]
+    assert f"{finished_sweep.folder}/seed=2" in rows[3] and "elsewhere" not in rows[3]  # Where it lies now.
+
+
+@pytest.mark.parametrize("flag", ["--learning_rate=0.2", "--steps=20", "--devices=2", "--data_dir=D", "--steps=x"])
+def test_classify_decides_on_runs_of_other_flags(finished_sweep, flag):
+    assert finished_sweep(flag, refuse=True) == (1, ["0", "1", "2"], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("run.json", '"data_digests": {"train": "a"}', '"data_digests": {"train": "b"}'),
+        ("run.json", '"data_digests": {"train": "a"}', '"data_digests": {}'),
+        ("run.json", '"learning_rate": 0.1', '"learning_rate": 0.2'),
+        ("run.json", '"devices": null', '"devices": 2'),
+        ("run.json", '"task": "classification"', '"task": "generation"'),
+        ("summary.json", '"fingerprint"', '"another"'),
+        ("summary.json", "{", ""),
+    ],
+)
+def test_classify_decides_on_a_run_of_other_flags_or_data_or_not_complete(finished_sweep, name, before, after):
+    path = finished_sweep.folder / "seed=1" / name
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    assert finished_sweep()[1] == ["0", "1"]
