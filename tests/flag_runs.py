@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 import tarfile
 
 import jax
@@ -315,16 +316,20 @@ def printed(command, config, places, capsys, monkeypatch):
     if command in ("sweep", "lecture"):
         ended = subprocesses.Ended(2, "", 0)
         monkeypatch.setattr(subprocesses, "run", lambda *arguments: calls.append(arguments) or ended)
+    if command == "import_weights":
+        shutil.rmtree(config.workdir, ignore_errors=True)  # Of the row's first value.
     capsys.readouterr()
-    if command in ("predict", "sample"):
-        files = [f"{places['PICTURES']}/test/cat/0.png"] if command == "predict" else []
-        status = predict.main(config, files)
-    elif command == "sweep":
-        status = sweep.main(config, ["--model=mlp"])
-    else:
-        status = MAINS[command](config)
-    for held in opened:
-        held.close()
+    try:
+        if command in ("predict", "sample"):
+            files = [f"{places['PICTURES']}/test/cat/0.png"] if command == "predict" else []
+            status = predict.main(config, files)
+        elif command == "sweep":
+            status = sweep.main(config, ["--model=mlp"])
+        else:
+            status = MAINS[command](config)
+    finally:
+        for held in opened:
+            held.close()
     assert status in (0, None) or calls
     text = capsys.readouterr().out
     if command == "evaluate":
