@@ -1,6 +1,7 @@
 """Configs: flags from the fields of a dataclass, checked when they are parsed, written and read again."""
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -22,8 +23,8 @@ from experiments.import_weights import ImportWeightsConfig
 from experiments.lecture.__main__ import LectureConfig
 from experiments.predict import PredictConfig
 from experiments.prepare import PrepareConfig
-from experiments.setup import classification, training
-from experiments.setup.experiment import ClassificationInfo
+from experiments.setup import classification, generation, segmentation, training
+from experiments.setup.experiment import ClassificationInfo, GenerationInfo, SegmentationInfo
 from experiments.summary import SummaryConfig
 from experiments.sweep import SweepConfig
 
@@ -240,6 +241,27 @@ def test_batch_norm_over_one_value_is_refused(given):
     config = ClassifyConfig(model="cnn", batch_size=2, sync_bn=False)
     with pytest.raises(UsageError, match="would normalise one value"):
         classification.create_experiment(config, info, devices=2, steps=1)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("devices", "given"), [(1, {"batch_size": 1}), (4, {"batch_size": 4, "sync_bn": False})])
+def test_batch_norm_over_one_value_is_refused_for_generate(size, devices, given):
+    info = GenerationInfo((size, size, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"))
+    create = functools.partial(generation.create_experiment, info=info, devices=devices, steps=1)
+    line = r"generator/bn_project would normalise one value a channel, to 0: .* \(--batch_size, --sync_bn\) or larger"
+    with pytest.raises(UsageError, match=line):
+        create(GenerateConfig(authors=True, **given))
+    assert create(GenerateConfig(authors=True, **given), checked=False)  # A stored run.
+    assert create(GenerateConfig(authors=True, batch_size=4))
+    assert create(GenerateConfig(**given))  # 16 values in the lowest resolution.
+
+
+def test_a_stored_run_of_a_small_batch_is_read():
+    info = SegmentationInfo((2, 2, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"), (1.0, 1.0))
+    config = SegmentConfig(model="segnet_basic", dataset="camvid", batch_size=1)
+    with pytest.raises(UsageError, match="would normalise one value"):
+        segmentation.create_experiment(config, info, devices=1, steps=1)
+    assert segmentation.create_experiment(config, info, devices=1, steps=1, checked=False)
 
 
 def test_only_these_files_read_absls_flags():

@@ -116,9 +116,8 @@ def create_experiment(
         require(batch_norm, f"--nosync_bn has no effect with --model={config.model}, which has no batch norm")
         preprocessing.check_early(config, input_shape, early_steps)
         check_shapes(config, model, input_shape, early_size)
-        rows = config.batch_size // config.accumulate // (1 if config.sync_bn else devices)
         for shape in filter(None, (input_shape[:2], early_size)):
-            check_batch_norm(model, (*shape, input_shape[2]), rows)
+            check_batch_norm(config, model, (*shape, input_shape[2]), devices)
     task = classification.create(
         model=model,
         optimizer=optimizer,

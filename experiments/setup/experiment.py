@@ -105,13 +105,15 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
     return schedule, optimizer
 
 
-def check_batch_norm(model: nn.Module, input_shape, rows: int) -> None:
-    """Raises UsageError where a batch-norm layer would normalise one value a channel over `rows` images: to 0, so that
-    nothing passes through it."""
+def check_batch_norm(config: TrainingConfig, model: nn.Module, input_shape, devices: int) -> None:
+    """Raises UsageError where a batch-norm layer would normalise one value a channel, to 0, so that nothing passes
+    through it."""
+    rows = config.batch_size // getattr(config, "accumulate", 1) // (1 if config.sync_bn else devices)
     if rows == 1:
         for name, values in summary.normalised_values(model, input_shape, rows).items():
             line = f"{name} would normalise one value a channel, to 0: batch norm needs a larger batch"
-            require(values > 1, f"{line} (--batch_size, --accumulate, --sync_bn, image size)")
+            flags = [f"--{flag}" for flag in ("batch_size", "accumulate", "sync_bn") if hasattr(config, flag)]
+            require(values > 1, f"{line} ({', '.join(flags)}) or larger images")
 
 
 def network_dtype(config: TrainingConfig) -> str | None:

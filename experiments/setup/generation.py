@@ -15,7 +15,14 @@ from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.app import require
 from experiments.cli.config import GenerateConfig
 from experiments.setup import fid_classifier
-from experiments.setup.experiment import Experiment, GenerationInfo, network_dtype, schedule_and_optimizer, train_split
+from experiments.setup.experiment import (
+    Experiment,
+    GenerationInfo,
+    check_batch_norm,
+    network_dtype,
+    schedule_and_optimizer,
+    train_split,
+)
 from models import dcgan
 from train.messages import say
 from train.parallel.devices import axis_of
@@ -147,9 +154,16 @@ def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
 
 
 def create_experiment(
-    config: GenerateConfig, info: GenerationInfo, *, devices: int, steps: int, scorer: gan.Scorer | None = None
+    config: GenerateConfig,
+    info: GenerationInfo,
+    *,
+    devices: int,
+    steps: int,
+    scorer: gan.Scorer | None = None,
+    checked: bool = True,
 ) -> Experiment:
-    """The networks and their task, for a run on `devices`; without a `scorer` one that can't be evaluated."""
+    """The networks and their task, for a run on `devices`; without a `scorer` one that can't be evaluated. Unless
+    `checked`, as for a stored run, the batch may be too small for batch norm."""
     axis = axis_of(devices)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     size = next((size for size in dcgan.SIZES if info.image_shape[0] <= size), dcgan.SIZES[-1])
@@ -164,6 +178,8 @@ def create_experiment(
         axis_name=axis,
         sync_bn=config.sync_bn,
     )
+    if checked:
+        check_batch_norm(config, model, input_shape, devices)
     task = gan.create(
         model=model,
         optimizer=optimizer,

@@ -134,13 +134,17 @@ def network(config: SegmentConfig, info: SegmentationInfo, *, axis: str | None =
     return models.create(config.model, len(info.class_names), axis_name=axis, sync_bn=sync_bn, **decoder)
 
 
-def create_experiment(config: SegmentConfig, info: SegmentationInfo, *, devices: int, steps: int) -> Experiment:
-    """The network and its task, for a run on `devices`."""
+def create_experiment(
+    config: SegmentConfig, info: SegmentationInfo, *, devices: int, steps: int, checked: bool = True
+) -> Experiment:
+    """The network and its task, for a run on `devices`. Unless `checked`, as for a stored run, the batch may be too
+    small for batch norm."""
     axis, dtype = axis_of(devices), network_dtype(config)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train, evaluation = preparations(config, info)
     model = network(config, info, axis=axis, sync_bn=config.sync_bn)
-    check_batch_norm(model, info.image_shape, config.batch_size // (1 if config.sync_bn else devices))
+    if checked:
+        check_batch_norm(config, model, info.image_shape, devices)
     statistics = None
     if config.exact_batch_norm:
         statistics = precise_bn(config, info, devices=devices, dtype=dtype, train=train, evaluation=evaluation)
