@@ -38,7 +38,7 @@ def _gain(key, shape, dtype=jnp.float32):
 def latents(keys, *, authors: bool = False):
     """Draws latent vectors [B, LATENT], one from each of the keys [B]."""
     draw = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0) if authors else jax.random.normal
-    return jax.vmap(lambda key: draw(key, (LATENT,)))(keys)
+    return jax.vmap(lambda key: draw(key, (LATENT,), jnp.float32))(keys)
 
 
 def _beside(x, onehot):
@@ -147,7 +147,7 @@ class DCGAN(nn.Module):
         """Calls the generator and then the discriminator on images of the first class, [B, size, size, channels] ->
         logits [B]. For initialization and layer tables."""
         labels = jnp.zeros(len(x), jnp.int32)
-        self.generate(jnp.zeros((len(x), LATENT)), labels, train)
+        self.generate(jnp.zeros((len(x), LATENT), x.dtype), labels, train)
         return self.discriminate(x, labels, train)
 
 

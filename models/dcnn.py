@@ -45,9 +45,9 @@ class DCNN(nn.Module):
             return gelu(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
 
         def identity():
-            return jnp.eye(values).reshape(WINDOW, WINDOW, -1, values)
+            return jnp.eye(values, dtype=jnp.float32).reshape(WINDOW, WINDOW, -1, values)
 
-        whitening = self.variable("batch_stats", "whitening", identity).value
+        whitening = self.variable("batch_stats", "whitening", identity).value.astype(x.dtype)
         x = conv_general_dilated(x, whitening, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         x, pad = gelu(jnp.concatenate([x, -x], -1)), ((1, 1), (1, 1))
         for block, width in enumerate(self.widths, 1):

@@ -216,6 +216,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel)
         size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
         return conv_transpose(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2, size)
 

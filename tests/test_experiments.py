@@ -375,6 +375,27 @@ def test_without_a_home_folder_there_is_no_cache(environment, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+X64 = """
+import os
+import jax
+jax.config.update("jax_enable_x64", True)  # As with JAX_ENABLE_X64, which the server of the tests has not.
+os.environ["JAX_ENABLE_X64"] = "true"
+from experiments import classify
+from experiments.cli import app
+app.run(classify.main, classify.ClassifyConfig)
+"""
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_jaxs_default_type(start, tmp_path):
+    options = ["--model=mlp", "--hidden=4", "--dropout=0.5", "--augment=digits", "--steps=4", "--batch_size=8"]
+    single = start("classify", f"--workdir={tmp_path / 'a'}", *options)
+    double = start(X64, f"--workdir={tmp_path / 'b'}", *options)
+    assert result(double)["fingerprint"] == result(single)["fingerprint"]
+    line = "JAX_ENABLE_X64 has no effect: this command computes in float32"
+    assert double.stderr.startswith(line) and line not in single.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):
     options = ["--model=mlp", "--hidden=4", "--learning_rate=1e30", "--steps=20", "--save_every=1"]
     done = start("classify", f"--workdir={tmp_path / 'w'}", *options)

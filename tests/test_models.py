@@ -10,8 +10,9 @@ from commands import ROOT
 import models
 from experiments.cli.config import NetworkConfig
 from experiments.setup import classification
-from models import dcnn, initializers, layers, summary
+from models import dcgan, dcnn, initializers, layers, summary
 from models.resnet_cifar import Block
+from train.precision import cast_floating
 
 NAMES = [
     "perceptron",
@@ -27,6 +28,39 @@ NAMES = [
 ]
 TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
 COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
+
+
+def outputs_of(model, images):
+    """The shapes of what a network gives in training, for images and parameters of the images' type."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def forward(images, variables):
+        variables = variables | {"params": cast_floating(variables["params"], images.dtype)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+
+    return jax.eval_shape(forward, images, variables)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", ["dcnn", "dcgan", "cnn", "lenet", "densenet", "cifar_resnet20", "segnet_small"])
+def test_types(name, x64, dtype):
+    """The output's type is the images', and batch statistics stay float32, whatever jax's default type is."""
+    images = jax.ShapeDtypeStruct((4, 32, 32, 1 if name in ("lenet", "cnn") else 3), dtype)
+    if name == "lenet":
+        images = images.update(shape=(4, 28, 28, 1))
+    options = {"dcgan": {"size": 32, "conditional": True}}.get(name, TINY.get(name, {}))
+    with jax.enable_x64(x64):
+        output, stats = outputs_of(models.create(name, 3, **options), images)
+    assert output.dtype == dtype and {leaf.dtype for leaf in jax.tree.leaves(stats)} <= {jnp.dtype("float32")}
+
+
+def test_latent_vectors_do_not_depend_on_jaxs_default_type():
+    keys = jax.random.split(jax.random.key(0), 3)
+    for authors in (False, True):
+        expected = dcgan.latents(keys, authors=authors)
+        with jax.enable_x64(True):
+            np.testing.assert_array_equal(dcgan.latents(keys, authors=authors), expected, strict=True)
 
 
 def classes_of(name):

@@ -61,6 +61,16 @@ def _deliver_swallowed_interrupts() -> None:
     sys.unraisablehook = again
 
 
+def _use_single_precision() -> None:
+    """Parameters and random numbers are float32: with JAX_ENABLE_X64, as set for other programs, some would be float64,
+    and results others."""
+    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on"):
+        print("JAX_ENABLE_X64 has no effect: this command computes in float32", file=sys.stderr)
+    os.environ["JAX_ENABLE_X64"] = "0"
+    if "jax" in sys.modules:  # It has read the variable already.
+        sys.modules["jax"].config.update("jax_enable_x64", False)
+
+
 def _parse(argv):
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
         ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
@@ -143,6 +153,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
         if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
+            _use_single_precision()
             status = called(argv)
             sys.stdout.flush()
             return status
