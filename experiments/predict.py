@@ -11,6 +11,7 @@ from experiments.cli.config import SEEDS
 from experiments.cli.options import option
 
 MOST = 100_000  # Samples of one call.
+NAMED = 20  # Files that can't be read, each with a line of its own.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +46,20 @@ def main(config: PredictConfig, files: list[str]) -> int:
     from experiments.setup import evaluation_data
     from train.messages import say
 
-    images, readable, status = [], [], 0
+    images, readable, failed = [], [], 0
     for file in files:
         try:
             images.append(evaluation_data.read_image(file, run))
             readable.append(file)
         except DataError as error:
-            say(f"error: {error}")
-            status = 1
+            failed += 1
+            if failed <= NAMED:
+                say(f"error: {error}")
+    if failed > NAMED:
+        say(f"error: {failed - NAMED:,} more of the {len(files):,} files can't be read")
     if readable:
         (write_labels if labels else write_masks)(config, run, readable, np.stack(images))
-    return status
+    return 1 if failed else 0
 
 
 def start() -> None:

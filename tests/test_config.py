@@ -228,6 +228,23 @@ def test_steps_beyond_any_number_are_one_line():
             training.total_steps(ClassifyConfig(epochs=epochs), dataset, 1)
 
 
+@pytest.mark.parametrize(
+    ("flag", "accepted"),
+    [
+        ("batch_size=1000000000000", "must be between 1 and 2147483647"),
+        ("steps=1000000000000000", "must be between 1 and 2147483647"),
+        ("image_size=10000000", "must be between 1 and 16384"),
+        ("early_size=10000000", "must be between 1 and 16384"),
+        ("growth_rate=1000000000", "must be between 1 and 10000"),
+        ("depth=1000000000", "must be between 1 and 10000"),
+        ("blocks=1000000000", "must be between 1 and 10000"),
+    ],
+)
+def test_sizes_beyond_any_machine_are_refused(flag, accepted):
+    with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag}: {accepted}"):
+        parsed(ClassifyConfig, f"--{flag}")
+
+
 @pytest.mark.parametrize("given", [{"batch_size": 1}, {"batch_size": 12, "accumulate": 12}])
 def test_batch_norm_over_one_value_is_refused(given):
     info = ClassificationInfo((16, 16, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"))

@@ -158,6 +158,34 @@ def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tm
     assert (probabilities[::2] >= probabilities[1::2]).all()
 
 
+def test_predict_counts_many_unreadable_files(whole, start, tmp_path):
+    files = [tmp_path / f"{i:03}.png" for i in range(123)]
+    for path in files:
+        path.write_text("no picture")
+    done = start("predict", f"--workdir={whole[0]}", *files)
+    *named, last = done.stderr.splitlines()
+    assert done.returncode == 1 and [line.split(":")[1].strip() for line in named] == [str(path) for path in files[:20]]
+    assert last == "error: 103 more of the 123 files can't be read"
+
+
+def test_a_full_standard_output_is_named(environment, tmp_path):
+    for arguments in (["evaluate", "--help"], ["summary", "--model=mlp"]):
+        command = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, env=environment, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (done.returncode, done.stderr) == (1, "error: No space left on device: standard output\n")
+
+
+def test_a_working_folder_that_was_removed_is_named(launch, tmp_path):
+    program = "import os\nos.rmdir(os.getcwd())\nfrom experiments import classify\nfrom experiments.cli import app\n"
+    program += "app.run(classify.main, classify.ClassifyConfig)\n"
+    (tmp_path / "gone").mkdir()
+    done = launch(program, "--workdir=w", folder=tmp_path / "gone").wait()
+    assert (done.returncode, done.stderr) == (1, "error: No such file or directory: the working folder\n")
+
+
 @pytest.mark.parametrize("model", ["mlp", "logistic"])
 def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []

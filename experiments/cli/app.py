@@ -1,6 +1,6 @@
 """How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
 
-import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -17,9 +17,20 @@ from absl import logging as absl_logging
 from experiments.cli import options
 
 FLAGS = flags.FLAGS
+STANDARD_OUTPUT = "standard output"
 FLAGFILE = (
     "\n--flagfile=FILE reads flags from a file, such as a run's flags.txt. Of two values of a flag the later counts."
 )
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output, whose errors name it: such as of a full disk."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from None
 
 
 class UsageError(ValueError):
@@ -40,10 +51,14 @@ def _open_standard_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, open(number, "w"))  # noqa: SIM115 - open until the process ends.
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        own, output = sys.stdout, io.BufferedWriter(_StandardOutput(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(output, own.encoding, own.errors, line_buffering=own.line_buffering)
 
 
 def _drop_output() -> int:
-    """For a reader of standard output that has gone, as `| head` does: the exit status of an end by SIGPIPE."""
+    """For a standard output that can't be written. Returns the exit status of an end by SIGPIPE, for a reader that has
+    gone, as of `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + signal.SIGPIPE
 
@@ -76,13 +91,18 @@ def _parse(argv):
         ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
         ours = [name for name in ours if name != sys.argv[0]]
         shown = [FLAGS.module_help(name) for name in ours]
-        with contextlib.suppress(BrokenPipeError):
+        try:
             print(
                 "\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help(), FLAGFILE]),
                 flush=True,
             )
-            sys.exit(0)
-        sys.exit(_drop_output())
+        except BrokenPipeError:
+            sys.exit(_drop_output())
+        except OSError as error:
+            print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+            _drop_output()
+            sys.exit(1)
+        sys.exit(0)
     try:
         return FLAGS(argv)
     except (flags.Error, OSError, ValueError) as error:  # ValueError: --noFLAG=value, or a file that is not text.
@@ -123,8 +143,17 @@ def _explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, UnicodeEncodeError):
         return 2, f"error: {error.object!r} is not text in {error.encoding}"
     if isinstance(error, OSError):
-        return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        return 1, f"error: {error.strerror or error}: {error.filename or _working_folder(error)}".rstrip(": ")
     return None
+
+
+def _working_folder(error: OSError) -> str:
+    """What a relative path lies in, where an error without a file name is about that."""
+    try:
+        os.getcwd()
+    except OSError as other:
+        return "the working folder" if other.errno == error.errno else ""
+    return ""
 
 
 def run(main: Callable[..., int | None], config_class: type | None = None, *, positional: bool = False) -> None:
@@ -171,6 +200,8 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
             if explained is None:
                 raise
             print(one_line(explained[1]), file=sys.stderr, flush=True)
+            if getattr(error, "filename", None) == STANDARD_OUTPUT:
+                _drop_output()  # What is left in its buffer would fail again at the end.
             return explained[0]
 
     for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):

@@ -9,6 +9,9 @@ from experiments.cli.options import option, override
 
 TTA = ("none", "flip", "ten_view")
 SEEDS = f"[0, {2**32 - 1}]"
+# Beyond what any machine can hold; larger numbers would take all memory, or hours of tracing, before they fail.
+SIDES = "[1, 16384]"
+MOST_LAYERS = "[1, 10000]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class RunConfig:
 class OptimizerConfig:
     """The optimizer"""
 
-    batch_size: int = option(128, "Global batch size.", "[1, inf)")
+    batch_size: int = option(128, "Global batch size.", f"[1, {2**31 - 1}]")
     learning_rate: float = option(0.1, "The schedule's highest learning rate.", "(0, inf)")
     optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "adamw", "muon"))
     momentum: float = option(0.9, "Momentum of sgd and first moment of adam and adamw.", "[0, 1)")
@@ -127,10 +130,10 @@ class NetworkConfig:
     )
     slope: float | None = option(None, "Slope of leaky_relu for x < 0.", "(-inf, inf)", network=True)
     depth: int | None = option(
-        None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.", "[1, inf)", network=True
+        None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.", MOST_LAYERS, network=True
     )
-    blocks: int | None = option(None, "densenet: dense blocks; default 3.", "[1, inf)", network=True)
-    growth_rate: int | None = option(None, "densenet: maps that each layer adds; default 12.", "[1, inf)", network=True)
+    blocks: int | None = option(None, "densenet: dense blocks; default 3.", MOST_LAYERS, network=True)
+    growth_rate: int | None = option(None, "densenet: maps each layer adds; default 12.", MOST_LAYERS, network=True)
     bottleneck: bool | None = option(None, "densenet: 1x1 convolutions before the 3x3 ones.", network=True)
     compression: float | None = option(
         None, "densenet: fraction of the maps that a transition keeps; default 1.", "(0, 1]", network=True
@@ -158,7 +161,7 @@ class ClassifyConfig(TrainingConfig, NetworkConfig):
         None,
         "folder, tfds: side in pixels of the network's input, cut out of images of any size; default 224 where an "
         "image has more than 64 pixels a side, else the images as they are.",
-        "[1, inf)",
+        SIDES,
     )
     train_batches: str | None = option(None, "cifar10: files of the archive to train on, as 1-4; the rest become val.")
     positive: str | None = option(None, "Binary task: the class that is label 1.")
@@ -179,9 +182,7 @@ class ClassifyConfig(TrainingConfig, NetworkConfig):
     )
     tta: str = option("none", "Views of each test image whose probabilities are averaged.", choices=TTA)
     label_smoothing: float = option(0.0, "Fraction of the target that all classes share.", "[0, 1)")
-    early_size: int | None = option(
-        None, "Side in pixels that the images of the first steps are shrunk to.", "[1, inf)"
-    )
+    early_size: int | None = option(None, "Side in pixels that the images of the first steps are shrunk to.", SIDES)
     early_share: float = option(0.5, "Fraction of the run whose images are shrunk to --early_size.", "(0, 1]")
     gradients: str = option(
         "autodiff",

@@ -25,12 +25,12 @@ ARCHITECTURE_FLAGS = (
 
 def experiment_from_run(run: SavedRun, *, scorer: Any = None) -> Experiment:
     """The network and the task of a stored run, on one device. A run of generate is evaluated by the `scorer`."""
-    options = {"devices": 1, "steps": run.steps, "checked": False}
+    settings: dict[str, Any] = {"devices": 1, "steps": run.steps, "checked": False}
     if run.task == "segmentation":
-        return segmentation.create_experiment(run.config, run.info, **options)
+        return segmentation.create_experiment(run.config, run.info, **settings)
     if run.task == "generation":
-        return generation.create_experiment(run.config, run.info, **options, scorer=scorer)
-    return classification.create_experiment(run.config, run.info, **options)
+        return generation.create_experiment(run.config, run.info, **settings, scorer=scorer)
+    return classification.create_experiment(run.config, run.info, **settings)
 
 
 def restore(experiment: Experiment, run: SavedRun, which: str = "latest") -> State:
