@@ -45,7 +45,7 @@ GROUP = {name: refusal(value, "all three are needed") for name, value in RESUME.
 PLANNED = {name: Row(PLAN, value) for name, value in (("eval_every", 2), ("log_every", 1), ("save_every", 1))}
 FILES = {
     "workdir": Row(SHARED, "workdir = training.open_workdir(config)"),
-    "keep": Row(SHARED, "checkpoints = Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)"),
+    "keep": Row(SHARED, "checkpoints = training.open_checkpoints(workdir, config, experiment, split)"),
     "dry_run": Row(SHARED, "config, workdir, dataset, steps = training.dry_run("),
 }
 BY_COMMAND = {  # Of classify, started as a user does.
@@ -63,6 +63,7 @@ OPTIMIZER = {
     "momentum": state(0.5),
     "nesterov": state(True),
     "weight_decay": state(0.1),
+    "clip_norm": state(0.01),
     "schedule": state("cosine"),
     "drops": state((0.5,), steps=3, schedule="step", drops=(0.4,)),
     "drop_factor": state(5.0, steps=3, schedule="step"),
@@ -78,6 +79,7 @@ CLASSIFY = {
     **GROUP,
     "init_from": Row(METRICS, "RUN", {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}, slow=True),
     "eval_split": Row(DATA, "train"),
+    "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}, slow=True),
     "parameter_groups": program("author", model="cuda_convnet", hidden=None, dataset="cifar10", slow=True),
     "data_dir": Row(DATA, "OTHER_PICTURES", {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}),
@@ -133,7 +135,8 @@ SEGMENT = {
     "warmup_steps": program(1, slow=True, schedule="constant"),
     "devices": program(2, slow=True),
     "init_from": refusal("RUN", "has --model=mlp, this run --model=segnet_small"),
-    "eval_split": Row(DATA, "val"),
+    "eval_split": Row(DATA, "test"),
+    "val_fraction": refusal(0.25, "--val_fraction=0.25: generated has a split val already"),
     "dry_run_data": refusal(True, "--dataset=camvid only", dataset="digit_scenes", image_size=None, dry_run_data=False),
     "parameter_groups": program("author", model="segnet_basic", slow=True),
     "data_dir": refusal("D", "is not supported by --dataset=digit_scenes", dataset="digit_scenes", image_size=None),
@@ -158,6 +161,7 @@ GENERATE = {
     "devices": program(2, slow=True),
     "init_from": refusal("RUN", "has --model=mlp, this run --model=dcgan"),
     "eval_split": refusal("train", "samples are compared with images not trained on"),
+    "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=dcgan"),
     "data_dir": Row(DATA, "OTHER_PICTURES", {"dataset": "folder", "data_dir": "PICTURES"}),
@@ -195,6 +199,11 @@ SAMPLE = {  # predict of a run of generate.
     "seed": output(1, slow=True),
     "out": output("OTHER", slow=True),
     "checkpoint": output("best", slow=True),
+}
+REPRODUCE = {
+    "run": output("OTHER_FINISHED"),
+    "workdir": output("OTHER"),
+    "data_dir": output("OTHER_PICTURES"),
 }
 FILTERS = {
     "workdir": output("OTHER_RUN"),

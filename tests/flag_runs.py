@@ -25,7 +25,19 @@ import experiments
 from benchmarks import parity
 from data import folder
 from data.dataset import Dataset, digests
-from experiments import classify, evaluate, filters, generate, import_weights, predict, prepare, segment, summary, sweep
+from experiments import (
+    classify,
+    evaluate,
+    filters,
+    generate,
+    import_weights,
+    predict,
+    prepare,
+    reproduce,
+    segment,
+    summary,
+    sweep,
+)
 from experiments.cli import config as configs
 from experiments.cli import options, subprocesses, validation
 from experiments.lecture import __main__ as lecture
@@ -44,6 +56,7 @@ COMMANDS = {
     "predict": predict.PredictConfig,
     "sample": predict.PredictConfig,
     "filters": filters.FiltersConfig,
+    "reproduce": reproduce.ReproduceConfig,
     "prepare": prepare.PrepareConfig,
     "import_weights": import_weights.ImportWeightsConfig,
     "summary": summary.SummaryConfig,
@@ -59,6 +72,7 @@ BASES = {
     "predict": {"workdir": "RUN"},
     "sample": {"workdir": "GENERATOR", "samples": 2, "out": "W"},
     "filters": {"workdir": "RUN"},
+    "reproduce": {"run": "FINISHED", "workdir": "W"},
     "prepare": {"dataset": "folder", "source": "ARCHIVE", "data_dir": "W"},
     "import_weights": {"workdir": "W", "model": "densenet121", "weights": "WEIGHTS", "image_size": 32},
     "summary": {"model": "mlp"},
@@ -74,7 +88,7 @@ CHECKS = {
 MAINS = {
     **{"classify": classify.main, "segment": segment.main, "generate": generate.main, "evaluate": evaluate.main},
     **{"filters": filters.main, "prepare": prepare.main, "import_weights": import_weights.main},
-    **{"summary": summary.main, "lecture": lecture.main},
+    **{"summary": summary.main, "lecture": lecture.main, "reproduce": reproduce.main},
 }
 
 
@@ -99,7 +113,7 @@ def stored_run(path, module, config, dataset, info):
     for step in (0, 1):
         state = init(jax.random.key(config.seed + step))
         checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step, "classifier_fid": 1.0 + step})
-    run_record.write_start(home, config, experiment, dataset, state, steps=1, devices="1 cpu device")
+    run_record.write_start(home, config, experiment, dataset, state, split="val", steps=1, devices="1 cpu device")
     checkpoints.wait()
     home.close()
     return path
@@ -154,6 +168,13 @@ class Places(dict):
 
     def make_other_run(self, path):
         return self.make_run(path, seed=7)
+
+    def make_finished(self, path, seed=0):
+        (self.make_run(path, seed) / "summary.json").write_text("{}")
+        return path
+
+    def make_other_finished(self, path):
+        return self.make_finished(path, seed=7)
 
     def make_generator(self, path, seed=0):
         config, dataset = configs.GenerateConfig(workdir=str(path), seed=seed), made("mnist5k")
@@ -276,7 +297,7 @@ class Started:
             return digest(*leaves.to_host(self.task.prepare_eval(state, lambda: False).batch_stats).items())
         evaluated = training.batches_of(self.config, self.dataset, self.split, self.task, device_count=self.devices)
         steps = data_parallel.DeviceSteps(self.task, self.devices)
-        return digest(loop.evaluate(state, steps.evaluate, data=evaluated))
+        return digest(loop.evaluate(state, steps.evaluate, data=evaluated.eval))
 
 
 @functools.lru_cache(maxsize=16)
@@ -309,11 +330,11 @@ def printed(command, config, places, capsys, monkeypatch):
         evaluated = loop.evaluate
 
         def watched(state, step, *, data):
-            sizes.append(len(next(data.eval_batches())["label"]))
+            sizes.append(len(next(data.batches())["label"]))
             return evaluated(state, step, data=data)
 
         monkeypatch.setattr(loop, "evaluate", watched)
-    if command in ("sweep", "lecture"):
+    if command in ("sweep", "lecture", "reproduce"):
         ended = subprocesses.Ended(2, "", 0)
         monkeypatch.setattr(subprocesses, "run", lambda *arguments: calls.append(arguments) or ended)
     if command == "import_weights":
