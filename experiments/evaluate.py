@@ -122,7 +122,10 @@ def main(config: EvaluateConfig) -> int:
     eval_step(state, next(eval_batches()))["count"].block_until_ready()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    sums = loop.evaluate(state, eval_step, data=loop.EvalData(eval_batches, len(labels)))
+    data = loop.EvalData(eval_batches, len(labels))
+    sums = loop.evaluate(state, eval_step, data=data)
+    if constant := experiment.task.constant_eval_step:
+        sums |= loop.evaluate(state, data_parallel.parallelize(constant, 1, donate=False), data=data)
     seconds = time.perf_counter() - began
 
     metrics, rate = experiment.task.compute_metrics(sums), len(labels) / seconds

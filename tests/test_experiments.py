@@ -183,7 +183,8 @@ def test_a_working_folder_that_was_removed_is_named(launch, tmp_path):
     program += "app.run(classify.main, classify.ClassifyConfig)\n"
     (tmp_path / "gone").mkdir()
     done = launch(program, "--workdir=w", folder=tmp_path / "gone").wait()
-    assert (done.returncode, done.stderr) == (1, "error: No such file or directory: the working folder\n")
+    line = "error: --workdir=w: a relative path, and the current folder does not exist any more\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 @pytest.mark.parametrize("model", ["mlp", "logistic"])

@@ -185,16 +185,20 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
             picked = np.minimum(rows, 7)
             yield {"image": images[picked], "label": labels[picked], "mask": kept.astype(np.float32), "row": rows}
 
-    def total(step, size):
-        return functools.reduce(
-            lambda a, b: jax.tree.map(np.add, a, b), [jax.device_get(step(state, part)) for part in parts(size)]
-        )
+    def total(task, size, state=state, devices=1):
+        """The sums of both steps of an evaluation."""
+        sums: dict = {}
+        for step in (task.eval_step, task.constant_eval_step):
+            step = data_parallel.parallelize(step, devices, donate=False)
+            found = [jax.device_get(step(state, part)) for part in parts(size)]
+            sums |= functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), found)
+        return sums
 
-    whole = one.compute_metrics(total(jax.jit(one.eval_step), 8))
+    whole = one.compute_metrics(total(one, 8))
     assert whole["samples"] == 40 and whole["floor"] == 0.5
-    uneven = one.compute_metrics(total(jax.jit(one.eval_step), 3))
+    uneven = one.compute_metrics(total(one, 3))
     several = task_of(axis_of(2), scorer=scorer_of(known))
-    shared = several.compute_metrics(total(data_parallel.parallelize(several.eval_step, 2, donate=False), 8))
+    shared = several.compute_metrics(total(several, 8, devices=2))
     for other in (uneven, shared):
         np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
     # An untrained generator is at the ceiling: its samples are those of step 0.
@@ -202,7 +206,7 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     # Without the average samples come from the generator itself.
     other = task_of(scorer=scorer_of(known)).init(jax.random.key(9))
     moved = State(other.params, state.batch_stats, {}, state.step, state.key)
-    changed = one.compute_metrics(jax.device_get(jax.jit(one.eval_step)(moved, next(parts(8)))))
+    changed = one.compute_metrics(total(one, 8, moved))
     assert changed["ceiling"] == pytest.approx(whole["ceiling"]) and changed["classifier_fid"] != changed["ceiling"]
 
 

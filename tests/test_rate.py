@@ -1,4 +1,4 @@
-"""Images per second, by a clock that the test moves."""
+"""What the loop does at which step: images per second, by a clock that the test moves, and constant evaluations."""
 
 import time
 import types
@@ -29,7 +29,7 @@ def counted(state, batch):
 
 def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
     """A step takes a second, an evaluation a hundred, a checkpoint a thousand, with or without a row of metrics."""
-    rows, saved = [], []
+    rows, saved, evaluations = [], [], []
 
     def step(state, batch):
         return state._replace(step=state.step + 1), counted(state, batch)
@@ -41,18 +41,23 @@ def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
 
     def eval_batches():
         clock.seconds += 100
+        evaluations.append(len(rows))
         yield {"label": np.zeros(BATCH, np.int32)}
 
     def save(number, state, **rest):
         clock.seconds += 1000
         saved.append(number)
 
+    def constant(state, batch):
+        return {"constant": counted(state, batch)["count"] / 2, "count": counted(state, batch)["count"]}
+
     def metrics_of(sums):
-        return {"loss": float(sums["loss"])}
+        return {"loss": float(sums["loss"]), "constant": float(sums.get("constant", 0))}
 
     checkpoints = types.SimpleNamespace(save=save, wait=lambda: None)
     output = loop.Output(checkpoints, types.SimpleNamespace(append=rows.append), lambda step, row: None)
     task = Task("", None, step, counted, metrics_of, None, ("loss",), ("loss",), ("loss", "min"))
+    task = task._replace(constant_eval_step=constant)
     result = loop.train(
         State({}, {}, {}, jnp.zeros((), jnp.int32), jax.random.key(0)),
         {},
@@ -64,4 +69,6 @@ def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
         stop=types.SimpleNamespace(number=0),
     )
     assert saved == [3, 6, 8, 9, 12] and [row["step"] for row in rows] == [4, 8, 12]
+    # After a start the first evaluation computes what stays the same; the second has it too.
+    assert evaluations == [1, 1, 2] and [row.get("eval_constant") for row in rows] == [None, BATCH / 2, BATCH / 2]
     assert [row["images_per_second"] for row in rows] == [BATCH] * 3 and result.images_per_second == BATCH

@@ -114,7 +114,18 @@ def train(
     """
     step, steps, recorder = int(state.step), DeviceSteps(task, devices), Recorder(output, record, int(state.step))
     metrics, timer = TrainingMetrics(record.get("sums")), Timer(record.get("seconds", 0.0))
-    eval_step, eval_sums = functools.partial(timer.call, steps.evaluate), None
+    eval_sums, constants = None, dict[EvalData, Any]()  # Of the last evaluation; what all of one split have in common.
+
+    def evaluated(state, split: EvalData):
+        """The sums of an evaluation, None after a signal."""
+        state = steps.for_evaluation(state)
+        sums = evaluate(state, functools.partial(timer.call, steps.evaluate), data=split, stop=stop)
+        if sums is not None and steps.evaluate_constants and constants.get(split) is None:
+            step = functools.partial(timer.call, steps.evaluate_constants)
+            constants[split] = evaluate(state, step, data=split, stop=stop)
+            sums = None if constants[split] is None else sums
+        return None if sums is None else sums | constants.get(split, {})
+
     state, batches = steps.shard(state), iter(data.train_batches(step))
     while True:
         # --- Report what is due at this step: a row of metrics, an evaluation, a checkpoint.
@@ -130,7 +141,7 @@ def train(
             if evaluates:
                 if task.prepare_eval:
                     state = task.prepare_eval(state, lambda: processes.stop_requested_locally(stop))
-                eval_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.eval, stop=stop)
+                eval_sums = evaluated(state, data.eval)
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
                     recorder.eval_metrics = task.compute_metrics(eval_sums)
@@ -174,12 +185,12 @@ def train(
     # --- The end: the last checkpoint is on disk before the summary says that the run is complete.
     output.checkpoints.wait()
     if eval_sums is None:  # The run was killed between its last checkpoint and its summary.
-        eval_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.eval, stop=stop)
+        eval_sums = evaluated(state, data.eval)
         if eval_sums is None:
             raise Interrupted(stop.number, step)
     test_metrics: dict[str, float] = {}
     if data.test is not None:
-        test_sums = evaluate(steps.for_evaluation(state), eval_step, data=data.test, stop=stop)
+        test_sums = evaluated(state, data.test)
         if test_sums is None:
             raise Interrupted(stop.number, step)
         test_metrics = task.compute_metrics(test_sums)

@@ -24,6 +24,9 @@ class Task(NamedTuple):
     early_step: Callable[..., Any] | None = None
     early_steps: int = 0
     min_eval_batch_size: int = 250  # Examples of an evaluation's batch, at least.
+    # (state, batch) -> sums that depend on the state's key alone. They are computed at the first evaluation after a
+    # start and join the sums of each.
+    constant_eval_step: Callable[..., Any] | None = None
     details: Callable[..., dict] = lambda sums: {}  # an evaluation's sums -> what summary.json has beside the metrics
     # Hybrid parallelism: is_sharded(path) says whether devices hold parts of that leaf, [..., devices, n]; shard and
     # unshard convert a state. Checkpoints and evaluations use the unsharded state.

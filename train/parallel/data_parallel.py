@@ -30,6 +30,8 @@ class DeviceSteps:
             if step is not None
         }
         self.evaluate = parallelize(task.eval_step, devices, donate=False)  # (state, batch) -> sums
+        constant = task.constant_eval_step
+        self.evaluate_constants = parallelize(constant, devices, donate=False) if constant else None
 
     def train(self, step: int):
         """The training step that follows `step` finished ones, (state, batch) -> (state, sums)."""

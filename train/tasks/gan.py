@@ -158,19 +158,19 @@ def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Fo
     return judge(form.to_network(images), labels, stats=stats, train=False)[0]
 
 
-def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None):
-    """Sums over the test images whose mask is 1, and as many samples of each draw: the losses, and what the scores of
-    `compute_metrics` are made of. `first` is `init`: the generator at step 0 gives the ceiling."""
-    assert scorer is not None
-    mask, labels, images = batch["mask"], batch["label"], batch["image"]
+def _samples(state: State, batch, draw, *, model, form: Form, dtype):
+    """Samples uint8 [B, H, W, C], as many as the batch has rows."""
+    key = jax.random.fold_in(jax.random.key(EVAL_SEED), draw)
+    z = form.latents(jax.vmap(functools.partial(jax.random.fold_in, key))(batch["row"]))
+    return predict_step(state, {"latent": z, "label": batch["label"]}, model=model, form=form, dtype=dtype)
 
-    def samples(state, draw):
-        key = jax.random.fold_in(jax.random.key(EVAL_SEED), draw)
-        z = form.latents(jax.vmap(functools.partial(jax.random.fold_in, key))(batch["row"]))
-        return predict_step(state, {"latent": z, "label": labels}, model=model, form=form, dtype=dtype)
 
-    def score(made):
-        features, logits = scorer.features(made)
+def _scored_draws(state: State, batch, *, scorer: Scorer, **common):
+    """The sums of each draw's samples [DRAWS, ...] that its scores are made of."""
+    mask = batch["mask"]
+
+    def score(draw):
+        features, logits = scorer.features(_samples(state, batch, draw, **common))
         log_p = jax.nn.log_softmax(logits)
         p = jnp.exp(log_p) * mask[:, None]
         classes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]) * mask[:, None]
@@ -180,8 +180,28 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
             "classes": classes.sum(0),
         }
 
+    return lax.map(score, jnp.arange(DRAWS))
+
+
+def ceiling_step(
+    state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None
+):
+    """The sums of samples of the untrained generator, which give the ceiling: the same in every evaluation of a run.
+    `first` is `init`."""
+    assert scorer is not None
     start = first(state.key)
-    made = samples(state, 0)
+    draws = _scored_draws(start, batch, scorer=scorer, model=model, form=form, dtype=dtype)
+    sums = {"start": draws, "count": batch["mask"].sum()}
+    return lax.psum(sums, axis) if axis else sums
+
+
+def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, axis=None, dtype=None):
+    """Sums over the test images whose mask is 1, and as many samples of each draw: the losses, and what the scores of
+    `compute_metrics` are made of, but for the ceiling."""
+    assert scorer is not None
+    mask, labels, images = batch["mask"], batch["label"], batch["image"]
+    common = {"model": model, "form": form, "dtype": dtype}
+    made = _samples(state, batch, 0, **common)
     # As in training real and generated images are normalised apart, here by the statistics of fixed ones.
     norm = slice(0, NORM)
     fixed_labels = jnp.asarray(scorer.train_labels[norm])
@@ -207,8 +227,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
         "loss": sums["loss_discriminator"] + sums["loss_generator"],
         "count": mask.sum(),
         "real": gan_scores.moments(scorer.features(images)[0], mask),
-        "draws": lax.map(lambda draw: score(samples(state, draw)), jnp.arange(DRAWS)),
-        "start": lax.map(lambda draw: score(samples(start, draw)), jnp.arange(DRAWS)),
+        "draws": _scored_draws(state, batch, scorer=scorer, **common),
     }
     return lax.psum(sums, axis) if axis else sums
 
@@ -252,7 +271,8 @@ def create(*, model, optimizer, image_shape, form: Form, scorer: Scorer | None, 
         name="generation",
         init=functools.partial(first, ema=ema),
         train_step=functools.partial(train_step, optimizer=optimizer, ema=ema, axis=axis, **common),
-        eval_step=functools.partial(eval_step, scorer=scorer, first=first, axis=axis, **common),
+        eval_step=functools.partial(eval_step, scorer=scorer, axis=axis, **common),
+        constant_eval_step=functools.partial(ceiling_step, scorer=scorer, first=first, axis=axis, **common),
         compute_metrics=functools.partial(compute_metrics, floor=scorer.floor if scorer else 0.0),
         predict_step=functools.partial(predict_step, **common),
         metrics=(*train_metrics, *distances, "memorisation", "samples"),
