@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import traceback
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,13 +32,17 @@ def whole(size: tuple[int, int]) -> Crop:
 
 @contextlib.contextmanager
 def named_failures(path: str) -> Iterator[None]:
-    """A block that decodes an image: DataError with the file's name for any failure, of the many types that decoders
-    raise; UnreadableError where the system could not read the file."""
+    """A block that decodes an image: DataError with the file's name for any failure in PIL, of the many types that its
+    decoders raise; UnreadableError where the system could not read the file. A failure in the block's own code is not
+    the file's."""
     try:
         yield
     except (MemoryError, DataError):
         raise
     except Exception as error:
+        modules = [frame.f_globals["__name__"].partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if "PIL" not in modules and not isinstance(error, OSError):
+            raise
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise UnreadableError(f"{path}: {error.strerror}") from None
         unknown = isinstance(error, UnidentifiedImageError)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from data import decode, stream
+from data.dataset import DataError
 
 
 def cut(image, view, path, **options):
@@ -53,3 +54,14 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
     sizes.clear()
     cut(large, stream.View(500, 1.0), tmp_path / "a.jpg", **options)
     assert sizes[0] == (1201, 901)
+
+
+def test_a_fault_of_our_own_is_not_the_images(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def crop(height, width):
+        return (0, 0, width, height), 1 // 0
+
+    for content, expected in ((None, ZeroDivisionError), (b"broken", DataError)):
+        with pytest.raises(expected):
+            decode.read_image(str(tmp_path / "a.png"), channels=3, content=content, crop=crop)

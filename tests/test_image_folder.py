@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data import augment, folder
 from data import image_files as encoded
@@ -194,14 +194,14 @@ def test_files_that_can_not_be_read_are_not_called_corrupt(image_dir, monkeypatc
 
 @pytest.mark.parametrize("error", [RuntimeError("a plugin"), NotImplementedError("a pixel format"), TypeError("a tag")])
 def test_a_decoders_exception_of_any_type_names_the_file(image_dir, monkeypatch, error):
-    opened = Image.open
+    original = ImageFile.ImageFile.load_prepare
 
-    def fails(file, *arguments, **options):
-        if str(file).endswith("cat/1.png"):
+    def fails(image):
+        if image.filename.endswith("cat/1.png"):
             raise error
-        return opened(file, *arguments, **options)
+        original(image)
 
-    monkeypatch.setattr(Image, "open", fails)
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", fails)
     with pytest.raises(DataError, match=f"cat/1.png: {error}; --skip_corrupt"):
         folder.load(str(image_dir))
     assert len(folder.load(str(image_dir), skip_corrupt=True).splits["train"][1]) > 1
