@@ -52,7 +52,7 @@ def test_values_have_the_fields_types():
 @pytest.mark.parametrize(
     "flag, accepted",
     {
-        "--batch_size=0": "must be 1 or more",
+        "--batch_size=0": "must be between 1 and 2147483647",
         "--momentum=1": "must be at least 0 and less than 1",
         "--momentum=nan": "must be a finite number",
         "--learning_rate=inf": "must be a finite number",
