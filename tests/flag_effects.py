@@ -316,6 +316,7 @@ REFUSED = (
     ),
     ("segment", {"weight_decay": 0.1, "sync_bn": False}, "--nosync_bn has no effect on one device"),
     ("prepare", {"source": None, "shards": "S", "split": "val"}, "--split=val needs --source=ARCHIVE"),
+    ("sweep", {"grid": "model=mlp,cnn"}, "--model after the -- has no effect: --grid gives it a value in each run"),
     ("summary", {"model": "dcgan", "hidden": (4,)}, "--hidden is not supported by --model=dcgan"),
     ("summary", {"model": "dcgan", "num_classes": 7}, "--num_classes=7 has no effect with --model=dcgan"),
 )

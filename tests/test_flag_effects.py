@@ -163,7 +163,9 @@ def test_every_flag_of_a_topic_has_two_values(name):
     assert name in lecture.TOPICS and found.keys() == flag_effects.TOPICS[name].keys()
 
 
+# A run of plain_vs_residual compiles four deep networks, for minutes.
 TOPIC_FLAGS = [(name, flag) for name, values in flag_effects.TOPICS.items() for flag in values]
+TOPIC_FLAGS = [(name, flag) for name, flag in TOPIC_FLAGS if name != "plain_vs_residual"]
 
 
 @pytest.fixture(scope="module")
