@@ -92,10 +92,10 @@ def test_another_structure_is_refused(archive, tmp_path):
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
     damaged.write_bytes(content)
-    with pytest.raises(DataError, match="can't be read as an archive"):
+    with pytest.raises(DataError, match="can't be read as a tar archive"):
         prepare_cifar10.read_archive(str(damaged))
     (tmp_path / "text").write_text("no archive")
-    with pytest.raises(DataError, match="can't be read as an archive"):
+    with pytest.raises(DataError, match="can't be read as a tar archive"):
         prepare_cifar10.read_archive(str(tmp_path / "text"))
 
 

@@ -149,7 +149,7 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
     damaged[third + 150] ^= 1  # In its checksum.
     for name, content in (("flipped", bytes(damaged)), ("inside", whole[: third + 99]), ("between", whole[:third])):
         (tmp_path / f"{name}.tar").write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name}.tar can't be read as an archive: .* after {third:,} bytes"):
+        with pytest.raises(DataError, match=rf"{name}.tar can't be read as a tar archive: .* after {third:,} bytes"):
             unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
     assert unpack.unpack(tmp_path / "whole.tar", tmp_path, split="whole") == 4
     (tmp_path / "text.tar").write_bytes(b"no archive")

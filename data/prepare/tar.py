@@ -39,4 +39,4 @@ def named(path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # From the operating system, not from bzip2.
             raise
         reason = str(error).splitlines()[0] if str(error) else "truncated"
-        raise DataError(f"{path} can't be read as an archive: {reason.removesuffix(':')}") from None
+        raise DataError(f"{path} can't be read as a tar archive: {reason.removesuffix(':')}") from None
