@@ -13,7 +13,7 @@ from experiments.cli.options import option, override
 class ImportWeightsConfig:
     """Published weights"""
 
-    workdir: str = option(None, "Folder of the run that the weights become.", needed="the folder of the run")
+    workdir: str = option(None, "Folder of the run that the weights become.", needed="the folder of the run", path=True)
     model: str = option("cnn", "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
     v1_5: bool | None = override(ClassifyConfig, "v1_5", None)
     dataset: str = override(ClassifyConfig, "dataset", "folder")

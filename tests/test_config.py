@@ -23,6 +23,7 @@ from experiments.import_weights import ImportWeightsConfig
 from experiments.lecture.__main__ import LectureConfig
 from experiments.predict import PredictConfig
 from experiments.prepare import PrepareConfig
+from experiments.reproduce import ReproduceConfig
 from experiments.setup import classification, generation, segmentation, training
 from experiments.setup.experiment import ClassificationInfo, GenerationInfo, SegmentationInfo
 from experiments.summary import SummaryConfig
@@ -94,12 +95,13 @@ def test_paths_are_absolute_and_a_tilde_is_the_home_folder(tmp_path, monkeypatch
         ClassifyConfig: {"workdir", "data_dir", "init_from"},
         EvaluateConfig: {"workdir", "data_dir"},
         FiltersConfig: {"workdir"},
-        ImportWeightsConfig: {"workdir", "data_dir", "init_from", "weights"},
+        ImportWeightsConfig: {"workdir", "data_dir", "weights"},
         LectureConfig: {"workdir", "use"},
         PredictConfig: {"workdir", "out"},
         PrepareConfig: {"source", "data_dir", "shards"},
         SummaryConfig: {"figure"},
         SweepConfig: {"workdir"},
+        ReproduceConfig: {"run", "workdir", "data_dir"},
     }.items(),
 )
 def test_every_flag_of_a_file_or_folder_is_a_path(config_class, names):

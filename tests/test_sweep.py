@@ -55,7 +55,8 @@ def finished_sweep(monkeypatch, tmp_path):
 
         def classify(module, *arguments):
             started.append(arguments[-2].removeprefix("--seed="))
-            return subprocesses.Ended(1, "", 0) if refuse else subprocesses.Ended(0, '{"accuracy": 0.0}', 0)
+            output = "" if refuse else '{"accuracy": 0.0, "split": "test"}'
+            return subprocesses.Ended(int(bool(refuse)), output, 0)
 
         monkeypatch.setattr(subprocesses, "run", classify)
         arguments = ["--model=perceptron", "--steps=10", *flags]

@@ -195,6 +195,20 @@ def from_flags(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) 
     return config_class(**values)
 
 
+def from_arguments(config_class: type, arguments: list[str]) -> Any:
+    """A `config_class` of another command's arguments. Raises ValueError, or OSError for a --flagfile, where it
+    would refuse them."""
+    values = flags.FlagValues()
+    define(config_class, values)
+    try:
+        extra = values(["", *arguments])[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+    if extra:
+        raise ValueError(f"positional arguments: {' '.join(extra)}")
+    return from_flags(config_class, values)
+
+
 def from_json(config_class: type, stored: dict[str, Any]) -> Any:
     """A `config_class` of stored flags; those added since they were stored have their defaults. Raises ValueError for
     one that is unknown or out of bounds."""

@@ -5,8 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from experiments.cli import options
 from experiments.cli.config import ClassifyConfig, OptimizerConfig
 from train.workdir import Workdir, WorkdirError
@@ -26,14 +24,11 @@ class Finished(NamedTuple):
 def read(arguments: list[str]) -> Finished | None:
     """The complete run that classify has made of exactly these flags; None for anything else, which classify itself
     resumes or refuses."""
-    values = flags.FlagValues()
-    options.define(ClassifyConfig, values)
     try:
-        extra = values(["classify", *arguments])[1:]
-        config = options.from_flags(ClassifyConfig, values)
-    except (flags.Error, OSError, ValueError):
+        config = options.from_arguments(ClassifyConfig, arguments)
+    except (OSError, ValueError):
         return None
-    if extra or not all(pathlib.Path(config.workdir, name).exists() for name in ("run.json", "summary.json")):
+    if not all(pathlib.Path(config.workdir, name).exists() for name in ("run.json", "summary.json")):
         return None
     try:
         with contextlib.closing(Workdir(config.workdir)) as workdir:  # Which no other run holds.
