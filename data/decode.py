@@ -83,7 +83,7 @@ def read_image(
         turn = TURNS.get(opened.getexif().get(ORIENTATION))
         image = opened if turn is None else opened.transpose(turn)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = Image.fromarray(_bytes(image, clear=opened.info.get("transparency")))
+            image = Image.fromarray(_bytes(image, path, clear=opened.info.get("transparency")))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
         image = image.convert("L" if channels == 1 else "RGB")
@@ -101,17 +101,19 @@ def _scale_transparency(opened: Image.Image) -> None:
         opened.info["transparency"] *= SHORT_GREYS[raw]
 
 
-def _bytes(image: Image.Image, *, clear: int | None) -> np.ndarray:
-    """The pixels uint8 [H, W] of a grey image of more than 8 bits; those of the value `clear` are black. ValueError for
+def _bytes(image: Image.Image, path: str, *, clear: int | None) -> np.ndarray:
+    """The pixels uint8 [H, W] of a grey image of more than 8 bits; those of the value `clear` are black. DataError for
     an image that does not say what is white: a guess from its own pixels would differ from image to image."""
     values = np.asarray(image)
     low, high = values.min(initial=0), values.max(initial=0)
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # Not for NaN either.
-            raise ValueError(f"floating-point pixels from {low:g} to {high:g}, must be from 0 (black) to 1 (white)")
+            line = f"floating-point pixels from {low:g} to {high:g}, must be from 0 (black) to 1 (white)"
+            raise DataError(f"{path}: {line}")
         values, scale = values.astype(np.float64), 255
     elif image.mode == "I":
-        raise ValueError("signed or 32-bit pixels, which do not say what is white; convert them to 8 or 16 bits")
+        line = "signed or 32-bit pixels, which do not say what is white; convert them to 8 or 16 bits"
+        raise DataError(f"{path}: {line}")
     else:
         values, scale = np.where(values == clear, 0, values) / 257, 1
     return (values * scale).round().astype(np.uint8)

@@ -48,7 +48,7 @@ def test_what_a_killed_call_left_is_removed(tmp_path, launch, start):
 def test_folders_of_a_failed_call_are_removed(tmp_path, start):
     (tmp_path / "t.tar").write_bytes(b"no archive")
     done = start("prepare", "--dataset=cifar10", f"--source={tmp_path / 't.tar'}", f"--data_dir={tmp_path / 'a/b'}")
-    assert done.returncode == 1 and "can't be read as an archive" in done.stderr
+    assert done.returncode == 1 and "can't be read as a tar archive" in done.stderr
     assert os.listdir(tmp_path) == ["t.tar"]
 
 

@@ -160,7 +160,7 @@ def test_evaluation_counts_each_example_once(examples, batch_size, rows, process
 
 
 def evaluated(state, eval_step, batches, examples):
-    return loop.evaluate(state, eval_step, data=loop.Data(lambda step: (), lambda: batches, examples))
+    return loop.evaluate(state, eval_step, data=loop.EvalData(lambda: batches, examples))
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
         {},
         task=task,
         plan=loop.Plan(12, eval_every=8, log_every=4, save_every=3, learning_rate=lambda step: 0.1),
-        data=loop.Data(train_batches, eval_batches, BATCH),
+        data=loop.Data(train_batches, loop.EvalData(eval_batches, BATCH)),
         devices=1,
         output=output,
         stop=types.SimpleNamespace(number=0),

@@ -81,9 +81,9 @@ def _use_single_precision() -> None:
     and results others."""
     if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on"):
         print("JAX_ENABLE_X64 has no effect: this command computes in float32", file=sys.stderr)
-    os.environ["JAX_ENABLE_X64"] = "0"
-    if "jax" in sys.modules:  # It has read the variable already.
-        sys.modules["jax"].config.update("jax_enable_x64", False)
+        os.environ["JAX_ENABLE_X64"] = "0"
+        if "jax" in sys.modules:  # It has read the variable already.
+            sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
 def _parse(argv):
