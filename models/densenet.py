@@ -6,15 +6,12 @@ transitions: BN - ReLU - 1x1 convolution that multiplies the number of channels 
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from models.cpu_kernels import ops
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, Dropout, avg_pool, max_pool, relu
+from models.layers import BatchNorm, Composite, Conv, Dense, Dropout, avg_pool, dense_block, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -43,68 +40,35 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
     return names
 
 
-def _bn_relu(x, name, *, train: bool, bn_axis: str | None):
-    return relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+def _conv(features: int, window: int, **options) -> nn.Conv:
+    pad = window // 2
+    return Conv(features, (window, window), padding=((pad, pad), (pad, pad)), use_bias=False, **options)
 
 
-def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, bn_relu, conv):
+def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, norm, drop=None):
     """Applies dense blocks with `blocks` layers each, the transitions between them, and global average pooling. Must be
     called in a compact method."""
-    for block, layers in enumerate(blocks, 1):
-        for layer in range(1, layers + 1):
-            name = f"block{block}_layer{layer}"
-            y = bn_relu(x, f"{name}_bn1")
-            if bottleneck:
-                y = bn_relu(conv(y, 4 * growth_rate, 1, f"{name}_conv1"), f"{name}_bn2")
-            y = conv(y, growth_rate, 3, f"{name}_conv{2 if bottleneck else 1}")
-            x = jnp.concatenate([x, y], axis=-1)
-        if block < len(blocks):
-            width = int(x.shape[-1] * compression)
-            if not width:
-                raise ModelError(
-                    f"a compression of {compression} leaves no channels of the {x.shape[-1]} before a transition"
-                )
-            x = avg_pool(conv(bn_relu(x, f"transition{block}_bn"), width, 1, f"transition{block}_conv"), 2)
-    return bn_relu(x, "bn").mean((1, 2))
 
+    def layer(name: str) -> list[Composite]:
+        if not bottleneck:
+            return [Composite(norm(name=f"{name}_bn1"), _conv(growth_rate, 3, name=f"{name}_conv1"), drop)]
+        return [
+            Composite(norm(name=f"{name}_bn1"), _conv(4 * growth_rate, 1, name=f"{name}_conv1"), drop),
+            Composite(norm(name=f"{name}_bn2"), _conv(growth_rate, 3, name=f"{name}_conv2"), drop),
+        ]
 
-def _fused_blocks(module: nn.Module, x, blocks, *, bottleneck: bool, bn_axis: str | None):
-    """`_dense_blocks` in training mode by the C kernels, with the variables that `module` already has."""
-    momentum, epsilon = BatchNorm.keywords["momentum"], BatchNorm.keywords["epsilon"]
+    def transition(name: str, channels: int) -> Composite:
+        width = int(channels * compression)
+        if not width:
+            raise ModelError(f"a compression of {compression} leaves no channels of the {channels} before a transition")
+        return Composite(norm(name=f"{name}_bn"), _conv(width, 1, name=f"{name}_conv"), drop)
 
-    def weights(name: str) -> Any:
-        return module.get_variable("params", name)
-
-    def update_running_stats(name: str, statistics_2C):
-        running: Any = module.get_variable("batch_stats", name)
-        updated = ops.update_running_stats(running, statistics_2C, momentum=momentum)
-        module.put_variable("batch_stats", name, updated)
-
-    def layer(name: str) -> dict[str, Any]:
-        parts = (1, 2) if bottleneck else (1,)
-        norms = {f"bn{i}": weights(f"{name}_bn{i}") for i in parts}
-        return norms | {f"conv{i}": weights(f"{name}_conv{i}")["kernel"] for i in parts}
-
-    for block, layers in enumerate(blocks, 1):
-        names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
-        x, statistics, of_bottlenecks = ops.dense_block(x, [layer(name) for name in names], bn_axis, epsilon)
-        for i, name in enumerate(names):
-            update_running_stats(f"{name}_bn1", statistics)
-            if bottleneck:
-                update_running_stats(f"{name}_bn2", of_bottlenecks[i])
-        last = "bn" if block == len(blocks) else f"transition{block}_bn"
-        update_running_stats(last, statistics)
-        ab = ops.batch_norm_affine(weights(last), statistics, epsilon=epsilon)
-        if block < len(blocks):
-            kernel = weights(f"transition{block}_conv")["kernel"]
-            x = avg_pool(ops.affine_relu_convolution(x, ab, kernel), 2)
-    a, b = ab.reshape(2, 1, 1, 1, -1)
-    return relu(a * x + b).mean((1, 2))
-
-
-def _conv(x, width, size, name):
-    pad = size // 2
-    return Conv(width, (size, size), padding=((pad, pad), (pad, pad)), use_bias=False, name=name)(x)
+    for block, count in enumerate(blocks, 1):
+        layers = [layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
+        if block == len(blocks):
+            return dense_block(x, layers, Composite(norm(name="bn"), None), relu=relu).mean((1, 2))
+        after = transition(f"transition{block}", x.shape[-1] + count * growth_rate)
+        x = avg_pool(dense_block(x, layers, after, relu=relu), 2)
 
 
 class DenseNet(nn.Module):
@@ -144,23 +108,20 @@ class DenseNet(nn.Module):
             form = f"{step}N + {rest} layers" + (" with a bottleneck" if self.bottleneck else "")
             raise ModelError(f"a CIFAR DenseNet of {self.blocks} blocks has {form}, not {self.depth}")
 
-        def conv(x, width, size, name):
-            return Dropout(self.dropout, self.axis_name)(_conv(x, width, size, name), train)
-
-        x = _conv(x, 2 * self.growth_rate if self.bottleneck else 16, 3, "conv1")
-        bn_axis = self.axis_name if self.sync_bn else None
-        if train and not self.is_initializing() and not self.dropout and ops.use_cpu_kernels(x):
-            x = _fused_blocks(self, x, (layers,) * self.blocks, bottleneck=self.bottleneck, bn_axis=bn_axis)
-        else:
-            x = _dense_blocks(
-                x,
-                (layers,) * self.blocks,
-                growth_rate=self.growth_rate,
-                bottleneck=self.bottleneck,
-                compression=self.compression,
-                bn_relu=functools.partial(_bn_relu, train=train, bn_axis=bn_axis),
-                conv=conv,
-            )
+        norm = functools.partial(
+            BatchNorm, use_running_average=not train, axis_name=self.axis_name if self.sync_bn else None
+        )
+        drop = (lambda x: Dropout(self.dropout, self.axis_name)(x, train)) if self.dropout else None
+        x = _conv(2 * self.growth_rate if self.bottleneck else 16, 3, name="conv1")(x)
+        x = _dense_blocks(
+            x,
+            (layers,) * self.blocks,
+            growth_rate=self.growth_rate,
+            bottleneck=self.bottleneck,
+            compression=self.compression,
+            norm=norm,
+            drop=drop,
+        )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
 
 
@@ -187,16 +148,11 @@ class ImageNetDenseNet(nn.Module):
             )
         blocks, growth_rate = DEPTHS[self.depth]
         bn_axis = self.axis_name if self.sync_bn else None
-        bn_relu = functools.partial(_bn_relu, train=train, bn_axis=bn_axis)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
         pad = ((3, 3), (3, 3))
         x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
-        x = max_pool(bn_relu(x, "bn1"), 3, stride=2, padding=1)
-        if train and not self.is_initializing() and ops.use_cpu_kernels(x):
-            x = _fused_blocks(self, x, blocks, bottleneck=True, bn_axis=bn_axis)
-        else:
-            x = _dense_blocks(
-                x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, bn_relu=bn_relu, conv=_conv
-            )
+        x = max_pool(relu(norm(name="bn1")(x)), 3, stride=2, padding=1)
+        x = _dense_blocks(x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, norm=norm)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
 
 

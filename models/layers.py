@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.cpu_kernels.ops import Composite as Composite
 from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general
+from models.cpu_kernels.ops import dense_block as dense_block
+from models.cpu_kernels.ops import repeated as repeated
 from models.errors import ModelError
-from models.initializers import glorot_uniform, kaiming_normal
+from models.initializers import fan_in_uniform, glorot_uniform, kaiming_normal, uniform
 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)
@@ -199,6 +202,16 @@ def gather_columns(x, features: int, axis_name: str | None):
     """Gathers [B, features] from the column shards [B, n] of the devices on `axis_name`, and drops the padding at the
     end. Returns x if the axis is None."""
     return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
+
+
+class FanInDense(nn.Dense):
+    """A dense layer [B, M] -> [B, features] with weights and biases initialized from U(-1 / sqrt(M), 1 / sqrt(M))."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        kernel = self.param("kernel", fan_in_uniform, (inputs.shape[-1], self.features))
+        product = dot_general(inputs, kernel, (((1,), (0,)), ((), ())))
+        return product + self.param("bias", uniform(inputs.shape[-1] ** -0.5), (self.features,))[None]
 
 
 class ConvTranspose(nn.Module):

@@ -6,21 +6,13 @@ convolution of the second and third has stride 2. Shortcuts are of type A: every
 additional zero channels before and half after the existing ones.
 """
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
 
-from models.cpu_kernels import ops
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, relu
+from models.layers import BatchNorm, Conv, Dense, relu, repeated
 from models.model_spec import ModelSpec
-
-# Number of blocks per stage from which they run in a loop on CPUs. The loop copies parameters but compiles one block.
-MANY = 12
 
 
 class Block(nn.Module):
@@ -48,23 +40,6 @@ class Block(nn.Module):
         return relu(x)
 
 
-def _repeat(module: nn.Module, x, block: Block, names: list[str]):
-    """Applies equal blocks one after the other with lax.scan, so that only one of them is compiled.
-
-    Their parameters are stacked inside the compiled function; the variables of `module` keep one entry per block.
-    """
-    every: list[Any] = [{kind: module.get_variable(kind, name) for kind in ("params", "batch_stats")} for name in names]
-
-    def one(x, variables):
-        x, changed = block.apply(variables, x, True, mutable=["batch_stats"])
-        return x, changed["batch_stats"]
-
-    x, updated = lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
-    for i, name in enumerate(names):
-        module.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], updated))
-    return x
-
-
 class CifarResNet(nn.Module):
     """Images [B, H, W, C] -> logits [B, num_classes]. `depth` is 6n + 2; ValueError otherwise."""
 
@@ -85,11 +60,7 @@ class CifarResNet(nn.Module):
         for stage, width in enumerate((16, 32, 64), 1):
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
             x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
-            if train and blocks >= MANY and not self.is_initializing() and ops.use_cpu_kernels(x):
-                x = _repeat(self, x, Block(width, 1, self.residual, bn_axis, parent=None), names[1:])
-                continue
-            for name in names[1:]:
-                x = Block(width, 1, self.residual, bn_axis, name=name)(x, train)
+            x = repeated([Block(width, 1, self.residual, bn_axis, name=name) for name in names[1:]], x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 
 

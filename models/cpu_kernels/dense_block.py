@@ -5,17 +5,35 @@ memory again, and so do the gradients of the concatenations. Here each feature m
 kernels apply batch norm and ReLU while they read the convolution's input, and all feature maps and all their gradients
 are kept in one buffer each, so memory grows linearly with depth.
 
-The caller must check `ops.use_cpu_kernels`: there is no fallback to XLA here.
+There is no fallback to XLA here: `ops.dense_block` chooses.
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from models.cpu_kernels import ffi
+
+
+class Composite(NamedTuple):
+    """The paper's composite function H: batch norm, ReLU and convolution, then dropout.
+
+    Attributes:
+      norm: flax.linen.BatchNorm, bound to the network's scope.
+      conv: flax.linen.Conv without bias, with an odd window, stride 1 and zero padding to equal size; None after the
+        last block, where global pooling follows the ReLU.
+      drop: Function that applies dropout to the result; None without dropout.
+    """
+
+    norm: nn.BatchNorm
+    conv: nn.Conv | None
+    drop: Callable | None = None
 
 
 def _statistics(x_BHWC, axis: str | None):
@@ -35,7 +53,7 @@ def _statistics_backward(gradient_2C, x_BHWC, mean, axis: str | None):
     return d_mean + 2 * d_variance * (x_BHWC - mean.reshape(1, 1, 1, -1))
 
 
-def batch_norm_affine(norm: dict, statistics_2C, *, epsilon: float):
+def batch_norm_affine(norm: Mapping, statistics_2C, *, epsilon: float):
     """Returns a and b [2, C] such that batch norm with parameters `norm` (scale, bias) is a x + b."""
     a = norm["scale"] * lax.rsqrt(statistics_2C[1] + np.float32(epsilon))
     return jnp.stack([a, norm["bias"] - statistics_2C[0] * a])
@@ -54,7 +72,7 @@ def _affine_backward(total_2W, gradient_2C, norm: dict, statistics_2W, epsilon: 
     return total, {"scale": d_norm[0], "bias": d_norm[1]}
 
 
-def update_running_stats(running: dict, statistics_2W, *, momentum: float) -> dict:
+def update_running_stats(running: Mapping, statistics_2W, *, momentum: float) -> dict:
     """Returns batch norm's running statistics (mean and var [C]) after one more batch.
 
     Args:
@@ -185,3 +203,47 @@ def _backward(axis, epsilon, saved, gradients):
 
 
 dense_block.defvjp(_forward, _backward)
+
+
+def _update_running_stats(norm: nn.BatchNorm, statistics_2W):
+    updated = update_running_stats(norm.variables["batch_stats"], statistics_2W, momentum=norm.momentum)
+    for name, value in updated.items():
+        norm.put_variable("batch_stats", name, value)
+
+
+class FusedDenseBlock(nn.Module):
+    """A dense block and the composite function after it, in training mode: `ops.dense_block` by the kernels.
+
+    It has no variables of its own. It reads and updates those of the layers, so the parameters are the same as where
+    the layers are called one by one.
+
+    Attributes:
+      layers: The composite functions of each layer: one, or two in the bottleneck form.
+      after: The composite function that is applied to all feature maps of the block.
+      relu: The rectifier after the last batch norm of a network.
+    """
+
+    layers: Sequence[Sequence[Composite]]
+    after: Composite
+    relu: Callable
+
+    def __call__(self, x_BHWC):
+        def weights(layer: Sequence[Composite]) -> dict[str, Any]:
+            norms = {f"bn{i}": part.norm.variables["params"] for i, part in enumerate(layer, 1)}
+            return norms | {f"conv{i}": kernel(part.conv) for i, part in enumerate(layer, 1)}
+
+        def kernel(conv) -> Any:
+            return conv.variables["params"]["kernel"]
+
+        norm = self.after.norm
+        parameters = [weights(layer) for layer in self.layers]
+        maps, statistics, of_bottlenecks = dense_block(x_BHWC, parameters, norm.axis_name, norm.epsilon)
+        for i, layer in enumerate(self.layers):
+            for part, batch in zip(layer, (statistics, *of_bottlenecks[i : i + 1]), strict=True):
+                _update_running_stats(part.norm, batch)
+        _update_running_stats(norm, statistics)
+        ab = batch_norm_affine(norm.variables["params"], statistics, epsilon=norm.epsilon)
+        if self.after.conv is None:
+            a, b = ab.reshape(2, 1, 1, 1, -1)
+            return self.relu(a * maps + b)
+        return affine_relu_convolution(maps, ab, kernel(self.after.conv))

@@ -1,4 +1,5 @@
-"""Convolution, transposed convolution, matrix products and dense blocks for CPUs. The package's only public module.
+"""Convolution, transposed convolution, matrix products, dense blocks and repeated blocks for CPUs. The package's only
+public module, and the only one that chooses between its forms and XLA's.
 
 On CPUs and for float32 the C kernels of csrc/ compute them. On GPUs and TPUs, for other types, and if the kernels
 can't be compiled, XLA does.
@@ -9,29 +10,29 @@ the gradients by up to a half.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from models.cpu_kernels import ffi
-from models.cpu_kernels.dense_block import (
-    affine_relu_convolution,
-    batch_norm_affine,
-    dense_block,
-    update_running_stats,
-)
+from models.cpu_kernels.dense_block import Composite, FusedDenseBlock, affine_relu_convolution
 
 __all__ = [
+    "Composite",
     "affine_relu_convolution",
-    "batch_norm_affine",
     "conv_general_dilated",
     "conv_transpose",
     "dense_block",
     "dot_general",
-    "update_running_stats",
+    "repeated",
     "use_cpu_kernels",
 ]
+
+# Number of equal blocks from which they run in a loop. The loop copies parameters but compiles one block.
+MANY_BLOCKS = 11
 
 
 def use_cpu_kernels(*operands) -> bool:
@@ -278,3 +279,69 @@ def dot_general(x, kernel, dimensions, **rest):
     if plain and _use_product_kernels(x, kernel):
         return _product(x, kernel)
     return lax.dot_general(x, kernel, dimensions, **rest)
+
+
+# --- Blocks ---
+
+
+def layer_by_layer(x, layers: Sequence[Sequence[Composite]], after: Composite, *, relu: Callable):
+    """`dense_block` as its definition says."""
+
+    def composite(x, part: Composite):
+        y = relu(part.norm(x))
+        y = y if part.conv is None else part.conv(y)
+        return y if part.drop is None else part.drop(y)
+
+    for layer in layers:
+        x = jnp.concatenate([x, functools.reduce(composite, layer, x)], axis=-1)
+    return composite(x, after)
+
+
+def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, relu: Callable, fuse: bool = True):
+    """Applies a dense block (Huang et al. 2016, "Densely connected convolutional networks") and a composite function.
+
+    Each layer is applied to the concatenation of the block's input and the outputs of all layers before it; `after` is
+    applied to the concatenation of all. Must be called in the method of the network whose layers are given.
+
+    Args:
+      x: Feature maps [B, H, W, C].
+      layers: The composite functions of each layer, one after the other.
+      after: The composite function after the block, of a transition or before global pooling.
+      relu: The rectifier.
+      fuse: Whether the kernels may be used. They have ReLU's gradient.
+
+    Returns:
+      Feature maps [B, H, W, O], of all channels where `after` has no convolution.
+    """
+    parts = [part for layer in layers for part in layer] + [after]
+    training = not (after.norm.use_running_average or after.norm.is_initializing())
+    if fuse and training and not any(part.drop for part in parts) and use_cpu_kernels(x):
+        return FusedDenseBlock(layers, after, relu)(x)
+    return layer_by_layer(x, layers, after, relu=relu)
+
+
+def repeated(blocks: Sequence[nn.Module], x, train: bool):
+    """Applies equal residual blocks, modules (x, train) -> x of the same shape, one after the other.
+
+    On CPUs many blocks run in training in a loop, lax.scan, so that only one of them is compiled. Their parameters are
+    stacked inside the compiled function; there is still one entry per block in the variables. Must be called in the
+    method of the network whose blocks are given.
+    """
+    if len(blocks) < MANY_BLOCKS or not train or blocks[0].is_initializing() or not use_cpu_kernels(x):
+        for block in blocks:
+            x = block(x, train)
+        return x
+    single = blocks[0].clone(parent=None, name=None)
+
+    def one(x, variables):
+        x, changed = single.apply(variables, x, train, mutable=["batch_stats"])
+        return x, changed["batch_stats"]
+
+    def stack(*leaves):
+        return jnp.stack(leaves)
+
+    x, updated = lax.scan(one, x, jax.tree.map(stack, *({**block.variables} for block in blocks)))
+    for i, block in enumerate(blocks):
+        for name, statistics in jax.tree.map(lambda leaf, i=i: leaf[i], updated).items():
+            block.put_variable("batch_stats", name, statistics)
+    return x
