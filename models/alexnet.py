@@ -11,10 +11,9 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from models.cpu_kernels.ops import dot_general
 from models.errors import ModelError
 from models.initializers import fan_in_uniform, normal, uniform
-from models.layers import Conv, Dense, Dropout, gather_columns, local_response_norm, max_pool, relu
+from models.layers import Conv, Dense, Dropout, FanInDense, gather_columns, local_response_norm, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -33,16 +32,6 @@ AUTHOR_WEIGHTS = {
     **{"conv1": (0.01, 0), "conv2": (0.01, 1), "conv3": (0.03, 0), "conv4": (0.03, 1), "conv5": (0.03, 1)},
     **{"fc6": (0.01, 1), "fc7": (0.01, 1), "logits": (0.01, -7)},
 }
-
-
-class FanInDense(nn.Dense):
-    """A dense layer [B, M] -> [B, features] with weights and biases initialized from U(-1 / sqrt(M), 1 / sqrt(M))."""
-
-    @nn.compact
-    def __call__(self, inputs):
-        kernel = self.param("kernel", fan_in_uniform, (inputs.shape[-1], self.features))
-        product = dot_general(inputs, kernel, (((1,), (0,)), ((), ())))
-        return product + self.param("bias", uniform(inputs.shape[-1] ** -0.5), (self.features,))[None]
 
 
 class AlexNetOWT(nn.Module):

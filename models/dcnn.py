@@ -13,10 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from models.cpu_kernels.ops import conv_general_dilated
 from models.errors import ModelError
 from models.initializers import dirac
-from models.layers import BatchNorm, Conv, Dense, gelu, max_pool
+from models.layers import BatchNorm, Conv, Dense, conv_general_dilated, gelu, max_pool
 from models.model_spec import ModelSpec
 
 WINDOW = 2

@@ -51,6 +51,12 @@ def test_only_ops_of_the_cpu_kernels_is_imported_from_outside():
             assert not private, f"{path} imports {', '.join(private)}: import models.cpu_kernels.ops"
 
 
+def test_networks_reach_the_cpu_kernels_through_the_layers():
+    for path in (ROOT / "models").glob("*.py"):
+        kernels = sorted(name for name in imported(path) if name.startswith("models.cpu_kernels"))
+        assert not kernels or path.name == "layers.py", f"{path} imports {', '.join(kernels)}: import models.layers"
+
+
 def test_every_file_directly_in_experiments_is_a_command():
     for path in (ROOT / "experiments").glob("*.py"):
         if path.name != "__init__.py":
