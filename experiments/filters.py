@@ -20,7 +20,6 @@ from experiments.cli import app
 from experiments.cli.app import require
 from experiments.cli.options import option
 from experiments.reporting import figures, figures_filters
-from models import layers
 from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
@@ -114,14 +113,14 @@ def guided_gradients(state, batch, *, model, prepare, name: str):
 
     batch["unit"] [B] is the output's place in [h, w, C].
     """
+    guided = model.clone(guided=True)
 
     def chosen(inputs):
-        maps = outputs(model, variables_of(state), inputs)[name]
+        maps = outputs(guided, variables_of(state), inputs)[name]
         return jnp.take_along_axis(maps.reshape(maps.shape[0], -1), batch["unit"][:, None], axis=1).sum()
 
     inputs = prepare(batch["image"])
-    with layers.guided_backprop():
-        return inputs, jax.grad(chosen)(inputs)
+    return inputs, jax.grad(chosen)(inputs)
 
 
 def excited_patches(state, images, *, experiment, prepare, name: str):

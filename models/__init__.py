@@ -60,7 +60,7 @@ def options(name: str) -> set[str]:
     """Returns the names of the options of model `name`, without `num_classes`. Raises ModelError if it is unknown."""
     entry = spec(name)
     fields = {field.name for field in dataclasses.fields(entry.module)}
-    return fields - {"parent", "name", "num_classes", *entry.options}
+    return fields - {"parent", "name", "num_classes", "guided", *entry.options}
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:

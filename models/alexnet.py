@@ -64,6 +64,7 @@ class AlexNetOWT(nn.Module):
     widths: Sequence[int] = (64, 192, 384, 256, 256)
     units: int = 4096
     shards: int = 1
+    guided: bool = False
 
     def setup(self):
         def author(name):
@@ -79,6 +80,7 @@ class AlexNetOWT(nn.Module):
         for name, columns in (("fc6", self.units), ("fc7", self.units), ("logits", self.num_classes)):
             own = -(-columns // self.shards)
             setattr(self, name, Dense(own, **author(name)) if self.author_weights else FanInDense(own))
+        self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
 
     def features(self, x, train: bool = False):
@@ -89,13 +91,13 @@ class AlexNetOWT(nn.Module):
         pool = functools.partial(max_pool, window=3, stride=2)
         norm = functools.partial(local_response_norm, size=5, alpha=1e-4, beta=0.75, k=2.0)
         if self.local_response_norm:
-            x = relu(pool(norm(self.conv1(x))))
-            x = pool(norm(relu(self.conv2(x))))
+            x = self.act(pool(norm(self.conv1(x))))
+            x = pool(norm(self.act(self.conv2(x))))
         else:
-            x = pool(relu(self.conv1(x)))
-            x = pool(relu(self.conv2(x)))
-        x = relu(self.conv4(relu(self.conv3(x))))
-        x = pool(relu(self.conv5(x)))
+            x = pool(self.act(self.conv1(x)))
+            x = pool(self.act(self.conv2(x)))
+        x = self.act(self.conv4(self.act(self.conv3(x))))
+        x = pool(self.act(self.conv5(x)))
         return x.reshape(x.shape[0], -1)
 
     def classifier(self, x, train: bool = False):
@@ -103,7 +105,7 @@ class AlexNetOWT(nn.Module):
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
             x = x if self.dropout_after else self.drop(x, train)
-            x = gather_columns(relu(layer(x)), self.units, axis)
+            x = gather_columns(self.act(layer(x)), self.units, axis)
             x = self.drop(x, train) if self.dropout_after else x
         return self.logits(x)
 

@@ -29,20 +29,22 @@ class CudaConvNet(nn.Module):
     """
 
     num_classes: int
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
+        act = functools.partial(relu, guided=self.guided)
         lrn = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
         pool = functools.partial(max_pool, window=3, stride=2, ceil=True)
         x = PIXEL_STD * x
-        x = relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
+        x = act(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
         x = lrn(pool(x))
-        x = relu(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
+        x = act(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
         x = pool(lrn(x))
         for name, width in (("local3", 64), ("local4", 32)):
             local = nn.ConvLocal(width, (3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04), name=name)
-            x = relu(local(x))
+            x = act(local(x))
         return Dense(self.num_classes, kernel_init=normal(0.01), name="logits")(x.reshape(x.shape[0], -1))
 
 

@@ -7,6 +7,7 @@ GELU after each convolution, and then global max pooling. Convolutions are initi
 is that of the speed records on CIFAR-10 (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3).
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -32,23 +33,25 @@ class DCNN(nn.Module):
     widths: Sequence[int] = (48, 96, 192)
     axis_name: str | None = None
     sync_bn: bool = True
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         if min(x.shape[1:3]) < 9:
             raise ModelError(f"dcnn needs images of at least 9x9 pixels, not {x.shape[1]}x{x.shape[2]}")
         bn_axis, values = self.axis_name if self.sync_bn else None, WINDOW**2 * x.shape[-1]
+        act = functools.partial(gelu, guided=self.guided)
 
         def bn_gelu(x, name):
             # Training is short, so the running statistics have to follow the weights faster than by default.
-            return gelu(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
+            return act(BatchNorm(use_running_average=not train, momentum=0.8, axis_name=bn_axis, name=name)(x))
 
         def identity():
             return jnp.eye(values, dtype=jnp.float32).reshape(WINDOW, WINDOW, -1, values)
 
         whitening = self.variable("batch_stats", "whitening", identity).value.astype(x.dtype)
         x = conv_general_dilated(x, whitening, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x, pad = gelu(jnp.concatenate([x, -x], -1)), ((1, 1), (1, 1))
+        x, pad = act(jnp.concatenate([x, -x], -1)), ((1, 1), (1, 1))
         for block, width in enumerate(self.widths, 1):
             for i in (1, 2):
                 name = f"block{block}_conv{i}"

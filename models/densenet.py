@@ -45,9 +45,11 @@ def _conv(features: int, window: int, **options) -> nn.Conv:
     return Conv(features, (window, window), padding=((pad, pad), (pad, pad)), use_bias=False, **options)
 
 
-def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, norm, drop=None):
+def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, norm, guided: bool, drop=None):
     """Applies dense blocks with `blocks` layers each, the transitions between them, and global average pooling. Must be
     called in a compact method."""
+
+    act = functools.partial(relu, guided=guided)
 
     def layer(name: str) -> list[Composite]:
         if not bottleneck:
@@ -66,9 +68,9 @@ def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression:
     for block, count in enumerate(blocks, 1):
         layers = [layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
         if block == len(blocks):
-            return dense_block(x, layers, Composite(norm(name="bn"), None), relu=relu).mean((1, 2))
+            return dense_block(x, layers, Composite(norm(name="bn"), None), relu=act, fuse=not guided).mean((1, 2))
         after = transition(f"transition{block}", x.shape[-1] + count * growth_rate)
-        x = avg_pool(dense_block(x, layers, after, relu=relu), 2)
+        x = avg_pool(dense_block(x, layers, after, relu=act, fuse=not guided), 2)
 
 
 class DenseNet(nn.Module):
@@ -99,6 +101,7 @@ class DenseNet(nn.Module):
     dropout: float = 0.0
     axis_name: str | None = None
     sync_bn: bool = True
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -120,6 +123,7 @@ class DenseNet(nn.Module):
             bottleneck=self.bottleneck,
             compression=self.compression,
             norm=norm,
+            guided=self.guided,
             drop=drop,
         )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
@@ -137,6 +141,7 @@ class ImageNetDenseNet(nn.Module):
     depth: int = 121
     axis_name: str | None = None
     sync_bn: bool = True
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -151,8 +156,10 @@ class ImageNetDenseNet(nn.Module):
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
         pad = ((3, 3), (3, 3))
         x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
-        x = max_pool(relu(norm(name="bn1")(x)), 3, stride=2, padding=1)
-        x = _dense_blocks(x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, norm=norm)
+        x = max_pool(relu(norm(name="bn1")(x), guided=self.guided), 3, stride=2, padding=1)
+        x = _dense_blocks(
+            x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, norm=norm, guided=self.guided
+        )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
 
 

@@ -3,8 +3,6 @@
 Images are [B, H, W, C]. `axis_name` is the name of the mesh axis of the surrounding shard_map; None on one device.
 """
 
-import contextlib
-import contextvars
 import functools
 from collections.abc import Callable
 
@@ -25,38 +23,6 @@ Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_
 
 # torch's defaults; its momentum 0.1 is the weight of the new batch, Flax's 0.9 that of the running statistics.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-
-
-_GUIDED = contextvars.ContextVar("guided", default=False)
-_ROWS = contextvars.ContextVar("rows", default=None)
-
-
-@contextlib.contextmanager
-def rows_of_batch(places):
-    """Context in which `row_keys` uses `places` [rows] as the indices of the rows in the global batch.
-
-    For a step that processes the batch in parts. It takes effect when a function is traced, not when it is called.
-    """
-    token = _ROWS.set(places)
-    try:
-        yield
-    finally:
-        _ROWS.reset(token)
-
-
-@contextlib.contextmanager
-def guided_backprop():
-    """Context in which `relu` and `gelu` backpropagate only positive gradients, at positive inputs: guided
-    backpropagation (Springenberg, Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on
-    deconvolution).
-
-    It takes effect when a function is traced, not when it is called: enter it inside the compiled function.
-    """
-    token = _GUIDED.set(True)
-    try:
-        yield
-    finally:
-        _GUIDED.reset(token)
 
 
 def _relu(x):
@@ -82,20 +48,25 @@ _guided_relu.defvjp(lambda x: (_relu(x), x), _guided_backward)
 _guided_gelu.defvjp(lambda x: (jax.nn.gelu(x), x), _guided_backward)
 
 
-def relu(x):
-    """max(0, x), elementwise. All models use this function, so that `guided_backprop` applies to them."""
-    return _guided_relu(x) if _GUIDED.get() else _relu(x)
+def relu(x, *, guided: bool = False):
+    """max(0, x), elementwise.
+
+    With `guided` only positive gradients pass, at positive inputs: guided backpropagation (Springenberg, Dosovitskiy,
+    Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution). Networks have a field of that name
+    for it, which is no option of a command.
+    """
+    return _guided_relu(x) if guided else _relu(x)
 
 
-def gelu(x):
+def gelu(x, *, guided: bool = False):
     """x times the standard normal distribution function at x, in its tanh approximation (Hendrycks & Gimpel 2016,
-    "Gaussian error linear units"). `guided_backprop` treats it as a ReLU."""
-    return _guided_gelu(x) if _GUIDED.get() else jax.nn.gelu(x)
+    "Gaussian error linear units"). `guided` treats it as a ReLU."""
+    return _guided_gelu(x) if guided else jax.nn.gelu(x)
 
 
-def rectified_tanh(x):
+def rectified_tanh(x, *, guided: bool = False):
     """max(0, tanh x), elementwise: the lecture's rectified sigmoidal unit."""
-    return relu(jnp.tanh(x))
+    return relu(jnp.tanh(x), guided=guided)
 
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -105,10 +76,12 @@ ACTIVATIONS: dict[str, Callable] = {
     "rectified_tanh": rectified_tanh,
     "leaky_relu": jax.nn.leaky_relu,
 }
+GUIDED = ("relu", "rectified_tanh")  # Those that take `guided`.
 
 
-def activation(name: str, *, slope: float = 0.01) -> Callable:
-    """Returns the elementwise function `name`; `slope` is the negative slope of leaky_relu.
+def activation(name: str, *, slope: float = 0.01, guided: bool = False) -> Callable:
+    """Returns the elementwise function `name`; `slope` is the negative slope of leaky_relu, `guided` as for `relu`,
+    which concerns rectifiers alone.
 
     Raises ModelError for an unknown name.
     """
@@ -116,6 +89,8 @@ def activation(name: str, *, slope: float = 0.01) -> Callable:
         raise ModelError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}")
     if name == "leaky_relu":
         return functools.partial(jax.nn.leaky_relu, negative_slope=slope)
+    if guided and name in GUIDED:
+        return functools.partial(ACTIVATIONS[name], guided=True)
     return ACTIVATIONS[name]
 
 
@@ -239,7 +214,8 @@ class Dropout(nn.Module):
     evaluation.
 
     An example's mask depends only on the key and on the example's index in the global batch, so the result is the same
-    on any number of devices.
+    on any number of devices. A step that takes the batch in parts gives the indices of its rows with the network's
+    variables, see `batch_rows`; otherwise they are those of a device on `axis_name`.
     """
 
     rate: float
@@ -249,15 +225,25 @@ class Dropout(nn.Module):
     def __call__(self, x, train: bool):
         if not train or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
-        keys = row_keys(self.make_rng("dropout"), x.shape[0], axis_name=self.axis_name)
+        assert self.scope is not None
+        keep, root = 1.0 - self.rate, self.scope.root
+        given = root.has_variable("batch", "rows")
+        rows = root.get_variable("batch", "rows") if given else global_rows(x.shape[0], self.axis_name)
+        keys = row_keys(self.make_rng("dropout"), rows)
         mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (x[0].size,)))(keys).reshape(x.shape)
         return jnp.where(mask, x / keep, jnp.zeros_like(x))
 
 
-def row_keys(key, rows: int, *, axis_name: str | None = None):
-    """Returns keys [rows] for this device's rows: `key` folded with each row's index in the global batch."""
-    places = _ROWS.get()
-    if places is None:
-        places = (lax.axis_index(axis_name) * rows if axis_name else 0) + jnp.arange(rows)
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+def batch_rows(rows) -> dict:
+    """Variables for `apply` that tell a network's dropout the indices [B] of the batch's rows in the global batch."""
+    return {"batch": {"rows": rows}}
+
+
+def global_rows(count: int, axis_name: str | None):
+    """Returns the indices in the global batch of the `count` rows that this device on `axis_name` has."""
+    return (lax.axis_index(axis_name) * count if axis_name else 0) + jnp.arange(count)
+
+
+def row_keys(key, rows):
+    """Returns keys [B]: `key` folded with each of the rows' indices [B] in the global batch."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)

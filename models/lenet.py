@@ -31,18 +31,20 @@ class LeNet(nn.Module):
       num_classes: Number of classes.
       activation: Name of the activation function, as in layers.ACTIVATIONS.
       slope: Negative slope of leaky_relu.
+      guided: As in layers.relu.
     """
 
     num_classes: int
     activation: str = "tanh"
     slope: float = 0.01
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
         if min(x.shape[1:3]) < 28:
             raise ModelError(f"lenet needs images of at least 28x28 pixels, not {x.shape[1]}x{x.shape[2]}")
-        function = activation(self.activation, slope=self.slope)
+        function = activation(self.activation, slope=self.slope, guided=self.guided)
         init = glorot_uniform if self.activation in ("tanh", "sigmoid") else kaiming_normal
         x = jnp.pad(x, ((0, 0), *_edges(x.shape[1:3]), (0, 0)))
         x = avg_pool(function(Conv(6, (5, 5), padding="VALID", kernel_init=init, name="c1")(x)), 2)

@@ -5,6 +5,8 @@ average pooling and a dense layer. A block is two 3x3 convolutions or, for 50 la
 1x1. Shortcuts are of type B: a 1x1 convolution where the shape changes, otherwise the identity.
 """
 
+import functools
+
 import flax.linen as nn
 
 from models.errors import ModelError
@@ -46,6 +48,7 @@ class Block(nn.Module):
     v1_5: bool
     residual: bool
     bn_axis: str | None
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -61,15 +64,15 @@ class Block(nn.Module):
         if self.bottleneck:
             first, second = (1, self.stride) if self.v1_5 else (self.stride, 1)
             layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
-        shortcut = x
+        shortcut, act = x, functools.partial(relu, guided=self.guided)
         for i, layer in enumerate(layers, 1):
             x = conv_bn(x, *layer, (f"conv{i}", f"bn{i}"))
-            x = relu(x) if i < len(layers) else x
+            x = act(x) if i < len(layers) else x
         if self.residual:
             if shortcut.shape != x.shape:
                 shortcut = conv_bn(shortcut, x.shape[-1], 1, self.stride, ("shortcut", "shortcut_bn"))
             x = x + shortcut
-        return relu(x)
+        return act(x)
 
 
 class ResNet(nn.Module):
@@ -90,6 +93,7 @@ class ResNet(nn.Module):
     v1_5: bool = False
     axis_name: str | None = None
     sync_bn: bool = True
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -98,12 +102,12 @@ class ResNet(nn.Module):
         stages, bottleneck = DEPTHS[self.depth]
         bn_axis = self.axis_name if self.sync_bn else None
         x = Conv(64, (7, 7), strides=2, padding=((3, 3), (3, 3)), use_bias=False, name="conv1")(x)
-        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
+        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)
         x = max_pool(x, 3, stride=2, padding=1)
         for stage, blocks in enumerate(stages, 1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                options = (64 * 2 ** (stage - 1), stride, bottleneck, self.v1_5, self.residual, bn_axis)
+                options = (64 * 2 ** (stage - 1), stride, bottleneck, self.v1_5, self.residual, bn_axis, self.guided)
                 x = Block(*options, name=f"stage{stage}_block{block}")(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 

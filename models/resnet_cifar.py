@@ -6,6 +6,8 @@ convolution of the second and third has stride 2. Shortcuts are of type A: every
 additional zero channels before and half after the existing ones.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -22,22 +24,23 @@ class Block(nn.Module):
     stride: int
     residual: bool
     bn_axis: str | None
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
-        shortcut = x
+        shortcut, act = x, functools.partial(relu, guided=self.guided)
         for i, stride in ((1, self.stride), (2, 1)):
             x = Conv(
                 self.width, (3, 3), strides=stride, padding=((1, 1), (1, 1)), use_bias=False, name=f"conv{i}"
             )(x)  # fmt: skip
             x = BatchNorm(use_running_average=not train, axis_name=self.bn_axis, name=f"bn{i}")(x)
             if i == 1:
-                x = relu(x)
+                x = act(x)
         if self.residual:
             extra = self.width - shortcut.shape[-1]
             shortcut = shortcut[:, :: self.stride, :: self.stride]
             x = x + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        return relu(x)
+        return act(x)
 
 
 class CifarResNet(nn.Module):
@@ -48,6 +51,7 @@ class CifarResNet(nn.Module):
     residual: bool = True
     axis_name: str | None = None
     sync_bn: bool = True
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -56,11 +60,13 @@ class CifarResNet(nn.Module):
             raise ModelError(f"a CIFAR residual network has 6n + 2 layers (8, 14, 20, ...), not {self.depth}")
         bn_axis = self.axis_name if self.sync_bn else None
         x = Conv(16, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
-        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x))
+        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)
         for stage, width in enumerate((16, 32, 64), 1):
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
-            x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, name=names[0])(x, train)
-            x = repeated([Block(width, 1, self.residual, bn_axis, name=name) for name in names[1:]], x, train)
+            x = Block(width, 2 if stage > 1 else 1, self.residual, bn_axis, self.guided, name=names[0])(x, train)
+            x = repeated(
+                [Block(width, 1, self.residual, bn_axis, self.guided, name=name) for name in names[1:]], x, train
+            )
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 
 

@@ -1,5 +1,6 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks", table 1: configurations A, B, D and E)."""
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -58,6 +59,7 @@ class VGG(nn.Module):
     sync_bn: bool = True
     units: int = 4096
     shards: int = 1
+    guided: bool = False
 
     def setup(self):
         if self.depth not in DEPTHS:
@@ -71,6 +73,7 @@ class VGG(nn.Module):
             Dense(-(-columns // self.shards), kernel_init=normal(0.01))
             for columns in (self.units, self.units, self.num_classes)
         )
+        self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
 
     def features(self, x, train: bool = False):
@@ -82,7 +85,7 @@ class VGG(nn.Module):
                 x = getattr(self, f"conv{stage}_{i}")(x)
                 if self.batch_norm:
                     x = getattr(self, f"bn{stage}_{i}")(x, use_running_average=not train)
-                x = relu(x)
+                x = self.act(x)
             x = max_pool(x, 2)
         return x.reshape(x.shape[0], -1)
 
@@ -90,7 +93,7 @@ class VGG(nn.Module):
         """The dense layers, [B, F] -> logits [B, num_classes]."""
         axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
-            x = self.drop(gather_columns(relu(layer(x)), self.units, axis), train)
+            x = self.drop(gather_columns(self.act(layer(x)), self.units, axis), train)
         return self.logits(x)
 
     def __call__(self, x, train: bool = False):

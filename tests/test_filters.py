@@ -1,5 +1,7 @@
 """The filters' grid, receptive fields, guided gradients, the patches that excite a unit, and the command."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,32 +55,48 @@ def test_guided_relu_passes_positive_gradients_through_positive_inputs():
     x, slope = jnp.array([-1.0, 2.0, 3.0, 0.0]), jnp.array([5.0, -1.0, 4.0, 1.0])
 
     def loss(x):
-        return (slope * layers.activation("relu")(x)).sum()
+        return (slope * layers.relu(x)).sum()
 
-    @jax.jit
-    def guided(x):
-        with layers.guided_backprop():
-            return jax.value_and_grad(loss)(x)
+    def guided_loss(x):
+        return (slope * layers.relu(x, guided=True)).sum()
 
-    value, gradient = guided(x)
+    value, gradient = jax.jit(jax.value_and_grad(guided_loss))(x)
     assert value == 10.0
     np.testing.assert_array_equal(gradient, [0.0, 0.0, 4.0, 0.0])
     np.testing.assert_array_equal(jax.grad(loss)(x), [0.0, -1.0, 4.0, 0.0])
 
 
-@pytest.mark.parametrize("name", ["cnn", "cuda_convnet", "dcnn", "densenet", "cifar_resnet20", "mlp"])
-def test_every_rectifier_of_a_network_is_guided(name):
-    model = models.create(name, 10)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lenet", {"activation": "relu"}),
+        ("lenet", {"activation": "rectified_tanh"}),
+        ("cnn", {}),
+        ("cuda_convnet", {}),
+        ("dcnn", {}),
+        ("densenet", {"depth": 10}),
+        ("densenet121", {}),
+        ("cifar_resnet20", {}),
+        ("resnet18", {}),
+        ("alexnet_owt", {}),
+        ("vgg11", {}),
+    ],
+)
+def test_every_rectifier_of_a_network_is_guided(name, options):
+    model = models.create(name, 10, **options)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
-    def apply(variables, images):
-        return model.apply(variables, images, train=False)
+    def jaxpr(model):
+        return str(jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, images))
 
-    plain = str(jax.make_jaxpr(apply)(variables, images))
-    with layers.guided_backprop():
-        guided = str(jax.make_jaxpr(lambda *inputs: apply(*inputs))(variables, images))
-    assert plain.count(" = le ") + plain.count(" = tanh") == guided.count("name=_guided_") > 0
+    plain, guided = jaxpr(model), jaxpr(model.clone(guided=True))
+    rectifier = " = tanh" if name == "dcnn" else " = le "
+    assert plain.count(rectifier) == guided.count("name=_guided_") > 0
+
+
+def test_guided_is_no_option_of_a_command():
+    assert "guided" not in models.options("cnn")
 
 
 def test_convolutions_come_in_the_order_of_the_forward_pass():
@@ -124,12 +142,15 @@ class Planted(nn.Module):
     """The picture through a 3x3 convolution that changes nothing, ReLU, and a 5x5 one for the mean and for `kernel`."""
 
     kernel: np.ndarray
+    guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
         middle = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
-        x = layers.relu(layers.Conv(1, (3, 3), use_bias=False, kernel_init=lambda *_: middle, name="conv1")(x))
+        x = layers.relu(
+            layers.Conv(1, (3, 3), use_bias=False, kernel_init=lambda *_: middle, name="conv1")(x), guided=self.guided
+        )
         both = jnp.concatenate([jnp.full((5, 5, 1, 1), 0.001), jnp.asarray(self.kernel).reshape(5, 5, 1, 1)], axis=-1)
         return layers.Conv(2, (5, 5), use_bias=False, kernel_init=lambda *_: both, name="conv2")(x)
 

@@ -204,6 +204,20 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
     np.testing.assert_array_equal(layers.Dropout(0.25).apply({}, x, False), x)
 
 
+def test_dropouts_masks_are_those_of_the_rows_in_the_global_batch():
+    """A batch in parts, each with its rows' indices, has the masks of the whole, in a network's inner layers too."""
+    model, images = models.create("mlp", 10, hidden=(40,), dropout=0.5), jnp.ones((6, 2, 2, 1))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+
+    def apply(rows):
+        given = variables | layers.batch_rows(jnp.asarray(rows))
+        return model.apply(given, images[: len(rows)], train=True, rngs={"dropout": jax.random.key(0)})
+
+    whole = model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)})
+    assert len(np.unique(whole[:, 0])) == 6
+    np.testing.assert_allclose(apply([4, 1]), whole[np.array([4, 1])], rtol=1e-5)
+
+
 def test_activations():
     x = jnp.array([-2.0, 0.5])
     np.testing.assert_allclose(layers.activation("rectified_tanh")(x), [0.0, np.tanh(0.5)], rtol=1e-6)

@@ -32,7 +32,7 @@ from jax import lax
 
 from models import layer_specs
 from models import layers as functions
-from models.layers import row_keys
+from models.layers import global_rows, row_keys
 from train.tasks import losses
 
 
@@ -205,12 +205,15 @@ def squared_error(a, z, target, *, activation: str, slope: float = 0.01):
     return (a - target) * derivative(activation, z, a, slope=slope)
 
 
-def gradients(params, batch_stats, batch, key, *, layers: Sequence[layer_specs.Layer], prepare: Callable, axis=None):
+def gradients(
+    params, batch_stats, batch, key, *, layers: Sequence[layer_specs.Layer], prepare: Callable, axis=None, rows=None
+):
     """As train.tasks.classification.autodiff: ((loss, (batch_stats, sums)), gradients) of this device's part of the
     mean cross-entropy over the global batch."""
     image_key, _ = jax.random.split(key)
     labels = batch["label"]
-    images = prepare(batch["image"], row_keys(image_key, len(labels), axis_name=axis))
+    rows = global_rows(len(labels), axis) if rows is None else rows
+    images = prepare(batch["image"], row_keys(image_key, rows))
     examples = len(labels) * (lax.axis_size(axis) if axis else 1)
     logits, kept = forward(layers, params, images)
     summed, _ = backward(layers, params, kept, cross_entropy_error(logits, labels))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from models.layers import row_keys, rows_of_batch
+from models.layers import batch_rows, global_rows, row_keys
 from train.parallel.data_parallel import pcast_varying
 from train.parallel.processes import to_host
 from train.precision import at_least_float32, cast_floating
@@ -105,7 +105,7 @@ def train_step(
     """
     layers, rows = model.SHARDED, batch["label"].shape[0]
     image_key, dropout_key = jax.random.split(step_key(state))
-    images = prepare(batch["image"], row_keys(image_key, rows, axis_name=axis))
+    images = prepare(batch["image"], row_keys(image_key, global_rows(rows, axis)))
     dense = {name: leaf for name, leaf in state.params.items() if name in layers}
     shared = {name: leaf for name, leaf in state.params.items() if name not in layers}
     columns, optimizer = model.clone(shards=devices), optax.with_extra_args_support(optimizer)
@@ -126,9 +126,9 @@ def train_step(
     # `passes`-th row, so that what a pass sees does not depend on the number of devices.
     def pass_loss(dense, features, labels, first):
         places = (jnp.arange(devices)[:, None] * rows + first + passes * jnp.arange(part)[None]).reshape(-1)
-        inputs = {"params": cast_floating(dense, dtype)}, gather(features)
-        with rows_of_batch(places):
-            logits = columns.apply(*inputs, train=True, rngs={"dropout": dropout_key}, method="classifier")
+        variables = {"params": cast_floating(dense, dtype)} | batch_rows(places)
+        rngs = {"dropout": dropout_key}
+        logits = columns.apply(variables, gather(features), train=True, rngs=rngs, method="classifier")
         loss, correct = partial_loss(
             at_least_float32(logits),
             gather(labels),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers import row_keys
+from models.layers import batch_rows, global_rows, row_keys
 from train.precision import at_least_float32, cast_floating
 from train.state import State
 from train.task import Task
@@ -22,22 +22,35 @@ def is_product(primitive, *operands, **options) -> bool:
 
 
 def autodiff(
-    params, batch_stats, batch, key, *, model, prepare, smoothing, axis, size=None, dtype=None, remat: bool = False
+    params,
+    batch_stats,
+    batch,
+    key,
+    *,
+    model,
+    prepare,
+    smoothing,
+    axis,
+    rows=None,
+    size=None,
+    dtype=None,
+    remat: bool = False,
 ):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch.
 
-    With `size` the augmented images are shrunk to that height and width. The network computes in `dtype`, its loss in
-    float32; gradients have the parameters' own.
+    `rows` [B] are the examples' indices in the global batch; None: this device's part. With `size` the augmented images
+    are shrunk to that height and width. The network computes in `dtype`, its loss in float32; gradients have the
+    parameters' own.
     """
     image_key, dropout_key = jax.random.split(key)
-    keys = row_keys(image_key, batch["label"].shape[0], axis_name=axis)
-    images = prepare(batch["image"], keys)
+    rows = global_rows(len(batch["label"]), axis) if rows is None else rows
+    images = prepare(batch["image"], row_keys(image_key, rows))
     if size:
         images = jax.image.resize(images, (images.shape[0], *size, images.shape[-1]), "linear")
     examples = batch["label"].shape[0] * (lax.axis_size(axis) if axis else 1)
 
     def loss_fn(params):
-        variables = {"params": cast_floating(params, dtype), "batch_stats": batch_stats}
+        variables = {"params": cast_floating(params, dtype), "batch_stats": batch_stats} | batch_rows(rows)
         logits, changed = model.apply(
             variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
@@ -110,8 +123,8 @@ def create(
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
     (height, width)): that many steps at the start see images shrunk to that size. A step takes the batch in
     `accumulate` parts; with `remat` it computes again, in its backward pass, all but convolutions and matrix products.
-    `gradients(params, batch_stats, batch, key)` are taken in the place of automatic differentiation where given; they
-    know nothing of smoothing, smaller images, lower precision and rematerialisation.
+    `gradients(params, batch_stats, batch, key, rows=None)` are taken in the place of automatic differentiation where
+    given; they know nothing of smoothing, smaller images, lower precision and rematerialisation.
     """
     early_steps, early_size = early
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from models.layers import BatchNorm, row_keys
+from models.layers import BatchNorm, global_rows, row_keys
 from train.parallel.data_parallel import pcast_varying
 from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key
@@ -75,7 +75,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     labels, old = batch["label"], state.params
     rows = len(labels)
     examples = rows * (lax.axis_size(axis) if axis else 1)
-    z = form.latents(row_keys(step_key(state), rows, axis_name=axis))
+    z = form.latents(row_keys(step_key(state), global_rows(rows, axis)))
     params, stats = pcast_varying((old, state.batch_stats), axis)
     run = functools.partial(apply, model, dtype=dtype, train=True)
     real = form.to_network(batch["image"])

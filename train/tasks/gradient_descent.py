@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from models.layers import rows_of_batch
+from models.layers import global_rows
 from train.parallel.data_parallel import pcast_varying
 from train.state import State, step_key
 
@@ -21,18 +21,16 @@ def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
     """What `grad_fn` gives for the whole batch, computed from `parts` parts of its rows one after the other. Batch norm
     sees one part at a time; all else is that of the whole batch, augmentation and dropout included."""
     rows = batch["label"].shape[0]
-    first = lax.axis_index(axis) * rows if axis else 0
 
     def one_part(carry, inputs):
         batch_stats, total = carry
-        part, offset = inputs
-        with rows_of_batch(first + offset + jnp.arange(rows // parts)):
-            (loss, (batch_stats, sums)), grads = grad_fn(params, batch_stats, part, key)
+        part, part_rows = inputs
+        (loss, (batch_stats, sums)), grads = grad_fn(params, batch_stats, part, key, rows=part_rows)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), (loss, sums)
 
     batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, jnp.arange(parts) * (rows // parts)))
+    start, places = (batch_stats, jax.tree.map(jnp.zeros_like, params)), global_rows(rows, axis).reshape(parts, -1)
+    (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, places))
     grads = jax.tree.map(lambda g: g / parts, total)
     return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models.layers import BatchNorm, row_keys
+from models.layers import BatchNorm, global_rows, row_keys
 from train.parallel import data_parallel
 from train.precision import at_least_float32, cast_floating
 from train.state import State
@@ -31,7 +31,7 @@ def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, 
     The loss is the sum of the pixels' cross-entropies, each times its true class's weight, over the count of pixels
     that are not void, as the authors' code has it: not over the sum of the weights.
     """
-    keys = row_keys(key, batch["image"].shape[0], axis_name=axis)
+    keys = row_keys(key, global_rows(len(batch["image"]), axis))
     images, labels = prepare(batch["image"], batch["label"], keys)
     valid = labels < len(class_weights)
     pixels = valid.sum().astype(jnp.float32)
