@@ -13,7 +13,7 @@ import flax.linen as nn
 
 from models.errors import ModelError
 from models.initializers import fan_in_uniform, normal, uniform
-from models.layers import Conv, Dense, Dropout, FanInDense, gather_columns, local_response_norm, max_pool, relu
+from models.layers import Conv, Dense, Dropout, FanInDense, local_response_norm, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -46,14 +46,12 @@ class AlexNetOWT(nn.Module):
       local_response_norm: Add the author's normalizations: conv1 - norm - pool - ReLU and conv2 - ReLU - norm - pool.
       author_weights: Initialize as the author, from normal distributions and constants. Otherwise weights and biases
         are drawn from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), as torchvision does, whose published error is 43.4 %.
-      axis_name: Mesh axis for dropout's keys and for `shards`.
+      axis_name: Mesh axis for dropout's keys.
       widths: Output channels of the convolutions.
       units: Units of fc6 and fc7.
-      shards: Number of devices on `axis_name` over which the columns of the dense layers are sharded, padded to a
-        multiple of it. The logits are then this device's shard.
     """
 
-    SHARDED: ClassVar = ("fc6", "fc7", "logits")
+    CLASSIFIER: ClassVar = ("fc6", "fc7", "logits")
 
     num_classes: int
     dropout: float = 0.5
@@ -63,7 +61,6 @@ class AlexNetOWT(nn.Module):
     axis_name: str | None = None
     widths: Sequence[int] = (64, 192, 384, 256, 256)
     units: int = 4096
-    shards: int = 1
     guided: bool = False
 
     def setup(self):
@@ -78,8 +75,7 @@ class AlexNetOWT(nn.Module):
             layer = Conv(width, (side, side), strides=stride, padding=((edge, edge), (edge, edge)), **start)
             setattr(self, f"conv{i}", layer)
         for name, columns in (("fc6", self.units), ("fc7", self.units), ("logits", self.num_classes)):
-            own = -(-columns // self.shards)
-            setattr(self, name, Dense(own, **author(name)) if self.author_weights else FanInDense(own))
+            setattr(self, name, Dense(columns, **author(name)) if self.author_weights else FanInDense(columns))
         self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
 
@@ -102,10 +98,9 @@ class AlexNetOWT(nn.Module):
 
     def classifier(self, x, train: bool = False):
         """The dense layers, [B, F] -> logits [B, num_classes]."""
-        axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
             x = x if self.dropout_after else self.drop(x, train)
-            x = gather_columns(self.act(layer(x)), self.units, axis)
+            x = self.act(layer(x))
             x = self.drop(x, train) if self.dropout_after else x
         return self.logits(x)
 

@@ -173,12 +173,6 @@ def local_response_norm(x, *, size: int, alpha: float, beta: float, k: float = 1
     return x * (k + alpha / size * total) ** -beta
 
 
-def gather_columns(x, features: int, axis_name: str | None):
-    """Gathers [B, features] from the column shards [B, n] of the devices on `axis_name`, and drops the padding at the
-    end. Returns x if the axis is None."""
-    return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
-
-
 class FanInDense(nn.Dense):
     """A dense layer [B, M] -> [B, features] with weights and biases initialized from U(-1 / sqrt(M), 1 / sqrt(M))."""
 

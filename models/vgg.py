@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from models.errors import ModelError
 from models.initializers import normal
-from models.layers import BatchNorm, Conv, Dense, Dropout, gather_columns, max_pool, relu
+from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -43,13 +43,12 @@ class VGG(nn.Module):
       depth: Number of convolutions and dense layers: 11, 13, 16 or 19.
       batch_norm: Add batch norm after each convolution.
       dropout: Dropout rate.
-      axis_name: Mesh axis for batch statistics, dropout's keys and `shards`.
+      axis_name: Mesh axis for batch statistics and dropout's keys.
       sync_bn: Average batch statistics over `axis_name`.
       units: Units of fc6 and fc7.
-      shards: As in AlexNetOWT.
     """
 
-    SHARDED: ClassVar = ("fc6", "fc7", "logits")
+    CLASSIFIER: ClassVar = ("fc6", "fc7", "logits")
 
     num_classes: int
     depth: int = 19
@@ -58,7 +57,6 @@ class VGG(nn.Module):
     axis_name: str | None = None
     sync_bn: bool = True
     units: int = 4096
-    shards: int = 1
     guided: bool = False
 
     def setup(self):
@@ -70,8 +68,7 @@ class VGG(nn.Module):
                 if self.batch_norm:
                     setattr(self, f"bn{stage}_{i}", BatchNorm(axis_name=self.axis_name if self.sync_bn else None))
         self.fc6, self.fc7, self.logits = (
-            Dense(-(-columns // self.shards), kernel_init=normal(0.01))
-            for columns in (self.units, self.units, self.num_classes)
+            Dense(columns, kernel_init=normal(0.01)) for columns in (self.units, self.units, self.num_classes)
         )
         self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
@@ -91,9 +88,8 @@ class VGG(nn.Module):
 
     def classifier(self, x, train: bool = False):
         """The dense layers, [B, F] -> logits [B, num_classes]."""
-        axis = self.axis_name if self.shards > 1 else None
         for layer in (self.fc6, self.fc7):
-            x = self.drop(gather_columns(self.act(layer(x)), self.units, axis), train)
+            x = self.drop(self.act(layer(x)), train)
         return self.logits(x)
 
     def __call__(self, x, train: bool = False):

@@ -147,7 +147,7 @@ def test_each_pass_updates_the_dense_layers(devices):
 
         model = Tiny(CLASSES, widths=(4, 8, 8, 8, 8), units=14, dropout=0.0)
         images = batch["image"] / 255.0 - 0.5
-        dense = {name: state.params[name] for name in model.SHARDED}
+        dense = {name: state.params[name] for name in model.CLASSIFIER}
         shared = {name: leaf for name, leaf in state.params.items() if name not in dense}
         gradient = jax.tree.map(jnp.zeros_like, shared)
         for part in range(2):

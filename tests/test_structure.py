@@ -57,6 +57,11 @@ def test_networks_reach_the_cpu_kernels_through_the_layers():
         assert not kernels or path.name == "layers.py", f"{path} imports {', '.join(kernels)}: import models.layers"
 
 
+def test_networks_know_nothing_of_shards():
+    for path in (ROOT / "models").glob("*.py"):
+        assert path.name == "layers.py" or "shard" not in path.read_text(), f"{path}: train/parallel shards"
+
+
 def test_every_file_directly_in_experiments_is_a_command():
     for path in (ROOT / "experiments").glob("*.py"):
         if path.name != "__init__.py":

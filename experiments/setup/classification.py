@@ -110,7 +110,7 @@ def create_experiment(
     train_prepare, eval_prepare, input_shape = preprocessing.make_prepare(config, info)
     early_steps, early_size = preprocessing.early_resize(config, input_shape, steps)
     if config.parallelism == "hybrid":
-        require(hasattr(model, "SHARDED"), f"--parallelism=hybrid is not supported by --model={config.model}")
+        require(hasattr(model, "CLASSIFIER"), f"--parallelism=hybrid is not supported by --model={config.model}")
     if checked:
         batch_norm = config.sync_bn or "batch_stats" in summary.variables(model, input_shape)
         require(batch_norm, f"--nosync_bn has no effect with --model={config.model}, which has no batch norm")

@@ -23,7 +23,7 @@ class Counts:
 
     def __init__(self, model, image_shape):
         variables = summary.variables(model, image_shape)
-        params, dense = variables["params"], getattr(model, "SHARDED", ())
+        params, dense = variables["params"], getattr(model, "CLASSIFIER", ())
         self.statistics = parameter_count(variables.get("batch_stats", {}))
         self.total = parameter_count(params)
         self.dense = {name: params[name] for name in dense}
@@ -112,7 +112,7 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
         f"--batch_size={batch_size}: must be given, and divisible by {devices} devices",
     )
     require(
-        not hybrid or hasattr(model, "SHARDED"),
+        not hybrid or hasattr(model, "CLASSIFIER"),
         "--parallelism=hybrid is supported by alexnet_owt and vggN: they have dense layers",
     )
     if hosts == 1 and devices <= COMPILED:

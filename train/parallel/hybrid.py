@@ -4,18 +4,22 @@ The convolutions are data-parallel: each of K devices has its rows of the batch 
 are model-parallel: each device has 1/K of their columns and sees all rows. In between the features are gathered, all
 at once (his scheme a) or in passes of B/P rows to which every device gives the same share (his scheme c).
 
+A network has the methods `features` and `classifier` for the two parts, and in `CLASSIFIER` the names of the dense
+layers; it knows nothing of their shards. `sharded_logits` computes each dense layer from this device's columns.
+
 Leaves of the dense layers are kept as [..., K, columns / K], columns filled up with zeros to a multiple of K; `shard`
 and `unshard` go there and back.
 """
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from models.layers import batch_rows, global_rows, row_keys
+from models.layers import batch_rows, dot_general, global_rows, row_keys
 from train.parallel.data_parallel import pcast_varying
 from train.parallel.processes import to_host
 from train.precision import at_least_float32, cast_floating
@@ -55,6 +59,36 @@ def unshard(state: State, *, layers, shapes: State) -> State:
         return host.reshape(*host.shape[:-2], -1)[..., : like.shape[-1]]
 
     return jax.tree_util.tree_map_with_path(leaf, state, shapes)
+
+
+def gather_columns(x, features: int, axis_name: str | None):
+    """Gathers [B, features] from the column shards [B, n] of the devices on `axis_name`, and drops the padding at the
+    end. Returns x if the axis is None."""
+    return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
+
+
+def sharded_logits(model, variables, features_NF, *, axis, rngs):
+    """This device's columns of the logits, padded at the end, from all rows' features, in training mode.
+
+    Args:
+      model: The network. Each layer of `CLASSIFIER` is a flax.linen.Dense; a gather of its columns follows, except for
+        the last.
+      variables: The network's variables, of the dense layers this device's columns.
+      features_NF: The features of all rows.
+      axis: Mesh axis of the devices; None on one.
+      rngs: The network's random keys.
+    """
+
+    def product_of_columns(call, arguments, keywords, context):
+        layer = context.module
+        if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
+            return call(*arguments, **keywords)
+        (x,), weights = arguments, layer.variables["params"]
+        y = dot_general(x, weights["kernel"], (((1,), (0,)), ((), ()))) + weights["bias"][None]
+        return y if layer.name == model.CLASSIFIER[-1] else gather_columns(y, layer.features, axis)
+
+    with nn.intercept_methods(product_of_columns):
+        return model.apply(variables, features_NF, train=True, rngs=rngs, method="classifier")
 
 
 def partial_loss(logits_NC, labels_N, *, classes: int, devices: int, axis, smoothing: float):
@@ -103,12 +137,12 @@ def train_step(
     "each_pass" updates the dense layers after each pass, so that their batch is B / passes, and multiplies the
     convolutions' rate by the number of passes (section 4.1 of the paper, the variable batch size).
     """
-    layers, rows = model.SHARDED, batch["label"].shape[0]
+    layers, rows = model.CLASSIFIER, batch["label"].shape[0]
     image_key, dropout_key = jax.random.split(step_key(state))
     images = prepare(batch["image"], row_keys(image_key, global_rows(rows, axis)))
     dense = {name: leaf for name, leaf in state.params.items() if name in layers}
     shared = {name: leaf for name, leaf in state.params.items() if name not in layers}
-    columns, optimizer = model.clone(shards=devices), optax.with_extra_args_support(optimizer)
+    optimizer = optax.with_extra_args_support(optimizer)
     gather = (lambda x: lax.all_gather(x, axis, tiled=True)) if axis else lambda x: x
     me, part = lax.axis_index(axis) if axis else 0, rows // passes
 
@@ -127,8 +161,7 @@ def train_step(
     def pass_loss(dense, features, labels, first):
         places = (jnp.arange(devices)[:, None] * rows + first + passes * jnp.arange(part)[None]).reshape(-1)
         variables = {"params": cast_floating(dense, dtype)} | batch_rows(places)
-        rngs = {"dropout": dropout_key}
-        logits = columns.apply(variables, gather(features), train=True, rngs=rngs, method="classifier")
+        logits = sharded_logits(model, variables, gather(features), axis=axis, rngs={"dropout": dropout_key})
         loss, correct = partial_loss(
             at_least_float32(logits),
             gather(labels),
@@ -186,13 +219,15 @@ def train_step(
 
 def parallelized(task: Task, *, model, devices: int, **options) -> Task:
     """The classification task with this file's step and its `options`. `model` has `features`, `classifier` and
-    `SHARDED`."""
-    step = functools.partial(train_step, model=model, devices=devices, **options)
+    `CLASSIFIER`."""
+    step, layers = functools.partial(train_step, model=model, devices=devices, **options), model.CLASSIFIER
     if devices == 1:
         return task._replace(train_step=step)
     return task._replace(
         train_step=step,
-        is_sharded=functools.partial(is_sharded, layers=model.SHARDED),
-        shard=functools.partial(shard, layers=model.SHARDED, devices=devices),
-        unshard=functools.partial(unshard, layers=model.SHARDED, shapes=jax.eval_shape(task.init, jax.random.key(0))),
+        is_sharded=functools.partial(is_sharded, layers=layers),
+        shard=functools.partial(shard, layers=layers, devices=devices),
+        unshard=functools.partial(
+            unshard, layers=layers, shapes=jax.eval_shape(task.init, jax.random.key(0))
+        ),
     )
