@@ -75,8 +75,9 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": relu,
     "rectified_tanh": rectified_tanh,
     "leaky_relu": jax.nn.leaky_relu,
+    "gelu": gelu,
 }
-GUIDED = ("relu", "rectified_tanh")  # Those that take `guided`.
+GUIDED = ("relu", "rectified_tanh", "gelu")  # Those that take `guided`.
 
 
 def activation(name: str, *, slope: float = 0.01, guided: bool = False) -> Callable:

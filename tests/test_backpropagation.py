@@ -16,7 +16,7 @@ from train.parallel import data_parallel
 from train.parallel.devices import axis_of
 from train.tasks import classification
 
-ACTIVATIONS = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu")
+ACTIVATIONS = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu", "gelu")
 NETWORKS = [
     ("perceptron", {}),
     pytest.param("lenet", {}, marks=pytest.mark.slow),

@@ -222,7 +222,9 @@ def test_activations():
     x = jnp.array([-2.0, 0.5])
     np.testing.assert_allclose(layers.activation("rectified_tanh")(x), [0.0, np.tanh(0.5)], rtol=1e-6)
     np.testing.assert_allclose(layers.activation("leaky_relu", slope=0.1)(x), [-0.2, 0.5], rtol=1e-6)
-    with pytest.raises(ValueError, match="unknown activation 'swish'"):
+    # From Hendrycks & Gimpel's tanh approximation; the exact values are -0.0455 and 0.3457.
+    np.testing.assert_allclose(layers.activation("gelu")(x), [-0.045402, 0.345714], atol=1e-6)
+    with pytest.raises(ValueError, match="unknown activation 'swish'; known: gelu, leaky_relu, "):
         layers.activation("swish")
 
 

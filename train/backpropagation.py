@@ -23,6 +23,7 @@ Where the slides err, or leave something out:
 The project's parameters have biases that are added: bias = -b.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def bias_gradient(delta_BhwO, *, shared: bool = True):
 
 def derivative(name: str, z, a, *, slope: float):
     """sigma'(z) of an activation, from z and a = sigma(z). At the kinks of the rectifiers it is 0, as in models.layers;
-    leaky_relu's is 1."""
+    leaky_relu's is 1. gelu is the tanh approximation."""
     if name == "tanh":
         return 1 - a**2
     if name == "sigmoid":
@@ -99,6 +100,10 @@ def derivative(name: str, z, a, *, slope: float):
         return jnp.where(z > 0, 1 - a**2, jnp.zeros_like(z))
     if name == "leaky_relu":
         return jnp.where(z >= 0, jnp.ones_like(z), jnp.full_like(z, slope))
+    if name == "gelu":  # Of z (1 + t) / 2, t = tanh(c (z + 0.044715 z^3)), c = sqrt(2 / pi).
+        c = math.sqrt(2 / math.pi)
+        t = jnp.tanh(c * (z + 0.044715 * z**3))
+        return (1 + t) / 2 + c / 2 * z * (1 - t**2) * (1 + 3 * 0.044715 * z**2)
     raise ValueError(f"no derivative is written out for the activation {name!r}")
 
 

@@ -126,7 +126,9 @@ class NetworkConfig:
         None, "mlp: sizes of the hidden layers, as 256,128.", "[1, 1000000]", network=True
     )
     activation: str | None = option(
-        None, "mlp, lenet: tanh, sigmoid, relu, rectified_tanh or leaky_relu.", network=True
+        None,
+        "mlp, lenet: tanh, sigmoid, relu, rectified_tanh, leaky_relu or gelu (its tanh approximation).",
+        network=True,
     )
     slope: float | None = option(None, "Slope of leaky_relu for x < 0.", "(-inf, inf)", network=True)
     depth: int | None = option(

@@ -11,8 +11,10 @@ import numpy as np
 
 from experiments.lecture import topic
 from experiments.reporting import figures
-from models.layers import ACTIVATIONS
+from models import layers
 
+LECTURE = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu")
+ACTIVATIONS = {name: layers.ACTIVATIONS[name] for name in LECTURE}
 THRESHOLD = 0.1  # Inputs whose derivative is below this fraction of the largest one count as saturated.
 STDS = (1, 3)  # Of the normal inputs.
 POINTS = 100_000

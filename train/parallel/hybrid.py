@@ -227,7 +227,5 @@ def parallelized(task: Task, *, model, devices: int, **options) -> Task:
         train_step=step,
         is_sharded=functools.partial(is_sharded, layers=layers),
         shard=functools.partial(shard, layers=layers, devices=devices),
-        unshard=functools.partial(
-            unshard, layers=layers, shapes=jax.eval_shape(task.init, jax.random.key(0))
-        ),
+        unshard=functools.partial(unshard, layers=layers, shapes=jax.eval_shape(task.init, jax.random.key(0))),
     )
