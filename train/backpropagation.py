@@ -53,7 +53,7 @@ def seen(a_BHWC, k: int, m: int, stride: int, size: tuple[int, int]):
     return a_BHWC[:, k : k + rows : stride, m : m + columns : stride]
 
 
-def spread_out(delta_BhwO, stride: int):
+def dilated(delta_BhwO, stride: int):
     """The errors with stride - 1 zeros between them."""
     return lax.pad(delta_BhwO, jnp.zeros((), delta_BhwO.dtype), ((0, 0, 0), *[(0, 0, stride - 1)] * 2, (0, 0, 0)))
 
@@ -66,7 +66,7 @@ def flipped(w_KLCO):
 def error_below(delta_BhwO, w_KLCO, stride: int, size: tuple[int, int]):
     """Equation (2) without sigma': the error [B, *size, C] of what a correlation has seen."""
     rows, columns = w_KLCO.shape[:2]
-    delta = spread_out(delta_BhwO, stride)
+    delta = dilated(delta_BhwO, stride)
     # What the last window does not reach has no error.
     edges = [(k - 1, n - d) for k, n, d in zip((rows, columns), size, delta.shape[1:3], strict=True)]
     return correlate(jnp.pad(delta, ((0, 0), *edges, (0, 0))), flipped(w_KLCO))
@@ -135,9 +135,9 @@ def average_pooling(a_BHWC, window: int):
 
 def average_pooling_error(delta_BhwC, window: int, size: tuple[int, int]):
     """Each error in equal parts over its window."""
-    spread = jnp.repeat(jnp.repeat(delta_BhwC / window**2, window, 1), window, 2)
-    edges = [(0, n - m) for n, m in zip(size, spread.shape[1:3], strict=True)]
-    return jnp.pad(spread, ((0, 0), *edges, (0, 0)))
+    shares = jnp.repeat(jnp.repeat(delta_BhwC / window**2, window, 1), window, 2)
+    edges = [(0, n - m) for n, m in zip(size, shares.shape[1:3], strict=True)]
+    return jnp.pad(shares, ((0, 0), *edges, (0, 0)))
 
 
 def forward(layers: Sequence[layer_specs.Layer], params, a) -> tuple[Any, list]:

@@ -134,8 +134,8 @@ def half_right(net: dict) -> str:
 def describe(numbers: dict, checked: list[list], steps: int) -> topic.TopicResult:
     """The text for the numbers."""
     ten = deep_nets.power_of_ten
-    spread = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
-    activations, gradients = spread["activations"], spread["gradients"]
+    ratios = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
+    activations, gradients = ratios["activations"], ratios["gradients"]
     text = [
         "The lecture: initial weights should preserve the scale of signals and gradients from layer to layer; Glorot "
         "initialization assumes units that are nearly linear around zero, Kaiming initialization compensates for the "

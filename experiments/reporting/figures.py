@@ -74,11 +74,11 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 14.0
     ends = sorted(ends)
     pixels = np.array([axes.transData.transform((axes.get_xlim()[0], value))[1] for value, _, _ in ends])
     heights = pixels * 72 / DPI
-    spread = heights.copy()
-    for index in range(1, len(spread)):
-        spread[index] = max(spread[index], spread[index - 1] + gap)
-    spread -= (spread - heights).mean()
-    for (value, text, part), shift in zip(ends, spread - heights, strict=True):
+    places = heights.copy()
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + gap)
+    places -= (places - heights).mean()
+    for (value, text, part), shift in zip(ends, places - heights, strict=True):
         axes.annotate(
             text.strip(),
             (1, value),
