@@ -3,7 +3,6 @@
 Each model file lists its models as `SPECS`, a dictionary from names to `ModelSpec`. `MODELS` combines them.
 """
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 
@@ -58,9 +57,7 @@ def spec(name: str) -> ModelSpec:
 
 def options(name: str) -> set[str]:
     """Returns the names of the options of model `name`, without `num_classes`. Raises ModelError if it is unknown."""
-    entry = spec(name)
-    fields = {field.name for field in dataclasses.fields(entry.module)}
-    return fields - {"parent", "name", "num_classes", "guided", *entry.options}
+    return spec(name).options
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:
@@ -72,7 +69,7 @@ def create(name: str, num_classes: int, **values) -> nn.Module:
     for option in values:
         if option not in known:
             raise ModelError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
-    return entry.module(num_classes=num_classes, **entry.options, **values)
+    return entry.module(num_classes=num_classes, **values)
 
 
 def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size: int = 224) -> tuple[nn.Module, dict]:

@@ -1,9 +1,4 @@
-"""AlexNet for one GPU (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks").
-
-Five convolutions with 64, 192, 384, 256 and 256 output channels and two hidden dense layers of 4,096 units. The
-paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256, which also agrees with
-the "0.2 % more parameters" of the text.
-"""
+"""AlexNet for one GPU (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks")."""
 
 import functools
 from collections.abc import Sequence
@@ -35,9 +30,24 @@ AUTHOR_WEIGHTS = {
 
 
 class AlexNetOWT(nn.Module):
-    """Images [B, H, W, 3] of at least 63x63 pixels (224x224 in the paper) -> logits [B, num_classes].
+    """Images [B, H, W, 3] of at least 63x63 pixels -> logits [B, num_classes] (Krizhevsky 2014).
 
-    Raises ModelError for smaller images.
+    | layer  | output for 224x224 pixels | window, stride, padding    |
+    |--------|---------------------------|----------------------------|
+    | conv1  | 55x55x64                  | 11, 4, 2; then max pooling 3, 2 |
+    | conv2  | 27x27x192                 | 5, 1, 2; then max pooling 3, 2  |
+    | conv3  | 13x13x384                 | 3, 1, 1                    |
+    | conv4  | 13x13x256                 | 3, 1, 1                    |
+    | conv5  | 13x13x256                 | 3, 1, 1; then max pooling 3, 2  |
+    | fc6    | 4096                      | dense, of 9216             |
+    | fc7    | 4096                      | dense                      |
+    | logits | num_classes               | dense                      |
+
+    ReLU follows each layer but the last. For 1,000 classes there are 61,100,840 parameters and 714,188,480
+    multiply-adds. The paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256,
+    which also agrees with the "0.2 % more parameters" of the text. Differences from the author's network, all of them
+    torchvision's: padding 2 in conv1, no local response normalization, dropout before fc6 and fc7, and the
+    initialization; the options below give the author's. Raises ModelError for smaller images.
 
     Attributes:
       num_classes: Number of classes.
@@ -49,6 +59,7 @@ class AlexNetOWT(nn.Module):
       axis_name: Mesh axis for dropout's keys.
       widths: Output channels of the convolutions.
       units: Units of fc6 and fc7.
+      guided: As in layers.relu.
     """
 
     CLASSIFIER: ClassVar = ("fc6", "fc7", "logits")
@@ -64,18 +75,21 @@ class AlexNetOWT(nn.Module):
     guided: bool = False
 
     def setup(self):
-        def author(name):
+        def start(name: str, fan_in: int) -> dict:
+            if not self.author_weights:
+                return {"kernel_init": fan_in_uniform, "bias_init": uniform(fan_in**-0.5)}
             std, bias = AUTHOR_WEIGHTS[name]
             return {"kernel_init": normal(std), "bias_init": nn.initializers.constant(bias)}
 
+        def dense(name: str, units: int) -> nn.Module:
+            return Dense(units, **start(name, 1)) if self.author_weights else FanInDense(units)
+
         geometry = zip(WINDOWS, (3, *self.widths), self.widths, strict=False)
-        for i, ((side, stride, edge), inputs, width) in enumerate(geometry, 1):
-            start = {"kernel_init": fan_in_uniform, "bias_init": uniform((side * side * inputs) ** -0.5)}
-            start = author(f"conv{i}") if self.author_weights else start
-            layer = Conv(width, (side, side), strides=stride, padding=((edge, edge), (edge, edge)), **start)
-            setattr(self, f"conv{i}", layer)
-        for name, columns in (("fc6", self.units), ("fc7", self.units), ("logits", self.num_classes)):
-            setattr(self, name, Dense(columns, **author(name)) if self.author_weights else FanInDense(columns))
+        for i, ((window, stride, padding), inputs, width) in enumerate(geometry, 1):
+            options = start(f"conv{i}", window * window * inputs)
+            setattr(self, f"conv{i}", Conv(width, (window, window), strides=stride, padding=padding, **options))
+        self.fc6, self.fc7 = dense("fc6", self.units), dense("fc7", self.units)
+        self.logits = dense("logits", self.num_classes)
         self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
 
@@ -107,6 +121,8 @@ class AlexNetOWT(nn.Module):
     def __call__(self, x, train: bool = False):
         return self.classifier(self.features(x, train), train)
 
+
+TinyAlexNet = functools.partial(AlexNetOWT, widths=(4, 8, 8, 8, 8), units=14)  # For tests.
 
 SPECS = {
     "alexnet_owt": ModelSpec(

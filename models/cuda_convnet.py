@@ -1,9 +1,4 @@
-"""The network for CIFAR-10 with 11 % error of Krizhevsky's cuda-convnet (its file layers-cifar10-11pct.cfg).
-
-conv 5x5x64 - pool 3/2 - LRN - conv 5x5x64 - LRN - pool 3/2 - local 3x3x64 - local 3x3x32 - dense. "Local" layers are
-convolutions whose weights are not shared between positions. Pooling windows overlap and may be partly outside the image
-(24 - 12 - 6 pixels). The input is a crop of 24x24 pixels.
-"""
+"""The network for CIFAR-10 with 11 % error of Krizhevsky's cuda-convnet (its file layers-cifar10-11pct.cfg)."""
 
 import functools
 
@@ -23,9 +18,24 @@ AUTHOR_GROUPS = ((r"bias$", 2.0, 0.0), (r"^conv", 1.0, 0.0), (r"^local", 1.0, 1.
 
 
 class CudaConvNet(nn.Module):
-    """Images [B, H, W, 3] -> logits [B, num_classes]; 2,112,970 parameters for 24x24 pixels and ten classes.
+    """Images [B, H, W, 3] -> logits [B, num_classes] (cuda-convnet's layers-cifar10-11pct.cfg).
 
-    Weights are initialized as in the source, from N(0, std^2) with std 0.0001, 0.01, 0.04, 0.04, 0.01; biases are zero.
+    | layer  | output for 24x24 pixels | window                                               |
+    |--------|-------------------------|------------------------------------------------------|
+    | conv1  | 12x12x64                | 5x5; max pooling 3, stride 2; local response norm    |
+    | conv2  | 6x6x64                  | 5x5; local response norm; max pooling 3, stride 2    |
+    | local3 | 6x6x64                  | 3x3, weights not shared between positions            |
+    | local4 | 6x6x32                  | 3x3, weights not shared between positions            |
+    | logits | num_classes             | dense                                                |
+
+    ReLU follows each layer but the last. Pooling windows overlap and may be partly outside the image. For the source's
+    crops of 24x24 pixels and ten classes there are 2,112,970 parameters and 19,512,576 multiply-adds. Weights are
+    initialized as in the source, from N(0, std^2) with std 0.0001, 0.01, 0.04, 0.04, 0.01; biases are zero. Difference
+    from the source: inputs have standard deviation one and are multiplied by `PIXEL_STD`.
+
+    Attributes:
+      num_classes: Number of classes.
+      guided: As in layers.relu.
     """
 
     num_classes: int
@@ -34,17 +44,16 @@ class CudaConvNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
-        act = functools.partial(relu, guided=self.guided)
-        lrn = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
+        conv = functools.partial(Conv, 64, (5, 5), padding=2)
+        local = functools.partial(nn.ConvLocal, kernel_size=(3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04))
+        norm = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)
         pool = functools.partial(max_pool, window=3, stride=2, ceil=True)
-        x = PIXEL_STD * x
-        x = act(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.0001), name="conv1")(x))
-        x = lrn(pool(x))
-        x = act(Conv(64, (5, 5), padding=((2, 2), (2, 2)), kernel_init=normal(0.01), name="conv2")(x))
-        x = pool(lrn(x))
-        for name, width in (("local3", 64), ("local4", 32)):
-            local = nn.ConvLocal(width, (3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04), name=name)
-            x = act(local(x))
+        act = functools.partial(relu, guided=self.guided)
+
+        x = norm(pool(act(conv(kernel_init=normal(0.0001), name="conv1")(PIXEL_STD * x))))
+        x = pool(norm(act(conv(kernel_init=normal(0.01), name="conv2")(x))))
+        x = act(local(64, name="local3")(x))
+        x = act(local(32, name="local4")(x))
         return Dense(self.num_classes, kernel_init=normal(0.01), name="logits")(x.reshape(x.shape[0], -1))
 
 

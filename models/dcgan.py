@@ -87,22 +87,13 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, x, onehot, train: bool):
         window, padding, width = (5, 2, 128) if self.authors else (4, 1, 64)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, scale_init=_gain)
+        conv = functools.partial(
+            Conv, kernel_size=(window, window), strides=2, padding=padding, use_bias=False, kernel_init=_weights
+        )
         for i, multiple in enumerate(_blocks(self.size), 1):
-            conv = Conv(
-                width * multiple,
-                (window, window),
-                strides=(2, 2),
-                padding=((padding, padding),) * 2,
-                use_bias=False,
-                kernel_init=_weights,
-                name=f"conv{i}",
-            )
-            x = conv(_beside(x, onehot))
-            if i > 1:
-                norm = BatchNorm(
-                    use_running_average=not train, axis_name=self.axis_name, scale_init=_gain, name=f"bn{i}"
-                )
-                x = norm(x)
+            x = conv(width * multiple, name=f"conv{i}")(_beside(x, onehot))
+            x = norm(name=f"bn{i}")(x) if i > 1 else x
             x = nn.leaky_relu(x, 0.2)
         x = _beside(x, onehot).reshape(x.shape[0], -1)
         return Dense(1, use_bias=False, kernel_init=_weights, name="logit")(x)[:, 0]
@@ -131,8 +122,9 @@ class DCGAN(nn.Module):
 
     def setup(self):
         axis = self.axis_name if self.sync_bn else None
-        self.generator = Generator(self.size, self.channels, self.authors, axis)
-        self.discriminator = Discriminator(self.size, self.authors, axis)
+        size, authors = self.size, self.authors
+        self.generator = Generator(size=size, channels=self.channels, authors=authors, axis_name=axis)
+        self.discriminator = Discriminator(size=size, authors=authors, axis_name=axis)
 
     def _onehot(self, labels):
         return jax.nn.one_hot(labels, self.num_classes) if self.conditional else None

@@ -1,11 +1,8 @@
-"""DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks").
-
-A layer is BN - ReLU - 3x3 convolution with k output channels (the growth rate), in the bottleneck form preceded by BN -
-ReLU - 1x1 convolution with 4k channels. Its output is concatenated to its input. Between dense blocks there are
-transitions: BN - ReLU - 1x1 convolution that multiplies the number of channels by `compression` - average pooling.
-"""
+"""DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks")."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -15,8 +12,9 @@ from models.layers import BatchNorm, Composite, Conv, Dense, Dropout, avg_pool, 
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# The networks for ImageNet (table 1): depth -> (layers of each block, growth rate).
+# The networks for ImageNet (table 1): depth -> (layers of each block, growth rate). The paper has no 13.
 DEPTHS = {
+    13: ((1, 1, 1, 1), 4),
     121: ((6, 12, 24, 16), 32),
     169: ((6, 12, 32, 32), 32),
     201: ((6, 12, 48, 32), 32),
@@ -40,45 +38,78 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
     return names
 
 
-def _conv(features: int, window: int, **options) -> nn.Conv:
-    pad = window // 2
-    return Conv(features, (window, window), padding=((pad, pad), (pad, pad)), use_bias=False, **options)
+class DenseBlocks(NamedTuple):
+    """The part that the networks have in common: dense blocks with transitions between them and global average pooling.
 
+    A layer is the composite function BN - ReLU - 3x3 convolution with k output channels, in the bottleneck form
+    preceded by BN - ReLU - 1x1 convolution with 4k channels. Its output is concatenated to its input. A transition is
+    BN - ReLU - 1x1 convolution - average pooling.
 
-def _dense_blocks(x, blocks, *, growth_rate: int, bottleneck: bool, compression: float, norm, guided: bool, drop=None):
-    """Applies dense blocks with `blocks` layers each, the transitions between them, and global average pooling. Must be
-    called in a compact method."""
+    Attributes:
+      layers: Number of layers of each block.
+      growth_rate: k, output channels of a layer.
+      bottleneck: Use the bottleneck form.
+      compression: Factor by which transitions multiply the number of channels.
+      norm: Batch norm, a module class with all but the name bound.
+      drop: Function that applies dropout after each convolution; None without dropout.
+      guided: As in layers.relu.
+    """
 
-    act = functools.partial(relu, guided=guided)
+    layers: Sequence[int]
+    growth_rate: int
+    bottleneck: bool
+    compression: float
+    norm: Callable
+    drop: Callable | None = None
+    guided: bool = False
 
-    def layer(name: str) -> list[Composite]:
-        if not bottleneck:
-            return [Composite(norm(name=f"{name}_bn1"), _conv(growth_rate, 3, name=f"{name}_conv1"), drop)]
-        return [
-            Composite(norm(name=f"{name}_bn1"), _conv(4 * growth_rate, 1, name=f"{name}_conv1"), drop),
-            Composite(norm(name=f"{name}_bn2"), _conv(growth_rate, 3, name=f"{name}_conv2"), drop),
-        ]
+    def composite(self, name: str, features: int, window: int, suffix: str = "") -> Composite:
+        conv = Conv(features, (window, window), padding=window // 2, use_bias=False, name=f"{name}_conv{suffix}")
+        return Composite(self.norm(name=f"{name}_bn{suffix}"), conv, self.drop)
 
-    def transition(name: str, channels: int) -> Composite:
-        width = int(channels * compression)
+    def layer(self, name: str) -> list[Composite]:
+        k = self.growth_rate
+        if self.bottleneck:
+            return [self.composite(name, 4 * k, 1, "1"), self.composite(name, k, 3, "2")]
+        return [self.composite(name, k, 3, "1")]
+
+    def transition(self, name: str, channels: int) -> Composite:
+        width = int(channels * self.compression)
         if not width:
-            raise ModelError(f"a compression of {compression} leaves no channels of the {channels} before a transition")
-        return Composite(norm(name=f"{name}_bn"), _conv(width, 1, name=f"{name}_conv"), drop)
+            raise ModelError(
+                f"a compression of {self.compression} leaves no channels of the {channels} before a transition"
+            )
+        return self.composite(name, width, 1)
 
-    for block, count in enumerate(blocks, 1):
-        layers = [layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
-        if block == len(blocks):
-            return dense_block(x, layers, Composite(norm(name="bn"), None), relu=act, fuse=not guided).mean((1, 2))
-        after = transition(f"transition{block}", x.shape[-1] + count * growth_rate)
-        x = avg_pool(dense_block(x, layers, after, relu=act, fuse=not guided), 2)
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, channels]. Must be called in a compact method, which has the layers' parameters."""
+        block_of = functools.partial(
+            dense_block, relu=functools.partial(relu, guided=self.guided), fuse=not self.guided
+        )
+        for block, count in enumerate(self.layers, 1):
+            layers = [self.layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
+            if block < len(self.layers):
+                after = self.transition(f"transition{block}", x.shape[-1] + count * self.growth_rate)
+                x = avg_pool(block_of(x, layers, after), 2)
+            else:
+                x = block_of(x, layers, Composite(self.norm(name="bn"), None))
+        return x.mean((1, 2))
 
 
 class DenseNet(nn.Module):
-    """The network for CIFAR, images [B, H, W, C] -> logits [B, num_classes] (section 4.2).
+    """The network for CIFAR, images [B, H, W, C] -> logits [B, num_classes] (Huang et al. 2016, section 4.2).
 
-    A convolution with 16 output channels, or 2k in the bottleneck form, is followed by `blocks` dense blocks of N
-    layers each. Figure 1 of the paper is one block of five layers with k = 4, depth 7. Raises ModelError for a depth
-    that does not fit.
+    | layer                | output for 32x32 pixels, depth 40, k = 12      |
+    |----------------------|------------------------------------------------|
+    | conv1                | 32x32x16 (2k channels in the bottleneck form)  |
+    | block 1, transition  | 32x32x160, 16x16x160                           |
+    | block 2, transition  | 16x16x304, 8x8x304                             |
+    | block 3              | 8x8x448                                        |
+    | logits               | num_classes, after global average pooling      |
+
+    Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
+    with k = 4, depth 7. Differences from the paper: evaluation uses running averages with momentum 0.9, and the dense
+    layer is initialized by Kaiming's rule. Raises ModelError for a depth that does not fit.
 
     Attributes:
       num_classes: Number of classes.
@@ -90,6 +121,7 @@ class DenseNet(nn.Module):
       dropout: Dropout rate after each convolution but the first; the paper uses 0.2 without data augmentation.
       axis_name: Mesh axis for batch statistics and dropout's keys.
       sync_bn: Average batch statistics over `axis_name`.
+      guided: As in layers.relu.
     """
 
     num_classes: int
@@ -111,30 +143,46 @@ class DenseNet(nn.Module):
             form = f"{step}N + {rest} layers" + (" with a bottleneck" if self.bottleneck else "")
             raise ModelError(f"a CIFAR DenseNet of {self.blocks} blocks has {form}, not {self.depth}")
 
-        norm = functools.partial(
-            BatchNorm, use_running_average=not train, axis_name=self.axis_name if self.sync_bn else None
-        )
+        bn_axis = self.axis_name if self.sync_bn else None
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
         drop = (lambda x: Dropout(self.dropout, self.axis_name)(x, train)) if self.dropout else None
-        x = _conv(2 * self.growth_rate if self.bottleneck else 16, 3, name="conv1")(x)
-        x = _dense_blocks(
-            x,
+        width = 2 * self.growth_rate if self.bottleneck else 16
+        x = Conv(width, (3, 3), padding=1, use_bias=False, name="conv1")(x)
+        dense_blocks = DenseBlocks(
             (layers,) * self.blocks,
             growth_rate=self.growth_rate,
             bottleneck=self.bottleneck,
             compression=self.compression,
             norm=norm,
-            guided=self.guided,
             drop=drop,
+            guided=self.guided,
         )
-        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
+        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(dense_blocks(x))
 
 
 class ImageNetDenseNet(nn.Module):
-    """The network for ImageNet, images [B, H, W, C] of at least 29x29 pixels -> logits [B, num_classes].
+    """The network for ImageNet, images [B, H, W, C] of at least 29x29 pixels -> logits [B, num_classes] (Huang et al.
+    2016, table 1).
 
-    A 7x7 convolution with 2k output channels and stride 2 and 3x3 max pooling are followed by four dense blocks in the
-    bottleneck form, with compression 0.5. `depth` is 121, 161, 169 or 201. Raises ModelError for another depth or
-    smaller images.
+    | layer               | output for 224x224 pixels, 121 layers       |
+    |---------------------|---------------------------------------------|
+    | conv1, pool         | 112x112x64 (7x7, stride 2), 56x56 (max 3x3, stride 2) |
+    | block 1, transition | 56x56x256, 28x28x128                        |
+    | block 2, transition | 28x28x512, 14x14x256                        |
+    | block 3, transition | 14x14x1024, 7x7x512                         |
+    | block 4             | 7x7x1024                                    |
+    | logits              | num_classes, after global average pooling   |
+
+    conv1 has 2k channels; blocks are in the bottleneck form, with compression 0.5; `DEPTHS` has their layers and k.
+    models/README.md has parameters and multiply-adds. Differences from the paper: as in DenseNet. Raises ModelError for
+    an unknown depth or smaller images.
+
+    Attributes:
+      num_classes: Number of classes.
+      depth: One of `DEPTHS`.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
+      guided: As in layers.relu.
     """
 
     num_classes: int
@@ -151,25 +199,32 @@ class ImageNetDenseNet(nn.Module):
             raise ModelError(
                 f"densenet{self.depth} needs images of at least 29x29 pixels, not {x.shape[1]}x{x.shape[2]}"
             )
-        blocks, growth_rate = DEPTHS[self.depth]
+        layers, growth_rate = DEPTHS[self.depth]
         bn_axis = self.axis_name if self.sync_bn else None
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
-        pad = ((3, 3), (3, 3))
-        x = Conv(2 * growth_rate, (7, 7), strides=2, padding=pad, use_bias=False, name="conv1")(x)
+        x = Conv(2 * growth_rate, (7, 7), strides=2, padding=3, use_bias=False, name="conv1")(x)
         x = max_pool(relu(norm(name="bn1")(x), guided=self.guided), 3, stride=2, padding=1)
-        x = _dense_blocks(
-            x, blocks, growth_rate=growth_rate, bottleneck=True, compression=0.5, norm=norm, guided=self.guided
+        dense_blocks = DenseBlocks(
+            layers, growth_rate=growth_rate, bottleneck=True, compression=0.5, norm=norm, guided=self.guided
         )
-        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x)
+        return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(dense_blocks(x))
 
+
+DenseNet40 = functools.partial(DenseNet, depth=40)
+DenseNet100BC = functools.partial(DenseNet, depth=100, bottleneck=True, compression=0.5)
+DenseNet121 = functools.partial(ImageNetDenseNet, depth=121)
+DenseNet161 = functools.partial(ImageNetDenseNet, depth=161)
+DenseNet169 = functools.partial(ImageNetDenseNet, depth=169)
+DenseNet201 = functools.partial(ImageNetDenseNet, depth=201)
+TinyDenseNet = functools.partial(DenseNet, depth=7, growth_rate=4)  # For tests.
+TinyImageNetDenseNet = functools.partial(ImageNetDenseNet, depth=13)
 
 SPECS = {"densenet": ModelSpec(module=DenseNet, image_shape=(32, 32, 3))} | {
-    f"densenet{depth}": ModelSpec(
-        module=ImageNetDenseNet,
-        options={"depth": depth},
+    f"densenet{module.keywords['depth']}": ModelSpec(
+        module=module,
         image_shape=(224, 224, 3),
         num_classes=1000,
-        torchvision=TorchvisionLayout(torchvision_names(depth=depth)),
+        torchvision=TorchvisionLayout(torchvision_names(**module.keywords)),
     )
-    for depth in DEPTHS
+    for module in (DenseNet121, DenseNet161, DenseNet169, DenseNet201)
 }

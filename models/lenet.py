@@ -1,10 +1,6 @@
-"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition", figure 2).
+"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition")."""
 
-conv 5x5x6 - pool 2 - conv 5x5x16 - pool 2 - conv 5x5x120 - dense 84 - dense. Differences from the paper: C3 is
-connected to all six channels of S2 instead of those of table I, average pooling has no trainable coefficient and bias,
-tanh is not scaled, and the output layer is linear instead of radial basis functions. Images are zero-padded to the
-paper's 32x32.
-"""
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,10 +18,21 @@ def _edges(size):
 
 
 class LeNet(nn.Module):
-    """Images [B, H, W, C] of at least 28x28 pixels -> logits [B, num_classes].
+    """Images [B, H, W, C] of at least 28x28 pixels -> logits [B, num_classes] (LeCun et al. 1998, figure 2).
 
-    61,706 parameters for images of 28x28x1 and ten classes. Raises ModelError for smaller images or an unknown
-    activation.
+    | layer  | output      | window                            |
+    |--------|-------------|-----------------------------------|
+    | c1     | 14x14x6     | 5x5, average pooling 2x2 (S2)     |
+    | c3     | 5x5x16      | 5x5, average pooling 2x2 (S4)     |
+    | c5     | 1x1x120     | 5x5                               |
+    | f6     | 84          | dense                             |
+    | logits | num_classes | dense                             |
+
+    Images are zero-padded to the paper's 32x32. For 28x28x1 pixels and ten classes there are 61,706 parameters and
+    416,520 multiply-adds. Differences from the paper: C3 is connected to all six channels of S2 instead of those of
+    table I, average pooling has no trainable coefficient and bias, tanh is not scaled, and the output layer is linear
+    instead of radial basis functions. Weights are initialized by Glorot's rule for tanh and sigmoid, otherwise by
+    Kaiming's. Raises ModelError for smaller images or an unknown activation.
 
     Attributes:
       num_classes: Number of classes.
@@ -44,14 +51,15 @@ class LeNet(nn.Module):
         del train
         if min(x.shape[1:3]) < 28:
             raise ModelError(f"lenet needs images of at least 28x28 pixels, not {x.shape[1]}x{x.shape[2]}")
-        function = activation(self.activation, slope=self.slope, guided=self.guided)
+        act = activation(self.activation, slope=self.slope, guided=self.guided)
         init = glorot_uniform if self.activation in ("tanh", "sigmoid") else kaiming_normal
+        conv = functools.partial(Conv, kernel_size=(5, 5), padding="VALID", kernel_init=init)
+
         x = jnp.pad(x, ((0, 0), *_edges(x.shape[1:3]), (0, 0)))
-        x = avg_pool(function(Conv(6, (5, 5), padding="VALID", kernel_init=init, name="c1")(x)), 2)
-        x = avg_pool(function(Conv(16, (5, 5), padding="VALID", kernel_init=init, name="c3")(x)), 2)
-        x = function(Conv(120, (5, 5), padding="VALID", kernel_init=init, name="c5")(x))
-        x = x.reshape(x.shape[0], -1)
-        x = function(Dense(84, kernel_init=init, name="f6")(x))
+        x = avg_pool(act(conv(6, name="c1")(x)), 2)
+        x = avg_pool(act(conv(16, name="c3")(x)), 2)
+        x = act(conv(120, name="c5")(x))
+        x = act(Dense(84, kernel_init=init, name="f6")(x.reshape(x.shape[0], -1)))
         return Dense(self.num_classes, name="logits")(x)
 
     def layer_specs(self, input_shape) -> list[layer_specs.Layer]:

@@ -1,6 +1,7 @@
 """What the rest of the code needs to know about a model besides its module."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ class ModelSpec:
     """The registry's entry for one model name.
 
     Attributes:
-      module: The Linen module class. It has a field `num_classes`.
-      options: Values of the module's fields that are fixed by the name, for example the depth.
+      module: The Linen module class, with a field `num_classes`, or a functools.partial of it that fixes other fields,
+        for example the depth.
       task: What the model is for.
       image_shape: Default image shape (height, width, channels), that of the data set it was published for.
       num_classes: Number of classes of the same data set.
@@ -32,8 +33,7 @@ class ModelSpec:
       encoders: Models that the encoder can be initialized from, each with the prefixes of the layer names it shares.
     """
 
-    module: type[nn.Module]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    module: Callable[..., nn.Module]
     task: Task = "classification"
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
@@ -43,3 +43,13 @@ class ModelSpec:
     first_filters: Callable | None = None
     raw_pixels: bool = False
     encoders: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def options(self) -> set[str]:
+        """The names of the module's fields that may be chosen, `num_classes` aside."""
+        fixed: Mapping[str, Any] = {}
+        module: Any = self.module
+        if isinstance(module, functools.partial):
+            module, fixed = module.func, module.keywords
+        names = {field.name for field in dataclasses.fields(module)}
+        return names - {"parent", "name", "num_classes", "guided", *fixed}

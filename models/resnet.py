@@ -1,9 +1,4 @@
-"""ResNet and plain networks for ImageNet (He, Zhang, Ren & Sun 2015, "Deep residual learning", table 1).
-
-A 7x7 convolution with 64 output channels and stride 2, 3x3 max pooling with stride 2, four stages of blocks, global
-average pooling and a dense layer. A block is two 3x3 convolutions or, for 50 layers and more, a bottleneck 1x1 - 3x3 -
-1x1. Shortcuts are of type B: a 1x1 convolution where the shape changes, otherwise the identity.
-"""
+"""ResNet and plain networks for ImageNet (He, Zhang, Ren & Sun 2015, "Deep residual learning", table 1)."""
 
 import functools
 
@@ -15,8 +10,9 @@ from models.layers import BatchNorm, Conv, Dense, max_pool, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# Depth -> (number of blocks in each stage, whether they are bottlenecks).
+# Depth -> (number of blocks in each stage, whether they are bottlenecks). The paper has no 10.
 DEPTHS = {
+    10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
@@ -40,7 +36,19 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
 
 
 class Block(nn.Module):
-    """A block, [B, H, W, C] -> [B, H / stride, W / stride, width], or 4 * width channels for a bottleneck."""
+    """A residual block, [B, H, W, C] -> [B, H / stride, W / stride, width], or 4 * width channels for a bottleneck.
+
+    The shortcut is of type B: a 1x1 convolution where the shape changes, otherwise the identity.
+
+    Attributes:
+      width: Output channels of the 3x3 convolutions.
+      stride: Stride of the block in pixels.
+      bottleneck: 1x1 - 3x3 - 1x1 instead of two 3x3 convolutions.
+      v1_5: Put a bottleneck's stride into the 3x3 convolution instead of the first 1x1 convolution.
+      residual: Add the shortcut.
+      bn_axis: Mesh axis for batch statistics.
+      guided: As in layers.relu.
+    """
 
     width: int
     stride: int
@@ -52,39 +60,53 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        def conv_bn(x, width, size, stride, name):
-            pad, (conv, bn) = size // 2, name
-            x = Conv(width, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=False, name=conv)(
-                x
-            )
-            return BatchNorm(use_running_average=not train, axis_name=self.bn_axis, name=bn)(x)
+        conv = functools.partial(Conv, use_bias=False)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.bn_axis)
+        act = functools.partial(relu, guided=self.guided)
 
-        # (width, window, stride) of each convolution. v1 has the stride in the first 1x1, v1.5 in the 3x3 convolution.
-        layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        y, first, second = x, self.stride, 1
         if self.bottleneck:
             first, second = (1, self.stride) if self.v1_5 else (self.stride, 1)
-            layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
-        shortcut, act = x, functools.partial(relu, guided=self.guided)
-        for i, layer in enumerate(layers, 1):
-            x = conv_bn(x, *layer, (f"conv{i}", f"bn{i}"))
-            x = act(x) if i < len(layers) else x
-        if self.residual:
-            if shortcut.shape != x.shape:
-                shortcut = conv_bn(shortcut, x.shape[-1], 1, self.stride, ("shortcut", "shortcut_bn"))
-            x = x + shortcut
-        return act(x)
+            y = act(norm(name="bn1")(conv(self.width, (1, 1), strides=first, name="conv1")(y)))
+            y = act(norm(name="bn2")(conv(self.width, (3, 3), strides=second, padding=1, name="conv2")(y)))
+            y = norm(name="bn3")(conv(4 * self.width, (1, 1), name="conv3")(y))
+        else:
+            y = act(norm(name="bn1")(conv(self.width, (3, 3), strides=first, padding=1, name="conv1")(y)))
+            y = norm(name="bn2")(conv(self.width, (3, 3), padding=1, name="conv2")(y))
+        if not self.residual:
+            return act(y)
+        if x.shape != y.shape:
+            x = norm(name="shortcut_bn")(conv(y.shape[-1], (1, 1), strides=self.stride, name="shortcut")(x))
+        return act(y + x)
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C] -> logits [B, num_classes]. Raises ModelError for an unknown depth.
+    """Images [B, H, W, C] -> logits [B, num_classes] (He et al. 2015, table 1).
+
+    | layer   | output for 224x224 pixels | 18, 34 layers   | 50, 101, 152 layers       |
+    |---------|---------------------------|-----------------|---------------------------|
+    | conv1   | 112x112x64                | 7x7, stride 2   | 7x7, stride 2             |
+    | pool    | 56x56                     | max 3x3, stride 2 | max 3x3, stride 2       |
+    | stage 1 | 56x56                     | 3x3 64 twice    | 1x1 64, 3x3 64, 1x1 256   |
+    | stage 2 | 28x28                     | 3x3 128 twice   | 1x1 128, 3x3 128, 1x1 512 |
+    | stage 3 | 14x14                     | 3x3 256 twice   | 1x1 256, 3x3 256, 1x1 1024 |
+    | stage 4 | 7x7                       | 3x3 512 twice   | 1x1 512, 3x3 512, 1x1 2048 |
+    | logits  | num_classes               | global average pooling, dense | the same    |
+
+    `DEPTHS` has the number of blocks in each stage. Batch norm follows each convolution; the first block of stages 2 to
+    4 has stride 2. models/README.md has parameters and multiply-adds. Differences from the paper: shortcuts are of type
+    B at every depth (the paper's table 2 has type A), and evaluation uses running averages of the batch statistics, not
+    exact ones. Raises ModelError for an unknown depth.
 
     Attributes:
       num_classes: Number of classes.
-      depth: 18, 34, 50, 101 or 152.
+      depth: One of `DEPTHS`.
       residual: Add the shortcuts; False is the paper's plain network.
       v1_5: Put the stride of a bottleneck into its 3x3 convolution instead of the first 1x1 convolution.
       axis_name: Mesh axis for batch statistics.
       sync_bn: Average batch statistics over `axis_name`.
+      width: Output channels of the first convolution.
+      guided: As in layers.relu.
     """
 
     num_classes: int
@@ -93,6 +115,7 @@ class ResNet(nn.Module):
     v1_5: bool = False
     axis_name: str | None = None
     sync_bn: bool = True
+    width: int = 64
     guided: bool = False
 
     @nn.compact
@@ -101,33 +124,41 @@ class ResNet(nn.Module):
             raise ModelError(f"a residual network has {', '.join(map(str, DEPTHS))} layers, not {self.depth}")
         stages, bottleneck = DEPTHS[self.depth]
         bn_axis = self.axis_name if self.sync_bn else None
-        x = Conv(64, (7, 7), strides=2, padding=((3, 3), (3, 3)), use_bias=False, name="conv1")(x)
+        block = functools.partial(
+            Block,
+            bottleneck=bottleneck,
+            v1_5=self.v1_5,
+            residual=self.residual,
+            bn_axis=bn_axis,
+            guided=self.guided,
+        )
+
+        x = Conv(self.width, (7, 7), strides=2, padding=3, use_bias=False, name="conv1")(x)
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)
         x = max_pool(x, 3, stride=2, padding=1)
         for stage, blocks in enumerate(stages, 1):
-            for block in range(1, blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
-                options = (64 * 2 ** (stage - 1), stride, bottleneck, self.v1_5, self.residual, bn_axis, self.guided)
-                x = Block(*options, name=f"stage{stage}_block{block}")(x, train)
+            for i in range(1, blocks + 1):
+                stride = 2 if stage > 1 and i == 1 else 1
+                width = self.width * 2 ** (stage - 1)
+                x = block(width=width, stride=stride, name=f"stage{stage}_block{i}")(x, train)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 
 
-# v1 and v1.5 differ only in bottlenecks, so only these models have the option v1_5.
+# v1 and v1.5 differ only in bottlenecks, so only ResNet50 to 152 have the option v1_5.
+ResNet18 = functools.partial(ResNet, depth=18, residual=True, v1_5=False)
+ResNet34 = functools.partial(ResNet, depth=34, residual=True, v1_5=False)
+ResNet50 = functools.partial(ResNet, depth=50, residual=True)
+ResNet101 = functools.partial(ResNet, depth=101, residual=True)
+ResNet152 = functools.partial(ResNet, depth=152, residual=True)
+Plain18 = functools.partial(ResNet, depth=18, residual=False, v1_5=False)
+Plain34 = functools.partial(ResNet, depth=34, residual=False, v1_5=False)
+TinyResNet = functools.partial(ResNet, depth=10, width=4)  # For tests.
+
+_imagenet = functools.partial(ModelSpec, image_shape=(224, 224, 3), num_classes=1000)
+
 SPECS = {
-    f"resnet{depth}": ModelSpec(
-        module=ResNet,
-        options={"depth": depth, "residual": True} | ({} if bottleneck else {"v1_5": False}),
-        image_shape=(224, 224, 3),
-        num_classes=1000,
-        torchvision=TorchvisionLayout(torchvision_names(depth=depth)),
+    f"resnet{module.keywords['depth']}": _imagenet(
+        module=module, torchvision=TorchvisionLayout(torchvision_names(depth=module.keywords["depth"]))
     )
-    for depth, (_, bottleneck) in DEPTHS.items()
-} | {
-    f"plain{depth}": ModelSpec(
-        module=ResNet,
-        options={"depth": depth, "residual": False, "v1_5": False},
-        image_shape=(224, 224, 3),
-        num_classes=1000,
-    )
-    for depth in (18, 34)
-}
+    for module in (ResNet18, ResNet34, ResNet50, ResNet101, ResNet152)
+} | {"plain18": _imagenet(module=Plain18), "plain34": _imagenet(module=Plain34)}

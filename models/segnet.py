@@ -62,9 +62,17 @@ def _joined(x, maps, *, decoder: str):
 class SegNetBasic(nn.Module):
     """Images [B, H, W, C] with pixels 0 to 255 -> logits [B, H, W, num_classes].
 
-    An encoder is a 7x7 convolution, batch norm, ReLU and pooling; decoders have no ReLU. There are 1,416,587 parameters
-    for 11 classes. Batch norm's epsilon is 1e-5; the authors' is 1e-9. Raises ModelError for an unknown decoder, or
-    widths that the decoder does not support.
+    | encoder for 360x480 pixels | decoder  |
+    |----------------------------|----------|
+    | 7x7x64, 180x240            | 7x7x64, then the logits 1x1 |
+    | 7x7x64, 90x120             | 7x7x64   |
+    | 7x7x64, 45x60              | 7x7x64   |
+    | 7x7x64, 23x30              | 7x7x64   |
+
+    An encoder is a convolution, batch norm, ReLU and pooling; decoders have no ReLU (Badrinarayanan et al. 2015,
+    section 3.1). For 360x480 pixels and 11 classes there are 1,416,587 parameters and 59,188,838,400 multiply-adds.
+    Difference from the authors' network: batch norm's epsilon is 1e-5, not 1e-9. Raises ModelError for an unknown
+    decoder, or widths that the decoder does not support.
 
     Attributes:
       num_classes: Number of classes.
@@ -88,13 +96,15 @@ class SegNetBasic(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         _check(self.decoder)
-        bn_axis, pad = self.axis_name if self.sync_bn else None, ((self.window // 2,) * 2,) * 2
+        bn_axis = self.axis_name if self.sync_bn else None
         if self.decoder == "indices_add" and len(set(self.widths)) > 1:
             raise ModelError(f"decoder indices_add needs encoders of one width, not {list(self.widths)}")
 
+        conv = functools.partial(Conv, kernel_size=(self.window, self.window), padding=self.window // 2)
+        norm = functools.partial(ShiftedBatchNorm, use_running_average=not train, axis_name=bn_axis)
+
         def conv_bn(x, width, name):
-            x = Conv(width, (self.window, self.window), padding=pad, name=f"{name}_conv")(x)
-            return ShiftedBatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"{name}_bn")(x)
+            return norm(name=f"{name}_bn")(conv(width, name=f"{name}_conv")(x))
 
         kept = []
         if self.normalise_channels:
@@ -141,10 +151,12 @@ class SegNetSmall(nn.Module):
         _check(self.decoder)
         bn_axis, kept = self.axis_name if self.sync_bn else None, []
 
+        conv = functools.partial(Conv, use_bias=False)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
+
         def conv_bn(x, width, window, name):
-            pad = ((window // 2,) * 2,) * 2
-            x = Conv(width, (window, window), padding=pad, use_bias=False, name=f"{name}_conv")(x)
-            return BatchNorm(use_running_average=not train, axis_name=bn_axis, name=f"{name}_bn")(x)
+            x = conv(width, (window, window), padding=window // 2, name=f"{name}_conv")(x)
+            return norm(name=f"{name}_bn")(x)
 
         stages = list(zip(self.widths, self.windows, self.depths, strict=True))
         for stage, (width, window, depth) in enumerate(stages, 1):
@@ -161,11 +173,26 @@ class SegNetSmall(nn.Module):
 
 
 class SegNet(nn.Module):
-    """Normalized images [B, H, W, 3] -> logits [B, H, W, num_classes]; 29,449,355 parameters for 11 classes.
+    """Normalized images [B, H, W, 3] -> logits [B, H, W, num_classes]; 29,449,355 parameters and
+    106,712,432,640 multiply-adds for 360x480 pixels and 11 classes (Badrinarayanan et al. 2015, figure 2).
 
     The encoder is the 13 convolutions of VGG-16 with batch norm. Its layers have the same names as in `models.vgg`, so
     it can be initialized from VGG's weights. The decoder mirrors it. The authors' images are raw pixels, which batch
     norm scales after the first convolution. Raises ModelError for an unknown decoder.
+
+    | stage | encoder for 360x480 pixels | decoder |
+    |-------|----------------------------|---------|
+    | 1     | 3x3x64 twice, 180x240      | 3x3x64, then the logits 3x3 |
+    | 2     | 3x3x128 twice, 90x120      | 3x3x128, 3x3x64 |
+    | 3     | 3x3x256 three times, 45x60 | 3x3x256 twice, 3x3x128 |
+    | 4     | 3x3x512 three times, 23x30 | 3x3x512 twice, 3x3x256 |
+    | 5     | 3x3x512 three times, 12x15 | 3x3x512 three times |
+
+    Attributes:
+      num_classes: Number of classes.
+      decoder: One of `DECODERS`.
+      axis_name: Mesh axis for batch statistics.
+      sync_bn: Average batch statistics over `axis_name`.
     """
 
     num_classes: int
@@ -178,15 +205,12 @@ class SegNet(nn.Module):
         _check(self.decoder)
         bn_axis, kept = self.axis_name if self.sync_bn else None, []
 
-        def conv(x, width, name):
-            return Conv(width, (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
-
-        def bn_relu(x, name):
-            return relu(ShiftedBatchNorm(use_running_average=not train, axis_name=bn_axis, name=name)(x))
+        conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
+        norm = functools.partial(ShiftedBatchNorm, use_running_average=not train, axis_name=bn_axis)
 
         for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[16], strict=True), 1):
             for i in range(1, convolutions + 1):
-                x = bn_relu(conv(x, width, f"conv{stage}_{i}"), f"bn{stage}_{i}")
+                x = relu(norm(name=f"bn{stage}_{i}")(conv(width, name=f"conv{stage}_{i}")(x)))
             maps = x
             x, indices = max_pool_with_indices(maps)
             kept.append((maps, indices))
@@ -195,9 +219,9 @@ class SegNet(nn.Module):
             last = WIDTHS[max(0, stage - 2)]  # The width of the stage before.
             widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
             for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
-                x = bn_relu(conv(x, width, f"decoder{stage}_{i}"), f"decoder{stage}_bn{i}")
+                x = relu(norm(name=f"decoder{stage}_bn{i}")(conv(width, name=f"decoder{stage}_{i}")(x)))
                 x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has the encoder's width.
-        return conv(x, self.num_classes, "logits")
+        return conv(self.num_classes, name="logits")(x)
 
 
 SPECS = {

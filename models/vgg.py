@@ -1,6 +1,7 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks", table 1: configurations A, B, D and E)."""
 
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -34,9 +35,21 @@ TIMM_NAMES = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3"
 
 
 class VGG(nn.Module):
-    """Images [B, H, W, 3] of at least 32x32 pixels (224x224 in the paper) -> logits [B, num_classes].
+    """Images [B, H, W, 3] of at least 32x32 pixels -> logits [B, num_classes] (Simonyan & Zisserman 2014, table 1).
 
-    Dropout is applied to the outputs of fc6 and fc7. Raises ModelError for an unknown depth or smaller images.
+    | stage | output for 224x224 pixels | 11 (A) | 13 (B) | 16 (D) | 19 (E) |
+    |-------|---------------------------|--------|--------|--------|--------|
+    | 1     | 112x112x64                | 1      | 2      | 2      | 2      |
+    | 2     | 56x56x128                 | 1      | 2      | 2      | 2      |
+    | 3     | 28x28x256                 | 2      | 2      | 3      | 4      |
+    | 4     | 14x14x512                 | 2      | 2      | 3      | 4      |
+    | 5     | 7x7x512                   | 2      | 2      | 3      | 4      |
+
+    The table has the number of 3x3 convolutions with ReLU in each stage, before 2x2 max pooling. Then there are dense
+    layers fc6 and fc7 with ReLU and dropout of their outputs, and the logits. models/README.md has parameters and
+    multiply-adds. Differences from the paper: convolutions are initialized by Kaiming's rule, where the paper draws
+    from N(0, 0.01) or starts deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError
+    for an unknown depth or smaller images.
 
     Attributes:
       num_classes: Number of classes.
@@ -46,6 +59,8 @@ class VGG(nn.Module):
       axis_name: Mesh axis for batch statistics and dropout's keys.
       sync_bn: Average batch statistics over `axis_name`.
       units: Units of fc6 and fc7.
+      widths: Output channels of the convolutions of each stage.
+      guided: As in layers.relu.
     """
 
     CLASSIFIER: ClassVar = ("fc6", "fc7", "logits")
@@ -57,19 +72,21 @@ class VGG(nn.Module):
     axis_name: str | None = None
     sync_bn: bool = True
     units: int = 4096
+    widths: Sequence[int] = WIDTHS
     guided: bool = False
 
     def setup(self):
         if self.depth not in DEPTHS:
             raise ModelError(f"VGG has 11, 13, 16 or 19 layers, not {self.depth}")
-        for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[self.depth], strict=True), 1):
+        conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
+        norm = functools.partial(BatchNorm, axis_name=self.axis_name if self.sync_bn else None)
+        dense = functools.partial(Dense, kernel_init=normal(0.01))
+        for stage, (width, convolutions) in enumerate(zip(self.widths, DEPTHS[self.depth], strict=True), 1):
             for i in range(1, convolutions + 1):
-                setattr(self, f"conv{stage}_{i}", Conv(width, (3, 3), padding=((1, 1), (1, 1))))
+                setattr(self, f"conv{stage}_{i}", conv(width))
                 if self.batch_norm:
-                    setattr(self, f"bn{stage}_{i}", BatchNorm(axis_name=self.axis_name if self.sync_bn else None))
-        self.fc6, self.fc7, self.logits = (
-            Dense(columns, kernel_init=normal(0.01)) for columns in (self.units, self.units, self.num_classes)
-        )
+                    setattr(self, f"bn{stage}_{i}", norm())
+        self.fc6, self.fc7, self.logits = dense(self.units), dense(self.units), dense(self.num_classes)
         self.act = functools.partial(relu, guided=self.guided)
         self.drop = Dropout(self.dropout, self.axis_name)
 
@@ -96,16 +113,22 @@ class VGG(nn.Module):
         return self.classifier(self.features(x, train), train)
 
 
+VGG11 = functools.partial(VGG, depth=11, batch_norm=False)
+VGG13 = functools.partial(VGG, depth=13, batch_norm=False)
+VGG16 = functools.partial(VGG, depth=16, batch_norm=False)
+VGG19 = functools.partial(VGG, depth=19, batch_norm=False)
+VGG11BN = functools.partial(VGG, depth=11, batch_norm=True)
+VGG13BN = functools.partial(VGG, depth=13, batch_norm=True)
+VGG16BN = functools.partial(VGG, depth=16, batch_norm=True)
+VGG19BN = functools.partial(VGG, depth=19, batch_norm=True)
+TinyVGG = functools.partial(VGG, depth=11, widths=(4, 4, 8, 8, 8), units=14)  # For tests.
+
 SPECS = {
-    f"vgg{depth}{'_bn' * batch_norm}": ModelSpec(
-        module=VGG,
-        options={"depth": depth, "batch_norm": batch_norm},
+    f"vgg{module.keywords['depth']}{'_bn' * module.keywords['batch_norm']}": ModelSpec(
+        module=module,
         image_shape=(224, 224, 3),
         num_classes=1000,
-        torchvision=TorchvisionLayout(
-            torchvision_names(depth=depth, batch_norm=batch_norm), flattened={"fc6": 512}, aliases=TIMM_NAMES
-        ),
+        torchvision=TorchvisionLayout(torchvision_names(**module.keywords), flattened={"fc6": 512}, aliases=TIMM_NAMES),
     )
-    for batch_norm in (False, True)
-    for depth in DEPTHS
+    for module in (VGG11, VGG13, VGG16, VGG19, VGG11BN, VGG13BN, VGG16BN, VGG19BN)
 }

@@ -14,9 +14,10 @@ from experiments.cli import validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
 from experiments.setup import training
-from models.alexnet import AlexNetOWT
+from models.alexnet import AlexNetOWT, TinyAlexNet
 from models.layers import relu
 from models.vgg import VGG
+from models.vgg import TinyVGG as TINY_VGG
 from train import optimizers
 from train.equality import tree_error
 from train.parallel import data_parallel, hybrid
@@ -47,8 +48,8 @@ SIDES = {Tiny: 15, AlexNetOWT: 63, TinyVGG: 4}
 
 def make(devices, *, network=Tiny, optimizer=None, passes=1, update="accumulate", smoothing=0.1, **options):
     axis = axis_of(devices)
-    small = {"depth": 11, "batch_norm": True} if network is TinyVGG else {"widths": (4, 8, 8, 8, 8)}
-    model = network(CLASSES, axis_name=axis, units=14, **small, **options)
+    small = TINY_VGG.keywords | {"batch_norm": True} if network is TinyVGG else TinyAlexNet.keywords
+    model = network(CLASSES, axis_name=axis, **small, **options)
     optimizer = optimizer or optax.sgd(1.0)
     side = SIDES[network]
 

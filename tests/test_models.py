@@ -1,5 +1,7 @@
 """One contract for every network, and the counts of parameters."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from commands import ROOT
 import models
 from experiments.cli.config import NetworkConfig
 from experiments.setup import classification
-from models import dcgan, dcnn, initializers, layers, summary
+from models import alexnet, cnn, dcgan, dcnn, densenet, initializers, layers, resnet, resnet_cifar, summary, vgg
 from models.resnet_cifar import Block
 from train.precision import cast_floating
 
@@ -26,7 +28,17 @@ NAMES = [
     pytest.param("cuda_convnet", marks=pytest.mark.slow),
     "dcnn",
 ]
-TINY = {"densenet": {"depth": 7, "growth_rate": 4}}
+TINY = {"densenet": densenet.TinyDenseNet}
+VARIANTS = [
+    (alexnet.TinyAlexNet, 63),
+    (cnn.TinyCNN, 8),
+    (dcnn.TinyDCNN, 9),
+    (densenet.TinyDenseNet, 8),
+    (densenet.TinyImageNetDenseNet, 29),
+    (resnet.TinyResNet, 32),
+    (resnet_cifar.TinyCifarResNet, 8),
+    (vgg.TinyVGG, 32),
+]
 COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
 
 
@@ -69,7 +81,7 @@ def classes_of(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
-    model = models.create(name, classes_of(name), **TINY.get(name, {}))
+    model = TINY.get(name, functools.partial(models.create, name))(num_classes=classes_of(name))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 28, 28, 1)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(1), images)
     traces = []
@@ -90,6 +102,26 @@ def test_contract(name):
         found = jax.tree.leaves(jax.device_get(gradients(variables["params"])))
     assert all(np.isfinite(gradient).all() for gradient in found) and any(gradient.any() for gradient in found)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("variant", "side"), VARIANTS)
+def test_tiny_variants(variant, side):
+    model = variant(10)
+    found = summary.layers(model, (side, side, 3))
+    assert found[-1].shape == (10,) and sum(layer.parameters for layer in found) < 200_000
+
+
+def test_variants_are_the_registrys():
+    for module, name in (
+        (resnet.ResNet50, "resnet50"),
+        (resnet.Plain34, "plain34"),
+        (resnet_cifar.ResNet20, "cifar_resnet20"),
+        (vgg.VGG16, "vgg16"),
+        (vgg.VGG19BN, "vgg19_bn"),
+        (densenet.DenseNet121, "densenet121"),
+        (dcnn.DCNNWide, "dcnn_wide"),
+    ):
+        assert module(10) == models.create(name, 10)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,13 @@ def free_port():
 
 # classify with a small network of AlexNet's form.
 HYBRID = """
+import functools
+
 import models
 from tests.test_hybrid import Tiny
 
 options = {"widths": (4, 8, 8, 8, 8), "units": 30}
-models.MODELS["alexnet_owt"] = models.ModelSpec(module=Tiny, options=options)
+models.MODELS["alexnet_owt"] = models.ModelSpec(module=functools.partial(Tiny, **options))
 from experiments import classify
 from experiments.cli import app
 
