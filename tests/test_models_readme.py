@@ -1,0 +1,67 @@
+"""The table in models/README.md against the networks."""
+
+import pathlib
+import re
+import typing
+
+import pytest
+from commands import ROOT
+
+import models
+from models import summary
+
+
+class Row(typing.NamedTuple):
+    name: str
+    paper: str
+    published: str
+    image: str
+    parameters: str
+    multiply_adds: str
+    recipe: str
+
+
+ROWS = [
+    Row(*(cell.strip().strip("`") for cell in line.strip("|\n").split("|")))
+    for line in (ROOT / "models/README.md").read_text().splitlines()
+    if line.startswith("| `")
+]
+# Many layers take seconds to trace.
+FAST = {"mlp", "lenet", "cnn", "dcnn", "cuda_convnet", "densenet", "cifar_resnet20", "alexnet_owt", "vgg19", "resnet34"}
+
+
+def options(flags: str) -> dict[str, typing.Any]:
+    """The network's options of flags such as `--depth=100 --bottleneck`."""
+    found = re.findall(r"--(\w+)(?:=(\S+))?", flags)
+    return {name: (float(value) if "." in value else int(value)) if value else True for name, value in found}
+
+
+def test_every_network_has_its_line():
+    assert [row.name for row in ROWS if " " not in row.name and row.name not in models.MODELS] == []
+    assert {row.name.split()[0] for row in ROWS} == set(models.MODELS)
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name, marks=[] if row.name in FAST else pytest.mark.slow) for row in ROWS]
+)
+def test_parameters_and_multiply_adds(row):
+    name, _, flags = row.name.partition(" ")
+    model = models.create(name, models.spec(name).num_classes, **options(flags))
+    found = summary.layers(model, tuple(map(int, row.image.split("x"))))
+    assert f"{sum(layer.parameters for layer in found):,}" == row.parameters
+    assert f"{sum(layer.multiply_adds for layer in found):,}" == row.multiply_adds
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS if row.recipe != "—"])
+def test_the_recipe_trains_the_network(row):
+    flags = pathlib.Path(ROOT / "experiments/recipes" / row.recipe).read_text().splitlines()
+    name, _, rest = row.name.partition(" ")
+    # Of classify and segment the networks cnn and segnet_small are the default.
+    model = next((flag for flag in flags if flag.startswith("--model=")), None)
+    assert model == f"--model={name}" or (model is None and name in ("cnn", "segnet_small"))
+    assert set(rest.split()) <= set(flags)
+
+
+def test_recipes_are_all_named():
+    text = (ROOT / "models/README.md").read_text()
+    assert not [path.name for path in (ROOT / "experiments/recipes").glob("*.flags") if f"`{path.name}`" not in text]
