@@ -47,7 +47,7 @@ class AlexNetOWT(nn.Module):
     multiply-adds. The paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256,
     which also agrees with the "0.2 % more parameters" of the text. Differences from the author's network, all of them
     torchvision's: padding 2 in conv1, no local response normalization, dropout before fc6 and fc7, and the
-    initialization; the options below give the author's. Raises ModelError for smaller images.
+    initialization; but for the padding, the options below give the author's. Raises ModelError for smaller images.
 
     Attributes:
       num_classes: Number of classes.
@@ -75,19 +75,18 @@ class AlexNetOWT(nn.Module):
     guided: bool = False
 
     def setup(self):
-        def start(name: str, fan_in: int) -> dict:
-            if not self.author_weights:
-                return {"kernel_init": fan_in_uniform, "bias_init": uniform(fan_in**-0.5)}
+        def author(name: str) -> dict:
             std, bias = AUTHOR_WEIGHTS[name]
             return {"kernel_init": normal(std), "bias_init": nn.initializers.constant(bias)}
 
         def dense(name: str, units: int) -> nn.Module:
-            return Dense(units, **start(name, 1)) if self.author_weights else FanInDense(units)
+            return Dense(units, **author(name)) if self.author_weights else FanInDense(units)
 
         geometry = zip(WINDOWS, (3, *self.widths), self.widths, strict=False)
         for i, ((window, stride, padding), inputs, width) in enumerate(geometry, 1):
-            options = start(f"conv{i}", window * window * inputs)
-            setattr(self, f"conv{i}", Conv(width, (window, window), strides=stride, padding=padding, **options))
+            start = {"kernel_init": fan_in_uniform, "bias_init": uniform((window * window * inputs) ** -0.5)}
+            start = author(f"conv{i}") if self.author_weights else start
+            setattr(self, f"conv{i}", Conv(width, (window, window), strides=stride, padding=padding, **start))
         self.fc6, self.fc7 = dense("fc6", self.units), dense("fc7", self.units)
         self.logits = dense("logits", self.num_classes)
         self.act = functools.partial(relu, guided=self.guided)

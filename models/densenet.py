@@ -1,8 +1,8 @@
 """DenseNet (Huang, Liu, van der Maaten & Weinberger 2016, "Densely connected convolutional networks")."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -38,7 +38,8 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
     return names
 
 
-class DenseBlocks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class DenseBlocks:
     """The part that the networks have in common: dense blocks with transitions between them and global average pooling.
 
     A layer is the composite function BN - ReLU - 3x3 convolution with k output channels, in the bottleneck form
@@ -83,9 +84,8 @@ class DenseBlocks(NamedTuple):
 
     def __call__(self, x):
         """[B, H, W, C] -> [B, channels]. Must be called in a compact method, which has the layers' parameters."""
-        block_of = functools.partial(
-            dense_block, relu=functools.partial(relu, guided=self.guided), fuse=not self.guided
-        )
+        act = functools.partial(relu, guided=self.guided)
+        block_of = functools.partial(dense_block, relu=act, fuse=not self.guided)
         for block, count in enumerate(self.layers, 1):
             layers = [self.layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
             if block < len(self.layers):

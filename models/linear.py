@@ -11,7 +11,9 @@ from models.model_spec import ModelSpec
 class Perceptron(nn.Module):
     """Multinomial logistic regression, images [B, H, W, C] -> logits [B, num_classes].
 
-    Weights are initialized to zero. The loss is convex, so no symmetry has to be broken.
+    For 28x28x1 pixels and ten classes there are 7,850 parameters and 7,840 multiply-adds. It is trained on the
+    cross-entropy, not by Rosenblatt's rule (1958, "The perceptron"). Weights are initialized to zero. The loss is
+    convex, so no symmetry has to be broken.
     """
 
     num_classes: int
@@ -31,7 +33,7 @@ class Perceptron(nn.Module):
 class Logistic(nn.Module):
     """Binary logistic regression, images [B, H, W, C] -> the logit [B, 1] of the second of two classes.
 
-    Raises ModelError unless `num_classes` is 2.
+    For 28x28x1 pixels there are 785 parameters and 784 multiply-adds. Raises ModelError unless `num_classes` is 2.
     """
 
     num_classes: int = 2

@@ -14,8 +14,16 @@ from models.model_spec import ModelSpec
 class MLP(nn.Module):
     """Images [B, H, W, C] -> logits [B, num_classes].
 
-    Hidden layers are initialized by Glorot's rule for tanh and sigmoid, otherwise by Kaiming's. Raises ModelError for
-    an unknown activation.
+    | layer        | output for 28x28x1 pixels |
+    |--------------|---------------------------|
+    | dense1       | 256                       |
+    | dense2       | 128                       |
+    | logits       | num_classes               |
+
+    The activation function follows each hidden layer, and dropout if there is any (Srivastava et al. 2014, "Dropout").
+    For 28x28x1 pixels and ten classes there are 235,146 parameters and 234,752 multiply-adds. Hidden layers are
+    initialized by Glorot's rule for tanh and sigmoid, otherwise by Kaiming's. Raises ModelError for an unknown
+    activation.
 
     Attributes:
       num_classes: Number of classes.
