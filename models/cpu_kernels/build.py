@@ -20,7 +20,7 @@ import time
 import jax
 
 SOURCE = pathlib.Path(__file__).with_name("csrc") / "convolution.c"
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
 STALE_SECONDS = 3600  # Age from which a temporary folder is taken for one that a killed process left.
 
 

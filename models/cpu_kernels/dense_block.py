@@ -106,7 +106,7 @@ def _convolve_backward(total_BHWW, x_BHWW, ab_2C, kernel, gradient_BHWO):
     shape = (*gradient_BHWO.shape[:3], rotated.shape[3])
     d_normalised = ffi.call("convolution", shape, gradient_BHWO, rotated, window=window)
     operands, shapes = (total_BHWW, d_normalised, x_BHWW, ab_2C), [total_BHWW.shape, ab_2C.shape]
-    total, d_ab = ffi.call("normalised_gradient", shapes, *operands, aliases={0: 0})
+    total, d_ab = ffi.call("affine_relu_gradient", shapes, *operands, aliases={0: 0})
     return total, d_ab, d_kernel
 
 

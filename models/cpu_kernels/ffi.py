@@ -14,9 +14,9 @@ from models.cpu_kernels import build
 NAMES = (
     "affine",
     "affine_gradient",
+    "affine_relu_gradient",
     "convolution",
     "kernel_gradient",
-    "normalised_gradient",
     "product",
     "product_gradient",
     "product_kernel_gradient",

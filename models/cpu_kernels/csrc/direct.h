@@ -9,12 +9,11 @@ typedef struct {
   Taps taps;
   i64 places;                        // Positions of a phase.
   i64 strip_rows, strips;            // Rows of the result per strip; strips per image.
+  i64 strip_floats;
   float *packed;                     // [group][tap, channel][channels of group]
   i64 pieces, slices, piece_floats;  // Kernel gradient: number of partial sums; parts of the output channels.
   float *totals;                     // [piece][tap, channel][groups]
 } Direct;
-
-static _Thread_local Scratch strip_scratch, gradient_scratch;
 
 static Direct direct(const Work *w) {
   Direct d = {.w = *w};
@@ -24,14 +23,14 @@ static Direct direct(const Work *w) {
   i64 rows = max(1, min(w->rows, (STRIP / row - w->tall) / w->down + 1));
   d.strips = ceil_div(w->rows, rows);
   d.strip_rows = ceil_div(w->rows, d.strips);
+  d.strip_floats = ((d.strip_rows - 1) * w->down + w->tall) * row;
   return d;
 }
 
-// Returns the strip for `count` rows of the result from row `first` on.
-static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count) {
+// Fills the strip for `count` rows of the result from row `first` on.
+static void fill_strip(const Direct *d, i64 image, i64 first, i64 count, float *strip) {
   const Work *w = &d->w;
   i64 rows = (count - 1) * w->down + w->tall, pixels = image * w->height * w->width;
-  float *strip = scratch(&strip_scratch, ((d->strip_rows - 1) * w->down + w->tall) * d->taps.row);
   for (i64 r = 0; r < rows; r++) {
     i64 from = first * w->down + r - w->top;
     float *line = strip + r * d->taps.row;
@@ -52,12 +51,11 @@ static const float *fill_strip(const Direct *d, i64 image, i64 first, i64 count)
           *(vector *)(to + c / BLOCK * d->taps.block + c % BLOCK) = input(w, row + column * w->pixel, c);
       }
   }
-  return strip;
 }
 
 // ---- Convolution ----
 
-static void pack_group(const void *data, i64 g) {
+static void pack_group(const void *data, i64 g, float *memory) {
   const Direct *d = data;
   const Work *w = &d->w;
   i64 lines = w->tall * w->wide * w->channels, valid = min(w->group, w->outputs - g * w->group);
@@ -68,11 +66,11 @@ static void pack_group(const void *data, i64 g) {
   }
 }
 
-static void convolve_strip(const void *data, i64 task) {
+static void convolve_strip(const void *data, i64 task, float *strip) {
   const Direct *d = data;
   const Work *w = &d->w;
   i64 image = task / d->strips, first = task % d->strips * d->strip_rows, count = min(d->strip_rows, w->rows - first);
-  const float *strip = fill_strip(d, image, first, count);
+  fill_strip(d, image, first, count, strip);
   for (i64 g = 0; g < w->groups; g++) {
     const float *kernel = d->packed + g * w->group * w->tall * w->wide * w->channels;
     for (i64 r = 0; r < count; r++) {
@@ -83,18 +81,22 @@ static void convolve_strip(const void *data, i64 task) {
   }
 }
 
-static void convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
+static XLA_FFI_Error *convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : w->outputs <= 2 * LANES || w->columns > 6 ? 2 : 4);
   Direct d = direct(w);
-  d.packed = allocate(w->groups * w->group * w->tall * w->wide * w->channels);
-  run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips);
+  i64 floats = w->groups * w->group * w->tall * w->wide * w->channels;
+  d.packed = allocate(floats);
+  if (!d.packed) return out_of_memory(frame, floats);
+  XLA_FFI_Error *error =
+      run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips, d.strip_floats);
   free(d.packed);
+  return error;
 }
 
 // ---- Kernel gradient ----
 
 // Sums over one piece, some of the images, for one slice, some of the groups of output channels.
-static void correlate_piece(const void *data, i64 task) {
+static void correlate_piece(const void *data, i64 task, float *strip) {
   const Direct *d = data;
   const Work *w = &d->w;
   i64 piece = task / d->slices, slice = task % d->slices, width = w->groups * w->group;
@@ -102,11 +104,11 @@ static void correlate_piece(const void *data, i64 task) {
   float *total = d->totals + piece * d->piece_floats + skipped * w->group;
   for (i64 n = 0; n < w->tall * w->wide * w->channels; n++) memset(total + n * width, 0, 4 * groups * w->group);
   int ragged = w->outputs % w->group != 0;
-  float *filled = ragged ? scratch(&gradient_scratch, d->strip_rows * w->columns * width) : NULL;
+  float *filled = strip + d->strip_floats;  // The gradient with the channels of whole groups, if they are ragged.
   for (i64 image = piece * w->batch / d->pieces; image < (piece + 1) * w->batch / d->pieces; image++)
     for (i64 first = 0; first < w->rows; first += d->strip_rows) {
       i64 count = min(d->strip_rows, w->rows - first);
-      const float *strip = fill_strip(d, image, first, count);
+      fill_strip(d, image, first, count, strip);
       const float *gradient = w->gradient + (image * w->rows + first) * w->columns * w->outputs;
       for (i64 n = 0; ragged && n < count * w->columns; n++) {
         memcpy(filled + n * width, gradient + n * w->outputs, 4 * w->outputs);
@@ -123,7 +125,7 @@ static void correlate_piece(const void *data, i64 task) {
     }
 }
 
-static void add_pieces(const void *data, i64 tap) {
+static void add_pieces(const void *data, i64 tap, float *memory) {
   const Direct *d = data;
   const Work *w = &d->w;
   i64 width = w->groups * w->group;
@@ -137,13 +139,16 @@ static void add_pieces(const void *data, i64 tap) {
   }
 }
 
-static void correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
+static XLA_FFI_Error *correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : w->channels <= 6 && w->outputs > 2 * LANES ? 4 : 2);
   Direct d = direct(w);
   d.piece_floats = w->tall * w->wide * w->channels * w->groups * w->group;
   d.pieces = max(1, min(min(w->batch, 8), (4 << 20) / d.piece_floats));
   d.slices = min(w->groups, ceil_div(8, d.pieces));
   d.totals = allocate(d.pieces * d.piece_floats);
-  run_both(frame, &d, correlate_piece, d.pieces * d.slices, add_pieces, w->tall * w->wide);
+  if (!d.totals) return out_of_memory(frame, d.pieces * d.piece_floats);
+  XLA_FFI_Error *error = run_both(frame, &d, correlate_piece, d.pieces * d.slices, add_pieces, w->tall * w->wide,
+                                  d.strip_floats + d.strip_rows * w->columns * w->groups * w->group);
   free(d.totals);
+  return error;
 }

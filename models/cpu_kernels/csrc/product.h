@@ -12,8 +12,13 @@ typedef struct {
   float *packed;                // Tiles [tile][block of 16][row of tile][16], or panels [panel][line][COLUMNS].
 } Product;
 
+// Stores a vector without reading its memory into the caches.
+#if __has_builtin(__builtin_nontemporal_store)
+#define STREAM __builtin_nontemporal_store
+#else
+#define STREAM(x, to) (*(to) = (x))
+#endif
 typedef float full __attribute__((vector_size(4 * LANES), may_alias));
-static _Thread_local Scratch tile_scratch, panel_scratch;
 
 // Packs `length` columns of `count` rows, `stride` floats apart, in blocks of 16 columns. The last is padded with
 // zeros.
@@ -46,25 +51,27 @@ static void multiply_tile(i64 count, i64 length, const float *tile, const float 
   multiply_4(count, &taps, tile, panel, to, width, valid, accumulate);
 }
 
-// Packs one operand into `floats` floats in `firsts` tasks, and multiplies in `seconds` tasks.
-static void pack_and_multiply(XLA_FFI_CallFrame *frame, Product *p, i64 floats, Task *first, i64 firsts, Task *second,
-                              i64 seconds) {
+// Packs one operand into `floats` floats in `firsts` tasks, and multiplies in `seconds` tasks, with `thread_floats`
+// floats of memory for each thread.
+static XLA_FFI_Error *pack_and_multiply(XLA_FFI_CallFrame *frame, Product *p, i64 floats, Task *first, i64 firsts,
+                                        Task *second, i64 seconds, i64 thread_floats) {
   p->packed = allocate(floats);
-  run_both(frame, p, first, firsts, second, seconds);
+  if (!p->packed) return out_of_memory(frame, floats);
+  XLA_FFI_Error *error = run_both(frame, p, first, firsts, second, seconds, thread_floats);
   free(p->packed);
+  return error;
 }
 
 // ---- y = x w ----
 
-static void pack_rows(const void *data, i64 t) {
+static void pack_rows(const void *data, i64 t, float *memory) {
   const Product *p = data;
   i64 first = t * ROWS, length = ceil_div(p->inputs, BLOCK) * BLOCK;
   pack_tile(p->x + first * p->inputs, p->inputs, min(ROWS, p->rows - first), p->inputs, p->packed + first * length);
 }
 
-static void product_panel(const void *data, i64 n) {
+static void product_panel(const void *data, i64 n, float *panel) {
   const Product *p = data;
-  float *panel = scratch(&panel_scratch, DEPTH * COLUMNS);
   i64 length = ceil_div(p->inputs, BLOCK) * BLOCK, valid = min(COLUMNS, p->outputs - n * COLUMNS);
   for (i64 i = 0; i < p->inputs; i += DEPTH) {
     i64 depth = min(DEPTH, p->inputs - i);
@@ -81,23 +88,23 @@ static void product_panel(const void *data, i64 n) {
   }
 }
 
-static void multiply_dense(XLA_FFI_CallFrame *frame, Product *p) {
-  pack_and_multiply(frame, p, p->rows * ceil_div(p->inputs, BLOCK) * BLOCK, pack_rows, ceil_div(p->rows, ROWS),
-                    product_panel, ceil_div(p->outputs, COLUMNS));
+static XLA_FFI_Error *multiply_dense(XLA_FFI_CallFrame *frame, Product *p) {
+  return pack_and_multiply(frame, p, p->rows * ceil_div(p->inputs, BLOCK) * BLOCK, pack_rows, ceil_div(p->rows, ROWS),
+                           product_panel, ceil_div(p->outputs, COLUMNS), DEPTH * COLUMNS);
 }
 
 // ---- g w^T, computed as the transpose of w g^T, so that w is read in memory order ----
 
-static void pack_gradient_transposed(const void *data, i64 n) {
+static void pack_gradient_transposed(const void *data, i64 n, float *memory) {
   const Product *p = data;
   pack_transposed(p->y, p->outputs, p->rows, n * COLUMNS, p->packed + n * p->outputs * COLUMNS);
 }
 
-static void input_gradient_tiles(const void *data, i64 task) {
+static void input_gradient_tiles(const void *data, i64 task, float *tiles) {
   const Product *p = data;
   i64 first = task * TILES * ROWS, lines = min(TILES * ROWS, p->inputs - first);
   i64 length = ceil_div(p->outputs, BLOCK) * BLOCK;
-  float *tiles = scratch(&tile_scratch, TILES * ROWS * length), transposed[TILES * ROWS * COLUMNS];
+  float transposed[TILES * ROWS * COLUMNS];
   for (i64 i = 0; i < lines; i += ROWS)
     pack_tile(p->w + (first + i) * p->outputs, p->outputs, min(ROWS, lines - i), p->outputs, tiles + i * length);
   for (i64 b = 0; b < p->rows; b += COLUMNS) {
@@ -109,23 +116,24 @@ static void input_gradient_tiles(const void *data, i64 task) {
   }
 }
 
-static void input_gradient_dense(XLA_FFI_CallFrame *frame, Product *p) {
+static XLA_FFI_Error *input_gradient_dense(XLA_FFI_CallFrame *frame, Product *p) {
   i64 panels = ceil_div(p->rows, COLUMNS);
-  pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_transposed, panels, input_gradient_tiles,
-                    ceil_div(p->inputs, TILES * ROWS));
+  return pack_and_multiply(frame, p, panels * p->outputs * COLUMNS, pack_gradient_transposed, panels,
+                           input_gradient_tiles, ceil_div(p->inputs, TILES * ROWS),
+                           TILES * ROWS * ceil_div(p->outputs, BLOCK) * BLOCK);
 }
 
 // ---- x^T g ----
 
-static void pack_gradient(const void *data, i64 n) {
+static void pack_gradient(const void *data, i64 n, float *memory) {
   const Product *p = data;
   pack_panel(p->y, p->rows, p->outputs, n * COLUMNS, p->packed + n * p->rows * COLUMNS);
 }
 
-static void correlate_lines(const void *data, i64 task) {
+static void correlate_lines(const void *data, i64 task, float *columns) {
   const Product *p = data;
   i64 first = task * 3 * BLOCK, lines = min(3 * BLOCK, p->inputs - first), block = p->rows * BLOCK;
-  float *columns = scratch(&tile_scratch, 3 * block), total[BLOCK * COLUMNS] __attribute__((aligned(64)));
+  float total[BLOCK * COLUMNS] __attribute__((aligned(64)));
   pack_tile(p->x + first, p->inputs, p->rows, lines, columns);
   for (i64 b = 0; b < lines; b += BLOCK)
     for (i64 o = 0; o < p->outputs; o += COLUMNS) {
@@ -137,14 +145,14 @@ static void correlate_lines(const void *data, i64 task) {
         float *to = p->w + (first + b + r) * p->outputs + o;
         if (valid == COLUMNS && (uintptr_t)to % sizeof(full) == 0)
           for (int v = 0; v < COLUMNS; v += LANES)
-            __builtin_nontemporal_store(*(full *)(total + r * COLUMNS + v), (full *)(to + v));
+            STREAM(*(full *)(total + r * COLUMNS + v), (full *)(to + v));
         else memcpy(to, total + r * COLUMNS, 4 * valid);
       }
     }
 }
 
-static void correlate_dense(XLA_FFI_CallFrame *frame, Product *p) {
+static XLA_FFI_Error *correlate_dense(XLA_FFI_CallFrame *frame, Product *p) {
   i64 panels = ceil_div(p->outputs, COLUMNS);
-  pack_and_multiply(frame, p, panels * p->rows * COLUMNS, pack_gradient, panels, correlate_lines,
-                    ceil_div(p->inputs, 3 * BLOCK));
+  return pack_and_multiply(frame, p, panels * p->rows * COLUMNS, pack_gradient, panels, correlate_lines,
+                           ceil_div(p->inputs, 3 * BLOCK), 3 * p->rows * BLOCK);
 }

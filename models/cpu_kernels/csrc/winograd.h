@@ -61,8 +61,6 @@ typedef struct {
   float *image, *gradient, *total;     // [place][shift, block][tile][16], [place][tile][groups], [place][line][groups]
 } Winograd;
 
-static _Thread_local Scratch image_scratch, products_scratch;
-
 static Winograd winograd(const Work *w) {
   Winograd k = {.w = *w, .across = ceil_div(w->columns, STEP), .shifts_across = ceil_div(w->wide, 3)};
   k.of_image = k.across * ceil_div(w->rows, STEP);
@@ -114,7 +112,7 @@ INLINE float *kernel_row(const Winograd *k, float *kernel, i64 shift, i64 n, i64
   return inside ? kernel + ((i * k->w.wide + j) * k->w.channels + c) * k->w.outputs : NULL;
 }
 
-static void transform_kernel(const void *data, i64 g) {
+static void transform_kernel(const void *data, i64 g, float *memory) {
   const Winograd *k = data;
   const Work *w = &k->w;
   i64 of_shift = k->lines / k->shifts;
@@ -136,13 +134,12 @@ static void transform_kernel(const void *data, i64 g) {
     }
 }
 
-static void convolve_tiles(const void *data, i64 task) {
+static void convolve_tiles(const void *data, i64 task, float *image) {
   const Winograd *k = data;
   const Work *w = &k->w;
   i64 first = task * k->count, count = min(k->count, k->tiles - first);
   i64 place_floats = k->shifts * w->blocks * k->taps.block;
-  float *image = scratch(&image_scratch, PLACES * place_floats);
-  float *products = scratch(&products_scratch, PLACES * k->count * w->group);
+  float *products = image + PLACES * place_floats;
   for (i64 t = 0; t < count; t++) transform_image(k, first + t, image + t * BLOCK, place_floats, k->taps.block);
   for (i64 g = 0; g < w->groups; g++) {
     for (i64 p = 0; p < PLACES; p++)
@@ -168,20 +165,24 @@ static void convolve_tiles(const void *data, i64 task) {
   }
 }
 
-static void convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
+static XLA_FFI_Error *convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
   // Tiles per task: few enough to fit into the second-level cache, and at most two tiles of the inner loop.
   k.count = min(ceil_div(k.tiles, 8), max(12, min(24, 3072 / k.lines)));
   k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
-  k.kernel = allocate(PLACES * w->groups * w->group * k.lines);
-  run_both(frame, &k, transform_kernel, w->groups, convolve_tiles, ceil_div(k.tiles, k.count));
+  i64 floats = PLACES * w->groups * w->group * k.lines;
+  k.kernel = allocate(floats);
+  if (!k.kernel) return out_of_memory(frame, floats);
+  XLA_FFI_Error *error = run_both(frame, &k, transform_kernel, w->groups, convolve_tiles, ceil_div(k.tiles, k.count),
+                                  PLACES * (k.shifts * w->blocks * k.taps.block + k.count * w->group));
   free(k.kernel);
+  return error;
 }
 
 // ---- Kernel gradient: for each place, the product of transformed images and gradients, summed over the tiles ----
 
-static void transform_tile(const void *data, i64 t) {
+static void transform_tile(const void *data, i64 t, float *memory) {
   const Winograd *k = data;
   const Work *w = &k->w;
   i64 block = k->count * BLOCK, width = w->groups * w->group;
@@ -204,7 +205,7 @@ static void transform_tile(const void *data, i64 t) {
   }
 }
 
-static void correlate_place(const void *data, i64 task) {
+static void correlate_place(const void *data, i64 task, float *memory) {
   const Winograd *k = data;
   const Work *w = &k->w;
   i64 place = task / w->blocks, line = task % w->blocks * BLOCK, width = w->groups * w->group;
@@ -213,7 +214,7 @@ static void correlate_place(const void *data, i64 task) {
                   k->total + (place * k->lines + line) * width, width);
 }
 
-static void finish_line(const void *data, i64 line) {
+static void finish_line(const void *data, i64 line, float *memory) {
   const Winograd *k = data;
   const Work *w = &k->w;
   for (i64 o = 0; o < w->outputs; o += LANES) {
@@ -232,22 +233,26 @@ static void finish_line(const void *data, i64 line) {
   }
 }
 
-static void correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
+static XLA_FFI_Error *correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
   i64 width = w->groups * w->group, lines = w->blocks * BLOCK, of_total = PLACES * lines * width, shifts = k.shifts;
   i64 chunk = ceil_div(k.tiles, ceil_div(k.tiles, max(48, CHUNK / (PLACES * (lines + width)))));
-  k.total = allocate(of_total + PLACES * chunk * (lines + width));
+  i64 floats = of_total + PLACES * chunk * (lines + width);
+  k.total = allocate(floats);
+  if (!k.total) return out_of_memory(frame, floats);
   k.image = k.total + of_total;
   k.gradient = k.image + PLACES * chunk * lines;
   k.shifts = 1, k.lines = w->channels;  // One at a time: all together would not fit into the caches.
-  for (; k.shift < shifts; k.shift++) {
+  XLA_FFI_Error *error = NULL;
+  for (; k.shift < shifts && !error; k.shift++) {
     memset(k.total, 0, 4 * of_total);
-    for (k.first = 0; k.first < k.tiles; k.first += chunk) {
+    for (k.first = 0; k.first < k.tiles && !error; k.first += chunk) {
       k.count = min(chunk, k.tiles - k.first);
-      run_both(frame, &k, transform_tile, k.count, correlate_place, PLACES * w->blocks);
+      error = run_both(frame, &k, transform_tile, k.count, correlate_place, PLACES * w->blocks, 0);
     }
-    run_tasks(frame, finish_line, &k, w->channels);
+    if (!error) error = run_tasks(frame, finish_line, &k, w->channels, 0);
   }
   free(k.total);
+  return error;
 }

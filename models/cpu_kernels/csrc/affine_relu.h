@@ -2,16 +2,15 @@
 
 #define SHARES 32  // Parts of the pixels with separate sums: the order of summation does not depend on the threads.
 
-
 typedef struct {
   i64 pixels, width, channels;
   float *total;
   const float *gradient, *x, *scale, *shift;
   float *sums;  // [share][of scale, of shift][channels, padded]
-} Normalised;
+} AffineRelu;
 
-static void add_share(const void *data, i64 share) {
-  const Normalised *n = data;
+static void add_share(const void *data, i64 share, float *memory) {
+  const AffineRelu *n = data;
   i64 filled = ceil_div(n->channels, LANES) * LANES;
   float *of_scale = n->sums + share * 2 * filled, *of_shift = of_scale + filled;
   memset(of_scale, 0, 8 * filled);
@@ -29,10 +28,16 @@ static void add_share(const void *data, i64 share) {
   }
 }
 
-static void add_normalised(XLA_FFI_CallFrame *frame, Normalised *n, float *d_scale, float *d_shift) {
+static XLA_FFI_Error *add_affine_relu_gradient(XLA_FFI_CallFrame *frame, AffineRelu *n, float *d_scale,
+                                               float *d_shift) {
   i64 filled = ceil_div(n->channels, LANES) * LANES;
   n->sums = allocate(SHARES * 2 * filled);
-  run_tasks(frame, add_share, n, SHARES);
+  if (!n->sums) return out_of_memory(frame, SHARES * 2 * filled);
+  XLA_FFI_Error *error = run_tasks(frame, add_share, n, SHARES, 0);
+  if (error) {
+    free(n->sums);
+    return error;
+  }
   memcpy(d_scale, n->sums, 4 * n->channels);
   memcpy(d_shift, n->sums + filled, 4 * n->channels);
   for (i64 share = 1; share < SHARES; share++)
@@ -41,4 +46,5 @@ static void add_normalised(XLA_FFI_CallFrame *frame, Normalised *n, float *d_sca
       d_shift[c] += n->sums[(share * 2 + 1) * filled + c];
     }
   free(n->sums);
+  return NULL;
 }

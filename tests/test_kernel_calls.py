@@ -1,0 +1,101 @@
+"""Calls that the C kernels of models/cpu_kernels refuse."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.cpu_kernels import ffi
+
+WINDOW = {"window": np.array([1, 1, 1, 1], np.int64)}
+EPSILON = {"epsilon": np.float32(1e-5)}
+VALID = {  # A call of each kernel: (operands, results, attributes).
+    "convolution": ({"images": (2, 5, 6, 3), "kernel": (3, 3, 3, 4), "affine": (2, 3)}, [(2, 5, 6, 4)], WINDOW),
+    "kernel_gradient": ({"images": (2, 5, 6, 3), "gradient": (2, 5, 6, 4), "affine": (2, 3)}, [(3, 3, 3, 4)], WINDOW),
+    "affine": ({"scale": (3,), "bias": (3,), "statistics": (2, 5)}, [(2, 3)], EPSILON),
+    "affine_gradient": (
+        {"total": (2, 5), "gradient": (2, 3), "scale": (3,), "statistics": (2, 5)},
+        [(2, 5), (2, 3)],
+        EPSILON,
+    ),
+    "affine_relu_gradient": (
+        {"total": (2, 3, 4, 5), "gradient": (2, 3, 4, 3), "x": (2, 3, 4, 5), "affine": (2, 3)},
+        [(2, 3, 4, 5), (2, 3)],
+        {},
+    ),
+    "update_running_stats": (
+        {"mean": (3,), "variance": (3,), "statistics": (2, 5)},
+        [(3,), (3,)],
+        {"momentum": np.float32(0.9)},
+    ),
+    "product": ({"x": (16, 64), "w": (64, 65)}, [(16, 65)], {}),
+    "product_gradient": ({"w": (64, 65), "gradient": (16, 65)}, [(16, 64)], {}),
+    "product_kernel_gradient": ({"x": (16, 64), "gradient": (16, 65)}, [(64, 65)], {}),
+}
+
+
+def call(name, operands, results, attributes, dtypes=None):
+    """Calls a kernel through XLA, whatever the shapes."""
+    arrays = [jnp.ones(shape, (dtypes or {}).get(key, jnp.float32)) for key, shape in operands.items()]
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in results]
+    return jax.block_until_ready(jax.ffi.ffi_call(f"nutshell_{name}", shapes)(*arrays, **attributes))
+
+
+def refusal(name, *arguments, **options) -> str:
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"INVALID_ARGUMENT: {name}: ") as caught:
+        call(name, *arguments, **options)
+    return str(caught.value)
+
+
+def shown(shape) -> str:
+    return f"float32[{','.join(map(str, shape))}]"
+
+
+@pytest.mark.parametrize("name", ffi.NAMES)
+def test_every_array_and_attribute_of_a_call_is_checked(name):
+    operands, results, attributes = VALID[name]
+    assert [y.shape for y in call(name, operands, results, attributes)] == results
+    last, shape = list(operands.items())[-1]
+    message = refusal(name, operands | {last: (*shape, 1)}, results, attributes)
+    assert f"{last} must be a nonempty float32[" in message and f", not {shown((*shape, 1))}, in {name}(" in message
+    message = refusal(name, operands | {last: (*shape[:-1], 2)}, results, attributes)
+    assert re.search(r"with (\w=\d+ )*\w=\d+, not float32\[|C must be at most P=2, not 3", message)
+    for key in operands:
+        message = refusal(name, operands, results, attributes, dtypes={key: jnp.int32})
+        assert re.search(rf"{key} must be a nonempty float32\[.*, not int32\[", message)
+    bad = [*results[:-1], (*results[-1][:-1], results[-1][-1] + 7)]
+    assert f", not {shown(bad[-1])}, in {name}(" in refusal(name, operands, bad, attributes)
+    assert f"got {len(operands)} operands and" in refusal(name, operands, [*results, (1,)], attributes)
+    for attribute, value in attributes.items():  # They are found by their names.
+        assert f"attribute {attribute} must be" in refusal(name, operands, results, {"a" + attribute: value})
+        assert f"attribute {attribute} must be" in refusal(name, operands, results, {attribute: np.int32(1)})
+        more = attributes | {"a": np.int32(1), "z": np.int32(1)}
+        assert [y.shape for y in call(name, operands, results, more)] == results
+
+
+@pytest.mark.parametrize(
+    ("operands", "window", "message"),
+    [
+        ({}, [0, 1, 1, 1], "strides must be between 1 and 1048576, not 0 and 1"),
+        ({}, [1, 2**40, 1, 1], "strides must be between 1 and 1048576, not 1 and 1099511627776"),
+        ({}, [1, 1, -(2**40), 1], "padding must be between"),
+        ({}, [1, 1, 1], "the attribute window must be an array of 4 int64"),
+        ({"images": (2, 5, 6, 9)}, [1, 1, 1, 1], "the images have 9 channels and the kernel 3"),
+        ({"images": (0, 5, 6, 3)}, [1, 1, 1, 1], "images must be a nonempty float32[B,H,W,P], not float32[0,5,6,3]"),
+        ({"kernel": (3, 3, 3, 0)}, [1, 1, 1, 1], "kernel must be a nonempty float32[h,w,C,O], not float32[3,3,3,0]"),
+    ],
+)
+def test_the_window_and_the_channels_of_a_convolution_are_checked(operands, window, message):
+    plain = {key: shape for key, shape in VALID["convolution"][0].items() if key != "affine"}
+    window = {"window": np.array(window, np.int64)}
+    assert message in refusal("convolution", plain | operands, [(2, 5, 6, 4)], window)
+
+
+def test_a_kernel_without_memory_is_an_error():
+    """A strip of the image's rows: 2^20 phases of 2^20 columns."""
+    operands = {"images": (1, 1, 1, 16), "kernel": (1, 1, 16, 1)}
+    window = {"window": np.array([2**20, 2**20, 0, 0], np.int64)}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: CPU kernel: no memory for a buffer of"):
+        call("convolution", operands, [(1, 1, 2**20, 1)], window)
