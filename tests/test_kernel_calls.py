@@ -1,5 +1,6 @@
-"""Calls that the C kernels of models/cpu_kernels refuse."""
+"""Calls that the C kernels of models/cpu_kernels refuse, and libraries that are not loaded."""
 
+import os
 import re
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.cpu_kernels import ffi
+from models.cpu_kernels import build, ffi
 
 WINDOW = {"window": np.array([1, 1, 1, 1], np.int64)}
 EPSILON = {"epsilon": np.float32(1e-5)}
@@ -99,3 +100,41 @@ def test_a_kernel_without_memory_is_an_error():
     window = {"window": np.array([2**20, 2**20, 0, 0], np.int64)}
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: CPU kernel: no memory for a buffer of"):
         call("convolution", operands, [(1, 1, 2**20, 1)], window)
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """A folder for the library of one function in the place of the kernels."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/answer.c").write_text("int answer(void) { return 42; }\n")
+    monkeypatch.setattr(build, "SOURCE", tmp_path / "source/answer.c")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
+def test_a_library_that_others_could_replace_is_not_loaded(folder, mode):
+    folder.chmod(mode)
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    for path in (folder, link):
+        with pytest.raises(OSError, match=f"{re.escape(str(folder))} must belong to this user and be writable by nob"):
+            build.load_from(path)
+    assert not list(folder.iterdir())
+
+
+def test_a_library_that_others_could_write_is_compiled_again(folder):
+    before = os.umask(0)
+    try:
+        build.load_from(folder)
+    finally:
+        os.umask(before)
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o700
+    inode = path.stat().st_ino
+    build.load_from(folder)
+    assert path.stat().st_ino == inode
+    path.chmod(0o720)
+    assert build.load_from(folder).answer() == 42
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o700 and path.stat().st_ino != inode

@@ -60,6 +60,7 @@ def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise OSError(next((line for line in lines if " error: " in line), lines[-1]))
+        library.chmod(0o700)  # The umask may let others write.
         return library.replace(folder / f"kernels-{key}-{_digest(library)}.so")
 
 
@@ -67,14 +68,27 @@ def _digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
+def _only_own(path: pathlib.Path) -> bool:
+    """Returns whether a file or folder belongs to this user and nobody else can write to it."""
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def load_from(folder: pathlib.Path) -> ctypes.CDLL:
-    """Loads the library from `folder`, and compiles it first if it is missing or damaged. Raises OSError."""
+    """Loads the library from `folder`, and compiles it first if it is missing or damaged.
+
+    Raises OSError if it can't be compiled or loaded, or if another user could have written it: the folder and the file
+    must belong to this user and be writable by nobody else.
+    """
+    folder = folder.resolve()
+    if not _only_own(folder):
+        raise PermissionError(f"{folder} must belong to this user and be writable by nobody else")
     sources = (path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]")))
     parts = "\n".join((*sources, *FLAGS, jax.__version__, _processor()))
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
     for path in folder.glob(f"kernels-{key}-*.so"):
         with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
-            if path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
+            if _only_own(path) and path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
                 return ctypes.CDLL(str(path))
             path.unlink()
     return ctypes.CDLL(str(_compile(folder, key)))
