@@ -1,4 +1,4 @@
-"""Calls that the C kernels of models/cpu_kernels refuse, and libraries that are not loaded."""
+"""Calls that the C kernels of models/cpu_kernels refuse, libraries that are not loaded, and disabled kernels."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.cpu_kernels import build, ffi
+from models.cpu_kernels import build, ffi, ops
 
 WINDOW = {"window": np.array([1, 1, 1, 1], np.int64)}
 EPSILON = {"epsilon": np.float32(1e-5)}
@@ -138,3 +138,18 @@ def test_a_library_that_others_could_write_is_compiled_again(folder):
     assert build.load_from(folder).answer() == 42
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o700 and path.stat().st_ino != inode
+
+
+def test_disabled_kernels_are_neither_used_nor_compiled(monkeypatch):
+    monkeypatch.setattr(ops, "_disabled", False)
+    monkeypatch.setattr(ffi, "available", lambda: pytest.fail("compiled"))
+    ops.disable()
+
+    def loss(x, kernel, w):
+        y = ops.dot_general(x.reshape(16, -1), w, (((1,), (0,)), ((), ()))).sum()
+        y += ops.conv_transpose(x, kernel, (2, 2), ((1, 1), (1, 1)), (9, 9)).sum()
+        return y + ops.conv_general_dilated(x, kernel, (1, 1), "SAME").sum()
+
+    x, kernel, w = jnp.ones((16, 5, 5, 3)), jnp.ones((3, 3, 3, 4)), jnp.ones((75, 64))
+    assert not ops.use_cpu_kernels(x)
+    assert "ffi_call" not in str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, kernel, w))

@@ -26,6 +26,7 @@ __all__ = [
     "conv_general_dilated",
     "conv_transpose",
     "dense_block",
+    "disable",
     "dot_general",
     "repeated",
     "use_cpu_kernels",
@@ -35,9 +36,21 @@ __all__ = [
 MANY_BLOCKS = 11
 
 
+_disabled = False
+
+
+def disable() -> None:
+    """Leaves all operations of this process to XLA. The kernels are then not compiled either. Call it before anything
+    is traced: programs that were traced before keep their kernels."""
+    global _disabled
+    _disabled = True
+
+
 def use_cpu_kernels(*operands) -> bool:
-    """Returns whether the C kernels are used for these operands: float32 on CPUs, if the kernels are available."""
-    return all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu" and ffi.available()
+    """Returns whether the C kernels are used for these operands: float32 on CPUs, if the kernels are available and not
+    disabled."""
+    fits = all(x.dtype == jnp.float32 for x in operands) and jax.default_backend() == "cpu"
+    return fits and not _disabled and ffi.available()
 
 
 # --- Convolution ---
