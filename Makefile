@@ -20,7 +20,7 @@ for name in python3.13 python3.12 python3.11 python3; do \
 done
 endef
 
-.PHONY: help install demo test test-all stale
+.PHONY: help install demo test test-all kernels-check stale
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make demo     install, then train the demo in $(DEMO_WORKDIR) (another folder: make demo DEMO_WORKDIR=...)'
 	@echo 'make test     install, then lint, check the format and the types, and run the tests (under five minutes)'
 	@echo 'make test-all make test, then the slow tests too: every documented command, short trainings (25 minutes)'
+	@echo 'make kernels-check install, then check the C kernels with sanitizers (needs gcc; 2 minutes on two cores)'
 
 install: $(STAMP)
 
@@ -64,3 +65,6 @@ test: install
 
 test-all: test
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal --durations=10 -m slow
+
+kernels-check: install
+	$(PYTHON) -P tests/kernels/check.py

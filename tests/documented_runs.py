@@ -32,6 +32,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "make install": Run("--dry-run", slow=False),
     "make test": Run("--dry-run", slow=False),
     "make test-all": Run("--dry-run", slow=False),
+    "make kernels-check": Run("--dry-run", slow=False),
     "make demo DEMO_WORKDIR=runs/other": Run("--dry-run", slow=False),
     "NAME --help": Run(where={"NAME": "summary"}, slow=False),
     "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),

@@ -2,7 +2,11 @@
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +157,12 @@ def test_disabled_kernels_are_neither_used_nor_compiled(monkeypatch):
     x, kernel, w = jnp.ones((16, 5, 5, 3)), jnp.ones((3, 3, 3, 4)), jnp.ones((75, 64))
     assert not ops.use_cpu_kernels(x)
     assert "ffi_call" not in str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, kernel, w))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+def test_kernels_pass_the_address_and_undefined_behaviour_sanitizers(environment):
+    line = [sys.executable, "-P", "tests/kernels/check.py", "--quick"]
+    done = subprocess.run(line, cwd=commands.ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"gcc, this processor, .*: passed: \d+ lanes, \d{4} comparisons, .*\n", done.stdout)

@@ -5,8 +5,12 @@
 #include <stdlib.h>
 #include <time.h>
 
+#ifndef SPIN_NANOSECONDS
 #define SPIN_NANOSECONDS 50000  // How long a thread looks for the others' results before it sleeps: about a wake-up.
-#define KEPT (1 << 20)          // Maximum floats of memory that a thread keeps between calls.
+#endif
+#ifndef KEPT
+#define KEPT (1 << 20)  // Maximum floats of memory that a thread keeps between calls.
+#endif
 
 // ---- Memory ----
 
@@ -147,6 +151,7 @@ static XLA_FFI_Error *run_both(XLA_FFI_CallFrame *frame, const void *work, Task 
   *job = (Job){.work = work, .first = first, .second = second, .firsts = firsts, .tasks = firsts + seconds,
                .floats = floats, .users = 1 + helpers,
                .mutex = PTHREAD_MUTEX_INITIALIZER, .phase_done = PTHREAD_COND_INITIALIZER};
+  // XLA may run a helper at once, on this thread: it then takes all tasks, and `memory` is not used afterwards.
   for (i64 i = 0; i < helpers; i++) {
     XLA_FFI_ThreadPool_Schedule_Args schedule = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, help, job};
