@@ -10,7 +10,9 @@
 #include "affine_relu.h"
 #include "product.h"
 
-#define LIMIT (1 << 20)  // Maximum of strides and padding, so that no size overflows.
+// Bounds with which no size overflows.
+#define LIMIT (1 << 20)          // Of strides and padding.
+#define MOST_FLOATS (1LL << 36)  // Of a strip.
 
 // The first result, initialized with the first operand, `floats` floats. XLA may or may not have aliased them.
 static float *accumulated(XLA_FFI_CallFrame *frame, i64 floats) {
@@ -36,6 +38,10 @@ static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Wor
   if (min(w->top, w->left) < -LIMIT || max(w->top, w->left) > LIMIT)
     return failure(frame, sizes->signature, INVALID, "padding must be between -%d and %d, not %lld and %lld", LIMIT,
                    LIMIT, (long long)w->top, (long long)w->left);
+  double strip = (double)w->tall * w->right * w->blocks * BLOCK * (w->columns + w->wide);
+  if (strip > MOST_FLOATS)
+    return failure(frame, sizes->signature, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
+                   "the padded rows of one row of the result have %.0f floats, more than %lld", strip, MOST_FLOATS);
   if (!scale && size['C'] != size['P'])
     return failure(frame, sizes->signature, INVALID,
                    "the images have %lld channels and the kernel %lld; only with affine may they differ",
