@@ -11,7 +11,6 @@ import os
 import pathlib
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -99,11 +98,9 @@ def _is_private(folder: pathlib.Path) -> bool:
     be run."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
+        return _only_own(folder) and os.access(folder, os.W_OK)
     except OSError:
         return False
-    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return private and os.access(folder, os.W_OK)
 
 
 def load() -> ctypes.CDLL:
