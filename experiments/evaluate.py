@@ -95,11 +95,14 @@ def main(config: EvaluateConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
     from experiments.setup import stored_network
+    from models.cpu_kernels import ops
     from train import loop, workdir
     from train.parallel import data_parallel
     from train.task import eval_batch_size
 
     start_cache()
+    if not run.config.cpu_kernels:  # For the run's own bits.
+        ops.disable()
     kind = {"segmentation": segmenter, "generation": generator}.get(run.task, classifier)
     plain = config.tta is None and not config.skip_corrupt
     require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")

@@ -71,12 +71,15 @@ OPTIMIZER = {
     "dtype": state("bfloat16"),
     "devices": Row(SPEED, 2),
 }
+KERNELS = {"cpu_kernels": Row(SHARED, "devices = training.start_devices(config, stop)")}
+
 IMAGENET = {"image_size": 64, "dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}
 CLASSIFY = {
     **BY_COMMAND,
     **PLANNED,
     **OPTIMIZER,
     **GROUP,
+    **KERNELS,
     "init_from": Row(METRICS, "RUN", {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}, slow=True),
     "eval_split": Row(DATA, "train"),
     "val_fraction": Row(DATA, 0.25),
@@ -128,6 +131,7 @@ SEGMENT = {
     **PLANNED,
     **AS_PROGRAM,
     **GROUP,
+    **KERNELS,
     "seed": Row(METRICS, 1, slow=True),  # The random images are all the same.
     "optimizer": program("sgd", slow=True),
     "momentum": program(0.5, slow=True, optimizer="sgd"),
@@ -155,6 +159,7 @@ GENERATE = {
     **PLANNED,
     **AS_PROGRAM,
     **GROUP,
+    **KERNELS,
     "optimizer": program("muon", slow=True, momentum=0.5),
     "momentum": program(0.9, slow=True),
     "nesterov": program(True, slow=True, optimizer="sgd"),

@@ -1,12 +1,14 @@
 """Which arguments the operations of models/cpu_kernels/ops.py take, and their derivatives of higher order."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from outcome import result
 
 from models import layers
 from models.cpu_kernels import ops
@@ -133,3 +135,20 @@ def test_a_second_gradient_of_a_dense_blocks_kernels_is_refused():
     assert gradient(kernel).any()
     with pytest.raises(ValueError, match="cannot be differentiated"):
         jax.grad(lambda kernel: gradient(kernel).sum())(kernel)
+
+
+@pytest.mark.slow
+def test_a_run_without_the_kernels_says_so(start, tmp_path):
+    options = ["--model=cnn", "--batch_size=8", "--log_every=1", f"--workdir={tmp_path}"]
+    outcomes = []
+    for steps, flags in ((2, ["--nocpu_kernels"]), (2, [])):
+        summary = result(start("classify", *options, f"--steps={steps}", *flags))
+        run = json.loads((tmp_path / "run.json").read_text())
+        outcomes.append((run["cpu_kernels"], run["flags"]["cpu_kernels"], summary["fingerprint"]))
+    # The second start finds the run complete.
+    assert outcomes[0][:2] == (False, False) and outcomes[1] == outcomes[0]
+    assert result(start("evaluate", f"--workdir={tmp_path}"))["accuracy"] == summary["accuracy"]
+    place = tmp_path / "again"
+    kernels = result(start("classify", *options[:-1], f"--workdir={place}", "--steps=2"))
+    assert kernels["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+    assert json.loads((place / "run.json").read_text())["cpu_kernels"]

@@ -93,6 +93,9 @@ class DeviceConfig:
     dtype: str = option(
         "float32", "What the network computes in; parameters are float32.", choices=("float32", "bfloat16")
     )
+    cpu_kernels: bool = option(
+        True, "Use the C kernels on CPUs; --nocpu_kernels leaves all operations to XLA.", resumable=True
+    )
     coordinator_address: str | None = option(
         None, "Several processes: HOST:PORT of the first. Launchers tell it too.", resumable=True
     )

@@ -22,6 +22,7 @@ from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
 from experiments.reporting import run_record
 from experiments.setup.experiment import Experiment, selects, train_split
+from models.cpu_kernels import ops
 from train import loop
 from train.checkpoint import Checkpoints
 from train.messages import say
@@ -40,6 +41,8 @@ class Devices(NamedTuple):
 
 def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
     """Starts the devices and the compilation cache, and finds the other processes, if there are any."""
+    if not config.cpu_kernels:
+        ops.disable()
     group = (config.coordinator_address, config.num_processes, config.process_id)
     started = Devices(*device_module.start_devices(config.devices, group=group))
     stop.listen()  # jax.distributed has taken the signals.
