@@ -47,7 +47,9 @@ class AlexNetOWT(nn.Module):
     multiply-adds. The paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256,
     which also agrees with the "0.2 % more parameters" of the text. Differences from the author's network, all of them
     torchvision's: padding 2 in conv1, no local response normalization, dropout before fc6 and fc7, and the
-    initialization; but for the padding, the options below give the author's. Raises ModelError for smaller images.
+    initialization; but for the padding, the options below give the author's. The loss is not the network's: the author
+    trained 1,000 logistic units, for which the bias -7 of the logits makes a class improbable at first; with softmax an
+    equal bias changes nothing. Raises ModelError for smaller images.
 
     Attributes:
       num_classes: Number of classes.

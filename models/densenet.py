@@ -12,7 +12,8 @@ from models.layers import BatchNorm, Composite, Conv, Dense, Dropout, avg_pool, 
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# The networks for ImageNet (table 1): depth -> (layers of each block, growth rate). The paper has no 13.
+# The networks for ImageNet (table 1 of the conference paper, 2017): depth -> (layers of each block, growth rate). The
+# paper has no 13.
 DEPTHS = {
     13: ((1, 1, 1, 1), 4),
     121: ((6, 12, 24, 16), 32),
@@ -108,8 +109,8 @@ class DenseNet(nn.Module):
     | logits               | num_classes, after global average pooling      |
 
     Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
-    with k = 4, depth 7. Differences from the paper: evaluation uses running averages with momentum 0.9, and the dense
-    layer is initialized by Kaiming's rule. Raises ModelError for a depth that does not fit.
+    with k = 4, depth 7. Difference from the paper: the
+    dense layer, too, is initialized by Kaiming's rule. Raises ModelError for a depth that does not fit.
 
     Attributes:
       num_classes: Number of classes.

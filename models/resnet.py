@@ -38,7 +38,7 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
 class Block(nn.Module):
     """A residual block, [B, H, W, C] -> [B, H / stride, W / stride, width], or 4 * width channels for a bottleneck.
 
-    The shortcut is of type B: a 1x1 convolution where the shape changes, otherwise the identity.
+    The shortcut is the paper's option B: a 1x1 convolution where the shape changes, otherwise the identity.
 
     Attributes:
       width: Output channels of the 3x3 convolutions.
@@ -64,14 +64,14 @@ class Block(nn.Module):
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.bn_axis)
         act = functools.partial(relu, guided=self.guided)
 
-        y, first, second = x, self.stride, 1
+        y, stride1, stride2 = x, self.stride, 1
         if self.bottleneck:
-            first, second = (1, self.stride) if self.v1_5 else (self.stride, 1)
-            y = act(norm(name="bn1")(conv(self.width, (1, 1), strides=first, name="conv1")(y)))
-            y = act(norm(name="bn2")(conv(self.width, (3, 3), strides=second, padding=1, name="conv2")(y)))
+            stride1, stride2 = (1, self.stride) if self.v1_5 else (self.stride, 1)
+            y = act(norm(name="bn1")(conv(self.width, (1, 1), strides=stride1, name="conv1")(y)))
+            y = act(norm(name="bn2")(conv(self.width, (3, 3), strides=stride2, padding=1, name="conv2")(y)))
             y = norm(name="bn3")(conv(4 * self.width, (1, 1), name="conv3")(y))
         else:
-            y = act(norm(name="bn1")(conv(self.width, (3, 3), strides=first, padding=1, name="conv1")(y)))
+            y = act(norm(name="bn1")(conv(self.width, (3, 3), strides=stride1, padding=1, name="conv1")(y)))
             y = norm(name="bn2")(conv(self.width, (3, 3), padding=1, name="conv2")(y))
         if not self.residual:
             return act(y)
@@ -94,9 +94,9 @@ class ResNet(nn.Module):
     | logits  | num_classes               | global average pooling, dense | the same    |
 
     `DEPTHS` has the number of blocks in each stage. Batch norm follows each convolution; the first block of stages 2 to
-    4 has stride 2. models/README.md has parameters and multiply-adds. Differences from the paper: shortcuts are of type
-    B at every depth (the paper's table 2 has type A), and evaluation uses running averages of the batch statistics, not
-    exact ones. Raises ModelError for an unknown depth.
+    4 has stride 2. models/README.md has parameters and multiply-adds. Differences from the paper: shortcuts are of
+    option B at every depth (the paper's table 2 has option A), and evaluation uses running averages of the batch
+    statistics, not exact ones. Raises ModelError for an unknown depth.
 
     Attributes:
       num_classes: Number of classes.

@@ -14,8 +14,8 @@ from models.model_spec import ModelSpec
 class Block(nn.Module):
     """Two 3x3 convolutions with batch norm, [B, H, W, C] -> [B, H / stride, W / stride, width].
 
-    The shortcut is of type A: every second pixel where the stride is 2, with half of the additional zero channels
-    before and half after the existing ones.
+    The shortcut is the paper's option A: every second pixel where the stride is 2, with half of the additional zero
+    channels before and half after the existing ones.
 
     Attributes:
       width: Output channels.

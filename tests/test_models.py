@@ -10,8 +10,9 @@ import pytest
 from commands import ROOT
 
 import models
-from experiments.cli.config import NetworkConfig
+from experiments.cli.config import ClassifyConfig, NetworkConfig
 from experiments.setup import classification
+from experiments.setup.experiment import ClassificationInfo
 from models import alexnet, cnn, dcgan, dcnn, densenet, initializers, layers, resnet, resnet_cifar, summary, vgg
 from models.resnet_cifar import Block
 from train.precision import cast_floating
@@ -345,3 +346,20 @@ def test_author_groups_set_alexnets_first_weights():
     for author in (False, True):
         model = classification.network(NetworkConfig(model="alexnet_owt"), 10, author=author)
         assert model.author_weights == author
+
+
+def test_a_network_that_can_not_share_its_statistics_is_refused_on_several_devices(monkeypatch):
+    class Alone(nn.Module):
+        num_classes: int
+
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            x = layers.BatchNorm(use_running_average=not train)(x.reshape(len(x), -1))
+            return layers.Dense(self.num_classes)(x)
+
+    monkeypatch.setitem(models.MODELS, "alone", models.ModelSpec(module=Alone))
+    config = ClassifyConfig(model="alone", batch_size=8)
+    info = ClassificationInfo((4, 4, 1), (0.0,), (1.0,), ("a", "b"))
+    assert classification.create_experiment(config, info, devices=1, steps=1).model.num_classes == 2
+    with pytest.raises(ValueError, match="alone has batch norm, but no field axis_name"):
+        classification.create_experiment(config, info, devices=2, steps=1)

@@ -51,6 +51,8 @@ def call(name: str, shape, *operands, aliases=None, **attributes):
     Returns:
       A float32 array, or a list of them.
     """
+    if name not in NAMES:
+        raise ValueError(f"unknown kernel {name!r}; known: {', '.join(NAMES)}")
     # Under shard_map the results vary over the mesh axes over which any operand varies.
     first = max(map(jax.typeof, operands), key=lambda kind: len(kind.manual_axis_type.varying))
     mesh = first.sharding.mesh

@@ -285,25 +285,41 @@ static void check_batch_norm(int64_t channels, int64_t pixel) {
 
 // ---- Errors ----
 
-static Call valid_call(int n) {
+static Call valid_direct(int gradient) {
   Case direct = {.batch = 2, .height = 5, .width = 6, .channels = 3, .pixel = 4, .outputs = 4, .tall = 2, .wide = 2,
                  .down = 1, .right = 1, .rows = 4, .columns = 5, .affine = 1};
+  return convolution_call(&direct, gradient);
+}
+
+static Call valid_winograd(int gradient) {
   Case winograd = {.batch = 2, .height = 12, .width = 12, .channels = 32, .pixel = 32, .outputs = 12, .tall = 3,
                    .wide = 3, .down = 1, .right = 1, .rows = 12, .columns = 12};
-  Array *x = n < 8 ? NULL : array(2, 17, 18, 0, 0), *w = n < 8 ? NULL : array(2, 18, 19, 0, 0);
-  Array *y = n < 8 ? NULL : array(2, 17, 19, 0, 0);
-  switch (n) {
-    case 0: case 1: return convolution_call(&direct, n);
-    case 2: case 3: return convolution_call(&winograd, n - 2);
-    case 4: return affine_relu_call(2, 3, 4, 5, 6);
-    case 5: return affine_call(3, 4);
-    case 6: return affine_gradient_call(3, 4);
-    case 7: return running_call(3, 4);
-    case 8: return (Call){product, {x, w}, {y}, 2, 1, NULL, {0}, 0};
-    case 9: return (Call){product_gradient, {w, y}, {x}, 2, 1, NULL, {0}, 0};
-    default: return (Call){product_kernel_gradient, {x, y}, {w}, 2, 1, NULL, {0}, 0};
-  }
+  return convolution_call(&winograd, gradient);
 }
+
+static Call valid_affine_relu(int n) { return affine_relu_call(2, 3, 4, 5, 6); }
+
+static Call valid_affine(int gradient) { return gradient ? affine_gradient_call(3, 4) : affine_call(3, 4); }
+
+static Call valid_running(int n) { return running_call(3, 4); }
+
+static Call valid_product(int n) {
+  Array *x = array(2, 17, 18, 0, 0), *w = array(2, 18, 19, 0, 0), *y = array(2, 17, 19, 0, 0);
+  if (n == 0) return (Call){product, {x, w}, {y}, 2, 1, NULL, {0}, 0};
+  if (n == 1) return (Call){product_gradient, {w, y}, {x}, 2, 1, NULL, {0}, 0};
+  return (Call){product_kernel_gradient, {x, y}, {w}, 2, 1, NULL, {0}, 0};
+}
+
+// Right calls, each spoilt in turn below, and whether the kernel allocates memory.
+static const struct {
+  Call (*make)(int);
+  int argument, allocates;
+} valid_calls[] = {
+    {valid_direct, 0, 1},  {valid_direct, 1, 1}, {valid_winograd, 0, 1}, {valid_winograd, 1, 1},
+    {valid_affine_relu, 0, 1}, {valid_affine, 0, 0}, {valid_affine, 1, 0},   {valid_running, 0, 0},
+    {valid_product, 0, 1}, {valid_product, 1, 1}, {valid_product, 2, 1},
+};
+enum { VALID_CALLS = sizeof valid_calls / sizeof *valid_calls };
 
 static void must_fail(const Call *call, XLA_FFI_Error_Code code) {
   XLA_FFI_Error *error = run(call);
@@ -315,8 +331,8 @@ static void must_fail(const Call *call, XLA_FFI_Error_Code code) {
 
 // Wrong numbers of arrays, element types, ranks, empty dimensions and missing attributes.
 static void check_wrong_calls(void) {
-  for (int n = 0; n < 11; n++) {
-    Call call = valid_call(n);
+  for (int n = 0; n < VALID_CALLS; n++) {
+    Call call = valid_calls[n].make(valid_calls[n].argument);
     run_or_stop(&call);
     for (int m = 0; m < call.operand_count + call.result_count; m++) {
       Array *a = m < call.operand_count ? call.operands[m] : call.results[m - call.operand_count];
@@ -360,8 +376,8 @@ static void *run_without_memory(void *data) {
 // One allocation after the other fails, alone or with all that follow it: an error, or the right result if a helper's
 // fails; nothing leaked, and no thread waits for ever. Each time in a new thread, which has no memory yet.
 static void check_without_memory(void) {
-  for (int n = 0; n < 11; n++) {
-    Attempt attempt = {valid_call(n), 0};
+  for (int n = 0; n < VALID_CALLS; n++) {
+    Attempt attempt = {valid_calls[n].make(valid_calls[n].argument), 0};
     for (int m = 0; m < 16; m++) {
       pthread_t thread;
       __atomic_store_n(&one_fails, m % 2, __ATOMIC_RELEASE);
@@ -370,8 +386,7 @@ static void check_without_memory(void) {
       pthread_join(thread, NULL);
     }
     __atomic_store_n(&allocations_left, INT64_MAX, __ATOMIC_RELEASE);
-    int allocates = n < 5 || n > 7;
-    if (allocates ? attempt.errors < 4 : attempt.errors) stop("a failed allocation is no error");
+    if (valid_calls[n].allocates ? attempt.errors < 4 : attempt.errors) stop("a failed allocation is no error");
     release_arrays(&attempt.call);
     compared++;
   }
