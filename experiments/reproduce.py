@@ -32,9 +32,22 @@ def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
         found = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or (name == "summary.json" and "fingerprint" not in found):
         raise WorkdirError(f"{folder} holds no finished run: no readable {name} there")
     return found
+
+
+def read_rows(folder: pathlib.Path) -> list[dict[str, float | None]]:
+    """The rows of a run's metrics.csv. Raises WorkdirError where they can't be read."""
+    from experiments.reporting import report
+
+    try:
+        rows = report.read_metrics(folder / "metrics.csv")
+    except (OSError, ValueError):
+        rows = []
+    if not rows or any(row.get("step") is None for row in rows):  # A finished run has at least its last evaluation's.
+        raise WorkdirError(f"{folder} holds no finished run: no readable metrics.csv there")
+    return rows
 
 
 def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
@@ -51,16 +64,17 @@ def first_different_step(stored: list[dict], here: list[dict]) -> int | None:
         {row["step"]: {k: v for k, v in row.items() if k not in TIMES and v is not None} for row in rows}
         for rows in (stored, here)
     ]
-    steps = sorted(step for step in tables[0].keys() | tables[1].keys() if step is not None)
+    steps = sorted(tables[0].keys() | tables[1].keys())
     return next((int(step) for step in steps if tables[0].get(step) != tables[1].get(step)), None)
 
 
 def main(config: ReproduceConfig) -> int:
-    from experiments.reporting import environment, report
+    from experiments.reporting import environment
     from experiments.setup import saved_run
 
     run, new = saved_run.read(config.run, flag="run"), pathlib.Path(config.workdir)
     stored_run, stored = (read_json(run.workdir, name) for name in ("run.json", "summary.json"))
+    rows = read_rows(run.workdir)  # Before hours are spent on what it is compared with.
     require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
 
     # --- The same flags.
@@ -78,12 +92,11 @@ def main(config: ReproduceConfig) -> int:
     # --- Compare.
     here_run, here = (read_json(new, name) for name in ("run.json", "summary.json"))
     metrics = metric_differences(stored, here)
-    rows = [report.read_metrics(folder / "metrics.csv") for folder in (run.workdir, new)]
-    step = first_different_step(*rows)
+    step = first_different_step(rows, read_rows(new))
     identical = stored.get("fingerprint") == here.get("fingerprint") and not metrics and step is None
     lines = environment.differences(stored_run, here_run)
     if identical:
-        print(f"identical: parameters, metrics and the {len(rows[0])} rows of metrics.csv", file=sys.stderr)
+        print(f"identical: parameters, metrics and the {len(rows)} rows of metrics.csv", file=sys.stderr)
     else:
         state = "equal" if stored.get("fingerprint") == here.get("fingerprint") else "different"
         where = "metrics.csv is equal" if step is None else f"metrics.csv differs first at step {step}"

@@ -57,6 +57,7 @@ def test_what_differs_in_the_environment():
         "data of split train: x (run), z (here)",
     ]
     assert environment.differences(run, run) == []
+    assert environment.differences({"packages": [1], "environment": 3, "processor": "A, 2 cores"}, run) == []
 
 
 def test_the_first_step_that_differs():
@@ -95,11 +96,19 @@ def test_what_can_not_be_reproduced_is_one_line(start, tmp_path):
     result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP))
     done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'w'}/")
     assert done.returncode == 2 and "must be another folder than --run" in done.stderr
-    (tmp_path / "w/summary.json").unlink()
-    done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'new'}")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "holds no finished run: no readable summary.json there" in done.stderr
-    assert not (tmp_path / "new").exists()
+    # What the new run would be compared with is read before it is begun.
+    for name, damaged in (
+        *(("metrics.csv", text) for text in (b"", b"step,loss\n2,x\n4,1\n", b"a,b\n1,2\n", b"\xff\xfe")),
+        *(("summary.json", text) for text in (b"{}", b"[", None)),
+    ):
+        path = tmp_path / "w" / name
+        whole = path.read_bytes()
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'new'}")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert f"holds no finished run: no readable {name} there" in done.stderr
+        assert not (tmp_path / "new").exists()
+        path.write_bytes(whole)
 
 
 @pytest.mark.slow

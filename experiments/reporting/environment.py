@@ -64,14 +64,17 @@ def describe() -> dict[str, Any]:
 
 def differences(run: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Lines that tell in what the run.json `here` differs from that of `run`: environment, devices and data. What
-    either does not record is left out."""
+    either does not record, or a damaged file not as names and values, is left out."""
 
     def facts(record: dict[str, Any], key: str) -> dict[str, Any]:
         value = record[key]
         return {f"{GROUPS[key]}{name}": fact for name, fact in value.items()} if key in GROUPS else {key: value}
 
+    def recorded(record: dict[str, Any], key: str) -> bool:
+        return key in record and (key not in GROUPS or isinstance(record[key], dict))
+
     pairs: dict[str, tuple[Any, Any]] = {}
-    for key in (key for key in (*FACTS, *GROUPS) if key in run and key in here):
+    for key in (key for key in (*FACTS, *GROUPS) if recorded(run, key) and recorded(here, key)):
         before, now = facts(run, key), facts(here, key)
         pairs |= {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     shown = {None: "none", True: "yes", False: "no"}
