@@ -34,6 +34,16 @@ def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["model=a", "model=b"]
 
 
+@pytest.mark.parametrize("damaged", [None, b"step,loss\n1,x\n2,y\n", b"a,b\n1,2\n", b"\xff\xfe"])
+def test_a_run_without_its_curve_costs_no_table(damaged, finished_sweep, tmp_path, capsys):
+    path = tmp_path / "s/seed=1/metrics.csv"
+    path.unlink() if damaged is None else path.write_bytes(damaged)
+    status, _, rows = finished_sweep()
+    printed = capsys.readouterr()
+    assert status == 0 and len(rows) == 1 + 3 and "(3 runs)" in printed.out
+    assert f"{path} can't be read: sweep_curves.png lacks this run" in printed.err
+
+
 @pytest.fixture
 def finished_sweep(monkeypatch, tmp_path):
     """A sweep of three complete runs; calling it starts it once more, and gives (status, the seeds that classify was

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.cli.app import UsageError
+from train.messages import say
 
 
 def points(grid: str) -> list[dict[str, str]]:
@@ -70,15 +71,20 @@ def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
 
 def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
     """sweep_curves.png: accuracy on the evaluated split over the steps, a line for each run, a colour for each
-    setting."""
+    setting. A run whose metrics.csv has been lost or damaged since is left out."""
     from experiments.reporting import report
 
     with _figure(workdir / "sweep_curves.png", height=4.2, title=f"Accuracy on {_split(rows)}") as axes:
         colours: dict[str, str] = {}
         for row in rows:
             name = setting(row, names)
-            metrics = report.read_metrics(pathlib.Path(row["workdir"]) / "metrics.csv")
-            points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
+            path = pathlib.Path(row["workdir"]) / "metrics.csv"
+            try:
+                metrics = report.read_metrics(path)
+                points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
+            except (OSError, ValueError, KeyError):  # The last where it has other columns.
+                say(f"{path} can't be read: sweep_curves.png lacks this run")
+                continue
             label = None if name in colours else name
             colours.setdefault(name, f"C{len(colours) % 10}")
             axes.plot(*zip(*points, strict=True), marker=".", color=colours[name], label=label)
