@@ -81,6 +81,8 @@ def main(config: ReproduceConfig) -> int:
     changed: dict[str, Any] = {"workdir": str(new.absolute())}
     if config.data_dir is not None:
         changed["data_dir"] = config.data_dir
+    if "eval_split" not in stored_run:  # Of an older version, which chose another split where test and val are there.
+        changed["eval_split"] = run.eval_split
     devices = re.match(r"(\d+) cpu", str(stored_run.get("devices")))
     if run.config.devices is None and devices:  # Of several processes: on CPUs one process simulates as many.
         changed["devices"] = int(devices[1])

@@ -122,3 +122,13 @@ def test_a_relative_data_folder_is_found_again(start, launch, tmp_path, mnist5k)
     options = [*MLP, "--dataset=folder", "--data_dir=pictures", "--batch_size=8"]
     result(launch("classify", f"--workdir={tmp_path / 'w'}", *options, folder=tmp_path / "here").wait())
     assert result(start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'again'}"))["identical"]
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_is_evaluated_on_its_own_split(start, tmp_path):
+    result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP, "--val_fraction=0.1", "--eval_split=test"))
+    path = tmp_path / "w/run.json"
+    run = json.loads(path.read_text())
+    del run["eval_split"], run["flags"]["eval_split"]  # As written before val came first.
+    path.write_text(json.dumps(run))
+    assert result(start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'again'}"))["identical"]
