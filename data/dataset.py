@@ -71,7 +71,8 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
     """Moves a `fraction` of the training images, the same share of each class, into a new split val: always the same
-    images of a data set. Raises ArgumentError where that leaves one of the splits empty, or val is there already."""
+    images of a data set. Images whose labels are of their pixels, [N, H, W], count as of one class. Raises
+    ArgumentError where that leaves one of the splits empty, or val is there already."""
     given = f"--val_fraction={fraction:g}"
     if "train" not in dataset.splits:
         raise ArgumentError(f"{given}: {dataset.name} has no split train, only {', '.join(dataset.splits)}")
@@ -79,9 +80,10 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
         if name in dataset.splits:
             raise ArgumentError(f"{given}: {dataset.name} has a split {name} already")
     images, labels = dataset.splits["train"]
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     random, held = np.random.default_rng(0), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        of_class = random.permutation(np.flatnonzero(labels == label))
+    for label in np.unique(classes):
+        of_class = random.permutation(np.flatnonzero(classes == label))
         held[of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
     if not held.any():
         raise ArgumentError(f"{given}: no class of {dataset.name} has that many images; a larger fraction is needed")

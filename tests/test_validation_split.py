@@ -13,6 +13,8 @@ from data import digit_scenes
 from data.dataset import ArgumentError, Dataset, hold_out
 from experiments import load_run
 from experiments.cli.app import UsageError
+from experiments.cli.config import SegmentConfig
+from experiments.setup import segmentation
 from experiments.setup.experiment import eval_split, scoring_split
 
 MLP = ["--model=mlp", "--hidden=8", "--batch_size=32", "--steps=6", "--eval_every=2", "--learning_rate=0.5"]
@@ -73,6 +75,26 @@ def test_scenes_of_held_out_digits():
     assert len(splits["train"][1]) == 3600 and splits["val"][0].shape == splits["test"][0].shape == (500, 64, 64, 1)
     np.testing.assert_array_equal(splits["test"][0], digit_scenes.load().splits["test"][0])
     assert (splits["val"][0] != splits["test"][0]).any()
+
+
+def test_pictures_with_a_label_for_each_pixel_are_held_out(tmp_path):
+    for split, count in (("train", 8), ("test", 3)):
+        lines = []
+        for folder in (split, f"{split}annot"):
+            (tmp_path / folder).mkdir()
+        for i in range(count):
+            Image.new("RGB", (9, 6), (20 * i,) * 3).save(tmp_path / split / f"{i}.png")
+            Image.new("L", (9, 6), i).save(tmp_path / f"{split}annot" / f"{i}.png")
+            lines.append(f"/x/{split}/{i}.png /x/{split}annot/{i}.png\n")
+        (tmp_path / f"{split}.txt").write_text("".join(lines))
+    config = SegmentConfig(workdir="W", dataset="camvid", data_dir=str(tmp_path), val_fraction=0.25)
+    # As a run has them, and as evaluate asks for one split.
+    for split in (None, "test", "val"):
+        found = segmentation.load_dataset(config, split=split).splits
+        assert {name: len(labels) for name, (_, labels) in found.items()} == {"train": 6, "val": 2, "test": 3}
+        rows = [labels[:, 0, 0] for _, labels in (found["train"], found["val"])]
+        assert sorted(np.concatenate(rows)) == list(range(8))
+        np.testing.assert_array_equal(found["val"][0][:, 0, 0, 0], 20 * rows[1])
 
 
 def test_the_split_of_a_run_and_that_of_its_score():

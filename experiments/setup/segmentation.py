@@ -71,7 +71,8 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
         raise UsageError(f"--{flag}=train: digit_scenes composes the scenes of a step anew; must be test")
     if scenes:
         return _load_scenes(config.val_fraction)
-    dataset = generated(size) if config.dry_run_data else _load_camvid(config.data_dir, size, split)
+    only = None if config.val_fraction else split  # Images are held out of train.
+    dataset = generated(size) if config.dry_run_data else _load_camvid(config.data_dir, size, only)
     return hold_out(dataset, config.val_fraction) if config.val_fraction else dataset
 
 
