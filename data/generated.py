@@ -10,12 +10,13 @@ from data.stream import Stream, View
 LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (images, classes) of ImageNet and CIFAR-10.
 
 
-def load(view: View | None) -> Dataset:
-    """As many images as in ImageNet, streamed with `view`, or, if it is None, as in CIFAR-10, in memory."""
+def load(view: View | None, *, other: str = "val") -> Dataset:
+    """As many images as in ImageNet, streamed with `view`, or, if it is None, as in CIFAR-10, in memory. The split
+    beside train is called `other`."""
     random = np.random.default_rng(0)
     count, classes = LARGE if view else SMALL
     splits: dict[str, tuple[Any, np.ndarray]] = {}
-    for split, length in (("train", count), ("val", count // 20)):
+    for split, length in (("train", count), (other, count // 20)):
         labels = np.arange(length, dtype=np.int32) % classes
         if view:
             noise = random.integers(0, 256, (view.side, 2 * view.side, 3), dtype=np.uint8)

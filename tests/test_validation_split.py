@@ -13,8 +13,8 @@ from data import digit_scenes
 from data.dataset import ArgumentError, Dataset, hold_out
 from experiments import load_run
 from experiments.cli.app import UsageError
-from experiments.cli.config import SegmentConfig
-from experiments.setup import segmentation
+from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
+from experiments.setup import classification, generation, segmentation
 from experiments.setup.experiment import eval_split, scoring_split
 
 MLP = ["--model=mlp", "--hidden=8", "--batch_size=32", "--steps=6", "--eval_every=2", "--learning_rate=0.5"]
@@ -95,6 +95,15 @@ def test_pictures_with_a_label_for_each_pixel_are_held_out(tmp_path):
         rows = [labels[:, 0, 0] for _, labels in (found["train"], found["val"])]
         assert sorted(np.concatenate(rows)) == list(range(8))
         np.testing.assert_array_equal(found["val"][0][:, 0, 0, 0], 20 * rows[1])
+
+
+def test_random_images_are_held_out_too():
+    classify = ClassifyConfig(workdir="W", dataset="folder", dry_run=True, dry_run_data=True, val_fraction=0.5)
+    generate = GenerateConfig(workdir="W", dataset="folder", dry_run=True, dry_run_data=True, val_fraction=0.5)
+    for dataset in (classification.load_dataset(classify), generation.load_dataset(generate)):
+        assert dataset.splits.keys() == {"train", "val", "test"}
+    labels = classification.load_dataset(classify).splits
+    assert len(labels["train"][1]) == len(labels["val"][1]) == 25_000
 
 
 def test_the_split_of_a_run_and_that_of_its_score():

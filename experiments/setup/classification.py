@@ -38,7 +38,8 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
-        dataset = generated.load(stream.view(size, augmentation) if size else None)
+        other = "test" if config.val_fraction else "val"
+        dataset = generated.load(stream.view(size, augmentation) if size else None, other=other)
     else:
         dataset = data.load(
             config.dataset,

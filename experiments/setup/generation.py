@@ -83,7 +83,7 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
 @functools.cache
 def _generated(asked: int | None, val_fraction: float) -> Dataset:
     """Random images instead of the data set's."""
-    dataset = generated.load(None)
+    dataset = generated.load(None, other="test" if val_fraction else "val")
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
     dataset = dataset._replace(splits=splits)
     return _kept(hold_out(dataset, val_fraction) if val_fraction else dataset, asked)
