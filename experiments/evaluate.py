@@ -94,7 +94,7 @@ def main(config: EvaluateConfig) -> int:
     from data import batches
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import run_record
-    from experiments.setup import stored_network
+    from experiments.setup import evaluation_data, stored_network
     from models.cpu_kernels import ops
     from train import loop, workdir
     from train.parallel import data_parallel
@@ -106,7 +106,9 @@ def main(config: EvaluateConfig) -> int:
     kind = {"segmentation": segmenter, "generation": generator}.get(run.task, classifier)
     plain = config.tta is None and not config.skip_corrupt
     require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")
+    trained = run
     run, dataset, experiment, class_table = kind(config, run)
+    dataset = evaluation_data.held_out(trained, dataset)
     check_data(config, experiment.info.class_names, dataset)
     split = config.split or _default_split(run, dataset)
     images, labels = dataset.splits[split]

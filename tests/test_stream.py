@@ -227,7 +227,7 @@ def test_the_device_cuts_and_flips(image_dir):
 def run_of(image_shape, **flags):
     """A stored run of classify, as far as image files are concerned."""
     info = ClassificationInfo(image_shape, (0.0,), (1.0,), ("a", "b"))
-    return SavedRun(pathlib.Path(), "classification", ClassifyConfig(**flags), info, 1, "test")
+    return SavedRun(pathlib.Path(), "classification", ClassifyConfig(**flags), info, 1, "test", {})
 
 
 def test_predict_sees_a_file_as_the_test_did(image_dir):

@@ -190,3 +190,24 @@ def test_the_other_tasks_are_scored_on_test_too(command, start, tmp_path):
     found = result(start("evaluate", f"--workdir={workdir}", "--split=test"))
     assert found[name] == pytest.approx(summary[f"test_{name}"], rel=1e-5)
     assert f"<dt>test {name.replace('_', ' ')}</dt>" in (workdir / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_moved_pictures_are_held_out_as_before(start, tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("dark", "light"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for i in range(count):
+                shades = random.integers(0, 128, (6, 6), dtype=np.uint8) + 127 * (name == "light")
+                Image.fromarray(shades.astype(np.uint8)).save(tmp_path / "pictures" / split / name / f"{i}.png")
+    options = ["--model=perceptron", "--dataset=folder", "--batch_size=4", "--steps=2", "--val_fraction=0.25"]
+    summary = result(start("classify", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'pictures'}", *options))
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    evaluate = ["evaluate", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'moved'}"]
+    found = result(start(*evaluate, "--split=val"))
+    assert (found["examples"], found["accuracy"]) == (4, summary["accuracy"])
+    assert result(start(*evaluate, "--split=train"))["examples"] == 12
+    Image.new("L", (6, 6), 7).save(tmp_path / "moved/train/dark/0.png")  # Now these are other data.
+    done = start(*evaluate, "--split=val")
+    assert done.returncode == 2 and "--split=val: folder has test, train" in done.stderr

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from data import decode, image_files, stream
+from data.dataset import Dataset, digests, hold_out
 from experiments.cli.app import require
 from experiments.setup.saved_run import SavedRun
 
@@ -40,6 +41,15 @@ def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
     if data_dir not in (None, config.data_dir):
         config = dataclasses.replace(config, data_dir=data_dir, val_fraction=0.0)
     return config
+
+
+def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
+    """The data set of another folder, with the split val that the run held out of its own if it is a copy of that."""
+    fraction = run.config.val_fraction
+    if not fraction or "train" not in dataset.splits or {"val", "validation"} & dataset.splits.keys():
+        return dataset
+    own = hold_out(dataset, fraction)
+    return own if digests(own) == run.data_digests else dataset
 
 
 def for_evaluation(

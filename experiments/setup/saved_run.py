@@ -24,6 +24,7 @@ class SavedRun(NamedTuple):
     info: Any  # that task's DatasetInfo
     steps: int
     eval_split: str | None  # What it was evaluated on; None for imported weights.
+    data_digests: dict[str, str]  # data.dataset.digests of its data set; {} where it was written without.
 
 
 def are_numbers(value: Any) -> bool:
@@ -64,4 +65,7 @@ def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
         config = options.from_json(config_class, flags)
     except ValueError as error:
         raise WorkdirError(f"{path}: {error}") from None
-    return SavedRun(pathlib.Path(workdir).absolute(), run["task"], config, info, steps, eval_split(run, config))
+    digests = run.get("data_digests")
+    digests = digests if isinstance(digests, dict) else {}
+    place = pathlib.Path(workdir).absolute()
+    return SavedRun(place, run["task"], config, info, steps, eval_split(run, config), digests)
