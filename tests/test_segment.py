@@ -16,7 +16,7 @@ import models
 from experiments.cli.app import UsageError
 from experiments.cli.config import SegmentConfig
 from experiments.setup import saved_run, segmentation, stored_network
-from models import segnet, vgg
+from models import segnet
 from train import checkpoint
 from train.state import State
 
@@ -133,15 +133,15 @@ def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):
 
 @pytest.mark.parametrize("encoder", ["vgg16", "vgg16_bn"])
 def test_an_encoder_starts_from_vgg(encoder, monkeypatch, tmp_path):
-    for module in (vgg, segnet):
-        monkeypatch.setattr(module, "WIDTHS", (2, 2, 3, 3, 4))
+    widths = (2, 2, 3, 3, 4)
+    monkeypatch.setattr(segnet, "WIDTHS", widths)
 
     def state(module, size, value):
         shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, size, size, 3), np.float32))
         variables = jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), shapes)
         return State(variables["params"], variables.get("batch_stats", {}), (), np.int32(0), None)
 
-    theirs = state(models.create(encoder, 5, units=3), 32, 1.0)
+    theirs = state(models.create(encoder, 5, units=3, widths=widths), 32, 1.0)
     checkpoints = checkpoint.Checkpoints(tmp_path, report=print)
     checkpoints.save(0, theirs, record={})
     checkpoints.wait()
