@@ -159,7 +159,9 @@ def test_the_slides_own_form():
         np.testing.assert_allclose(backpropagation.correlate(jnp.asarray(a), w), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("through", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
+@pytest.mark.parametrize(
+    "through", [pytest.param(through, marks=pytest.mark.slow) for through in ("pmap", "shard_map")]
+)
 def test_devices(through):
     batch = batch_of((8, 28, 28, 1), np.float32)
     one = tasks("lenet", {}, optimizer=optax.sgd(1.0))[1]

@@ -83,7 +83,9 @@ def test_the_compiled_peer_has_a_column_of_its_own(measure, fake):
     assert all("--model=mlp --batch_size=3" in call and call.endswith("--forward_only") for call in calls)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18", "densenet100_bc"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "densenet100_bc")] + ["resnet18"]
+)
 def test_the_other_networks_are_the_peers_twins(measure, fake, name):
     parameters = {"alexnet": 61_100_840, "resnet18": 11_689_512, "densenet100_bc": 769_162}[name]
     done = measure(f"--peer={fake(parameters - 1)}", f"--models={name}")
@@ -128,6 +130,7 @@ def test_another_count_of_parameters_is_refused(measure, fake):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line(measure, tmp_path):
     needs_torch = tmp_path / "needs_torch.py"
     needs_torch.write_text("import json\nraise ModuleNotFoundError(\"No module named 'torch'\")\n")
@@ -168,6 +171,7 @@ for batch_size, seconds, peak_tflops in ((128, 0.25, 4.0), (1, 1.0, None)):
 """
 
 
+@pytest.mark.slow
 def test_the_rates_of_a_step(start):
     """Of AlexNet, with 714.19 M multiply-adds (tests/test_summary.py): three passes of two operations each."""
     done = start(RATES)  # In a process of its own: the module defines flags.

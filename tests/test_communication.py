@@ -45,7 +45,9 @@ class Tiny(AlexNetOWT):
         return relu(self.conv1(x)).reshape(x.shape[0], -1)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_the_formulas_equal_the_compiled_programs(devices):
     model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
     counts = communication_setup.Counts(model, shape)
@@ -89,6 +91,7 @@ def test_numbers_that_do_not_fit_are_refused(wrong, named):
         communication_setup.start(Tiny(10, widths=(4, 8, 8, 8, 8), units=14), hybrid=True, **asked)
 
 
+@pytest.mark.slow
 def test_summary_counts_as_a_user_starts_it(start):
     done = start("summary", "--model=cifar_resnet20", "--json")  # Of colour pictures of 32 pixels, without being told.
     assert json.loads(done.stdout)["parameters"] == 269_722, done.stderr

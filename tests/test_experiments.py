@@ -199,6 +199,7 @@ def test_dry_run_and_summary(start, tmp_path, model):
     assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"]) > 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_on_generated_pictures(start, tmp_path):
     flags = ["--model=mlp", "--hidden=4", "--dataset=folder", "--data_dir=absent", "--dry_run", "--dry_run_data"]
     flags += ["--image_size=32", "--augment=crop", "--colour_noise=0.1", "--tta=ten_view"]

@@ -147,7 +147,7 @@ def test_step_is_the_two_gradients(batch, conditional):
     assert gan.sampler(after) is after.opt_state["average"]
 
 
-@pytest.mark.parametrize("devices, through", [(2, "shard_map"), (4, "pmap")])
+@pytest.mark.parametrize("devices, through", [(2, "shard_map"), pytest.param(4, "pmap", marks=pytest.mark.slow)])
 def test_devices(batch, devices, through):
     one = task_of()
     several = task_of(axis_of(devices))

@@ -166,6 +166,7 @@ def test_sections_of_damaged_or_unrelated_folders(tmp_path):
         lecture.run_section(workdir)
 
 
+@pytest.mark.slow
 def test_signal_handlers_are_restored_after_a_child_process(monkeypatch, environment):
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -173,7 +174,7 @@ def test_signal_handlers_are_restored_after_a_child_process(monkeypatch, environ
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_lecture_leaves_nothing_running(launch, tmp_path, number):
     running = launch("lecture", f"--workdir={tmp_path}", "--only=plain_vs_residual")
     running.wait_until((tmp_path / "plain_vs_residual/options.json").exists)

@@ -177,6 +177,7 @@ def test_standard_error_of_gap():
     assert few["std"] == 0 and few["standard_error"] == pytest.approx((2 * 0.25 / 25 / 2) ** 0.5)
 
 
+@pytest.mark.slow
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
     """With stand-in networks, of which plain-56 learns nothing; text and numbers must show it."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)

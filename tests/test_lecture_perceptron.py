@@ -88,6 +88,7 @@ def test_logistic_regression_is_gradient_descent():
         np.testing.assert_allclose(after[name], params[name] - 0.5 * gradients[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_xor_needs_the_hidden_layer(tmp_path):
     numbers = run_small(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
     right = {name: value["mean"] for name, value in numbers.items()}
@@ -96,6 +97,7 @@ def test_xor_needs_the_hidden_layer(tmp_path):
     assert right["moons_mlp"] > right["moons_logistic"] > 0.7
 
 
+@pytest.mark.slow
 def test_derivatives_and_saturation(tmp_path):
     z = np.linspace(-3, 3, 10)  # Without 0, where two functions have a kink.
     for name, function in activations.ACTIVATIONS.items():

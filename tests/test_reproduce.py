@@ -90,6 +90,7 @@ def test_a_run_is_reproduced_and_a_changed_one_is_not(start, tmp_path, monkeypat
     assert found["environment"] == [f"processor: another (run), {environment.processor()} (here)"]
 
 
+@pytest.mark.slow
 def test_what_can_not_be_reproduced_is_one_line(start, tmp_path):
     done = start("reproduce", f"--run={tmp_path}", f"--workdir={tmp_path / 'new'}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and f"--run={tmp_path} holds no run" in done.stderr

@@ -76,7 +76,7 @@ def test_an_unknown_decoder_is_refused():
         segnet.SegNetBasic(3, decoder="deconv").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
-@pytest.mark.parametrize("name", ["segnet_basic", "segnet"])
+@pytest.mark.parametrize("name", ["segnet_basic", pytest.param("segnet", marks=pytest.mark.slow)])
 def test_the_authors_rates_fit_each_leaf(name):
     variables = jax.eval_shape(models.create(name, 11).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["params"])

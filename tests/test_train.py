@@ -176,6 +176,7 @@ def test_evaluation_on_two_devices_equals_one(mnist5k):
     assert tree_error(found[1], jax.device_get(found[0])) < 1e-5
 
 
+@pytest.mark.slow
 def test_views_are_averaged_as_probabilities(mnist5k):
     task = make_task(None)
     state, images = jax.jit(task.init)(jax.random.key(0)), mnist5k.splits["test"][0][:6]

@@ -70,6 +70,7 @@ def test_pictures_that_are_decoded_on_access_are_held_out(tmp_path):
     np.testing.assert_array_equal(shades["val"] > 128, found.splits["val"][1] == 1)
 
 
+@pytest.mark.slow
 def test_scenes_of_held_out_digits():
     splits = digit_scenes.load(0.1).splits
     assert len(splits["train"][1]) == 3600 and splits["val"][0].shape == splits["test"][0].shape == (500, 64, 64, 1)
