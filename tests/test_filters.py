@@ -76,7 +76,7 @@ def test_guided_relu_passes_positive_gradients_through_positive_inputs():
         ("cuda_convnet", {}),
         ("dcnn", {}),
         ("densenet", {"depth": 10}),
-        ("densenet121", {}),
+        pytest.param("densenet121", {}, marks=pytest.mark.slow),
         ("cifar_resnet20", {}),
         ("resnet18", {}),
         ("alexnet_owt", {}),

@@ -23,7 +23,7 @@ NAMES = [
     "mlp",
     "lenet",
     "cnn",
-    "cifar_resnet20",
+    pytest.param("cifar_resnet20", marks=pytest.mark.slow),
     pytest.param("cifar_plain20", marks=pytest.mark.slow),
     "densenet",
     pytest.param("cuda_convnet", marks=pytest.mark.slow),
