@@ -284,7 +284,7 @@ TOPICS = {
         "pool": (4, 3),
         "dataset": ("mnist5k", "cifar10"),
     },
-    "abstraction": {"seeds": (1, 2), "steps": (1, 2), "signal_steps": (1, 2)},
+    "abstraction": {"seeds": (1, 2), "steps": (1, 20), "signal_steps": (1, 2)},
     "systems": {},
 }
 # Flags that would change nothing: each is refused, with the line.

@@ -214,7 +214,7 @@ def made(name):
     random, shape = np.random.default_rng(len(name)), (32, 32, 3) if name == "cifar10" else (28, 28, 1)
     splits = {
         split: (random.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.int32) % 10)
-        for split, count in (("train", 40), ("test", 12))
+        for split, count in (("train", 40), ("test", 120))
     }
     return Dataset(name, splits, tuple(map(str, range(10))))
 
