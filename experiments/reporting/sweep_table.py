@@ -6,11 +6,11 @@ import pathlib
 import re
 import shlex
 import statistics
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from experiments.cli.app import UsageError
-from train.messages import say
 
 
 def points(grid: str) -> list[dict[str, str]]:
@@ -83,7 +83,7 @@ def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
                 metrics = report.read_metrics(path)
                 points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
             except (OSError, ValueError, KeyError):  # The last where it has other columns.
-                say(f"{path} can't be read: sweep_curves.png lacks this run")
+                print(f"{path} can't be read: sweep_curves.png lacks this run", file=sys.stderr)
                 continue
             label = None if name in colours else name
             colours.setdefault(name, f"C{len(colours) % 10}")
