@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import time
+from typing import Any
 
 from experiments.cli import app, validation
 from experiments.cli.app import require
@@ -117,20 +118,21 @@ def main(config: EvaluateConfig) -> int:
     require(shape == experiment.info.image_shape, f"images differ: {shapes}")
     state = stored_network.restore(experiment, run, config.checkpoint)
 
-    eval_step = data_parallel.parallelize(experiment.task.eval_step, 1, donate=False)
+    eval_steps = filter(None, (experiment.task.eval_step, experiment.task.constant_eval_step))
+    compiled = [data_parallel.parallelize(step, 1, donate=False) for step in eval_steps]
     run_has = eval_batch_size(
         experiment.task, batch_size=run.config.batch_size, examples=len(labels)
     )  # For the same bits.
     batch_size = config.batch_size or run_has
     eval_batches = functools.partial(batches.eval_batches, images, labels, batch_size=batch_size)
     began = time.perf_counter()
-    eval_step(state, next(eval_batches()))["count"].block_until_ready()
+    for step in compiled:
+        step(state, next(eval_batches()))["count"].block_until_ready()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    data = loop.EvalData(eval_batches, len(labels))
-    sums = loop.evaluate(state, eval_step, data=data)
-    if constant := experiment.task.constant_eval_step:
-        sums |= loop.evaluate(state, data_parallel.parallelize(constant, 1, donate=False), data=data)
+    data, sums = loop.EvalData(eval_batches, len(labels)), dict[str, Any]()
+    for step in compiled:
+        sums |= loop.evaluate(state, step, data=data)
     seconds = time.perf_counter() - began
 
     metrics, rate = experiment.task.compute_metrics(sums), len(labels) / seconds

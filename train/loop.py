@@ -120,11 +120,15 @@ def train(
         """The sums of an evaluation, None after a signal."""
         state = steps.for_evaluation(state)
         sums = evaluate(state, functools.partial(timer.call, steps.evaluate), data=split, stop=stop)
-        if sums is not None and steps.evaluate_constants and constants.get(split) is None:
+        if sums is None or steps.evaluate_constants is None:
+            return sums
+        if split not in constants:
             step = functools.partial(timer.call, steps.evaluate_constants)
-            constants[split] = evaluate(state, step, data=split, stop=stop)
-            sums = None if constants[split] is None else sums
-        return None if sums is None else sums | constants.get(split, {})
+            found = evaluate(state, step, data=split, stop=stop)
+            if found is None:
+                return None
+            constants[split] = found
+        return sums | constants[split]
 
     state, batches = steps.shard(state), iter(data.train_batches(step))
     while True:
