@@ -12,6 +12,7 @@ import tarfile
 
 import jax
 import jax.numpy as jnp
+import made_run
 import numpy as np
 import pytest
 from absl import flags
@@ -41,10 +42,9 @@ from experiments import (
 from experiments.cli import config as configs
 from experiments.cli import options, subprocesses, validation
 from experiments.lecture import __main__ as lecture
-from experiments.reporting import run_record
 from experiments.setup import classification, generation, segmentation, stored_network, training
 from experiments.setup.experiment import eval_split
-from train import checkpoint, leaves, loop, workdir
+from train import leaves, loop, workdir
 from train.parallel import data_parallel
 from train.parallel.devices import AXIS
 
@@ -104,21 +104,6 @@ def pictures(root, *, seed=0, classes=("cat", "dog"), splits=(("train", 6), ("te
     return root
 
 
-def stored_run(path, module, config, dataset, info):
-    """The folder of a run with two checkpoints, the older one the best."""
-    experiment = module.create_experiment(config, info, devices=1, steps=1)
-    home = workdir.Workdir(path)
-    checkpoints = checkpoint.Checkpoints(home.path, best=experiment.task.best)
-    init = jax.jit(experiment.task.init)
-    for step in (0, 1):
-        state = init(jax.random.key(config.seed + step))
-        checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step, "classifier_fid": 1.0 + step})
-    run_record.write_start(home, config, experiment, dataset, state, split="val", steps=1, devices="1 cpu device")
-    checkpoints.wait()
-    home.close()
-    return path
-
-
 class Places(dict):
     """What the table's names in capitals stand for, made when it is first asked for."""
 
@@ -164,7 +149,8 @@ class Places(dict):
             batch_size=4,
         )
         dataset = folder.load(self["PICTURES"])
-        return stored_run(path, classification, config, dataset, classification.dataset_info(config, dataset))
+        made_run.make_run(path, classification, config, dataset, classification.dataset_info(config, dataset))
+        return path
 
     def make_other_run(self, path):
         return self.make_run(path, seed=7)
@@ -179,7 +165,8 @@ class Places(dict):
 
     def make_generator(self, path, seed=0):
         config, dataset = configs.GenerateConfig(workdir=str(path), seed=seed), made("mnist5k")
-        return stored_run(path, generation, config, dataset, generation.dataset_info(dataset))
+        made_run.make_run(path, generation, config, dataset, generation.dataset_info(dataset))
+        return path
 
     def make_other_generator(self, path):
         return self.make_generator(path, seed=7)

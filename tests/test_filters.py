@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import made_run
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,11 +17,11 @@ from experiments.cli import compilation_cache
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
 from experiments.filters import FiltersConfig
-from experiments.reporting import figures_filters, run_record
+from experiments.reporting import figures_filters
 from experiments.setup import classification
 from experiments.setup.experiment import ClassificationInfo, Experiment
 from models import layers
-from train import checkpoint, workdir
+from train import workdir
 from train.state import State
 
 
@@ -183,18 +184,9 @@ def test_the_patches_of_a_planted_filter_are_where_its_pattern_is():
 
 
 def make_run(path, model):
-    """A run's folder with two checkpoints, the older one the best; their states."""
+    """The folder of a classifier's run with two checkpoints, the older one the best; their states."""
     config, dataset = ClassifyConfig(workdir=str(path), model=model), data.load("mnist5k")
-    info = classification.dataset_info(config, dataset)
-    experiment = classification.create_experiment(config, info, devices=1, steps=1)
-    home, states = workdir.Workdir(path), [jax.jit(experiment.task.init)(jax.random.key(seed)) for seed in (0, 1)]
-    run_record.write_start(home, config, experiment, dataset, states[0], split="val", steps=1, devices="1 cpu device")
-    checkpoints = checkpoint.Checkpoints(home.path, best=experiment.task.best)
-    for step, state in enumerate(states):
-        checkpoints.save(step, state, record={}, metrics={"accuracy": 0.9 - step / 2})
-    checkpoints.wait()
-    home.close()
-    return states
+    return made_run.make_run(path, classification, config, dataset, classification.dataset_info(config, dataset))
 
 
 @pytest.mark.slow

@@ -56,12 +56,18 @@ def test_what_can_not_be_held_out_is_told():
         hold_out(dataset._replace(splits={"test": dataset.splits["test"]}), 0.5)
 
 
-def test_pictures_that_are_decoded_on_access_are_held_out(tmp_path):
-    for split, count in (("train", 8), ("test", 2)):
+def write_pictures(root, *, side: int, train: int, test: int):
+    """A folder of two classes, with so many pictures of each in a split; each has a shade of its own."""
+    for split, count in (("train", train), ("test", test)):
         for shade, name in ((60, "dark"), (200, "light")):
-            (tmp_path / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.new("L", (80, 80), shade + i).save(tmp_path / split / name / f"{i}.png")
+                Image.new("L", (side, side), shade + i).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_pictures_that_are_decoded_on_access_are_held_out(tmp_path):
+    write_pictures(tmp_path, side=80, train=8, test=2)
     whole = data.load("folder", str(tmp_path), image_size=64)
     found = hold_out(whole, 0.25)
     shades = {split: found.splits[split][0][np.arange(n)][:, 0, 0, 0] for split, n in (("train", 12), ("val", 4))}
@@ -185,12 +191,8 @@ def test_a_run_goes_on_with_the_split_that_it_began_with(chosen, start, tmp_path
 def test_the_other_tasks_are_scored_on_test_too(command, start, tmp_path):
     more = ["--batch_size=4"]
     if command == "generate":  # On a few pictures, for which the classifier that scores is soon trained.
-        for split, count in (("train", 20), ("test", 4)):
-            for shade, name in ((60, "dark"), (200, "light")):
-                (tmp_path / "pictures" / split / name).mkdir(parents=True)
-                for i in range(count):
-                    Image.new("L", (32, 32), shade + i).save(tmp_path / "pictures" / split / name / f"{i}.png")
-        more += ["--dataset=folder", f"--data_dir={tmp_path / 'pictures'}"]
+        pictures = write_pictures(tmp_path / "pictures", side=32, train=20, test=4)
+        more += ["--dataset=folder", f"--data_dir={pictures}"]
     workdir = tmp_path / "w"
     summary = result(start(command, f"--workdir={workdir}", "--val_fraction=0.1", "--steps=2", *more))
     name = {"segment": "mean_iou", "generate": "classifier_fid"}[command]
@@ -202,13 +204,7 @@ def test_the_other_tasks_are_scored_on_test_too(command, start, tmp_path):
 
 @pytest.mark.slow
 def test_moved_pictures_are_held_out_as_before(start, tmp_path):
-    random = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 2)):
-        for name in ("dark", "light"):
-            (tmp_path / "pictures" / split / name).mkdir(parents=True)
-            for i in range(count):
-                shades = random.integers(0, 128, (6, 6), dtype=np.uint8) + 127 * (name == "light")
-                Image.fromarray(shades.astype(np.uint8)).save(tmp_path / "pictures" / split / name / f"{i}.png")
+    write_pictures(tmp_path / "pictures", side=6, train=8, test=2)
     options = ["--model=perceptron", "--dataset=folder", "--batch_size=4", "--steps=2", "--val_fraction=0.25"]
     summary = result(start("classify", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'pictures'}", *options))
     (tmp_path / "pictures").rename(tmp_path / "moved")
