@@ -48,6 +48,11 @@ def digests(dataset: Dataset) -> dict[str, str]:
     return found
 
 
+def _where(rows: np.ndarray, images: Any) -> Any:
+    """The images where `rows`, bool [N], is true; of a stream nothing is decoded."""
+    return images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
+
+
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
     """The class `positive` (label 1) against the class `negative` or, if that is None, all others (label 0).
 
@@ -64,15 +69,16 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
         rows = np.ones_like(hits) if negative is None else hits | (labels == dataset.class_names.index(negative))
         if not rows.any():
             raise DataError(f"{dataset.name}: the split {split} has no images of {positive} and {negative or 'others'}")
-        kept = images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
-        splits[split] = kept, hits[rows].astype(np.int32)
+        splits[split] = _where(rows, images), hits[rows].astype(np.int32)
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
     """Moves a `fraction` of the training images, the same share of each class, into a new split val: always the same
-    images of a data set. Images whose labels are of their pixels, [N, H, W], count as of one class. Raises
-    ArgumentError where that leaves one of the splits empty, or val is there already."""
+    images of a data set; 0 moves none. Images whose labels are of their pixels, [N, H, W], count as of one class.
+    Raises ArgumentError where that leaves one of the splits empty, or val is there already."""
+    if not fraction:
+        return dataset
     given = f"--val_fraction={fraction:g}"
     if "train" not in dataset.splits:
         raise ArgumentError(f"{given}: {dataset.name} has no split train, only {', '.join(dataset.splits)}")
@@ -89,7 +95,7 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
         raise ArgumentError(f"{given}: no class of {dataset.name} has that many images; a larger fraction is needed")
     splits = dict(dataset.splits)
     for name, rows in (("train", ~held), ("val", held)):
-        splits[name] = images[rows] if isinstance(images, np.ndarray) else images.keep(rows), labels[rows]
+        splits[name] = _where(rows, images), labels[rows]
     return dataset._replace(splits=splits)
 
 

@@ -69,9 +69,7 @@ def scenes(keys, digits, labels):
 def load(val_fraction: float = 0.0) -> Dataset:
     """train: the digits [4000, 28, 28, 1] and labels that scenes are composed of; test: 500 scenes and labels
     [500, SIDE, SIDE]. With a `val_fraction` 500 scenes of that part of the training digits are the split val."""
-    digits = mnist5k.load()
-    if val_fraction:
-        digits = hold_out(digits, val_fraction)
+    digits = hold_out(mnist5k.load(), val_fraction)
     splits = {"train": digits.splits["train"]}
     for split in (name for name in digits.splits if name != "train"):
         keys = jax.random.split(jax.random.key(SEEDS[split]), FIXED_SCENES)

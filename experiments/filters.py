@@ -179,7 +179,7 @@ def main(config: FiltersConfig) -> int:
     require(layer <= len(names), f"--layer={layer}: {accepted}")
     name, path = names[layer - 1], run.workdir / f"filters_layer{layer}.png"
     guided = layer == 1 or hasattr(experiment.model, "guided")
-    require(guided, f"--layer={layer}: {run.config.model} has no guided gradients, of which its layer 1 needs none")
+    require(guided, f"--layer={layer}: {run.config.model} has no guided gradients; only --layer=1 needs none")
     state = stored_network.restore(experiment, run, config.checkpoint)
     if layer == 1:
         filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)

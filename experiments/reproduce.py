@@ -78,7 +78,7 @@ def main(config: ReproduceConfig) -> int:
     require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
 
     # --- The same flags.
-    changed: dict[str, Any] = {"workdir": str(new.absolute())}
+    changed: dict[str, Any] = {"workdir": config.workdir}
     if config.data_dir is not None:
         changed["data_dir"] = config.data_dir
     if "eval_split" not in stored_run:  # Of an older version, which chose another split where test and val are there.
@@ -115,7 +115,7 @@ def main(config: ReproduceConfig) -> int:
             print(f"  {line}", file=sys.stderr)
     found = {"identical": identical, "fingerprint": [stored.get("fingerprint"), here.get("fingerprint")]}
     found |= {"metrics": {name: list(pair) for name, pair in metrics.items()}, "first_different_step": step}
-    print(json.dumps(found | {"environment": lines, "run": str(run.workdir), "workdir": str(new.absolute())}))
+    print(json.dumps(found | {"environment": lines, "run": str(run.workdir), "workdir": config.workdir}))
     return 0 if identical else 1
 
 

@@ -109,8 +109,8 @@ class DenseNet(nn.Module):
     | logits               | num_classes, after global average pooling      |
 
     Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
-    with k = 4, depth 7. Difference from the paper: the
-    dense layer, too, is initialized by Kaiming's rule. Raises ModelError for a depth that does not fit.
+    with k = 4, depth 7. Difference from the paper: the dense layer, too, is initialized by Kaiming's rule. Raises
+    ModelError for a depth that does not fit.
 
     Attributes:
       num_classes: Number of classes.

@@ -47,10 +47,10 @@ class VGG(nn.Module):
 
     The table has the number of 3x3 convolutions with ReLU in each stage, before 2x2 max pooling. Then there are dense
     layers fc6 and fc7 with ReLU and dropout of their outputs, and the logits. models/README.md has parameters and
-    multiply-adds. Differences from the paper: convolutions are initialized by Kaiming's rule and dense
-    layers, as in torchvision, with standard deviation 0.01, where the paper draws from a normal distribution of
-    variance 0.01 or starts deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError
-    for an unknown depth or smaller images.
+    multiply-adds. Differences from the paper: convolutions are initialized by Kaiming's rule and dense layers,
+    as in torchvision, with standard deviation 0.01, where the paper draws from a normal distribution of variance 0.01
+    or starts deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError for an unknown
+    depth or smaller images.
 
     Attributes:
       num_classes: Number of classes.

@@ -109,9 +109,8 @@ def create(
     clip = [clip_by_norm(clip_norm)] if clip_norm else []
     if not groups:  # A chain also where nothing joins the gradient: the states of older checkpoints fit.
         join = optax.add_decayed_weights(weight_decay) if coupled else optax.identity()
-        if clip or weight_decay:
-            return optax.chain(*clip, *([join] if weight_decay else []), update)
-        return optax.with_extra_args_support(update)
+        before = [*clip, join] if weight_decay else clip
+        return optax.chain(*before, update) if before else optax.with_extra_args_support(update)
 
     def factors(path) -> tuple[float, float]:
         leaf = "/".join(str(entry.key) for entry in path)

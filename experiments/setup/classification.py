@@ -61,8 +61,7 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
     )
     if config.train_batches:
         dataset = cifar10.train_on(dataset, config.train_batches)
-    if config.val_fraction:
-        dataset = hold_out(dataset, config.val_fraction)
+    dataset = hold_out(dataset, config.val_fraction)
     return binary_task(dataset, config.positive, config.negative) if config.positive else dataset
 
 

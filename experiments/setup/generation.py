@@ -77,7 +77,7 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
         whole = False
     if not whole:  # The whole middle squares, at once in the right size.
         dataset = load(image_size=round((asked or 64) * stream.SHARE), augment="crop")
-    return _kept(hold_out(dataset, val_fraction) if val_fraction else dataset, asked)
+    return _kept(hold_out(dataset, val_fraction), asked)
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def _generated(asked: int | None, val_fraction: float) -> Dataset:
     dataset = generated.load(None, other="test" if val_fraction else "val")
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
     dataset = dataset._replace(splits=splits)
-    return _kept(hold_out(dataset, val_fraction) if val_fraction else dataset, asked)
+    return _kept(hold_out(dataset, val_fraction), asked)
 
 
 def load_dataset(config: GenerateConfig) -> Dataset:

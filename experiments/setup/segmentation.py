@@ -73,7 +73,7 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
         return _load_scenes(config.val_fraction)
     only = None if config.val_fraction else split  # Images are held out of train.
     dataset = generated(size) if config.dry_run_data else _load_camvid(config.data_dir, size, only)
-    return hold_out(dataset, config.val_fraction) if config.val_fraction else dataset
+    return hold_out(dataset, config.val_fraction)
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
