@@ -86,14 +86,14 @@ class DenseBlocks:
     def __call__(self, x):
         """[B, H, W, C] -> [B, channels]. Must be called in a compact method, which has the layers' parameters."""
         act = functools.partial(relu, guided=self.guided)
-        block_of = functools.partial(dense_block, relu=act, fuse=not self.guided)
+        dense = functools.partial(dense_block, relu=act, fuse=not self.guided)
         for block, count in enumerate(self.layers, 1):
             layers = [self.layer(f"block{block}_layer{i}") for i in range(1, count + 1)]
             if block < len(self.layers):
                 after = self.transition(f"transition{block}", x.shape[-1] + count * self.growth_rate)
-                x = avg_pool(block_of(x, layers, after), 2)
+                x = avg_pool(dense(x, layers, after), 2)
             else:
-                x = block_of(x, layers, Composite(self.norm(name="bn"), None))
+                x = dense(x, layers, Composite(self.norm(name="bn"), None))
         return x.mean((1, 2))
 
 
@@ -138,10 +138,11 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        step, rest = self.blocks * (2 if self.bottleneck else 1), self.blocks + 1
-        layers, remainder = divmod(self.depth - rest, step)
+        # Outside the blocks there are conv1, the transitions and the dense layer.
+        per_layer, outside = self.blocks * (2 if self.bottleneck else 1), self.blocks + 1
+        layers, remainder = divmod(self.depth - outside, per_layer)
         if remainder or layers < 1:
-            form = f"{step}N + {rest} layers" + (" with a bottleneck" if self.bottleneck else "")
+            form = f"{per_layer}N + {outside} layers" + (" with a bottleneck" if self.bottleneck else "")
             raise ModelError(f"a CIFAR DenseNet of {self.blocks} blocks has {form}, not {self.depth}")
 
         bn_axis = self.axis_name if self.sync_bn else None

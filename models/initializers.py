@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from models.errors import ModelError
+
 
 def _draw(sample, key, shape, dtype):
     """Draws a flat array with `sample` and reshapes it. The values are the same, but XLA takes ten times as long to
@@ -13,7 +15,10 @@ def _draw(sample, key, shape, dtype):
 
 
 def fans(shape) -> tuple[int, int]:
-    """Returns (fan_in, fan_out) of a kernel's shape; both include the size of the window."""
+    """Returns (fan_in, fan_out) of a kernel's shape; both include the size of the window. Raises ModelError for an
+    empty kernel."""
+    if 0 in shape:
+        raise ModelError(f"a layer with a kernel of shape {'x'.join(map(str, shape))} has no weights")
     window = math.prod(shape[:-2])
     return shape[-2] * window, shape[-1] * window
 

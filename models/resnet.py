@@ -46,22 +46,22 @@ class Block(nn.Module):
       bottleneck: 1x1 - 3x3 - 1x1 instead of two 3x3 convolutions.
       v1_5: Put a bottleneck's stride into the 3x3 convolution instead of the first 1x1 convolution.
       residual: Add the shortcut.
-      bn_axis: Mesh axis for batch statistics.
+      axis_name: Mesh axis for batch statistics.
       guided: As in layers.relu.
     """
 
     width: int
-    stride: int
-    bottleneck: bool
-    v1_5: bool
-    residual: bool
-    bn_axis: str | None
+    stride: int = 1
+    bottleneck: bool = False
+    v1_5: bool = False
+    residual: bool = True
+    axis_name: str | None = None
     guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
         conv = functools.partial(Conv, use_bias=False)
-        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.bn_axis)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name)
         act = functools.partial(relu, guided=self.guided)
 
         y, stride1, stride2 = x, self.stride, 1
@@ -129,7 +129,7 @@ class ResNet(nn.Module):
             bottleneck=bottleneck,
             v1_5=self.v1_5,
             residual=self.residual,
-            bn_axis=bn_axis,
+            axis_name=bn_axis,
             guided=self.guided,
         )
 

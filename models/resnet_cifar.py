@@ -21,20 +21,20 @@ class Block(nn.Module):
       width: Output channels.
       stride: Stride of the first convolution in pixels.
       residual: Add the shortcut.
-      bn_axis: Mesh axis for batch statistics.
+      axis_name: Mesh axis for batch statistics.
       guided: As in layers.relu.
     """
 
     width: int
-    stride: int
-    residual: bool
-    bn_axis: str | None
+    stride: int = 1
+    residual: bool = True
+    axis_name: str | None = None
     guided: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
         conv = functools.partial(Conv, self.width, (3, 3), padding=1, use_bias=False)
-        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.bn_axis)
+        norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name)
         act = functools.partial(relu, guided=self.guided)
 
         y = act(norm(name="bn1")(conv(strides=self.stride, name="conv1")(x)))
@@ -83,7 +83,7 @@ class CifarResNet(nn.Module):
         if remainder or blocks < 1:
             raise ModelError(f"a CIFAR residual network has 6n + 2 layers (8, 14, 20, ...), not {self.depth}")
         bn_axis = self.axis_name if self.sync_bn else None
-        block = functools.partial(Block, residual=self.residual, bn_axis=bn_axis, guided=self.guided)
+        block = functools.partial(Block, residual=self.residual, axis_name=bn_axis, guided=self.guided)
 
         x = Conv(16, (3, 3), padding=1, use_bias=False, name="conv1")(x)
         x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)

@@ -14,6 +14,7 @@ from experiments.cli.config import ClassifyConfig, NetworkConfig
 from experiments.setup import classification
 from experiments.setup.experiment import ClassificationInfo
 from models import alexnet, cnn, dcgan, dcnn, densenet, initializers, layers, resnet, resnet_cifar, summary, vgg
+from models.errors import ModelError
 from models.resnet_cifar import Block
 from train.precision import cast_floating
 
@@ -161,7 +162,7 @@ def test_local_response_norm_and_ceil_pooling_against_loops():
 
 
 def test_a_residual_block_of_zero_weights_is_the_option_a_shortcut():
-    block = Block(8, 2, True, None)
+    block = Block(width=8, stride=2)
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 4, 4, 4)), jnp.float32)
     shapes = jax.eval_shape(lambda key, x: block.init(key, x, False), jax.random.key(1), x)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -303,6 +304,12 @@ def test_initial_weights_follow_the_papers_and_equal_flaxs(shape):
     glorot = nn.initializers.glorot_uniform()(key, shape)
     np.testing.assert_allclose(initializers.glorot_uniform(key, shape), glorot, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(initializers.normal(0.1)(key, shape), nn.initializers.normal(0.1)(key, shape))
+
+
+@pytest.mark.parametrize("draw", [initializers.kaiming_normal, initializers.glorot_uniform])
+def test_a_layer_without_channels_is_refused(draw):
+    with pytest.raises(ModelError, match="a layer with a kernel of shape 3x3x0x8 has no weights"):
+        draw(jax.random.key(0), (3, 3, 0, 8))
 
 
 @pytest.mark.parametrize("filters", [2, 5])

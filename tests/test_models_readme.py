@@ -1,5 +1,6 @@
 """The table in models/README.md against the networks."""
 
+import dataclasses
 import pathlib
 import re
 import typing
@@ -8,6 +9,7 @@ import pytest
 from commands import ROOT
 
 import models
+from experiments.cli.config import NetworkConfig
 from models import summary
 
 
@@ -39,6 +41,15 @@ def options(flags: str) -> dict[str, typing.Any]:
 def test_every_network_has_its_line():
     assert [row.name for row in ROWS if " " not in row.name and row.name not in models.MODELS] == []
     assert {row.name.split()[0] for row in ROWS} == set(models.MODELS)
+
+
+def test_the_help_of_classify_names_every_classifier():
+    flag = next(field for field in dataclasses.fields(NetworkConfig) if field.name == "model")
+    named = re.findall(r"[a-z][\w]+", flag.metadata["flag"].help.partition(":")[2].replace("for ImageNet", ""))
+    patterns = [re.compile(name.replace("N", r"\d+")) for name in named]
+    classifiers = [name for name, spec in models.MODELS.items() if spec.task == "classification"]
+    assert [name for name in classifiers if not any(pattern.fullmatch(name) for pattern in patterns)] == []
+    assert [p.pattern for p in patterns if not any(p.fullmatch(name) for name in classifiers)] == []
 
 
 @pytest.mark.parametrize(

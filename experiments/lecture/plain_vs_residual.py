@@ -55,19 +55,20 @@ class NarrowNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
+        block = functools.partial(Block, residual=self.residual)
         x = Conv(self.maps, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
         x = relu(BatchNorm(use_running_average=not train, name="bn1")(x))
         for stage, alike in enumerate(((self.depth - 2) // 6, (self.depth - 8) // 6, (self.depth - 8) // 6), 1):
             width = self.maps * 2 ** (stage - 1)
             if stage > 1:  # This block halves the resolution and doubles the maps.
-                x = Block(width, 2, self.residual, None, name=f"stage{stage}_first")(x, train)
+                x = block(width=width, stride=2, name=f"stage{stage}_first")(x, train)
             loop = nn.scan(
                 lambda block, x, _: (block(x, train), None),
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True},
                 length=alike,
             )
-            x, _ = loop(Block(width, 1, self.residual, None, name=f"stage{stage}_rest"), x, None)
+            x, _ = loop(block(width=width, name=f"stage{stage}_rest"), x, None)
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(x.mean((1, 2)))
 
 
