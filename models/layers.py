@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.cpu_kernels.ops import Composite as Composite
-from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general
+from models.cpu_kernels.ops import batch_norm as batch_norm
+from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general, leaky_relu
 from models.cpu_kernels.ops import dense_block as dense_block
 from models.cpu_kernels.ops import repeated as repeated
 from models.errors import ModelError
@@ -26,8 +27,7 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 def _relu(x):
-    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
-    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+    return leaky_relu(x, 0.0)
 
 
 @jax.custom_vjp
@@ -56,6 +56,14 @@ def relu(x, *, guided: bool = False):
     for it, which is no option of a command.
     """
     return _guided_relu(x) if guided else _relu(x)
+
+
+def norm_relu(norm, x, *, use_running_average: bool | None = None, shortcut=None, guided: bool = False):
+    """relu(norm(x) + shortcut); `guided` as in `relu`."""
+    found = batch_norm(
+        norm, x, use_running_average=use_running_average, shortcut=shortcut, slope=float(guided), fuse=not guided
+    )
+    return relu(found, guided=True) if guided else found
 
 
 def gelu(x, *, guided: bool = False):

@@ -16,6 +16,8 @@ from models.cpu_kernels import build, ffi, ops
 
 WINDOW = {"window": np.array([1, 1, 1, 1], np.int64)}
 EPSILON = {"epsilon": np.float32(1e-5)}
+NORM = {"moments": (2, 3), "scale": (3,), "bias": (3,)}
+NORM_ATTRIBUTES = EPSILON | {"slope": np.float32(0)}
 VALID = {  # A call of each kernel: (operands, results, attributes).
     "convolution": ({"images": (2, 5, 6, 3), "kernel": (3, 3, 3, 4), "affine": (2, 3)}, [(2, 5, 6, 4)], WINDOW),
     "kernel_gradient": ({"images": (2, 5, 6, 3), "gradient": (2, 5, 6, 4), "affine": (2, 3)}, [(3, 3, 3, 4)], WINDOW),
@@ -29,6 +31,14 @@ VALID = {  # A call of each kernel: (operands, results, attributes).
         {"total": (2, 3, 4, 5), "gradient": (2, 3, 4, 3), "x": (2, 3, 4, 5), "affine": (2, 3)},
         [(2, 3, 4, 5), (2, 3)],
         {},
+    ),
+    "batch_moments": ({"x": (6, 3)}, [(2, 3)], {}),
+    "batch_norm": ({"x": (6, 3), **NORM, "shortcut": (6, 3)}, [(6, 3)], NORM_ATTRIBUTES),
+    "batch_norm_sums": ({"gradient": (6, 3), "x": (6, 3), **NORM, "y": (6, 3)}, [(2, 3), (6, 3)], NORM_ATTRIBUTES),
+    "batch_norm_gradient": (
+        {"gradient": (6, 3), "x": (6, 3), **NORM, "means": (2, 3)},
+        [(6, 3)],
+        NORM_ATTRIBUTES,
     ),
     "update_running_stats": (
         {"mean": (3,), "variance": (3,), "statistics": (2, 5)},
@@ -74,8 +84,9 @@ def test_every_array_and_attribute_of_a_call_is_checked(name):
     assert f", not {shown(bad[-1])}, in {name}(" in refusal(name, operands, bad, attributes)
     assert f"got {len(operands)} operands and" in refusal(name, operands, [*results, (1,)], attributes)
     for attribute, value in attributes.items():  # They are found by their names.
-        assert f"attribute {attribute} must be" in refusal(name, operands, results, {"a" + attribute: value})
-        assert f"attribute {attribute} must be" in refusal(name, operands, results, {attribute: np.int32(1)})
+        others = {key: other for key, other in attributes.items() if key != attribute}
+        for wrong in ({"a" + attribute: value}, {attribute: np.int32(1)}):
+            assert f"attribute {attribute} must be" in refusal(name, operands, results, others | wrong)
         more = attributes | {"a": np.int32(1), "z": np.int32(1)}
         assert [y.shape for y in call(name, operands, results, more)] == results
 

@@ -1,5 +1,5 @@
-"""Convolution, transposed convolution, matrix products, dense blocks and repeated blocks for CPUs. The package's only
-public module, and the only one that chooses between its forms and XLA's.
+"""Convolution, transposed convolution, matrix products, batch norm, dense blocks and repeated blocks for CPUs. The
+package's only public module, and the only one that chooses between its forms and XLA's.
 
 On CPUs and for float32 the C kernels of csrc/ compute them. On GPUs and TPUs, for other types, and if the kernels
 can't be compiled, XLA does.
@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.cpu_kernels import batch_norm as kernels
 from models.cpu_kernels import ffi
 from models.cpu_kernels.dense_block import Composite, FusedDenseBlock, affine_relu_convolution
 
 __all__ = [
     "Composite",
     "affine_relu_convolution",
+    "batch_norm",
     "conv_general_dilated",
     "conv_transpose",
     "dense_block",
@@ -292,6 +294,53 @@ def dot_general(x, kernel, dimensions, **rest):
     if plain and _use_product_kernels(x, kernel):
         return _product(x, kernel)
     return lax.dot_general(x, kernel, dimensions, **rest)
+
+
+# --- Batch norm ---
+
+
+def batch_norm(
+    norm: nn.BatchNorm,
+    x,
+    *,
+    use_running_average: bool | None = None,
+    shortcut=None,
+    slope: float = 1.0,
+    fuse: bool = True,
+):
+    """f(norm(x) + shortcut) [..., C], where f(v) is v where v > 0 and slope v elsewhere: 0 is ReLU, 1 no function.
+
+    Must be called in the method of the network whose layer `norm` is.
+
+    Args:
+      norm: Batch norm over all axes but the last.
+      x: Feature maps [..., C].
+      use_running_average: As in flax.linen.BatchNorm.
+      shortcut: Is added before f, of the same shape as x; None for nothing.
+      slope: Of f for negative numbers.
+      fuse: Whether the kernels may be used. They have the derivatives of f.
+    """
+    average = nn.merge_param("use_running_average", norm.use_running_average, use_running_average)
+    operands = (x,) if shortcut is None else (x, shortcut)
+    plain = norm.use_scale and norm.use_bias and norm.axis == -1 and norm.dtype is norm.axis_index_groups is None
+    if fuse and plain and not average and not norm.is_initializing() and x.size and use_cpu_kernels(*operands):
+        rows = [operand.reshape(-1, x.shape[-1]) for operand in operands]
+        parameters, running = norm.variables["params"], norm.variables["batch_stats"]
+        static = (norm.axis_name, norm.epsilon, slope)
+        y, moments = kernels.batch_norm(rows[0], parameters["scale"], parameters["bias"], (*rows, None)[1], *static)
+        moments = lax.stop_gradient(moments)
+        for name, value in (("mean", moments[0]), ("var", kernels.variance(moments))):
+            norm.put_variable("batch_stats", name, norm.momentum * running[name] + (1 - norm.momentum) * value)
+        return y.reshape(x.shape)
+    y = norm(x, use_running_average=use_running_average)
+    y = y if shortcut is None else y + shortcut
+    return y if slope == 1 else leaky_relu(y, slope)
+
+
+def leaky_relu(x, slope: float):
+    """x where it is positive and slope x elsewhere; slope 0 is ReLU."""
+    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
+    return jnp.where(x <= 0, slope * x if slope else jnp.zeros((), x.dtype), x)
 
 
 # --- Blocks ---

@@ -83,7 +83,7 @@ static void check_convolution(const Case *c) {
   Work w = described(c);
   char what[300];
   for (int is_gradient = 0; is_gradient < 2; is_gradient++) {
-    int is_winograd = winograd_pays(&w, is_gradient ? 16 : 32);
+    int is_winograd = winograd_pays(&w);
     snprintf(what, sizeof what,
              "%s%s%s: images %lldx%lldx%lldx%lld of %lld, window %lldx%lld, stride %lld %lld, padding %lld %lld, "
              "result %lldx%lldx%lld", is_winograd ? "Winograd " : "direct ",
@@ -119,7 +119,7 @@ static Case random_case(int64_t most) {
     c.height = draw(1, c.rows * c.down + c.tall), c.width = draw(1, c.columns * c.right + c.wide);
     c.pixel = c.channels + (c.affine ? draw(0, 5) : 0);
     Work w = described(&c);
-    if (products(&c) <= most && is_winograd <= winograd_pays(&w, 16)) return c;
+    if (products(&c) <= most && is_winograd <= winograd_pays(&w)) return c;
   }
 }
 
@@ -283,6 +283,77 @@ static void check_batch_norm(int64_t channels, int64_t pixel) {
   free(expected), free(norm);
 }
 
+// ---- Batch norm in training ----
+
+enum { MOMENTS, FORWARD, SUMS, GRADIENT };
+
+// With `shortcut` the optional arrays. a is scale or scale / 2, so that all values are exact.
+static Call norm_call(int kind, int64_t pixels, int64_t channels, int shortcut, float slope) {
+  Array *x = array(2, pixels, channels, 0, 0), *more = array(2, pixels, channels, 0, 0);
+  if (kind == MOMENTS) {
+    release(more);
+    return (Call){batch_moments, {x}, {array(2, 2, channels, 0, 0)}, 1, 1, NULL, {0}, 0};
+  }
+  Array *moments = array(2, 2, channels, 0, 0), *scale = array(1, channels, 0, 0, 0), *bias = array(1, channels, 0, 0, 0);
+  for (int64_t c = 0; c < channels; c++)
+    values(moments)[channels + c] = values(moments)[c] * values(moments)[c] + PICK(0, 7) / 2.0f + 0.5f;
+  Call call = {batch_norm, {x, moments, scale, bias, shortcut ? more : NULL}, {array(2, pixels, channels, 0, 0)},
+               4 + shortcut, 1, "epsilon", {0}, 0.5f, "slope", slope};
+  if (kind == FORWARD) {
+    if (!shortcut) release(more);
+    return call;
+  }
+  Array *gradient = array(2, pixels, channels, 0, 0), *means = array(2, 2, channels, 0, 0);
+  Call sums = {batch_norm_sums, {gradient, x, moments, scale, bias, shortcut ? more : NULL},
+               {means, shortcut ? call.results[0] : NULL}, 5 + shortcut, 1 + shortcut, "epsilon", {0}, 0.5f, "slope",
+               slope};
+  if (kind == SUMS) {
+    if (!shortcut) release(more), release(call.results[0]);
+    return sums;
+  }
+  release(more);
+  return (Call){batch_norm_gradient, {gradient, x, moments, scale, bias, means}, {call.results[0]}, 6, 1, "epsilon",
+                {0}, 0.5f, "slope", slope};
+}
+
+static void check_norm(int64_t pixels, int64_t channels, int shortcut, float slope) {
+  int64_t floats = pixels * channels;
+  double *expected = calloc(floats, sizeof *expected), *sums = calloc(2 * channels, sizeof *sums);
+  Call call = norm_call(MOMENTS, pixels, channels, 0, 0);
+  for (int64_t n = 0; n < floats; n++) {
+    double x = values(call.operands[0])[n];
+    sums[n % channels] += x / pixels, sums[channels + n % channels] += x * x / pixels;
+  }
+  check(&call, sums, ROUNDED, "batch_moments");
+  release_arrays(&call);
+  for (int kind = FORWARD; kind <= GRADIENT; kind++) {
+    call = norm_call(kind, pixels, channels, shortcut && kind < GRADIENT, slope);
+    const float *gradient = values(call.operands[0]), *x = values(call.operands[kind > FORWARD]);
+    const float *moments = values(call.operands[1 + (kind > FORWARD)]);
+    const float *scale = values(call.operands[2 + (kind > FORWARD)]);
+    const float *bias = values(call.operands[3 + (kind > FORWARD)]);
+    const float *more = kind == GRADIENT ? values(call.operands[5]) : NULL;
+    if (shortcut && kind < GRADIENT) more = values(call.operands[4 + (kind > FORWARD)]);
+    memset(sums, 0, 2 * channels * sizeof *sums);
+    for (int64_t n = 0; n < floats; n++) {
+      int64_t c = n % channels;
+      double variance = moments[channels + c] - (double)moments[c] * moments[c] + 0.5, a = scale[c] / sqrt(variance);
+      double centred = x[n] - (double)moments[c], y = centred * a + bias[c];
+      if (shortcut && kind == FORWARD) y += more[n];
+      if (shortcut && kind == SUMS) y = more[n];
+      double g = kind == FORWARD ? 0 : gradient[n] * (y > 0 ? 1 : (double)slope);
+      sums[c] += g / pixels, sums[channels + c] += g * centred / pixels;
+      if (kind == FORWARD) expected[n] = y > 0 ? y : slope * y;
+      if (kind == SUMS) expected[n] = g;
+      if (kind == GRADIENT) expected[n] = a * (g - more[c] - centred / variance * more[channels + c]);
+    }
+    check(&call, kind == SUMS ? sums : expected, ROUNDED, "batch norm");
+    if (kind == SUMS && shortcut) compare(call.results[1], expected, ROUNDED, "the shortcut's gradient");
+    release_arrays(&call);
+  }
+  free(expected), free(sums);
+}
+
 // ---- Errors ----
 
 static Call valid_direct(int gradient) {
@@ -301,6 +372,8 @@ static Call valid_affine_relu(int n) { return affine_relu_call(2, 3, 4, 5, 6); }
 
 static Call valid_affine(int gradient) { return gradient ? affine_gradient_call(3, 4) : affine_call(3, 4); }
 
+static Call valid_norm(int kind) { return norm_call(kind, 40, 19, kind == FORWARD, 0.5f); }
+
 static Call valid_running(int n) { return running_call(3, 4); }
 
 static Call valid_product(int n) {
@@ -317,7 +390,8 @@ static const struct {
 } valid_calls[] = {
     {valid_direct, 0, 1},  {valid_direct, 1, 1}, {valid_winograd, 0, 1}, {valid_winograd, 1, 1},
     {valid_affine_relu, 0, 1}, {valid_affine, 0, 0}, {valid_affine, 1, 0},   {valid_running, 0, 0},
-    {valid_product, 0, 1}, {valid_product, 1, 1}, {valid_product, 2, 1},
+    {valid_product, 0, 1}, {valid_product, 1, 1}, {valid_product, 2, 1}, {valid_norm, MOMENTS, 1},
+    {valid_norm, FORWARD, 1}, {valid_norm, SUMS, 1}, {valid_norm, GRADIENT, 1},
 };
 enum { VALID_CALLS = sizeof valid_calls / sizeof *valid_calls };
 
@@ -346,7 +420,7 @@ static void check_wrong_calls(void) {
     }
     call.result_count--, must_fail(&call, INVALID), call.result_count++;
     int count = call.operand_count;
-    call.operand_count = 1, must_fail(&call, INVALID), call.operand_count = count;
+    call.operand_count = 0, must_fail(&call, INVALID), call.operand_count = count;
     const char *name = call.attribute;
     if (name) call.attribute = "windows", must_fail(&call, INVALID), call.attribute = NULL, must_fail(&call, INVALID);
     call.attribute = name;
@@ -401,6 +475,7 @@ static void check_random(int64_t cases, int64_t most) {
     int64_t pixel = draw(1, 70);
     check_affine_relu_gradient(draw(1, 3), draw(1, 9), draw(1, 9), draw(1, pixel), pixel);
     check_batch_norm(draw(1, pixel), pixel);
+    check_norm(draw(1, 80), PICK(1, AROUND(LANES), AROUND(4 * LANES), 9 * LANES + 5), draw(0, 1), PICK(0, 1, 2) / 2.0f);
     int64_t rows = PICK(1, AROUND(16), AROUND(2 * ROWS), AROUND(COLUMNS)), outputs = 0, inputs = 0;
     do {
       inputs = PICK(AROUND(BLOCK), AROUND(3 * BLOCK), AROUND(TILES * ROWS), AROUND(DEPTH), 2 * DEPTH + 3);

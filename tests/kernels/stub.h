@@ -176,11 +176,13 @@ static void end_pool(void) {
 
 typedef struct {
   XLA_FFI_Handler *kernel;
-  Array *operands[4], *results[2];
+  Array *operands[6], *results[2];
   int operand_count, result_count;
   const char *attribute;  // NULL: the kernel has none.
   int64_t window[4];      // The attribute's value if its name is window.
   float number;           // And otherwise.
+  const char *second;     // Another attribute, a number; NULL: none.
+  float second_number;
 } Call;
 
 static const XLA_FFI_Api api = {
@@ -192,21 +194,25 @@ static const XLA_FFI_Api api = {
 };
 
 static XLA_FFI_Error *run(const Call *c) {
-  XLA_FFI_ArgType arg_types[] = {[0 ... 3] = XLA_FFI_ArgType_BUFFER};
+  XLA_FFI_ArgType arg_types[] = {[0 ... 5] = XLA_FFI_ArgType_BUFFER};
   XLA_FFI_RetType ret_types[] = {[0 ... 1] = XLA_FFI_RetType_BUFFER};
   int is_window = c->attribute && !strcmp(c->attribute, "window");
-  XLA_FFI_AttrType attr_type = is_window ? XLA_FFI_AttrType_ARRAY : XLA_FFI_AttrType_SCALAR;
-  XLA_FFI_ByteSpan name = {c->attribute, c->attribute ? strlen(c->attribute) : 0}, *names[] = {&name};
+  XLA_FFI_AttrType attr_types[] = {is_window ? XLA_FFI_AttrType_ARRAY : XLA_FFI_AttrType_SCALAR,
+                                   XLA_FFI_AttrType_SCALAR};
+  XLA_FFI_ByteSpan name = {c->attribute, c->attribute ? strlen(c->attribute) : 0};
+  XLA_FFI_ByteSpan second_name = {c->second, c->second ? strlen(c->second) : 0}, *names[] = {&name, &second_name};
   XLA_FFI_Array window = {XLA_FFI_DataType_S64, 4, (void *)c->window};
   XLA_FFI_Scalar number = {XLA_FFI_DataType_F32, (void *)&c->number};
-  void *attrs[] = {is_window ? (void *)&window : (void *)&number};
+  XLA_FFI_Scalar second = {XLA_FFI_DataType_F32, (void *)&c->second_number};
+  void *attrs[] = {is_window ? (void *)&window : (void *)&number, &second};
   XLA_FFI_CallFrame frame = {
       .struct_size = XLA_FFI_CallFrame_STRUCT_SIZE,
       .api = &api,
       .stage = XLA_FFI_ExecutionStage_EXECUTE,
       .args = {XLA_FFI_Args_STRUCT_SIZE, NULL, c->operand_count, arg_types, (void **)c->operands},
       .rets = {XLA_FFI_Rets_STRUCT_SIZE, NULL, c->result_count, ret_types, (void **)c->results},
-      .attrs = {XLA_FFI_Attrs_STRUCT_SIZE, NULL, c->attribute != NULL, &attr_type, names, attrs},
+      .attrs = {XLA_FFI_Attrs_STRUCT_SIZE, NULL, c->attribute ? 1 + (c->second != NULL) : 0, attr_types,
+                names, attrs},
   };
   return c->kernel(&frame);
 }

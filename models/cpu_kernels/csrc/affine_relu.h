@@ -1,7 +1,5 @@
 // The gradient of max(0, scale x + shift) with respect to x, scale and shift, in one pass over memory.
 
-#define SHARES 32  // Parts of the pixels with separate sums: the order of summation does not depend on the threads.
-
 typedef struct {
   i64 pixels, width, channels;
   float *total;

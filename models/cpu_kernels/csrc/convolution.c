@@ -8,6 +8,7 @@
 #include "direct.h"
 #include "winograd.h"
 #include "affine_relu.h"
+#include "batch_norm.h"
 #include "product.h"
 
 // Bounds with which no size overflows.
@@ -50,12 +51,12 @@ static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Wor
 }
 
 // Whether Winograd's algorithm saves enough products to outweigh its transforms. The thresholds were measured.
-static int winograd_pays(const Work *w, i64 least_channels) {
+static int winograd_pays(const Work *w) {
   if (w->down != 1 || w->right != 1 || w->tall < 3 || w->wide < 3) return 0;
   i64 tiles = ceil_div(w->rows, STEP) * ceil_div(w->columns, STEP);
   i64 shifts = ceil_div(w->tall, 3) * ceil_div(w->wide, 3);
   i64 products = tiles * shifts * PLACES, plain = w->rows * w->columns * w->tall * w->wide;
-  return 10 * plain >= 17 * products && w->channels >= least_channels && w->outputs >= 12 &&
+  return 10 * plain >= 17 * products && w->channels >= 16 && w->outputs >= 12 &&
          2 * w->batch * tiles >= max(w->channels, w->outputs);
 }
 
@@ -70,7 +71,7 @@ XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   if (!error) error = describe(frame, &sizes, &w);
   if (error) return error;
   w.x = operand(frame, 0)->data, w.kernel = operand(frame, 1)->data, w.result = result(frame, 0)->data;
-  return (winograd_pays(&w, 32) ? convolve_by_winograd : convolve_directly)(frame, &w);
+  return (winograd_pays(&w) ? convolve_by_winograd : convolve_directly)(frame, &w);
 }
 
 // The gradient of the convolution's kernel. Attribute: as above.
@@ -83,7 +84,7 @@ XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (!error) error = describe(frame, &sizes, &w);
   if (error) return error;
   w.x = operand(frame, 0)->data, w.gradient = operand(frame, 1)->data, w.result = result(frame, 0)->data;
-  return (winograd_pays(&w, 16) ? correlate_by_winograd : correlate_directly)(frame, &w);
+  return (winograd_pays(&w) ? correlate_by_winograd : correlate_directly)(frame, &w);
 }
 
 // Batch norm as a x + b, from its parameters and the mean and variance of a batch. Attribute: epsilon.
@@ -162,6 +163,85 @@ XLA_FFI_Error *affine_relu_gradient(XLA_FFI_CallFrame *frame) {
                   .x = operand(frame, 2)->data, .gradient = operand(frame, 1)->data, .scale = scale,
                   .shift = scale + channels};
   return add_affine_relu_gradient(frame, &n, d_scale, d_scale + channels);
+}
+
+// ---- Batch norm in training, with a shortcut and (leaky) ReLU ----
+
+// Mean and mean of squares of each channel.
+XLA_FFI_Error *batch_moments(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
+  XLA_FFI_Error *error = check_arrays(frame, "batch_moments(x[N,C]) -> moments[2,C]", &sizes);
+  if (error) return error;
+  BatchNorm n = {.pixels = sizes.of['N'], .channels = sizes.of['C'], .x = operand(frame, 0)->data};
+  return sum_shares(frame, &n, add_moments, 1.0f / n.pixels, result(frame, 0)->data);
+}
+
+// Reads the attributes and operands that the others have in common; `first` is the index of x, which moments, scale
+// and bias follow.
+static XLA_FFI_Error *start_norm(XLA_FFI_CallFrame *frame, const char *signature, int first, const float *means,
+                                 Sizes *sizes, BatchNorm *n) {
+  float epsilon, slope;
+  XLA_FFI_Error *error = check_arrays(frame, signature, sizes);
+  if (!error) error = read_number(frame, sizes, "epsilon", &epsilon);
+  if (!error) error = read_number(frame, sizes, "slope", &slope);
+  if (error) return error;
+  *n = (BatchNorm){.pixels = sizes->of['N'], .channels = sizes->of['C'], .slope = slope,
+                   .x = operand(frame, first)->data};
+  return describe_norm(frame, n, operand(frame, first + 1)->data, operand(frame, first + 2)->data,
+                       operand(frame, first + 3)->data, means, epsilon);
+}
+
+// Attributes: epsilon; slope, that of f for negative numbers, 1 for no f.
+XLA_FFI_Error *batch_norm(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
+  BatchNorm n;
+  XLA_FFI_Error *error = start_norm(
+      frame, "batch_norm(x[N,C], moments[2,C], scale[C], bias[C], shortcut[N,C]?) -> y[N,C]", 0, NULL, &sizes, &n);
+  if (error) return error;
+  n.shortcut = frame->args.size == 5 ? operand(frame, 4)->data : NULL;
+  n.result = result(frame, 0)->data;
+  error = run_tasks(frame, write_normalized, &n, SHARES, 0);
+  free(n.mean);
+  return error;
+}
+
+// The means of the gradient before f and of its product with x - mean; with a shortcut, whose y is then given, also
+// that gradient, which is the shortcut's. Attributes: as above.
+XLA_FFI_Error *batch_norm_sums(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
+  BatchNorm n;
+  XLA_FFI_Error *error = start_norm(
+      frame,
+      "batch_norm_sums(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], y[N,C]?) -> means[2,C], masked[N,C]?",
+      1, NULL, &sizes, &n);
+  if (error) return error;
+  n.gradient = operand(frame, 0)->data;
+  n.y = frame->args.size == 6 ? operand(frame, 5)->data : NULL;
+  n.masked = frame->rets.size == 2 ? result(frame, 1)->data : NULL;
+  error = sum_shares(frame, &n, add_gradients, 1.0f / n.pixels, result(frame, 0)->data);
+  free(n.mean);
+  return error;
+}
+
+// The gradient of x, from the means over the batch on all devices. With slope 1 `gradient` is that before f.
+// Attributes: as above.
+XLA_FFI_Error *batch_norm_gradient(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
+  BatchNorm n;
+  const float *means = frame->args.size == 6 ? operand(frame, 5)->data : NULL;  // check_arrays refuses other counts.
+  XLA_FFI_Error *error = start_norm(
+      frame,
+      "batch_norm_gradient(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], means[2,C]) -> x_gradient[N,C]", 1,
+      means, &sizes, &n);
+  if (error) return error;
+  n.gradient = operand(frame, 0)->data, n.result = result(frame, 0)->data;
+  error = run_tasks(frame, write_gradient, &n, SHARES, 0);
+  free(n.mean);
+  return error;
 }
 
 #define RESULT -1

@@ -78,6 +78,26 @@ INLINE Tile tile(const Winograd *k, i64 n) {
   return (Tile){n / k->of_image, n % k->of_image / k->across * STEP, n % k->across * STEP};
 }
 
+// Loads the channels from c on of a tile with the first pixel (top, left), `whole` if they fill a vector and no pixel
+// is transformed. Pixels outside the image are zeros.
+INLINE void load_tile(const Work *w, const float *image, i64 top, i64 left, i64 c, const int whole, square d) {
+  i64 first = max(0, -left), end = min(SIDE, w->width - left);
+  for (i64 i = 0; i < SIDE; i++) {
+    i64 row = top + i;
+    const float *pixel = image + (row * w->width + left) * w->pixel;
+    if (whole && first == 0 && end == SIDE && row >= 0 && row < w->height) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < SIDE; j++) d[i][j] = *(const vector *)(pixel + j * w->pixel + c);
+      continue;
+    }
+#pragma clang loop unroll(full)
+    for (int j = 0; j < SIDE; j++) d[i][j] = (vector){};
+    if (row >= 0 && row < w->height)
+      for (i64 j = first; j < end; j++)
+        d[i][j] = whole ? *(const vector *)(pixel + j * w->pixel + c) : input(w, pixel + j * w->pixel, c);
+  }
+}
+
 // Transforms tile `n` of the images to to[place * place_floats + (shift, block) * block_floats + channel].
 static void transform_image(const Winograd *k, i64 n, float *to, i64 place_floats, i64 block_floats) {
   const Work *w = &k->w;
@@ -88,12 +108,8 @@ static void transform_image(const Winograd *k, i64 n, float *to, i64 place_float
       i64 top = t.row + (k->shift + shift) / k->shifts_across * 3 - w->top;
       i64 left = t.column + (k->shift + shift) % k->shifts_across * 3 - w->left;
       square d, half;
-      for (i64 i = 0; i < SIDE; i++)
-        for (i64 j = 0; j < SIDE; j++) {
-          i64 row = top + i, column = left + j;
-          int inside = row >= 0 && row < w->height && column >= 0 && column < w->width;
-          d[i][j] = inside ? input(w, image + (row * w->width + column) * w->pixel, c) : (vector){};
-        }
+      if (!w->scale && c + LANES <= w->channels) load_tile(w, image, top, left, c, 1, d);
+      else load_tile(w, image, top, left, c, 0, d);
 #pragma clang loop unroll(full)
       for (int j = 0; j < SIDE; j++) image_line(&d[0][j], &half[0][j], SIDE);
 #pragma clang loop unroll(full)
@@ -157,9 +173,15 @@ static void convolve_tiles(const void *data, i64 task, float *image) {
         for (int j = 0; j < SIDE; j++) result_line(&m[0][j], &half[0][j], SIDE);
 #pragma clang loop unroll(full)
         for (int i = 0; i < STEP; i++) result_line(half[i], m[i], 1);
+        i64 valid = w->outputs - g * w->group - o;
+        if (rows == STEP && columns == STEP && valid >= LANES) {
+#pragma clang loop unroll(full)
+          for (int n = 0; n < STEP * STEP; n++)
+            *(vector *)(to + (n / STEP * w->columns + n % STEP) * w->outputs + o) = m[n / STEP][n % STEP];
+          continue;
+        }
         for (i64 i = 0; i < rows; i++)
-          for (i64 j = 0; j < columns; j++)
-            store(to + (i * w->columns + j) * w->outputs + o, m[i][j], w->outputs - g * w->group - o);
+          for (i64 j = 0; j < columns; j++) store(to + (i * w->columns + j) * w->outputs + o, m[i][j], valid);
       }
     }
   }
@@ -192,11 +214,17 @@ static void transform_tile(const void *data, i64 t, float *memory) {
   for (i64 o = 0; o < width; o += LANES) {
     vector y[STEP][STEP], half[SIDE][STEP];
     square m;
-    for (i64 i = 0; i < STEP; i++)
-      for (i64 j = 0; j < STEP; j++) {
-        int inside = at.row + i < w->rows && at.column + j < w->columns;
-        y[i][j] = inside ? load(from + (i * w->columns + j) * w->outputs + o, w->outputs - o) : (vector){};
-      }
+    if (at.row + STEP <= w->rows && at.column + STEP <= w->columns && o + LANES <= w->outputs) {
+#pragma clang loop unroll(full)
+      for (int n = 0; n < STEP * STEP; n++)
+        y[n / STEP][n % STEP] = *(const vector *)(from + (n / STEP * w->columns + n % STEP) * w->outputs + o);
+    } else {
+      for (i64 i = 0; i < STEP; i++)
+        for (i64 j = 0; j < STEP; j++) {
+          int inside = at.row + i < w->rows && at.column + j < w->columns;
+          y[i][j] = inside ? load(from + (i * w->columns + j) * w->outputs + o, w->outputs - o) : (vector){};
+        }
+    }
 #pragma clang loop unroll(full)
     for (int j = 0; j < STEP; j++) gradient_line(&y[0][j], &half[0][j], STEP);
 #pragma clang loop unroll(full)

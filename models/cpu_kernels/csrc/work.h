@@ -13,6 +13,7 @@
 #define TILE 24
 #endif
 #define BLOCK 16  // Channels per block of packed inputs.
+#define SHARES 32  // Parts of the pixels with separate sums: the order of summation does not depend on the threads.
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
