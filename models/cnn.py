@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
+from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, norm_relu
 from models.model_spec import ModelSpec
 
 
@@ -50,13 +50,13 @@ class CNN(nn.Module):
         bn_axis = self.axis_name if self.sync_bn else None
         conv = functools.partial(Conv, padding="SAME", use_bias=False)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
-        act = functools.partial(relu, guided=self.guided)
+        act = functools.partial(norm_relu, guided=self.guided)
 
         for i, width in enumerate(self.widths, 1):
             x = conv(width, (5, 5) if i == 1 else (3, 3), name=f"conv{i}")(x)
-            x = max_pool(act(norm(name=f"bn{i}")(x)), 2)
+            x = max_pool(act(norm(name=f"bn{i}"), x), 2)
         x = Dense(self.features, use_bias=False, kernel_init=kaiming_normal, name="dense")(x.reshape(x.shape[0], -1))
-        x = Dropout(self.dropout, self.axis_name)(act(norm(name="bn_dense")(x)), train)
+        x = Dropout(self.dropout, self.axis_name)(act(norm(name="bn_dense"), x), train)
         return Dense(self.num_classes, name="logits")(x)
 
 

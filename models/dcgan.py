@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from models.initializers import normal
-from models.layers import BatchNorm, Conv, ConvTranspose, Dense, relu
+from models.layers import BatchNorm, Conv, ConvTranspose, Dense, batch_norm, norm_relu
 from models.model_spec import ModelSpec
 
 LATENT = 100  # Dimension of the latent vectors.
@@ -71,9 +71,10 @@ class Generator(nn.Module):
         x = Dense(16 * widest, use_bias=False, kernel_init=_weights, name="project")(_beside(z, onehot))
         # In the common variant this layer is a 4x4 transposed convolution of one pixel, with batch norm per channel.
         x = x if self.authors else x.reshape(-1, 4, 4, widest)
-        x = relu(norm(name="bn_project")(x)).reshape(-1, 4, 4, widest)
+        x = norm_relu(norm(name="bn_project"), x).reshape(-1, 4, 4, widest)
         for i, features in enumerate(reversed(widths), 1):
-            x = relu(norm(name=f"bn{i}")(deconv(features, name=f"deconv{i}")(_beside(x, onehot))))
+            x = deconv(features, name=f"deconv{i}")(_beside(x, onehot))
+            x = norm_relu(norm(name=f"bn{i}"), x)
         return jnp.tanh(deconv(self.channels, name=f"deconv{len(widths) + 1}")(_beside(x, onehot)))
 
 
@@ -93,8 +94,7 @@ class Discriminator(nn.Module):
         )
         for i, multiple in enumerate(_blocks(self.size), 1):
             x = conv(width * multiple, name=f"conv{i}")(_beside(x, onehot))
-            x = norm(name=f"bn{i}")(x) if i > 1 else x
-            x = nn.leaky_relu(x, 0.2)
+            x = batch_norm(norm(name=f"bn{i}"), x, slope=0.2) if i > 1 else nn.leaky_relu(x, 0.2)
         x = _beside(x, onehot).reshape(x.shape[0], -1)
         return Dense(1, use_bias=False, kernel_init=_weights, name="logit")(x)[:, 0]
 

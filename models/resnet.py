@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, max_pool, relu
+from models.layers import BatchNorm, Conv, Dense, batch_norm, max_pool, norm_relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -62,22 +62,24 @@ class Block(nn.Module):
     def __call__(self, x, train: bool):
         conv = functools.partial(Conv, use_bias=False)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name)
-        act = functools.partial(relu, guided=self.guided)
+        act = functools.partial(norm_relu, guided=self.guided)
 
-        y, stride1, stride2 = x, self.stride, 1
         if self.bottleneck:
             stride1, stride2 = (1, self.stride) if self.v1_5 else (self.stride, 1)
-            y = act(norm(name="bn1")(conv(self.width, (1, 1), strides=stride1, name="conv1")(y)))
-            y = act(norm(name="bn2")(conv(self.width, (3, 3), strides=stride2, padding=1, name="conv2")(y)))
-            y = norm(name="bn3")(conv(4 * self.width, (1, 1), name="conv3")(y))
+            y = conv(self.width, (1, 1), strides=stride1, name="conv1")(x)
+            y = conv(self.width, (3, 3), strides=stride2, padding=1, name="conv2")(act(norm(name="bn1"), y))
+            y = conv(4 * self.width, (1, 1), name="conv3")(act(norm(name="bn2"), y))
+            last = norm(name="bn3")
         else:
-            y = act(norm(name="bn1")(conv(self.width, (3, 3), strides=stride1, padding=1, name="conv1")(y)))
-            y = norm(name="bn2")(conv(self.width, (3, 3), padding=1, name="conv2")(y))
+            y = conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+            y = conv(self.width, (3, 3), padding=1, name="conv2")(act(norm(name="bn1"), y))
+            last = norm(name="bn2")
         if not self.residual:
-            return act(y)
+            return act(last, y)
         if x.shape != y.shape:
-            x = norm(name="shortcut_bn")(conv(y.shape[-1], (1, 1), strides=self.stride, name="shortcut")(x))
-        return act(y + x)
+            x = conv(y.shape[-1], (1, 1), strides=self.stride, name="shortcut")(x)
+            x = batch_norm(norm(name="shortcut_bn"), x)
+        return act(last, y, shortcut=x)
 
 
 class ResNet(nn.Module):
@@ -134,7 +136,8 @@ class ResNet(nn.Module):
         )
 
         x = Conv(self.width, (7, 7), strides=2, padding=3, use_bias=False, name="conv1")(x)
-        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)
+        norm = BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")
+        x = norm_relu(norm, x, guided=self.guided)
         x = max_pool(x, 3, stride=2, padding=1)
         for stage, blocks in enumerate(stages, 1):
             for i in range(1, blocks + 1):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, relu, repeated
+from models.layers import BatchNorm, Conv, Dense, norm_relu, repeated
 from models.model_spec import ModelSpec
 
 
@@ -35,15 +35,14 @@ class Block(nn.Module):
     def __call__(self, x, train: bool):
         conv = functools.partial(Conv, self.width, (3, 3), padding=1, use_bias=False)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name)
-        act = functools.partial(relu, guided=self.guided)
-
-        y = act(norm(name="bn1")(conv(strides=self.stride, name="conv1")(x)))
-        y = norm(name="bn2")(conv(name="conv2")(y))
+        y = conv(strides=self.stride, name="conv1")(x)
+        y = conv(name="conv2")(norm_relu(norm(name="bn1"), y, guided=self.guided))
+        shortcut = None
         if self.residual:
             extra = self.width - x.shape[-1]
             x = x[:, :: self.stride, :: self.stride]
-            y = y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        return act(y)
+            shortcut = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return norm_relu(norm(name="bn2"), y, shortcut=shortcut, guided=self.guided)
 
 
 class CifarResNet(nn.Module):
@@ -86,7 +85,8 @@ class CifarResNet(nn.Module):
         block = functools.partial(Block, residual=self.residual, axis_name=bn_axis, guided=self.guided)
 
         x = Conv(16, (3, 3), padding=1, use_bias=False, name="conv1")(x)
-        x = relu(BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")(x), guided=self.guided)
+        norm = BatchNorm(use_running_average=not train, axis_name=bn_axis, name="bn1")
+        x = norm_relu(norm, x, guided=self.guided)
         for stage, width in enumerate((16, 32, 64), 1):
             first, *rest = (f"stage{stage}_block{i}" for i in range(1, blocks + 1))
             x = block(width=width, stride=2 if stage > 1 else 1, name=first)(x, train)

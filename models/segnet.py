@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import ModelError
-from models.layers import BatchNorm, Conv, local_response_norm, max_pool_with_indices, relu, unpool
+from models.layers import (
+    BatchNorm,
+    Conv,
+    batch_norm,
+    local_response_norm,
+    max_pool_with_indices,
+    norm_relu,
+    unpool,
+)
 from models.model_spec import ModelSpec
 from models.vgg import DEPTHS, WIDTHS
 
@@ -103,19 +111,18 @@ class SegNetBasic(nn.Module):
         conv = functools.partial(Conv, kernel_size=(self.window, self.window), padding=self.window // 2)
         norm = functools.partial(ShiftedBatchNorm, use_running_average=not train, axis_name=bn_axis)
 
-        def conv_bn(x, width, name):
-            return norm(name=f"{name}_bn")(conv(width, name=f"{name}_conv")(x))
-
         kept = []
         if self.normalise_channels:
             x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75)
         for i, width in enumerate(self.widths, 1):
-            maps = relu(conv_bn(x, width, f"encoder{i}"))
+            x = conv(width, name=f"encoder{i}_conv")(x)
+            maps = norm_relu(norm(name=f"encoder{i}_bn"), x)
             x, indices = max_pool_with_indices(maps)
             kept.append((maps, indices))
         for i, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{i}_up")
-            x = _joined(conv_bn(x, self.widths[max(0, i - 2)], f"decoder{i}"), maps, decoder=self.decoder)
+            x = conv(self.widths[max(0, i - 2)], name=f"decoder{i}_conv")(x)
+            x = _joined(batch_norm(norm(name=f"decoder{i}_bn"), x), maps, decoder=self.decoder)
         return Conv(self.num_classes, (1, 1), name="logits")(x)
 
 
@@ -162,21 +169,19 @@ class SegNetSmall(nn.Module):
         conv = functools.partial(Conv, use_bias=False)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
 
-        def conv_bn(x, width, window, name):
-            x = conv(width, (window, window), padding=window // 2, name=f"{name}_conv")(x)
-            return norm(name=f"{name}_bn")(x)
-
         stages = list(zip(self.widths, self.windows, self.depths, strict=True))
         for stage, (width, window, depth) in enumerate(stages, 1):
             for i in range(1, depth + 1):
-                x = relu(conv_bn(x, width, window, f"encoder{stage}_{i}"))
+                x = conv(width, (window, window), padding=window // 2, name=f"encoder{stage}_{i}_conv")(x)
+                x = norm_relu(norm(name=f"encoder{stage}_{i}_bn"), x)
             maps = x
             x, indices = max_pool_with_indices(maps)
             kept.append((maps, indices))
         for stage, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{stage}_up")
             x = _joined(x, maps, decoder=self.decoder)
-            x = conv_bn(x, self.widths[max(0, stage - 2)], 3, f"decoder{stage}")
+            x = conv(self.widths[max(0, stage - 2)], (3, 3), padding=1, name=f"decoder{stage}_conv")(x)
+            x = batch_norm(norm(name=f"decoder{stage}_bn"), x)
         return Conv(self.num_classes, (1, 1), name="logits")(x)
 
 
@@ -218,7 +223,7 @@ class SegNet(nn.Module):
 
         for stage, (width, convolutions) in enumerate(zip(WIDTHS, DEPTHS[16], strict=True), 1):
             for i in range(1, convolutions + 1):
-                x = relu(norm(name=f"bn{stage}_{i}")(conv(width, name=f"conv{stage}_{i}")(x)))
+                x = norm_relu(norm(name=f"bn{stage}_{i}"), conv(width, name=f"conv{stage}_{i}")(x))
             maps = x
             x, indices = max_pool_with_indices(maps)
             kept.append((maps, indices))
@@ -227,7 +232,7 @@ class SegNet(nn.Module):
             last = WIDTHS[max(0, stage - 2)]  # The width of the stage before.
             widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
             for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
-                x = relu(norm(name=f"decoder{stage}_bn{i}")(conv(width, name=f"decoder{stage}_{i}")(x)))
+                x = norm_relu(norm(name=f"decoder{stage}_bn{i}"), conv(width, name=f"decoder{stage}_{i}")(x))
                 x = _joined(x, maps, decoder=self.decoder) if i == 1 else x  # The first has the encoder's width.
         return conv(self.num_classes, name="logits")(x)
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 
 from models.errors import ModelError
 from models.initializers import normal
-from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, relu
+from models.layers import BatchNorm, Conv, Dense, Dropout, max_pool, norm_relu, relu
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
@@ -99,8 +99,10 @@ class VGG(nn.Module):
             for i in range(1, convolutions + 1):
                 x = getattr(self, f"conv{stage}_{i}")(x)
                 if self.batch_norm:
-                    x = getattr(self, f"bn{stage}_{i}")(x, use_running_average=not train)
-                x = self.act(x)
+                    norm = getattr(self, f"bn{stage}_{i}")
+                    x = norm_relu(norm, x, use_running_average=not train, guided=self.guided)
+                else:
+                    x = self.act(x)
             x = max_pool(x, 2)
         return x.reshape(x.shape[0], -1)
 

@@ -20,7 +20,7 @@ from experiments.cli import app
 from experiments.lecture import topic
 from experiments.reporting import figures
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, avg_pool, relu
+from models.layers import BatchNorm, Conv, Dense, avg_pool, norm_relu
 from models.resnet_cifar import Block
 from train import optimizers
 
@@ -57,7 +57,7 @@ class NarrowNet(nn.Module):
     def __call__(self, x, train: bool = False):
         block = functools.partial(Block, residual=self.residual)
         x = Conv(self.maps, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv1")(x)
-        x = relu(BatchNorm(use_running_average=not train, name="bn1")(x))
+        x = norm_relu(BatchNorm(use_running_average=not train, name="bn1"), x)
         for stage, alike in enumerate(((self.depth - 2) // 6, (self.depth - 8) // 6, (self.depth - 8) // 6), 1):
             width = self.maps * 2 ** (stage - 1)
             if stage > 1:  # This block halves the resolution and doubles the maps.

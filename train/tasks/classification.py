@@ -16,9 +16,11 @@ from train.tasks import gradient_descent, losses
 def is_product(primitive, *operands, **options) -> bool:
     """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
-    del operands, options
-    # custom_vjp_call: those of models.cpu_kernels.ops.
-    return primitive.name in ("conv_general_dilated", "dot_general", "custom_vjp_call")
+    del operands
+    if primitive.name == "custom_vjp_call":  # Those of models.cpu_kernels.ops.
+        kernels = {equation.params.get("target_name") for equation in options["call_jaxpr"].eqns}
+        return "nutshell_batch_norm" not in kernels
+    return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def autodiff(
