@@ -31,7 +31,8 @@ def load() -> Dataset:
         raise DataError(f"cannot read mnist5k from {path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != SHA256:
         raise DataError(f"{path} is not the expected file (wrong SHA-256)")
-    table = np.loadtxt(text.decode("ascii").splitlines(), delimiter=",", dtype=np.float32).astype(np.int64)
+    numbers = text.replace(b",", b" ").decode("ascii")  # np.loadtxt would take half a second.
+    table = np.fromstring(numbers, dtype=np.int64, sep=" ").reshape(-1, 28 * 28 + 1)
     images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)
     random = np.random.RandomState(0)
     shuffled = [random.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]

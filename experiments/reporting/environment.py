@@ -51,7 +51,8 @@ def describe() -> dict[str, Any]:
     """All of it, for run.json."""
     from models.cpu_kernels.ops import use_cpu_kernels
 
-    packages = {found.name: found.version for found in importlib.metadata.distributions() if found.name}
+    texts = [found.metadata for found in importlib.metadata.distributions()]  # Each is parsed when it is asked for.
+    packages = {text["Name"]: text["Version"] for text in texts if text["Name"]}
     return {
         "versions": {"python": platform.python_version(), **{name: packages.get(name) for name in VERSIONS}},
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),

@@ -19,7 +19,8 @@ import time
 import jax
 
 SOURCE = pathlib.Path(__file__).with_name("csrc") / "convolution.c"
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+# -rtlib=none: zig would compile its runtime library first, which takes longer than the kernels and is not used.
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-rtlib=none")
 STALE_SECONDS = 3600  # Age from which a temporary folder is taken for one that a killed process left.
 
 
