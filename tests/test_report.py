@@ -1,10 +1,7 @@
 """The report: metrics read back, figures that repeat byte for byte, and a page that stands alone."""
 
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,10 +236,3 @@ def test_mistakes_grid_shows_the_surest_first():
     assert texts == ["Most confident errors (2 of 3)", "true 2, predicted 0, 97 %", "true 0, predicted 5, 70 %"]
     right = figures.mistakes_grid(images, [1] * 4, [1] * 4, [0.9] * 4)
     assert [text.get_text() for text in right.axes[0].texts] == ["No errors", "nothing to show"]
-
-
-def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, experiments.reporting.report; sys.exit('matplotlib' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(report.__file__).parents[2]).returncode == 0
-    )

@@ -3,8 +3,6 @@
 import contextlib
 import sys
 
-from train.parallel import processes
-
 
 def one_line(text: str) -> str:
     """`text` with what does not print escaped: a file's name may hold a line break."""
@@ -13,6 +11,8 @@ def one_line(text: str) -> str:
 
 def say(line: str) -> None:
     """Prints one line. Of several processes the first alone does. A terminal that is gone does not end a run."""
+    from train.parallel import processes  # Late: jax, which it imports, is not needed to refuse a bad flag.
+
     if processes.is_main():
         with contextlib.suppress(BrokenPipeError):
             print(one_line(line), file=sys.stderr, flush=True)

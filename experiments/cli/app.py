@@ -118,9 +118,11 @@ def _parse(argv):
 
 def _explain(error: Exception) -> tuple[int, str] | None:
     """(exit status, line) of an error that the user can fix; None for an internal one, which keeps its traceback."""
+    if isinstance(error, UsageError):
+        return 2, f"error: {error}"
     import jax
 
-    import data  # Late: a run listens to signals before it imports what is slow.
+    import data  # Late: a run listens to signals before it imports what is slow, and a bad flag needs none of it.
     from models.errors import ModelError
     from train.checkpoint import CheckpointError
     from train.parallel.processes import DeviceError
@@ -129,7 +131,7 @@ def _explain(error: Exception) -> tuple[int, str] | None:
 
     if isinstance(error, Interrupted):
         return error.exit_status, str(error)
-    if isinstance(error, UsageError | DeviceError | ModelError | data.ArgumentError):
+    if isinstance(error, DeviceError | ModelError | data.ArgumentError):
         return 2, f"error: {error}"
     if isinstance(error, data.DataError | CheckpointError | WorkdirError | FloatingPointError):
         return 1, f"error: {error}"
@@ -193,10 +195,12 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
             return 130
         except Exception as error:
             from train.messages import one_line
-            from train.parallel.processes import leave_soon
 
             explained = _explain(error)
-            leave_soon(1 if explained is None else explained[0])
+            if "jax" in sys.modules:  # Else there are no other processes.
+                from train.parallel.processes import leave_soon
+
+                leave_soon(1 if explained is None else explained[0])
             if explained is None:
                 raise
             print(one_line(explained[1]), file=sys.stderr, flush=True)
