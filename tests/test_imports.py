@@ -1,4 +1,4 @@
-"""What is imported before it is needed: nothing slow for help and a bad flag, for a first step only jax and the like."""
+"""What is imported before it is needed: nothing slow for help or a bad flag, for a first step jax and the like alone."""
 
 import json
 import subprocess
