@@ -59,7 +59,7 @@ def prepare(images, keys):
     return augment.flip_shift(augment.normalize(images, MEAN, STD), keys) if images.dtype == np.uint8 else images
 
 
-def make_task(module: nn.Module, image_shape, classes: int):
+def make_task(module: nn.Module, image_shape, classes: int, *, axis: str | None = None):
     return classification.create(
         model=module,
         optimizer=twins.sgd(),
@@ -67,7 +67,7 @@ def make_task(module: nn.Module, image_shape, classes: int):
         class_names=tuple(map(str, range(classes))),
         train_prepare=prepare,
         eval_prepare=lambda images: images,
-        axis=None,
+        axis=axis,
     )
 
 
@@ -91,19 +91,28 @@ def large_twin(name: str) -> twins.Twin:
     return twins.Twin(make_task(module, LARGE_SHAPE, LARGE_CLASSES), jax.device_put(batch))
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes no positional arguments")
+def check_models() -> None:
+    accepted = [*NETWORKS, *LARGE, "segnet_basic"]
     for name in MODELS.value or [""]:
-        accepted = [*NETWORKS, *LARGE, "segnet_basic"]
         app.require(name in accepted, f"--models={name}: must be one of {', '.join(accepted)}")
-    twins.check()
+
+
+def make_twins() -> dict[str, twins.Twin]:
+    """Those of --models."""
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
     made = {}
     for name in MODELS.value:
         small = name in NETWORKS
         made[name] = small_twin(name, images) if small else large_twin(name) if name in LARGE else segmentation.twin()
-    twins.compare(made)
+    return made
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; classifiers takes no positional arguments")
+    check_models()
+    twins.check()
+    twins.compare(make_twins())
     return 0
 
 

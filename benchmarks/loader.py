@@ -14,19 +14,16 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 from absl import flags as absl_flags
-from PIL import Image, ImageFilter
 
-from data import batches, folder, stream
+from benchmarks import pictures
 from experiments.cli import app
 
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
 PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Pictures that are made.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 3, "Turns of each side.")
-BATCH, SIDE = 64, 224
 PEER = """
 import sys, time, torch, torchvision
 from torchvision import transforms
@@ -45,30 +42,8 @@ print(count / seconds)
 """
 
 
-def make_pictures(root: pathlib.Path, count: int) -> None:
-    """JPEGs of 500 x 375 pixels, quality 90, of smooth noise: about 60 kB each, half of ImageNet's 110."""
-    random = np.random.default_rng(0)
-    for i in range(count):
-        place = root / "train" / f"class{i % 4}"
-        place.mkdir(parents=True, exist_ok=True)
-        noise = Image.fromarray(random.integers(0, 256, (375, 500, 3), dtype=np.uint8))
-        noise.filter(ImageFilter.GaussianBlur(1)).save(place / f"{i:05d}.jpg", quality=90)
-
-
-def ours(root: pathlib.Path, count: int) -> float:
-    """Pictures a second, after a first pass."""
-    images, labels = folder.load(str(root), view=stream.view(SIDE, "resized_crop"), always=True).splits["train"]
-    source, per_pass = batches.train_batches(images, labels, batch_size=BATCH, seed=0), count // BATCH
-    for _ in range(per_pass):
-        next(source)
-    began = time.perf_counter()
-    for _ in range(per_pass):
-        next(source)
-    return per_pass * BATCH / (time.perf_counter() - began)
-
-
 def peer(root: pathlib.Path, workers: int) -> float:
-    arguments = [PEER_PYTHON.value, "-c", PEER, root / "train", BATCH, SIDE, workers]
+    arguments = [PEER_PYTHON.value, "-c", PEER, root / "train", pictures.BATCH, pictures.SIDE, workers]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
@@ -78,15 +53,15 @@ def peer(root: pathlib.Path, workers: int) -> float:
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; loader takes no positional arguments")
-    app.require(PICTURES.value >= BATCH, f"--pictures={PICTURES.value}: must be {BATCH} or more")
+    app.require(PICTURES.value >= pictures.BATCH, f"--pictures={PICTURES.value}: must be {pictures.BATCH} or more")
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place)
-        make_pictures(root, PICTURES.value)
+        pictures.make(root, PICTURES.value)
         size = sum(path.stat().st_size for path in root.rglob("*.jpg")) / PICTURES.value / 1000
         print(f"{PICTURES.value} JPEGs of {size:.0f} kB", file=sys.stderr)
         for _ in range(ROUNDS.value):
-            found.setdefault("ours", []).append(ours(root, PICTURES.value))
+            found.setdefault("ours", []).append(pictures.rate(root, PICTURES.value))
             for workers in sorted({0, 1, 2, 4, os.cpu_count() or 1}) if PEER_PYTHON.value else ():
                 found.setdefault(f"peer_{workers}_workers", []).append(peer(root, workers))
     medians = {name: round(float(np.median(values)), 1) for name, values in found.items()}

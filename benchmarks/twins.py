@@ -36,7 +36,7 @@ PEER = absl_flags.DEFINE_string("peer", "", "The peer's script; without it our s
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python that runs the peer.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
-JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON: the ratios ours / peer by network.")
+JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON, such as the ratios ours / peer by network.")
 FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Logits in evaluation mode in the place of steps.")
 BATCH = absl_flags.DEFINE_integer("batch", None, "Images of a batch; by default each network's own.", lower_bound=1)
 NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
@@ -179,6 +179,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         for kind, ratio in row["others"].items():
             lines.append(f"{kind} {row['model']}: {ratio:.3f} times the step on one fixed batch")
     return lines
+
+
+def refuse(*names: str) -> None:
+    """Raises UsageError where a flag is given that has no effect."""
+    for name in names:
+        app.require(not absl_flags.FLAGS[name].present, f"--{name}: has no effect here")
 
 
 def check() -> None:

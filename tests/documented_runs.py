@@ -126,7 +126,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "NAME --flagfile=experiments/recipes/RECIPE.flags --workdir=runs/RECIPE": Run(
         "--steps=2", {"NAME": "classify", "RECIPE": "demo", "runs/RECIPE": "new"}
     ),
-    # benchmarks/README.md
+    # docs/performance.md
     "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --rounds=2 --seconds=2 --json": Run(
         "--models=mlp --seconds=0.01", PEER, fails=NO_TORCH
     ),
@@ -136,6 +136,15 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.gan --rounds=1 --seconds=2": Run("--models=dcgan32 --seconds=0.01"),
     "python benchmarks/dcgan_in_torch.py --model=M --layout=channels_last --threads=2 --steps=4 --batch_size=64": (
         Omitted("needs torch, which the project does not install")
+    ),
+    "benchmarks.profile_step --models=resnet20,segnet_basic,mlp,resnet18 --figure=docs/step_profile.png": Run(
+        "--models=mlp --batch=16 --seconds=0.01", {"docs/step_profile.png": "new"}
+    ),
+    "benchmarks.checkouts --before=FOLDER --models=mlp,resnet20 --turns=20": Run(
+        "--models=mlp --batch=8 --seconds=0.001 --turns=2", {"FOLDER": "."}
+    ),
+    "benchmarks.scaling --figure=docs/scaling.png": Run(
+        "--quick --curves=batch --seconds=0.01", {"docs/scaling.png": "new"}
     ),
     # experiments/recipes
     "import_weights --model=vgg16 --weights=FILE --workdir=V": Run(
@@ -178,6 +187,13 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]": Run("--model=mlp --steps=10"),
     "benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]": Run(
         "--model=resnet18", {"FILE.json": "golden"}
+    ),
+    "benchmarks.profile_step [--models=mlp,resnet20] [--figure=FILE.png]": Run(
+        "--models=mlp --batch=16 --seconds=0.01", {"FILE.png": "new"}
+    ),
+    "benchmarks.checkouts --before=FOLDER": Run("--models=mlp --batch=8 --seconds=0.001 --turns=2", {"FOLDER": "."}),
+    "benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]": Run(
+        "--curves=width --seconds=0.01", {"FILE.png": "new"}
     ),
     "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
 }

@@ -1,0 +1,130 @@
+"""The operations of a compiled program: the kind of each, read from the program's text, and its time in a trace."""
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are parts of batch norm.
+    "convolution": "convolution",
+    "kernel_gradient": "kernel gradient",
+    "product": "products",
+    "product_gradient": "products",
+    "product_kernel_gradient": "products",
+}
+KINDS = (
+    "convolution",
+    "kernel gradient",
+    "products",
+    "reductions",
+    "elementwise",
+    "pooling",
+    "copies",
+    "other",
+    "no operation",
+)
+PREFIX = "nutshell_"
+MOVES = frozenset(
+    ("bitcast", "broadcast", "concatenate", "constant", "copy", "dynamic-slice", "dynamic-update-slice", "pad")
+    + ("parameter", "reshape", "reverse", "slice", "transpose")
+)
+UNUSUAL = frozenset("custom-call infeed rng rng-bit-generator scatter sort".split())
+CONTAINERS = frozenset("call conditional while".split())  # Their operations have events of their own.
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
+
+
+class Operation(NamedTuple):
+    """One instruction of the program.
+
+    Attributes:
+      kind: One of `KINDS`.
+      kernel: A C kernel's FFI name without its prefix, or "".
+      shapes: A C kernel's operands' shapes and its results'.
+    """
+
+    kind: str
+    kernel: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+def parse(text: str) -> dict[str, Operation]:
+    """The operations of a compiled program by their names, which are unique in it; operations that a fusion consists of
+    and those that contain others are left out."""
+    functions, found = _functions(text), {}
+    computations: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
+    current = ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            current = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+        elif match := INSTRUCTION.match(line):
+            computations[current].append(match.groups())  # type: ignore[arg-type]
+    everything = [instruction for body in computations.values() for instruction in body]
+    called = {name: re.search(r"calls=%?([\w.\-]+)", rest) for name, _, code, rest in everything if code == "fusion"}
+    fused = {match[1] for match in called.values() if match}
+    for computation, body in computations.items():
+        for name, result, code, rest in body if computation not in fused else ():
+            if code in CONTAINERS:
+                continue
+            inside = called.get(name)
+            codes = {other for _, _, other, _ in computations[inside[1]]} if inside else {code}
+            frame = re.search(r"stack_frame_id=(\d+)", rest)
+            found[name] = _operation(codes, result, rest, functions.get(frame[1], "") if frame else "")
+    return found
+
+
+def _operation(codes: set[str], result: str, rest: str, function: str) -> Operation:
+    target = re.search(r'custom_call_target="([^"]*)"', rest)
+    if target and target[1].startswith(PREFIX):
+        kernel = target[1].removeprefix(PREFIX)
+        operands = re.search(r"operand_layout_constraints=\{(.*?)\}, api_version", rest)
+        return Operation(KERNELS.get(kernel, "reductions"), kernel, _shapes((operands[1] if operands else "") + result))
+    # Pooling is written with slices and comparisons; only the function that made it tells.
+    if "pool" in function or "_is_larger" in function or "select-and-scatter" in codes:
+        return Operation("pooling")
+    if "convolution" in codes:
+        return Operation("convolution")
+    if "dot" in codes:
+        return Operation("products")
+    if codes & {"reduce", "reduce-window"}:
+        return Operation("reductions")
+    if codes <= MOVES:
+        return Operation("copies")
+    return Operation("other" if codes & UNUSUAL else "elementwise")
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    """The shapes of types such as f32[8,3]{1,0}."""
+    return tuple(tuple(map(int, sizes.split(","))) if sizes else () for sizes in re.findall(r"\w+\[([\d,]*)\]", text))
+
+
+def _functions(text: str) -> dict[str, str]:
+    """The number of each stack frame -> its innermost function's name; empty where the text has no tables."""
+
+    def rows(title: str) -> list[list[str]]:
+        table = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+        return [line.split(" ", 1) for line in table[1].splitlines()] if table else []
+
+    names = {number: name.strip('"') for number, name in rows("FunctionNames")}
+    locations = {
+        number: names.get(match[1], "")
+        for number, row in rows("FileLocations")
+        if (match := re.search(r"function_name_id=(\d+)", row))
+    }
+    return {
+        number: locations.get(match[1], "")
+        for number, row in rows("StackFrames")
+        if (match := re.search(r"file_location_id=(\d+)", row))
+    }
+
+
+def shares(found: Iterable[tuple[float, float, str]]) -> dict[str, float]:
+    """The time of each operation by its name: where several run at once, each has an equal share."""
+    marks = sorted((at, change, name) for begin, end, name in found for at, change in ((begin, 1), (end, -1)))
+    time_of, active = defaultdict[str, float](float), Counter[str]()
+    for (at, change, name), (after, _, _) in itertools.pairwise(marks):
+        active[name] += change
+        running = [name for name, count in active.items() if count > 0]
+        for name in running:
+            time_of[name] += (after - at) / len(running)
+    return dict(time_of)
