@@ -59,7 +59,7 @@ def signature(equation) -> tuple:
     return equation.params["target_name"].removeprefix(PREFIX), shapes
 
 
-def least_ms(function: Callable, arguments: list, *, seconds: float = 0.2) -> float:
+def least_ms(function: Callable, arguments: list, *, seconds: float = 0.5) -> float:
     """The least time of a call of a jitted function, in milliseconds, over `seconds` and three calls at least."""
     jax.block_until_ready(function(*arguments))
     times, end = list[float](), time.perf_counter() + seconds
