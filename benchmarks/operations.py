@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are parts of batch norm.
+KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are batch norm's.
     "convolution": "convolution",
     "kernel_gradient": "kernel gradient",
     "product": "products",
@@ -17,6 +17,7 @@ KINDS = (
     "convolution",
     "kernel gradient",
     "products",
+    "batch norm",
     "reductions",
     "elementwise",
     "pooling",
@@ -78,7 +79,7 @@ def _operation(codes: set[str], result: str, rest: str, function: str) -> Operat
     if target and target[1].startswith(PREFIX):
         kernel = target[1].removeprefix(PREFIX)
         operands = re.search(r"operand_layout_constraints=\{(.*?)\}, api_version", rest)
-        return Operation(KERNELS.get(kernel, "reductions"), kernel, _shapes((operands[1] if operands else "") + result))
+        return Operation(KERNELS.get(kernel, "batch norm"), kernel, _shapes((operands[1] if operands else "") + result))
     # Pooling is written with slices and comparisons; only the function that made it tells.
     if "pool" in function or "_is_larger" in function or "select-and-scatter" in codes:
         return Operation("pooling")
