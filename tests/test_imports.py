@@ -1,4 +1,4 @@
-"""What is imported before it is needed: nothing slow for help or a bad flag, for a first step jax and the like alone."""
+"""What is imported before it is needed: nothing slow for help or a bad flag, for a first step jax and little else."""
 
 import json
 import subprocess
