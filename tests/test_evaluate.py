@@ -6,6 +6,7 @@ import os
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -19,6 +20,7 @@ def make(folder, *, size, splits=("train", "test"), seed=0):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     make(tmp_path / "d", size=(10, 8))
     options = ["--model=mlp", "--hidden=8", "--dataset=folder", "--steps=4", "--batch_size=4", "--augment=flip_shift"]

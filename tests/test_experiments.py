@@ -128,6 +128,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_p
     assert rows(tmp_path / "stopped") == rows(whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, tmp_path):
     workdir = tmp_path / "moved"
     arguments = [f"--workdir={workdir}", *SMALL]
@@ -433,6 +434,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tm
     assert (tmp_path / "w" / "checkpoints" / "1" / "about").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, environment, tmp_path):
     arguments = [f"--workdir={tmp_path / 'w'}", "--model=mlp", "--steps=40", "--eval_every=10"]
     assert start("classify", *arguments, signal_at=after_row(3)).returncode == -signal.SIGKILL

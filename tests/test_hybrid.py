@@ -221,6 +221,7 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_by_the_norm_of_all_shards():
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
     options = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.01}

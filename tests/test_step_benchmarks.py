@@ -120,6 +120,7 @@ def test_two_checkouts_take_turns(measure):
     assert lines[3].split()[:4] == ["mlp", f"{row['before_ms']:.2f}", f"{row['this_ms']:.2f}", f"{row['ratio']:.3f}"]
 
 
+@pytest.mark.slow
 def test_a_checkout_that_does_not_start_is_one_line(measure, tmp_path):
     package = tmp_path / "other" / "benchmarks"
     package.mkdir(parents=True)
