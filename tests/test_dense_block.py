@@ -55,7 +55,8 @@ def least_error(found, expected):
     return np.min(errors, axis=0)
 
 
-@pytest.mark.parametrize("options", [FORMS[0], *(pytest.param(form, marks=SLOW) for form in FORMS[1:3])])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", FORMS[:3])
 def test_a_step_equals_the_plain_networks(monkeypatch, options):
     kept = steps(task_of(**options), seeds=range(3))
     monkeypatch.setattr(ops, "use_cpu_kernels", lambda *operands: False)

@@ -114,7 +114,9 @@ def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
     "at, step",
     [
         (after_row(3, signal.SIGTERM), 10),  # No checkpoint was due there.
-        (SignalAt(signal.SIGTERM, "train.checkpoint:Checkpoints.save", 1), 7),  # Between two rows of metrics.csv.
+        pytest.param(  # Between two rows of metrics.csv.
+            SignalAt(signal.SIGTERM, "train.checkpoint:Checkpoints.save", 1), 7, marks=pytest.mark.slow
+        ),
         pytest.param(after_row(3, signal.SIGINT), 10, marks=pytest.mark.slow),
     ],
 )

@@ -95,7 +95,8 @@ def batch():
     return {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
 
 
-@pytest.mark.parametrize("conditional", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("conditional", [False, True])
 def test_step_is_the_two_gradients(batch, conditional):
     task = task_of(ema=0.9, conditional=conditional)
     model = models.create("dcgan", 3, size=SIDE, channels=1, conditional=conditional)
