@@ -34,7 +34,7 @@ FIGURE = absl_flags.DEFINE_string("figure", "", "Also draw the kinds as stacked 
 absl_flags.set_default(classifiers.MODELS, ["mlp", "resnet20", "segnet_basic", "resnet18"])
 ROWS = {"traced_ms": "sum, traced", "wall_ms": "not traced", "kernels_ms": "C kernels", "alone_ms": "alone"}
 ROWS |= {"between_ms": "between"}
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#0A4B78", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#dddddd")
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#B9A6DB", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#dddddd")
 
 
 def events(folder: str, known: dict[str, Operation]) -> list[tuple[float, float, str]]:
