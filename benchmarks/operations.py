@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from models.cpu_kernels.ops import PREFIX
+
 KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are batch norm's.
     "convolution": "convolution",
     "kernel_gradient": "kernel gradient",
@@ -25,7 +27,6 @@ KINDS = (
     "other",
     "no operation",
 )
-PREFIX = "nutshell_"
 MOVES = frozenset(
     ("bitcast", "broadcast", "concatenate", "constant", "copy", "dynamic-slice", "dynamic-update-slice", "pad")
     + ("parameter", "reshape", "reverse", "slice", "transpose")

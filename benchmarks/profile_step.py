@@ -24,9 +24,10 @@ from absl import flags as absl_flags
 from jax.extend import core
 
 from benchmarks import classifiers, operations, twins
-from benchmarks.operations import KINDS, PREFIX, Operation
+from benchmarks.operations import KINDS, Operation
 from experiments.cli import app
 from experiments.reporting import figures
+from models.cpu_kernels.ops import PREFIX
 from train.messages import say
 from train.parallel import host_memory
 
@@ -70,13 +71,12 @@ def least_ms(function: Callable, arguments: list, *, seconds: float = 0.5) -> fl
     return min(times)
 
 
-def alone_ms(equation) -> float:
-    """One kernel's call alone, without what jax takes to start a program."""
+def alone_ms(equation, *, dispatch_ms: float) -> float:
+    """One kernel's call alone, without `dispatch_ms`, what jax takes to start a program."""
     random = np.random.default_rng(0)
     arguments = [random.normal(size=variable.aval.shape).astype(np.float32) for variable in equation.invars]
     call = jax.jit(lambda *operands: equation.primitive.bind(*operands, **equation.params))
-    dispatch = least_ms(jax.jit(lambda x: x + 1), [jax.device_put(np.float32(0))])
-    return max(0.0, least_ms(call, jax.device_put(arguments)) - dispatch)
+    return max(0.0, least_ms(call, jax.device_put(arguments)) - dispatch_ms)
 
 
 def profile(name: str, twin: twins.Twin, *, seconds: float) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def profile(name: str, twin: twins.Twin, *, seconds: float) -> dict[str, Any]:
     kernels = sum(ms for operation, ms in ms_of.items() if known[operation].kernel)
     counts = collections.Counter(known[name][1:] for *_, name in found if known[name].kernel)
     calls = {signature(call): call for call in kernel_calls(jax.make_jaxpr(twin.task.train_step)(state, twin.batch))}
-    alone = sum(count / steps * alone_ms(calls[call]) for call, count in counts.items())
+    dispatch_ms = least_ms(jax.jit(lambda x: x + 1), [jax.device_put(np.float32(0))])
+    alone = sum(count / steps * alone_ms(calls[call], dispatch_ms=dispatch_ms) for call, count in counts.items())
     wall = statistics.median(untraced)
     others = traced - kinds["no operation"] - kernels
     return {

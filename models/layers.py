@@ -60,10 +60,8 @@ def relu(x, *, guided: bool = False):
 
 def norm_relu(norm, x, *, use_running_average: bool | None = None, shortcut=None, guided: bool = False):
     """relu(norm(x) + shortcut); `guided` as in `relu`."""
-    found = batch_norm(
-        norm, x, use_running_average=use_running_average, shortcut=shortcut, slope=float(guided), fuse=not guided
-    )
-    return relu(found, guided=True) if guided else found
+    norm_of = functools.partial(batch_norm, norm, x, use_running_average=use_running_average, shortcut=shortcut)
+    return relu(norm_of(), guided=True) if guided else norm_of(slope=0.0)
 
 
 def gelu(x, *, guided: bool = False):

@@ -22,6 +22,12 @@ def variance(moments):
     return jnp.where(found < 0, 0.0, found)
 
 
+def leaky_relu(x, slope: float):
+    """x where it is positive and slope x elsewhere; slope 0 is ReLU, and 1 no function."""
+    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
+    return jnp.where(x <= 0, slope * x if slope else jnp.zeros((), x.dtype), x)
+
+
 def formula(x, scale, bias, shortcut, axis: str | None, epsilon: float, slope: float):
     """The definition, for gradients of second order; arguments as for `batch_norm`. Returns y."""
     mean, square = x.mean(0), (x * x).mean(0)
@@ -29,8 +35,7 @@ def formula(x, scale, bias, shortcut, axis: str | None, epsilon: float, slope: f
         mean, square = lax.pmean((mean, square), axis)
     a = scale * lax.rsqrt(variance((mean, square)) + epsilon)
     y = (x - mean[None]) * a[None] + bias[None]
-    y = y if shortcut is None else y + shortcut
-    return jnp.where(y <= 0, slope * y, y)
+    return leaky_relu(y if shortcut is None else y + shortcut, slope)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -79,12 +84,9 @@ def _gradients(operands, axis, epsilon, slope):
 
 
 def _gradients_of_formula(operands, axis, epsilon, slope):
-    gradient, x, scale, bias, shortcut, _, _ = operands
-    arguments = (x, scale, bias) if shortcut is None else (x, scale, bias, shortcut)
+    gradient, *arguments, _, _ = operands
     definition = functools.partial(formula, axis=axis, epsilon=epsilon, slope=slope)
-    if shortcut is None:
-        definition = functools.partial(definition, shortcut=None)
-    return (*jax.vjp(definition, *arguments)[1](gradient), None)[:4]
+    return jax.vjp(definition, *arguments)[1](gradient)
 
 
 def _second_gradients(axis, epsilon, slope, operands, cotangents):

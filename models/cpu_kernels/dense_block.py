@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from models.cpu_kernels import ffi
+from models.cpu_kernels.batch_norm import variance
 
 
 class Composite(NamedTuple):
@@ -41,8 +42,7 @@ def _statistics(x_BHWC, axis: str | None):
     mean, square = x_BHWC.mean((0, 1, 2)), (x_BHWC * x_BHWC).mean((0, 1, 2))
     if axis:
         mean, square = lax.pmean((mean, square), axis)
-    variance = square - mean * mean
-    return jnp.stack([mean, jnp.where(variance < 0, 0.0, variance)])  # Rounding can make it negative. A NaN stays one.
+    return jnp.stack([mean, variance((mean, square))])
 
 
 def _statistics_backward(gradient_2C, x_BHWC, mean, axis: str | None):

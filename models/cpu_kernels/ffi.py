@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from models.cpu_kernels import build
 
-# The exported functions of the library; XLA knows them with the prefix "nutshell_".
+# The exported functions of the library; XLA knows them with PREFIX in front.
+PREFIX = "nutshell_"
 NAMES = (
     "affine",
     "affine_gradient",
@@ -38,7 +39,7 @@ def available() -> bool:
         print(f"CPU kernels unavailable ({error}); falling back to XLA", file=sys.stderr)
         return False
     for name in NAMES:
-        jax.ffi.register_ffi_target(f"nutshell_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        jax.ffi.register_ffi_target(PREFIX + name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return True
 
 
@@ -66,7 +67,7 @@ def call(name: str, shape, *operands, aliases=None, **attributes):
         return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding, manual_axis_type=first.manual_axis_type)
 
     results = [result(one) for one in shape] if isinstance(shape, list) else result(shape)
-    kernel = jax.ffi.ffi_call(f"nutshell_{name}", results, vmap_method="sequential", input_output_aliases=aliases)
+    kernel = jax.ffi.ffi_call(PREFIX + name, results, vmap_method="sequential", input_output_aliases=aliases)
     return kernel(*operands, **attributes)
 
 

@@ -19,9 +19,12 @@ from jax import lax
 
 from models.cpu_kernels import batch_norm as kernels
 from models.cpu_kernels import ffi
+from models.cpu_kernels.batch_norm import leaky_relu
 from models.cpu_kernels.dense_block import Composite, FusedDenseBlock, affine_relu_convolution
+from models.cpu_kernels.ffi import PREFIX
 
 __all__ = [
+    "PREFIX",
     "Composite",
     "affine_relu_convolution",
     "batch_norm",
@@ -30,6 +33,8 @@ __all__ = [
     "dense_block",
     "disable",
     "dot_general",
+    "is_batch_norm",
+    "leaky_relu",
     "repeated",
     "use_cpu_kernels",
 ]
@@ -306,7 +311,6 @@ def batch_norm(
     use_running_average: bool | None = None,
     shortcut=None,
     slope: float = 1.0,
-    fuse: bool = True,
 ):
     """f(norm(x) + shortcut) [..., C], where f(v) is v where v > 0 and slope v elsewhere: 0 is ReLU, 1 no function.
 
@@ -318,16 +322,16 @@ def batch_norm(
       use_running_average: As in flax.linen.BatchNorm.
       shortcut: Is added before f, of the same shape as x; None for nothing.
       slope: Of f for negative numbers.
-      fuse: Whether the kernels may be used. They have the derivatives of f.
     """
     average = nn.merge_param("use_running_average", norm.use_running_average, use_running_average)
     operands = (x,) if shortcut is None else (x, shortcut)
     plain = norm.use_scale and norm.use_bias and norm.axis == -1 and norm.dtype is norm.axis_index_groups is None
-    if fuse and plain and not average and not norm.is_initializing() and x.size and use_cpu_kernels(*operands):
-        rows = [operand.reshape(-1, x.shape[-1]) for operand in operands]
+    if plain and not average and not norm.is_initializing() and x.size and use_cpu_kernels(*operands):
         parameters, running = norm.variables["params"], norm.variables["batch_stats"]
-        static = (norm.axis_name, norm.epsilon, slope)
-        y, moments = kernels.batch_norm(rows[0], parameters["scale"], parameters["bias"], (*rows, None)[1], *static)
+        rows_NC = x.reshape(-1, x.shape[-1])
+        more_NC = None if shortcut is None else shortcut.reshape(rows_NC.shape)
+        arguments = (rows_NC, parameters["scale"], parameters["bias"], more_NC)
+        y, moments = kernels.batch_norm(*arguments, norm.axis_name, norm.epsilon, slope)
         moments = lax.stop_gradient(moments)
         for name, value in (("mean", moments[0]), ("var", kernels.variance(moments))):
             norm.put_variable("batch_stats", name, norm.momentum * running[name] + (1 - norm.momentum) * value)
@@ -337,10 +341,9 @@ def batch_norm(
     return y if slope == 1 else leaky_relu(y, slope)
 
 
-def leaky_relu(x, slope: float):
-    """x where it is positive and slope x elsewhere; slope 0 is ReLU."""
-    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
-    return jnp.where(x <= 0, slope * x if slope else jnp.zeros((), x.dtype), x)
+def is_batch_norm(jaxpr) -> bool:
+    """Returns whether the program `jaxpr` of a custom_vjp function is that of batch norm's kernels."""
+    return any(equation.params.get("target_name") == f"{PREFIX}batch_norm" for equation in jaxpr.eqns)
 
 
 # --- Blocks ---

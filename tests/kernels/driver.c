@@ -285,7 +285,7 @@ static void check_batch_norm(int64_t channels, int64_t pixel) {
 
 // ---- Batch norm in training ----
 
-enum { MOMENTS, FORWARD, SUMS, GRADIENT };
+enum { MOMENTS };  // Beside those of Part.
 
 // With `shortcut` the optional arrays. a is scale or scale / 2, so that all values are exact.
 static Call norm_call(int kind, int64_t pixels, int64_t channels, int shortcut, float slope) {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.cpu_kernels import ops
 from models.layers import batch_rows, global_rows, row_keys
 from train.precision import at_least_float32, cast_floating
 from train.state import State
@@ -18,8 +19,7 @@ def is_product(primitive, *operands, **options) -> bool:
     and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
     del operands
     if primitive.name == "custom_vjp_call":  # Those of models.cpu_kernels.ops.
-        kernels = {equation.params.get("target_name") for equation in options["call_jaxpr"].eqns}
-        return "nutshell_batch_norm" not in kernels
+        return not ops.is_batch_norm(options["call_jaxpr"])
     return primitive.name in ("conv_general_dilated", "dot_general")
 
 

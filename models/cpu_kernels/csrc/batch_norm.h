@@ -13,19 +13,13 @@ typedef struct {
   float slope;
 } BatchNorm;
 
-INLINE vector leaky(vector v, float slope) {
-  vector negative = slope * v;
-  if (slope == 0) negative = (vector){};  // 0 times infinity is not 0.
-  bits is_negative = v < 0;  // False for a NaN, which stays one.
-  return (vector)(((bits)negative & is_negative) | ((bits)v & ~is_negative));
-}
+typedef enum { FORWARD = 1, SUMS, GRADIENT } Part;  // What a call computes.
 
-// The gradient before f, from that after it and a number of f's sign.
-INLINE vector masked_gradient(vector g, vector sign, float slope) {
-  vector other = slope * g;
-  if (slope == 0) other = (vector){};
-  bits positive = sign > 0;
-  return (vector)(((bits)g & positive) | ((bits)other & ~positive));
+// x where `kept`, and slope x elsewhere.
+INLINE vector scale_others(vector x, bits kept, float slope) {
+  vector other = slope * x;
+  if (slope == 0) other = (vector){};  // 0 times infinity is not 0.
+  return (vector)(((bits)x & kept) | ((bits)other & ~kept));
 }
 
 // The sums over one share of `vectors` vectors of channels from c on: of x and x^2, or of the masked gradient and its
@@ -50,7 +44,7 @@ INLINE void add_columns(const BatchNorm *n, i64 share, i64 c, const int vectors,
       if (n->slope != 1) {
         vector sign = centred * a[v] + bias[v];
         if (n->y) sign = load(n->y + at, valid);
-        g = masked_gradient(g, sign, n->slope);
+        g = scale_others(g, (bits)(sign > 0), n->slope);
       }
       if (n->masked) store(n->masked + at, g, valid);
       first[v] += g, second[v] += g * centred;
@@ -87,11 +81,12 @@ INLINE void write_columns(const BatchNorm *n, i64 share, i64 c, const int vector
       vector centred = load(n->x + at, valid) - mean[v], y = centred * a[v] + bias[v];
       if (backward) {
         vector g = load(n->gradient + at, valid);
-        if (n->slope != 1) g = masked_gradient(g, y, n->slope);
+        if (n->slope != 1) g = scale_others(g, (bits)(y > 0), n->slope);
         store(n->result + at, g * a[v] + (centred * linear[v] + constant[v]), valid);
       } else {
         if (n->shortcut) y += load(n->shortcut + at, valid);
-        store(n->result + at, n->slope == 1 ? y : leaky(y, n->slope), valid);
+        if (n->slope != 1) y = scale_others(y, ~(bits)(y < 0), n->slope);  // A NaN stays one.
+        store(n->result + at, y, valid);
       }
     }
 }

@@ -177,71 +177,51 @@ XLA_FFI_Error *batch_moments(XLA_FFI_CallFrame *frame) {
   return sum_shares(frame, &n, add_moments, 1.0f / n.pixels, result(frame, 0)->data);
 }
 
-// Reads the attributes and operands that the others have in common; `first` is the index of x, which moments, scale
-// and bias follow.
-static XLA_FFI_Error *start_norm(XLA_FFI_CallFrame *frame, const char *signature, int first, const float *means,
-                                 Sizes *sizes, BatchNorm *n) {
+// The others: x is operand `first`, which moments, scale and bias follow; then shortcut, y or means, as `part` needs it.
+static XLA_FFI_Error *run_norm(XLA_FFI_CallFrame *frame, const char *signature, Part part) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
   float epsilon, slope;
-  XLA_FFI_Error *error = check_arrays(frame, signature, sizes);
-  if (!error) error = read_number(frame, sizes, "epsilon", &epsilon);
-  if (!error) error = read_number(frame, sizes, "slope", &slope);
+  XLA_FFI_Error *error = check_arrays(frame, signature, &sizes);
+  if (!error) error = read_number(frame, &sizes, "epsilon", &epsilon);
+  if (!error) error = read_number(frame, &sizes, "slope", &slope);
   if (error) return error;
-  *n = (BatchNorm){.pixels = sizes->of['N'], .channels = sizes->of['C'], .slope = slope,
-                   .x = operand(frame, first)->data};
-  return describe_norm(frame, n, operand(frame, first + 1)->data, operand(frame, first + 2)->data,
-                       operand(frame, first + 3)->data, means, epsilon);
+  int first = part != FORWARD;
+  const float *last = frame->args.size == first + 5 ? operand(frame, first + 4)->data : NULL;
+  BatchNorm n = {.pixels = sizes.of['N'], .channels = sizes.of['C'], .slope = slope, .x = operand(frame, first)->data,
+                 .gradient = first ? operand(frame, 0)->data : NULL, .shortcut = part == FORWARD ? last : NULL,
+                 .y = part == SUMS ? last : NULL, .result = result(frame, 0)->data,
+                 .masked = frame->rets.size == 2 ? result(frame, 1)->data : NULL};
+  error = describe_norm(frame, &n, operand(frame, first + 1)->data, operand(frame, first + 2)->data,
+                        operand(frame, first + 3)->data, part == GRADIENT ? last : NULL, epsilon);
+  if (error) return error;
+  if (part == SUMS) error = sum_shares(frame, &n, add_gradients, 1.0f / n.pixels, n.result);
+  else error = run_tasks(frame, part == FORWARD ? write_normalized : write_gradient, &n, SHARES, 0);
+  free(n.mean);
+  return error;
 }
 
 // Attributes: epsilon; slope, that of f for negative numbers, 1 for no f.
 XLA_FFI_Error *batch_norm(XLA_FFI_CallFrame *frame) {
-  if (is_metadata_request(frame)) return NULL;
-  Sizes sizes;
-  BatchNorm n;
-  XLA_FFI_Error *error = start_norm(
-      frame, "batch_norm(x[N,C], moments[2,C], scale[C], bias[C], shortcut[N,C]?) -> y[N,C]", 0, NULL, &sizes, &n);
-  if (error) return error;
-  n.shortcut = frame->args.size == 5 ? operand(frame, 4)->data : NULL;
-  n.result = result(frame, 0)->data;
-  error = run_tasks(frame, write_normalized, &n, SHARES, 0);
-  free(n.mean);
-  return error;
+  return run_norm(frame, "batch_norm(x[N,C], moments[2,C], scale[C], bias[C], shortcut[N,C]?) -> y[N,C]", FORWARD);
 }
 
 // The means of the gradient before f and of its product with x - mean; with a shortcut, whose y is then given, also
 // that gradient, which is the shortcut's. Attributes: as above.
 XLA_FFI_Error *batch_norm_sums(XLA_FFI_CallFrame *frame) {
-  if (is_metadata_request(frame)) return NULL;
-  Sizes sizes;
-  BatchNorm n;
-  XLA_FFI_Error *error = start_norm(
+  return run_norm(
       frame,
       "batch_norm_sums(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], y[N,C]?) -> means[2,C], masked[N,C]?",
-      1, NULL, &sizes, &n);
-  if (error) return error;
-  n.gradient = operand(frame, 0)->data;
-  n.y = frame->args.size == 6 ? operand(frame, 5)->data : NULL;
-  n.masked = frame->rets.size == 2 ? result(frame, 1)->data : NULL;
-  error = sum_shares(frame, &n, add_gradients, 1.0f / n.pixels, result(frame, 0)->data);
-  free(n.mean);
-  return error;
+      SUMS);
 }
 
 // The gradient of x, from the means over the batch on all devices. With slope 1 `gradient` is that before f.
 // Attributes: as above.
 XLA_FFI_Error *batch_norm_gradient(XLA_FFI_CallFrame *frame) {
-  if (is_metadata_request(frame)) return NULL;
-  Sizes sizes;
-  BatchNorm n;
-  const float *means = frame->args.size == 6 ? operand(frame, 5)->data : NULL;  // check_arrays refuses other counts.
-  XLA_FFI_Error *error = start_norm(
+  return run_norm(
       frame,
-      "batch_norm_gradient(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], means[2,C]) -> x_gradient[N,C]", 1,
-      means, &sizes, &n);
-  if (error) return error;
-  n.gradient = operand(frame, 0)->data, n.result = result(frame, 0)->data;
-  error = run_tasks(frame, write_gradient, &n, SHARES, 0);
-  free(n.mean);
-  return error;
+      "batch_norm_gradient(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], means[2,C]) -> x_gradient[N,C]",
+      GRADIENT);
 }
 
 #define RESULT -1
