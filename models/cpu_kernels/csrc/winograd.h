@@ -174,12 +174,6 @@ static void convolve_tiles(const void *data, i64 task, float *image) {
 #pragma clang loop unroll(full)
         for (int i = 0; i < STEP; i++) result_line(half[i], m[i], 1);
         i64 valid = w->outputs - g * w->group - o;
-        if (rows == STEP && columns == STEP && valid >= LANES) {
-#pragma clang loop unroll(full)
-          for (int n = 0; n < STEP * STEP; n++)
-            *(vector *)(to + (n / STEP * w->columns + n % STEP) * w->outputs + o) = m[n / STEP][n % STEP];
-          continue;
-        }
         for (i64 i = 0; i < rows; i++)
           for (i64 j = 0; j < columns; j++) store(to + (i * w->columns + j) * w->outputs + o, m[i][j], valid);
       }
@@ -214,17 +208,11 @@ static void transform_tile(const void *data, i64 t, float *memory) {
   for (i64 o = 0; o < width; o += LANES) {
     vector y[STEP][STEP], half[SIDE][STEP];
     square m;
-    if (at.row + STEP <= w->rows && at.column + STEP <= w->columns && o + LANES <= w->outputs) {
-#pragma clang loop unroll(full)
-      for (int n = 0; n < STEP * STEP; n++)
-        y[n / STEP][n % STEP] = *(const vector *)(from + (n / STEP * w->columns + n % STEP) * w->outputs + o);
-    } else {
-      for (i64 i = 0; i < STEP; i++)
-        for (i64 j = 0; j < STEP; j++) {
-          int inside = at.row + i < w->rows && at.column + j < w->columns;
-          y[i][j] = inside ? load(from + (i * w->columns + j) * w->outputs + o, w->outputs - o) : (vector){};
-        }
-    }
+    for (i64 i = 0; i < STEP; i++)
+      for (i64 j = 0; j < STEP; j++) {
+        int inside = at.row + i < w->rows && at.column + j < w->columns;
+        y[i][j] = inside ? load(from + (i * w->columns + j) * w->outputs + o, w->outputs - o) : (vector){};
+      }
 #pragma clang loop unroll(full)
     for (int j = 0; j < STEP; j++) gradient_line(&y[0][j], &half[0][j], STEP);
 #pragma clang loop unroll(full)
