@@ -11,6 +11,8 @@ from models.cpu_kernels.ops import PREFIX
 KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are batch norm's.
     "convolution": "convolution",
     "kernel_gradient": "kernel gradient",
+    "max_pool": "pooling",
+    "max_pool_gradient": "pooling",
     "product": "products",
     "product_gradient": "products",
     "product_kernel_gradient": "products",

@@ -13,8 +13,9 @@ from jax import lax
 
 from models.cpu_kernels.ops import Composite as Composite
 from models.cpu_kernels.ops import batch_norm as batch_norm
-from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general, leaky_relu
+from models.cpu_kernels.ops import conv_general_dilated, conv_transpose, dot_general, leaky_relu, use_cpu_kernels
 from models.cpu_kernels.ops import dense_block as dense_block
+from models.cpu_kernels.ops import max_pool as max_pool_kernel
 from models.cpu_kernels.ops import repeated as repeated
 from models.errors import ModelError
 from models.initializers import fan_in_uniform, glorot_uniform, kaiming_normal, uniform
@@ -117,12 +118,18 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
     """
     stride = stride or window
     more = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
-    if padding or any(more):
+    size = tuple((n + 2 * padding + extra - window) // stride + 1 for n, extra in zip(x.shape[1:3], more, strict=True))
+
+    def by_views(x):
         edges = [(padding, padding + extra, 0) for extra in more]
         x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
-    views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
-    return functools.reduce(lambda best, view: jnp.where(_is_larger(view, best), view, best), views)
+        height, width = ((n - 1) * stride + 1 for n in size)
+        views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
+        return functools.reduce(lambda best, view: jnp.where(_is_larger(view, best), view, best), views)
+
+    if stride < window and use_cpu_kernels(x) and min(*x.shape, *size) > 0:  # Windows that overlap.
+        return max_pool_kernel(x, size, window, stride, padding, by_views)
+    return by_views(x)
 
 
 def _is_larger(x, best):

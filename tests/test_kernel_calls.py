@@ -15,6 +15,7 @@ import pytest
 from models.cpu_kernels import build, ffi, ops
 
 WINDOW = {"window": np.array([1, 1, 1, 1], np.int64)}
+POOLING = {"window": np.array([3, 2, 1, 1], np.int64)}
 EPSILON = {"epsilon": np.float32(1e-5)}
 NORM = {"moments": (2, 3), "scale": (3,), "bias": (3,)}
 NORM_ATTRIBUTES = EPSILON | {"slope": np.float32(0)}
@@ -45,6 +46,8 @@ VALID = {  # A call of each kernel: (operands, results, attributes).
         [(3,), (3,)],
         {"momentum": np.float32(0.9)},
     ),
+    "max_pool": ({"x": (2, 5, 6, 3)}, [(2, 3, 3, 3)], POOLING),
+    "max_pool_gradient": ({"x": (2, 5, 6, 3), "gradient": (2, 3, 3, 3)}, [(2, 5, 6, 3)], POOLING),
     "product": ({"x": (16, 64), "w": (64, 65)}, [(16, 65)], {}),
     "product_gradient": ({"w": (64, 65), "gradient": (16, 65)}, [(16, 64)], {}),
     "product_kernel_gradient": ({"x": (16, 64), "gradient": (16, 65)}, [(64, 65)], {}),
@@ -107,6 +110,22 @@ def test_the_window_and_the_channels_of_a_convolution_are_checked(operands, wind
     plain = {key: shape for key, shape in VALID["convolution"][0].items() if key != "affine"}
     window = {"window": np.array(window, np.int64)}
     assert message in refusal("convolution", plain | operands, [(2, 5, 6, 4)], window)
+
+
+@pytest.mark.parametrize(
+    "window, message",
+    [
+        ([0, 2, 1, 1], "the side must be between 1 and 4096, and the stride between 1 and 1048576, not 0 and 2"),
+        ([4097, 2, 1, 1], "not 4097 and 2"),
+        ([3, 0, 1, 1], "not 3 and 0"),
+        ([3, 2**20 + 1, 1, 1], "not 3 and 1048577"),
+        ([3, 2, 2**20 + 1, 1], "padding must be between -1048576 and 1048576, not 1048577 and 1"),
+        ([3, 2, 1, -(2**20) - 1], "not 1 and -1048577"),
+    ],
+)
+def test_the_windows_of_max_pooling_are_checked(window, message):
+    operands, results, _ = VALID["max_pool"]
+    assert message in refusal("max_pool", operands, results, {"window": np.array(window, np.int64)})
 
 
 def test_a_convolution_that_no_memory_can_hold_is_refused():

@@ -150,6 +150,20 @@ def test_max_pool_against_xlas(window, stride, padding, ceil, size):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_max_pooling_of_overlapping_windows_has_gradients_of_second_order():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 6, 3)), jnp.float32)
+
+    def squared_gradient(pool, x):
+        gradient = jax.grad(lambda x: (pool(x) ** 3).sum())(x)
+        return (gradient**2 * jnp.arange(x.size).reshape(x.shape)).sum()
+
+    ours = jax.grad(lambda x: squared_gradient(lambda x: layers.max_pool(x, 3, stride=2, padding=1), x))(x)
+    pads = ((1, 1), (1, 1))
+    theirs = jax.grad(lambda x: squared_gradient(lambda x: nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads), x))(x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)
+    assert jnp.abs(ours).max() > 100
+
+
 def test_local_response_norm_and_ceil_pooling_against_loops():
     x = np.random.default_rng(0).normal(size=(2, 6, 5, 12)).astype(np.float32)
     total = np.stack([(x[..., max(0, c - 2) : c + 3] ** 2).sum(-1) for c in range(12)], axis=-1)

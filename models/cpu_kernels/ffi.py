@@ -22,6 +22,8 @@ NAMES = (
     "batch_norm_sums",
     "convolution",
     "kernel_gradient",
+    "max_pool",
+    "max_pool_gradient",
     "product",
     "product_gradient",
     "product_kernel_gradient",

@@ -22,6 +22,7 @@ from models.cpu_kernels import ffi
 from models.cpu_kernels.batch_norm import leaky_relu
 from models.cpu_kernels.dense_block import Composite, FusedDenseBlock, affine_relu_convolution
 from models.cpu_kernels.ffi import PREFIX
+from models.cpu_kernels.pooling import max_pool
 
 __all__ = [
     "PREFIX",
@@ -35,6 +36,7 @@ __all__ = [
     "dot_general",
     "is_batch_norm",
     "leaky_relu",
+    "max_pool",
     "repeated",
     "use_cpu_kernels",
 ]

@@ -354,6 +354,57 @@ static void check_norm(int64_t pixels, int64_t channels, int shortcut, float slo
   free(expected), free(sums);
 }
 
+// ---- Max pooling ----
+
+static Call pool_call(const Case *c, int is_gradient) {
+  Array *x = array(4, c->batch, c->height, c->width, c->channels);
+  Array *y = array(4, c->batch, c->rows, c->columns, c->channels);
+  return (Call){is_gradient ? max_pool_gradient : max_pool, {x, is_gradient ? y : NULL},
+                {is_gradient ? array(4, c->batch, c->height, c->width, c->channels) : y}, 1 + is_gradient, 1, "window",
+                {c->tall, c->down, c->top, c->left}, 0};
+}
+
+// With `nan` some values are not numbers or minus infinity. A NaN is a maximum, the last one of a window its only one. The
+// maximum of a window outside the image is minus infinity.
+static void check_pool(const Case *c, int nan) {
+  for (int is_gradient = 0; is_gradient < 2; is_gradient++) {
+    Call call = pool_call(c, is_gradient);
+    float *x = values(call.operands[0]);
+    for (int64_t n = 0; nan && n < call.operands[0]->floats; n++)
+      if (draw(0, 1) == 0) x[n] = PICK(0, 1) ? NAN : -INFINITY;
+    double *expected = calloc(call.results[0]->floats, sizeof *expected);
+    for (int64_t n = 0; n < c->batch * c->rows * c->columns * c->channels; n++) {
+      int64_t ch = n % c->channels, column = n / c->channels % c->columns;
+      int64_t row = n / c->channels / c->columns % c->rows, image = n / c->channels / c->columns / c->rows;
+      double best = -INFINITY;
+      int64_t place = -1;
+      for (int64_t k = 0; k < c->tall * c->tall; k++) {
+        int64_t i = row * c->down - c->top + k / c->tall, j = column * c->down - c->left + k % c->tall;
+        if (i < 0 || j < 0 || i >= c->height || j >= c->width) continue;
+        int64_t at = ((image * c->height + i) * c->width + j) * c->channels + ch;
+        if (x[at] > best || isnan(x[at]) || k == 0) best = x[at], place = at;
+      }
+      if (!is_gradient) expected[n] = best;
+      else if (place >= 0) expected[place] += values(call.operands[1])[n];
+    }
+    if (is_gradient) check(&call, expected, EXACT, "max_pool_gradient");
+    else run_or_stop(&call);
+    for (int64_t n = 0; n < call.results[0]->floats && !is_gradient; n++) {
+      float found = values(call.results[0])[n];
+      if (isnan(found) ? !isnan(expected[n]) : found != expected[n]) stop("max_pool");
+    }
+    free(expected);
+    release_arrays(&call);
+  }
+}
+
+static void check_random_pool(void) {
+  Case c = {.batch = PICK(1, 2, 9), .tall = draw(1, 4), .down = draw(1, 4), .top = draw(-1, 2), .left = draw(-1, 2),
+            .rows = draw(1, 5), .columns = draw(1, 5), .channels = PICK(1, AROUND(LANES), 2 * LANES + 3)};
+  c.height = draw(1, c.rows * c.down + 2), c.width = draw(1, c.columns * c.down + 2);
+  check_pool(&c, draw(0, 1));
+}
+
 // ---- Errors ----
 
 static Call valid_direct(int gradient) {
@@ -374,6 +425,11 @@ static Call valid_affine(int gradient) { return gradient ? affine_gradient_call(
 
 static Call valid_norm(int kind) { return norm_call(kind, 40, 19, kind == FORWARD, 0.5f); }
 
+static Call valid_pool(int gradient) {
+  return pool_call(&(Case){.batch = 9, .height = 7, .width = 6, .channels = 19, .tall = 3, .down = 2, .top = 1,
+                           .left = 1, .rows = 4, .columns = 3}, gradient);
+}
+
 static Call valid_running(int n) { return running_call(3, 4); }
 
 static Call valid_product(int n) {
@@ -392,6 +448,7 @@ static const struct {
     {valid_affine_relu, 0, 1}, {valid_affine, 0, 0}, {valid_affine, 1, 0},   {valid_running, 0, 0},
     {valid_product, 0, 1}, {valid_product, 1, 1}, {valid_product, 2, 1}, {valid_norm, MOMENTS, 1},
     {valid_norm, FORWARD, 1}, {valid_norm, SUMS, 1}, {valid_norm, GRADIENT, 1},
+    {valid_pool, 0, 1}, {valid_pool, 1, 1},
 };
 enum { VALID_CALLS = sizeof valid_calls / sizeof *valid_calls };
 
@@ -476,6 +533,7 @@ static void check_random(int64_t cases, int64_t most) {
     check_affine_relu_gradient(draw(1, 3), draw(1, 9), draw(1, 9), draw(1, pixel), pixel);
     check_batch_norm(draw(1, pixel), pixel);
     check_norm(draw(1, 80), PICK(1, AROUND(LANES), AROUND(4 * LANES), 9 * LANES + 5), draw(0, 1), PICK(0, 1, 2) / 2.0f);
+    check_random_pool();
     int64_t rows = PICK(1, AROUND(16), AROUND(2 * ROWS), AROUND(COLUMNS)), outputs = 0, inputs = 0;
     do {
       inputs = PICK(AROUND(BLOCK), AROUND(3 * BLOCK), AROUND(TILES * ROWS), AROUND(DEPTH), 2 * DEPTH + 3);

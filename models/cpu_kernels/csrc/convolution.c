@@ -9,11 +9,13 @@
 #include "winograd.h"
 #include "affine_relu.h"
 #include "batch_norm.h"
+#include "pooling.h"
 #include "product.h"
 
 // Bounds with which no size overflows.
 #define LIMIT (1 << 20)          // Of strides and padding.
 #define MOST_FLOATS (1LL << 36)  // Of a strip.
+#define SIDES (1 << 12)          // Of a pooling window.
 
 // The first result, initialized with the first operand, `floats` floats. XLA may or may not have aliased them.
 static float *accumulated(XLA_FFI_CallFrame *frame, i64 floats) {
@@ -222,6 +224,38 @@ XLA_FFI_Error *batch_norm_gradient(XLA_FFI_CallFrame *frame) {
       frame,
       "batch_norm_gradient(gradient[N,C], x[N,C], moments[2,C], scale[C], bias[C], means[2,C]) -> x_gradient[N,C]",
       GRADIENT);
+}
+
+// ---- Max pooling ----
+
+static XLA_FFI_Error *run_pooling(XLA_FFI_CallFrame *frame, const char *signature, int backward) {
+  if (is_metadata_request(frame)) return NULL;
+  Sizes sizes;
+  const i64 *size = sizes.of, *window = NULL;
+  XLA_FFI_Error *error = check_arrays(frame, signature, &sizes);
+  if (!error) error = read_integers(frame, &sizes, "window", 4, &window);
+  if (error) return error;
+  Pooling p = {.batch = size['B'], .height = size['H'], .width = size['W'], .channels = size['C'], .rows = size['I'],
+               .columns = size['J'], .side = window[0], .stride = window[1], .above = window[2], .before = window[3],
+               .x = operand(frame, 0)->data, .gradient = backward ? operand(frame, 1)->data : NULL,
+               .result = result(frame, 0)->data};
+  if (min(p.side, p.stride) < 1 || p.side > SIDES || p.stride > LIMIT)
+    return failure(frame, signature, INVALID, "the side must be between 1 and %d, and the stride between 1 and %d, not "
+                   "%lld and %lld", SIDES, LIMIT, (long long)p.side, (long long)p.stride);
+  if (min(p.above, p.before) < -LIMIT || max(p.above, p.before) > LIMIT)
+    return failure(frame, signature, INVALID, "padding must be between -%d and %d, not %lld and %lld", LIMIT, LIMIT,
+                   (long long)p.above, (long long)p.before);
+  return backward ? run_pool_gradient(frame, &p) : run_tasks(frame, pool_row, &p, p.batch * p.rows, 0);
+}
+
+// The maxima of square windows. Attribute: window, {side, stride, padding above, padding to the left}.
+XLA_FFI_Error *max_pool(XLA_FFI_CallFrame *frame) {
+  return run_pooling(frame, "max_pool(x[B,H,W,C]) -> maxima[B,I,J,C]", 0);
+}
+
+// The gradient of x. Attribute: as above.
+XLA_FFI_Error *max_pool_gradient(XLA_FFI_CallFrame *frame) {
+  return run_pooling(frame, "max_pool_gradient(x[B,H,W,C], gradient[B,I,J,C]) -> x_gradient[B,H,W,C]", 1);
 }
 
 #define RESULT -1
