@@ -47,6 +47,7 @@ def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
     started = Devices(*device_module.start_devices(config.devices, group=group))
     stop.listen()  # jax.distributed has taken the signals.
     start_cache()
+    ops.start_compiling()
     return started
 
 
@@ -171,7 +172,9 @@ def announce(devices: Devices, dataset: Dataset, state: State) -> None:
 
 def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
     every = config.eval_every or max(1, -(-steps // 10))
-    return loop.Plan(steps, every, config.log_every, config.save_every, learning_rate)
+    # Compiled: its operations one by one would take longer to compile.
+    rate = data_parallel.parallelize(learning_rate, 1, donate=False)
+    return loop.Plan(steps, every, config.log_every, config.save_every, rate)
 
 
 def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -31,10 +32,18 @@ NAMES = (
 )
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def available() -> bool:
     """Returns whether the kernels can be called. The first call compiles, loads and registers them; if that fails, it
     prints the reason to standard error."""
+    with _lock:  # One thread compiles, and the others wait for it.
+        return _available()
+
+
+@functools.cache
+def _available() -> bool:
     try:
         library = build.load()
     except OSError as error:

@@ -3,6 +3,7 @@
 // only, not on the number of threads.
 
 #define STRIP (96 * 1024)  // Maximum floats of a strip, so that it fits into the second-level cache.
+#define FEW_TASKS 8
 
 typedef struct {
   Work w;
@@ -11,7 +12,8 @@ typedef struct {
   i64 strip_rows, strips;            // Rows of the result per strip; strips per image.
   i64 strip_floats;
   float *packed;                     // [group][tap, channel][channels of group]
-  i64 pieces, slices, piece_floats;  // Kernel gradient: number of partial sums; parts of the output channels.
+  i64 slices;                        // Parts of the output channels.
+  i64 pieces, piece_floats;          // Kernel gradient: number of partial sums.
   float *totals;                     // [piece][tap, channel][groups]
 } Direct;
 
@@ -66,12 +68,14 @@ static void pack_group(const void *data, i64 g, float *memory) {
   }
 }
 
+// Computes some rows of one image's result, for one slice of the output channels.
 static void convolve_strip(const void *data, i64 task, float *strip) {
   const Direct *d = data;
   const Work *w = &d->w;
-  i64 image = task / d->strips, first = task % d->strips * d->strip_rows, count = min(d->strip_rows, w->rows - first);
+  i64 slice = task % d->slices, n = task / d->slices;
+  i64 image = n / d->strips, first = n % d->strips * d->strip_rows, count = min(d->strip_rows, w->rows - first);
   fill_strip(d, image, first, count, strip);
-  for (i64 g = 0; g < w->groups; g++) {
+  for (i64 g = slice * w->groups / d->slices; g < (slice + 1) * w->groups / d->slices; g++) {
     const float *kernel = d->packed + g * w->group * w->tall * w->wide * w->channels;
     for (i64 r = 0; r < count; r++) {
       float *to = w->result + (image * w->rows + first + r) * w->columns * w->outputs + g * w->group;
@@ -87,8 +91,10 @@ static XLA_FFI_Error *convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   i64 floats = w->groups * w->group * w->tall * w->wide * w->channels;
   d.packed = allocate(floats);
   if (!d.packed) return out_of_memory(frame, floats);
+  // Few strips are divided further, by output channels, so that all cores have work.
+  d.slices = min(w->groups, ceil_div(FEW_TASKS, w->batch * d.strips));
   XLA_FFI_Error *error =
-      run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips, d.strip_floats);
+      run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips * d.slices, d.strip_floats);
   free(d.packed);
   return error;
 }
