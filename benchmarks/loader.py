@@ -9,7 +9,6 @@ number of workers counts. On standard output: one JSON object.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 from benchmarks import pictures
+from data.stream import usable_cores
 from experiments.cli import app
 
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
@@ -62,7 +62,7 @@ def main(argv) -> int:
         print(f"{PICTURES.value} JPEGs of {size:.0f} kB", file=sys.stderr)
         for _ in range(ROUNDS.value):
             found.setdefault("ours", []).append(pictures.rate(root, PICTURES.value))
-            for workers in sorted({0, 1, 2, 4, os.cpu_count() or 1}) if PEER_PYTHON.value else ():
+            for workers in sorted({0, 1, 2, 4, usable_cores()}) if PEER_PYTHON.value else ():
                 found.setdefault(f"peer_{workers}_workers", []).append(peer(root, workers))
     medians = {name: round(float(np.median(values)), 1) for name, values in found.items()}
     best = max((value for name, value in medians.items() if name != "ours"), default=None)

@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import pathlib
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
+from data.stream import usable_cores
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
 from train import metrics, optimizers
@@ -89,7 +89,7 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
     """The peer's settings that may be its best. Raises PeerError where its network has another parameter count."""
     shapes = jax.eval_shape(twin.task.init, jax.random.key(0))
     ours, times = parameter_count(shapes.params), dict[str, float]()
-    for setting in settings(os.cpu_count() or 1):
+    for setting in settings(usable_cores()):
         try:
             parameters, ms = run_peer(name, f"{setting} --steps=3", batch_size=len(twin.batch["image"]))
         except PeerError as error:

@@ -1,7 +1,6 @@
 """Splits of encoded images from files or a store: in memory if small and of equal size, otherwise streamed."""
 
 import functools
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import numpy as np
 from data import cache
 from data.dataset import DataError, SizesDiffer, UnreadableError
 from data.decode import Crop, whole
-from data.stream import Stream, View
+from data.stream import Stream, View, usable_cores
 
 LARGEST = 64  # Maximum side in pixels of images that are held in memory.
 ADVICE = "--image_size=N crops and resizes images of any size"
@@ -159,7 +158,7 @@ def each(function: Callable[[int], Any], count: int, *, title: str) -> Iterator[
     import grain  # Imported late: most runs read from the cache.
     from tqdm import tqdm
 
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=64)
+    options = grain.ReadOptions(num_threads=usable_cores(), prefetch_buffer_size=64)
     found = grain.MapDataset.range(count).map(function).to_iter_dataset(options)
     yield from tqdm(found, total=count, desc=title, disable=not sys.stderr.isatty())
 

@@ -71,6 +71,13 @@ def middle(view: View) -> Crop:
     return lambda height, width: (middle_box(height, width, share=view.share), (view.side, view.side))
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, as taskset or a batch system has limited them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def sample(total: int, count: int) -> np.ndarray:
     """A fixed sample of at most `count` of `total` rows, in order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:count])
@@ -165,6 +172,6 @@ class Stream:
         """Yields function(position) for start <= position < stop in batches of `size`, prefetching two batches."""
         import grain  # Imported late: most runs hold their images in memory.
 
-        options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=2 * size)
+        options = grain.ReadOptions(num_threads=usable_cores(), prefetch_buffer_size=2 * size)
         positions = grain.MapDataset.range(start, stop)
         return iter(positions.map(function).to_iter_dataset(options).batch(size)) if size else iter(())

@@ -13,7 +13,7 @@ from commands import SignalAt
 from PIL import Image
 
 import data
-from data import batches, folder, stream
+from data import batches, folder, image_files, stream
 from data.dataset import DataError, binary_task, digests
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
@@ -267,6 +267,24 @@ def test_flags_that_do_not_fit_the_data(image_dir):
     assert eval_split(found._replace(splits={"train": 0, "validation": 0})) == "validation"
     with pytest.raises(UsageError, match="has no split test, val or validation, only train"):
         eval_split(found._replace(splits={"train": 0}))
+
+
+def test_only_the_cores_of_the_process_read_images(monkeypatch):
+    import grain
+
+    threads, plain = [], grain.ReadOptions
+
+    def noted(**options):
+        threads.append(options["num_threads"])
+        return plain(**options)
+
+    monkeypatch.setattr(grain, "ReadOptions", noted)
+    monkeypatch.setattr(stream.os, "sched_getaffinity", lambda process: {2, 5, 7})
+    assert list(image_files.each(lambda n: n, 3, title="t")) == [0, 1, 2]
+    images = stream.Stream(
+        lambda example, crop: np.zeros((2, 2, 3), np.uint8), np.arange(4), channels=3, view=stream.View(2)
+    )
+    assert len(next(images._run(lambda position: np.zeros(1), 0, 4, 2))) == 2 and threads == [3, 3]
 
 
 @pytest.mark.slow
