@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from train.parallel import host_memory
+
 MEMORY = """
 import os
 import numpy as np
@@ -34,3 +36,31 @@ def test_freed_memory_stays_for_the_next_step_and_goes_back_when_released(enviro
     assert done.returncode == 0, done.stderr
     before, kept, released = map(int, done.stdout.split())
     assert kept - before > 100 and released - before < 80
+
+
+def test_memory_is_released_when_a_process_has_grown_past_its_first_step(monkeypatch):
+    held, released = [900], []
+
+    def release():
+        released.append(held[0])
+        held[0] -= 500
+
+    monkeypatch.setattr(host_memory, "resident", lambda: held[0])
+    monkeypatch.setattr(host_memory, "release_memory", release)
+    memory = host_memory.HeldMemory()
+    memory.after_step()
+    assert not released  # Before the first step has ended nothing is known.
+    memory.after_compilation()
+    assert released == [900] and memory.limit == 1150
+    for held[0] in (1000, 1150):
+        memory.after_step()
+    assert released == [900]
+    held[0] = 1151
+    memory.after_step()
+    assert released == [900, 1151] and held == [651] and memory.limit == 1150
+    held[0] = 1800  # Of these 1,300 are in use.
+    memory.after_step()
+    assert released == [900, 1151, 1800] and memory.limit == 1550
+    for held[0] in (1300, 1550):
+        memory.after_step()
+    assert len(released) == 3

@@ -114,6 +114,7 @@ def train(
     """
     step, steps, recorder = int(state.step), DeviceSteps(task, devices), Recorder(output, record, int(state.step))
     metrics, timer = TrainingMetrics(record.get("sums")), Timer(record.get("seconds", 0.0))
+    memory = host_memory.HeldMemory()
     eval_sums, constants = None, dict[EvalData, Any]()  # Of the last evaluation; what all of one split have in common.
 
     def evaluated(state, split: EvalData):
@@ -181,9 +182,10 @@ def train(
         metrics.push(step, sums)
         if compiles:
             jax.block_until_ready(sums)  # Images per second are counted from here on.
-            host_memory.release_memory()
+            memory.after_compilation()
             timer.start_interval()
         else:
+            memory.after_step()
             timer.count(len(batch["label"]) * jax.process_count())
 
     # --- The end: the last checkpoint is on disk before the summary says that the run is complete.

@@ -3,6 +3,8 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
+import pathlib
 
 
 def keep_memory() -> None:
@@ -22,6 +24,38 @@ def release_memory() -> None:
     and its steps peaked at 2.7 GB without)."""
     if _keeps_memory():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """The bytes of memory that this process occupies; 0 where the system does not tell."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+class HeldMemory:
+    """Bounds what glibc holds for the next step.
+
+    A block that a step has freed is often a little too small for the next aligned request of the same size, until its
+    neighbours are free as well, so that new ones are taken: ResNet-20's step at batch 256 needs 400 MB, and after 16
+    steps 1.6 GB were held.
+    """
+
+    def __init__(self) -> None:
+        self.limit = self.slack = 0
+
+    def after_compilation(self) -> None:
+        """Call it when the first step has ended. Allows one and a half times what it and its compilation have taken."""
+        before = resident()
+        release_memory()
+        self.slack = (before - resident()) // 2
+        self.limit = before + self.slack
+
+    def after_step(self) -> None:
+        if self.limit and resident() > self.limit:
+            release_memory()
+            self.limit = max(self.limit, resident() + self.slack)  # More is in use: do not release in vain next time.
 
 
 def _keeps_memory() -> bool:
