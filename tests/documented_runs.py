@@ -127,7 +127,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         "--steps=2", {"NAME": "classify", "RECIPE": "demo", "runs/RECIPE": "new"}
     ),
     # docs/performance.md
-    "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --rounds=2 --seconds=2 --json": Run(
+    "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --rounds=2 --seconds=2": Run(
         "--models=mlp --seconds=0.01", PEER, fails=NO_TORCH
     ),
     "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --forward_only --batch=1 --rounds=2 --seconds=1": Run(
