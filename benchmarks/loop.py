@@ -114,25 +114,28 @@ def first_step(cache: str, config: LoopConfig) -> float:
         with subprocess.Popen(
             command, env=os.environ | {"XDG_CACHE_HOME": cache}, stderr=subprocess.DEVNULL
         ) as process:
-            path = pathlib.Path(place, "run", "metrics.csv")
-            while not path.exists() or path.read_text().count("\n") < 2:
-                app.require(process.poll() is None, f"it ended before its first step: {shlex.join(command)}")
-                time.sleep(0.005)
-            seconds = time.perf_counter() - begin
-            process.kill()
-    return seconds
+            try:
+                path = pathlib.Path(place, "run", "metrics.csv")
+                while not path.exists() or path.read_text().count("\n") < 2:
+                    if process.poll() is not None:
+                        raise OSError(f"it ended before its first step: {shlex.join(command)}")
+                    time.sleep(0.005)
+                return time.perf_counter() - begin
+            finally:  # After Ctrl-C too.
+                process.kill()
+                process.wait()
 
 
 def main(config: LoopConfig) -> int:
     app.require(config.steps % LOG_EVERY == 0, f"--steps={config.steps}: must be a multiple of {LOG_EVERY}")
     with tempfile.TemporaryDirectory() as cache:
         cold = first_step(cache, config)
-        with subprocess.Popen(  # Fills the cache with all programs: a killed run may have kept none.
+        # Fills the cache with all programs: a killed run may have kept none. subprocess.run kills it after Ctrl-C.
+        subprocess.run(
             [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config.model}",
              f"--batch_size={config.batch_size}", f"--augment={config.augment}", "--steps=2"],
             env=os.environ | {"XDG_CACHE_HOME": cache}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ):  # fmt: skip
-            pass
+        )  # fmt: skip
         warm = [first_step(cache, config) for _ in range(3)]
     start_cache()
     looped, bare, saves = loop_over_step(config)

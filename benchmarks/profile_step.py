@@ -174,10 +174,10 @@ def main(argv) -> int:
         columns.append(profile(name, twin, seconds=twins.SECONDS.value))
         say(f"{name}: {columns[-1]['wall_ms']:.1f} ms a step")
     print(*table(columns), sep="\n")
-    if FIGURE.value:
-        draw(FIGURE.value, columns)
     if twins.JSON.value:
         print(json.dumps({"rows": columns}))
+    if FIGURE.value:
+        draw(FIGURE.value, columns)
     return 0
 
 

@@ -36,6 +36,7 @@ PEER = absl_flags.DEFINE_string("peer", "", "The peer's script; without it our s
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python that runs the peer.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
+absl_flags.register_validator("seconds", lambda seconds: not math.isnan(seconds), "must be between 0.001 and 3600")
 JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON, such as the ratios ours / peer by network.")
 FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Logits in evaluation mode in the place of steps.")
 BATCH = absl_flags.DEFINE_integer("batch", None, "Images of a batch; by default each network's own.", lower_bound=1)
@@ -188,8 +189,7 @@ def refuse(*names: str) -> None:
 
 
 def check() -> None:
-    """Before anything slow is made. Raises PeerError where the peer's script is not there, and UsageError."""
-    app.require(not math.isnan(SECONDS.value), f"--seconds={SECONDS.value}: must be between 0.001 and 3600")
+    """Before anything slow is made. Raises PeerError where the peer's script is not there."""
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
     host_memory.keep_memory()

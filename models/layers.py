@@ -107,7 +107,7 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
 
     The gradient goes to the first maximum of a window, in row-major order, on every platform. It is written with
     strided slices because XLA's gradient of max pooling (select-and-scatter) is several times slower on a CPU and not
-    deterministic on a GPU.
+    deterministic on a GPU. On CPUs windows that overlap have a kernel, without forward mode (jax.jvp).
 
     Args:
       x: Images.

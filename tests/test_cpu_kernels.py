@@ -309,7 +309,7 @@ def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):
     (tmp_path / "broken.c").write_text("#error no such processor\n")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.c")
     # With a memory of its own: a process registers the kernels once.
-    monkeypatch.setattr(ffi, "_available", functools.cache(ffi._available.__wrapped__))
+    monkeypatch.setattr(ffi, "available", functools.cache(ffi.available.__wrapped__))
     assert not ffi.available() and not ffi.available()
     line = capsys.readouterr().err
     assert re.fullmatch(r"CPU kernels unavailable \(.*no such processor.*\); falling back to XLA\n", line)

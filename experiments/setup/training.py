@@ -47,7 +47,6 @@ def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
     started = Devices(*device_module.start_devices(config.devices, group=group))
     stop.listen()  # jax.distributed has taken the signals.
     start_cache()
-    ops.start_compiling()
     return started
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import threading
 
 import jax
 import numpy as np
@@ -32,18 +31,10 @@ NAMES = (
 )
 
 
-_lock = threading.Lock()
-
-
+@functools.cache
 def available() -> bool:
     """Returns whether the kernels can be called. The first call compiles, loads and registers them; if that fails, it
     prints the reason to standard error."""
-    with _lock:  # One thread compiles, and the others wait for it.
-        return _available()
-
-
-@functools.cache
-def _available() -> bool:
     try:
         library = build.load()
     except OSError as error:

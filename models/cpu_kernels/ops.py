@@ -10,7 +10,6 @@ the gradients by up to a half.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -39,7 +38,6 @@ __all__ = [
     "leaky_relu",
     "max_pool",
     "repeated",
-    "start_compiling",
     "use_cpu_kernels",
 ]
 
@@ -55,13 +53,6 @@ def disable() -> None:
     is traced: programs that were traced before keep their kernels."""
     global _disabled
     _disabled = True
-
-
-def start_compiling() -> None:
-    """Compiles the kernels in a thread, unless they are disabled or not used on this platform or were compiled before:
-    it takes seconds, in which the data and the first state can be made."""
-    if not _disabled and jax.default_backend() == "cpu":
-        threading.Thread(target=ffi.available, name="compile_kernels").start()
 
 
 def use_cpu_kernels(*operands) -> bool:

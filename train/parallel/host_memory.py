@@ -49,7 +49,7 @@ class HeldMemory:
         """Call it when the first step has ended. Allows one and a half times what it and its compilation have taken."""
         before = resident()
         release_memory()
-        self.slack = (before - resident()) // 2
+        self.slack = max(0, before - resident()) // 2
         self.limit = before + self.slack
 
     def after_step(self) -> None:
