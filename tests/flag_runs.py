@@ -242,7 +242,7 @@ class Started:
         return digest(self.dataset.name, self.split, self.dataset.class_names, shapes, digests(self.dataset))
 
     def plan(self):
-        return training.plan(self.config, self.steps, None)
+        return training.plan(self.config, self.steps, float)
 
     @functools.cached_property
     def _program(self):
