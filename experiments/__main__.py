@@ -19,7 +19,7 @@ END = "\nif __name__ == "  # A command is a module that ends with it.
 def commands() -> dict[str, str]:
     """name -> its module's source."""
     found, here = {}, pathlib.Path(__file__).parent
-    for path in [*here.glob("[a-z]*.py"), *here.glob("lecture/*.py")]:
+    for path in [*here.glob("[a-z]*.py"), *here.glob("lecture/*.py"), *here.glob("lecture/*/*.py")]:
         source = path.read_text()
         if END in source:
             found[".".join(path.relative_to(here).with_suffix("").parts).removesuffix(".__main__")] = source

@@ -13,6 +13,7 @@ from experiments.cli import options, subprocesses
 from experiments.lecture import __main__ as lecture
 from experiments.lecture import page as lecture_page
 from experiments.lecture import topic
+from experiments.lecture.zoo import networks
 from experiments.reporting import figures
 from train.workdir import Workdir, WorkdirError
 
@@ -118,7 +119,8 @@ def test_lecture(start, tmp_path):
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     page = (tmp_path / "w" / "lecture.html").read_text()
-    assert last["topics"] == ["systems", "activations"] and page.count("<section class") == 2
+    assert last["topics"] == ["systems", "activations"] and page.count('id="topic') == 2
+    assert page.count('id="zoo"') == 1 and page.count("<svg") == len(networks.NETWORKS) and "zoo/zoo.html" not in page
     assert "61,100,840" in page and "143,667,240" in page and "494,184 units" in page
     before = (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns
     again = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")

@@ -154,6 +154,8 @@ def main(config: LectureConfig) -> int:
     for name in only:
         app.require(name in TOPICS, f"--only={name}: must be one of {', '.join(TOPICS)}")
     from experiments.lecture import page as lecture_page
+    from experiments.lecture.zoo import networks
+    from experiments.lecture.zoo import page as zoo_page
     from train.messages import say
     from train.workdir import Workdir, WorkdirError, write_atomically
 
@@ -167,7 +169,15 @@ def main(config: LectureConfig) -> int:
         if status:
             return status if status > 128 else 1
     sections = [(run_section if name in RUNS else topic_section)(workdir.path / name) for name in names]
-    page = lecture_page.page("Introduction to neural networks, executed", INTRODUCTION, [*sections, *used])
+    page = lecture_page.page(
+        "Introduction to neural networks, executed",
+        INTRODUCTION,
+        [*sections, *used],
+        end=lecture_page.zoo(
+            zoo_page.chart(networks.cards().values()), "zoo/zoo.html" * (workdir.path / "zoo/zoo.html").exists()
+        ),
+        style=zoo_page.CHART_STYLE,
+    )
     write_atomically(workdir.path / "lecture.html", page)
     say(f"page: {workdir.path / 'lecture.html'}")
     seconds = round(time.perf_counter() - began, 1)

@@ -77,12 +77,26 @@ def _section(number: int, section: Section) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
-    """The HTML document."""
+def zoo(chart: str, link: str) -> str:
+    """The section on the neural-network zoo: its chart, HTML, and a link to its page, "" where there is none."""
+    escaped = report.escaped(link)
+    page = f'<p><a href="{escaped}">The zoo with what each network learned</a></p>' if link else ""
+    return (
+        '<section class="topic" id="zoo"><h2>The neural-network zoo</h2><p>The networks of the Asimov Institute’s '
+        f"chart (Fjodor van Veen 2016). Each can be trained by its own learning rule.</p>{page}{chart}"
+        '<p class="note">To train them:</p>'
+        '<pre tabindex="0">python -m experiments.lecture.zoo --workdir=NEW</pre></section>'
+    )
+
+
+def page(
+    title: str, introduction: Sequence[str], sections: Sequence[Section], *, end: str = "", style: str = ""
+) -> str:
+    """The HTML document. `end` is HTML after the sections, and `style` is added to the style sheet."""
     links = "".join(
         f'<li><a href="#topic{number}">{report.escaped(section.title)}</a></li>'
         for number, section in enumerate(sections, 1)
     )
     body = [f"<h1>{report.escaped(title)}</h1>", *(f"<p>{report.escaped(text)}</p>" for text in introduction)]
     body += [f"<nav><ol>{links}</ol></nav>", *(_section(number, each) for number, each in enumerate(sections, 1))]
-    return report.document(title, "\n".join(body), style=STYLE)
+    return report.document(title, "\n".join([*body, end]), style=STYLE + style)

@@ -1,0 +1,100 @@
+"""Trains the networks of the zoo and writes its page: python -m experiments.lecture.zoo --workdir=W
+
+    W/zoo.html      the chart; a network opens to its card
+    W/summary.json  the numbers, also the last line of standard output
+    W/pieces/*.json the results of each network and seed; the same command reuses them
+    W/figures/*.png a figure per network
+
+--only trains some networks; the page shows all that were trained in the folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+
+from experiments.cli import app
+from experiments.cli.options import option
+from experiments.lecture.zoo.networks import NETWORKS, cards
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooConfig:
+    """The neural-network zoo"""
+
+    workdir: str = option(None, "Folder of the zoo; the same command resumes it.", needed="the folder", path=True)
+    only: tuple[str, ...] = option((), f"Comma-separated networks to train; default: all of {', '.join(NETWORKS)}.")
+    seeds: int = option(1, "Number of random seeds, starting at 0, that results are averaged over.", "[1, 100]")
+
+
+def train(topic, card) -> None:
+    """Trains what is missing of a network."""
+
+    def timed(seed: int) -> dict:
+        began = time.perf_counter()
+        result = card.run(seed)
+        return {"result": result, "seconds": time.perf_counter() - began}
+
+    for seed in topic.seeds:
+        topic.cached(f"{card.name}_seed{seed}", lambda seed=seed: timed(seed))
+
+
+def shown(topic, card):
+    """The card with the findings of a network that was trained with all seeds, or without."""
+    from experiments.lecture.zoo.page import Shown
+
+    names = [f"{card.name}_seed{seed}" for seed in topic.seeds]
+    if not all((topic.workdir.path / "pieces" / f"{name}.json").exists() for name in names):
+        return Shown(card)
+    pieces = [topic.cached(name, dict) for name in names]
+    findings = card.report([piece["result"] for piece in pieces])
+    topic.figure(card.name, findings.figure, title=card.title, caption=findings.caption)
+    return Shown(
+        card,
+        findings.text,
+        findings.numbers,
+        findings.baseline,
+        findings.caption,
+        topic.workdir.path / "figures" / f"{card.name}.png",
+        round(sum(piece["seconds"] for piece in pieces), 1),
+    )
+
+
+def main(config: ZooConfig) -> int:
+    for name in config.only:
+        app.require(name in NETWORKS, f"--only={name}: must be one of {', '.join(NETWORKS)}")
+    from experiments.cli.compilation_cache import start_cache
+    from experiments.lecture.topic import Topic
+    from experiments.lecture.zoo.page import page
+    from train.messages import say
+    from train.workdir import Workdir, WorkdirError, write_atomically
+
+    began = time.perf_counter()
+    with contextlib.closing(Workdir(config.workdir)) as workdir:
+        stored, given = workdir.read_json("options.json"), {"experiment": "zoo", "seeds": config.seeds}
+        if stored not in (None, given) or (workdir.path / "run.json").exists():
+            other = (
+                f"--seeds={stored.get('seeds')}" if stored and stored.get("experiment") == "zoo" else "another command"
+            )
+            raise WorkdirError(f"{workdir.path} was created with {other}; use a new --workdir")
+        start_cache()
+        topic = Topic(workdir, {"seeds": config.seeds}, "zoo")
+        everything = cards()
+        for name in config.only or everything:
+            train(topic, everything[name])
+        networks = [shown(topic, card) for card in everything.values()]
+        write_atomically(workdir.path / "zoo.html", page(networks, config.seeds))
+        numbers = {
+            each.card.name: {"numbers": each.numbers, "baseline": each.baseline, "seconds": each.seconds}
+            for each in networks
+            if each.image
+        }
+        found = {"networks": numbers, "page": str(workdir.path / "zoo.html"), "workdir": str(workdir.path)}
+        workdir.write_json("summary.json", found)
+        say(f"page: {workdir.path / 'zoo.html'}; {time.perf_counter() - began:.0f} s")
+        print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, ZooConfig)

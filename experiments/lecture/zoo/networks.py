@@ -1,0 +1,15 @@
+"""The networks of the zoo and the modules that define their cards."""
+
+import importlib
+
+from experiments.lecture.zoo.card import Card
+
+# The module that defines a network's card, in the chart's order.
+NETWORKS: dict[str, str] = {}
+
+
+def cards() -> dict[str, Card]:
+    """The cards of all networks by name, in the chart's order."""
+    modules = {name: importlib.import_module(f"experiments.lecture.zoo.{module}") for name, module in NETWORKS.items()}
+    found = {card.name: card for module in modules.values() for card in module.CARDS}
+    return {name: found[name] for name in NETWORKS}
