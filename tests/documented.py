@@ -13,7 +13,12 @@ MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
 # Modules that are commands, by package.
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): path
-    for pattern in ("experiments/[a-z]*.py", "experiments/lecture/*.py", "benchmarks/[a-z]*.py")
+    for pattern in (
+        "experiments/[a-z]*.py",
+        "experiments/lecture/*.py",
+        "experiments/lecture/*/*.py",
+        "benchmarks/[a-z]*.py",
+    )
     for path in ROOT.glob(pattern)
     if MAIN.search(path.read_text())
 }

@@ -73,6 +73,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.plain_vs_residual --workdir=W": Run("--seeds=1 --steps=20 --maps=1 --dataset=mnist5k", cold=True),
     "lecture.abstraction --workdir=W": Run("--seeds=1 --steps=2 --signal_steps=2", cold=True),
     "lecture.systems --workdir=W": Run(cold=True),
+    "lecture.zoo --workdir=W": Run("--only=markov_chain", cold=True),
     "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2", slow=False),
     "summary --model=cnn --image_size=28 [--json]": Run(slow=False),
     "summary --model=densenet --blocks=1 --depth=7 --growth_rate=4": Run(slow=False),

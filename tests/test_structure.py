@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "experiments", "train", "models", "data"},
 }
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
-COMMANDS = {f"experiments.{name}" for name in documented.COMMANDS["experiments"]} - {"experiments.lecture"}
-COMMANDS |= {"experiments.__main__", "experiments.lecture.__main__"}
+COMMANDS = {f"experiments.{name}" for name in documented.COMMANDS["experiments"]}
+PACKAGES = {"experiments.lecture", "experiments.lecture.zoo"}  # Their modules may be imported.
+COMMANDS = COMMANDS - PACKAGES | {f"{package}.__main__" for package in PACKAGES | {"experiments"}}
 
 
 def imported(path: pathlib.Path) -> set[str]:

@@ -5,7 +5,19 @@ import importlib
 from experiments.lecture.zoo.card import Card
 
 # The module that defines a network's card, in the chart's order.
-NETWORKS: dict[str, str] = {}
+NETWORKS = {
+    "rbf": "readouts",
+    "markov_chain": "markov",
+    "hopfield": "hopfield",
+    "boltzmann": "energy",
+    "restricted_boltzmann": "restricted",
+    "deep_belief": "deep_belief",
+    "liquid_state": "reservoirs",
+    "extreme_learning": "readouts",
+    "echo_state": "reservoirs",
+    "kohonen": "maps",
+    "support_vector": "margins",
+}
 
 
 def cards() -> dict[str, Card]:

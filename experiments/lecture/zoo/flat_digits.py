@@ -1,0 +1,46 @@
+"""The digits as vectors of pixels, for the networks whose learning rule needs them so."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+import data
+
+
+class FlatDigits(NamedTuple):
+    """mnist5k: float32 pixels [N, 784] in 0 .. 1 and labels [N] of the training and of the test split."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+
+def flat_digits(examples: int | None = None) -> FlatDigits:
+    """With `examples`, about that many training digits and as many test digits, equally many of each class."""
+    found = []
+    for images, labels in data.load("mnist5k").splits.values():
+        rows = slice(None, None, max(1, len(labels) // examples) if examples else 1)
+        found += [np.asarray(images[rows].reshape(-1, 784), np.float32) / 255, labels[rows]]
+    return FlatDigits(*found)
+
+
+def one_hot(labels) -> np.ndarray:
+    """Targets [N, 10] of a readout."""
+    return np.eye(10, dtype=np.float32)[labels]
+
+
+def accuracy(scores, labels) -> float:
+    """The share of examples whose label has the largest of the scores [N, 10]."""
+    return float((np.asarray(scores).argmax(1) == labels).mean())
+
+
+def as_hex(images) -> list[str]:
+    """Images [N, 784] in 0 .. 1 as the hexadecimal digits of their bytes, short in JSON."""
+    return [row.tobytes().hex() for row in np.round(255 * np.clip(np.asarray(images), 0, 1)).astype(np.uint8)]
+
+
+def mosaic(images: list[str], columns: int) -> np.ndarray:
+    """Images of `as_hex` side by side in rows of `columns`, [H, W]; their number is a multiple of it."""
+    grid = np.array([list(bytes.fromhex(image)) for image in images]).reshape(-1, columns, 28, 28)
+    return grid.transpose(0, 2, 1, 3).reshape(-1, 28 * columns)

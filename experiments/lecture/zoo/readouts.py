@@ -1,0 +1,241 @@
+"""Hidden units that backpropagation never touches, with a linear readout: radial basis functions at k-means centres,
+and the extreme learning machine's random units."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+import optax
+from sklearn.cluster import KMeans
+
+import models
+from experiments.lecture import deep_nets, topic
+from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.drawing import Diagram, Layer
+from experiments.lecture.zoo.flat_digits import accuracy, as_hex, flat_digits, mosaic, one_hot
+from experiments.reporting import figures
+from experiments.setup import small_training
+from models import rbf, reservoir
+from train.tasks import least_squares
+
+CENTRES = (25, 50, 100, 200, 400)
+SHOWN = 20  # Centres of the smallest network in the figure.
+UNITS = (125, 250, 500, 1000, 2000)
+MLP_UNITS, STEPS, EVERY, BATCH_SIZE = 500, 600, 25, 64
+PIXEL_PENALTY, RANDOM_PENALTY = 100.0, 10.0  # Chosen on training digits.
+
+
+def pixel_readout(digits) -> float:
+    """Test accuracy of a linear readout of the pixels."""
+    train, test = (least_squares.with_constant(x) for x in (digits.train, digits.test))
+    return accuracy(test @ least_squares.fit(train, one_hot(digits.train_labels), PIXEL_PENALTY), digits.test_labels)
+
+
+def run_rbf(seed: int, counts=CENTRES, examples: int | None = None) -> dict[str, Any]:
+    digits, features, create = flat_digits(examples), jax.jit(rbf.features), jax.jit(rbf.create)
+    targets, random = one_hot(digits.train_labels), np.random.default_rng(seed)
+    found: dict[str, list[float]] = {"k_means": [], "random": []}
+    for count in counts:
+        means = (
+            KMeans(count, init="random", n_init=1, max_iter=20, random_state=seed).fit(digits.train).cluster_centers_
+        )
+        drawn = digits.train[random.choice(len(digits.train), count, replace=False)]
+        for name, centres in (("k_means", means), ("random", drawn)):
+            units = create(centres)
+            train, test = (least_squares.with_constant(features(units, x)) for x in (digits.train, digits.test))
+            scores = test @ least_squares.fit(train, targets)
+            found[name].append(accuracy(scores, digits.test_labels))
+            if name == "k_means":
+                exact = np.linalg.lstsq(train.astype(np.float64), targets, rcond=None)[0]
+                difference = float(np.abs(scores - test @ exact).max())
+        if count == counts[0]:
+            shown = as_hex(means[:SHOWN])
+    return {
+        "counts": list(counts),
+        **found,
+        "pixels": pixel_readout(digits),
+        "lstsq_difference": difference,
+        "centres": shown,
+    }
+
+
+def report_rbf(results: list[dict[str, Any]]) -> Findings:
+    counts = results[0]["counts"]
+    means = np.array([result["k_means"] for result in results])
+    drawn = np.array([result["random"] for result in results])
+    pixels = topic.mean_and_std([result["pixels"] for result in results])
+    best, other = topic.mean_and_std(means[:, -1]), topic.mean_and_std(drawn[:, -1])
+    gain = best["mean"] - other["mean"]
+    compared = f"{abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'} than" if gain else "the same as"
+    text = (
+        f"{counts[-1]} centres by k-means recognise {100 * best['mean']:.1f} % of the test digits, {compared} as many "
+        f"training digits as centres; a linear readout of the pixels recognises {100 * pixels['mean']:.1f} %. "
+        f"The scores differ from those of numpy's lstsq by at most {max(r['lstsq_difference'] for r in results):.1g}."
+    )
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.new_figure(height=4.6)
+        above, below = figure.subplots(2, 1, height_ratios=(1, 2.3))
+        picture = mosaic(results[0]["centres"], min(10, len(results[0]["centres"])))
+        above.imshow(picture, cmap="gray_r")
+        above.set_axis_off()
+        above.set_title("Centres found by k-means", fontsize=11)
+        ends = []
+        for values, label, part in ((means, "k-means", "train"), (drawn, "random\ndigits", "eval")):
+            line = topic.draw_spread(below, counts, 100 * values, part)
+            ends.append((float(line[-1]), label, part))
+        below.axhline(100 * pixels["mean"], color=figures.COLOURS["test"], linestyle="--")
+        ends.append((100 * pixels["mean"], "pixels,\nlinear", "test"))
+        below.set_xscale("log")
+        below.minorticks_off()
+        below.set_xticks(counts, [str(count) for count in counts])
+        below.set(xlim=(counts[0], counts[-1]), xlabel="hidden units", ylabel="test accuracy, %")
+        figure.draw_without_rendering()
+        figures.label_ends(below, ends, gap=22)
+    numbers = {
+        "test_accuracy": best,
+        "hidden_units": counts[-1],
+        "lstsq_difference": topic.mean_and_std([result["lstsq_difference"] for result in results]),
+    }
+    baseline = {"test_accuracy_random_centres": other, "test_accuracy_linear_in_pixels": pixels}
+    return Findings(text, numbers, baseline, figure, "Test accuracy by number of centres; mean and spread over seeds.")
+
+
+def run_extreme_learning(seed: int, units=UNITS, mlp_units: int = MLP_UNITS, steps: int = STEPS) -> dict[str, Any]:
+    digits, flat = deep_nets.digits(), flat_digits()
+    inputs, tests = (
+        np.asarray(digits.prepare(np.round(255 * x).reshape(-1, 28, 28, 1))).reshape(-1, 784)
+        for x in (flat.train, flat.test)
+    )
+    targets, random = one_hot(flat.train_labels), np.random.default_rng(seed)
+    features = jax.jit(reservoir.hidden_features)
+    machines = []
+    for count in units:
+        np.asarray(features(reservoir.random_hidden(random, 784, count), inputs))  # Compiles.
+        began = time.perf_counter()
+        layer = reservoir.random_hidden(random, 784, count)
+        weights = least_squares.fit(least_squares.with_constant(features(layer, inputs)), targets, RANDOM_PENALTY)
+        seconds = time.perf_counter() - began
+        scores = least_squares.with_constant(features(layer, tests)) @ weights
+        machines.append({"units": count, "seconds": seconds, "accuracy": accuracy(scores, flat.test_labels)})
+
+    task = topic.create(
+        models.create("mlp", 10, hidden=(mlp_units,)),
+        optax.adam(1e-3),
+        image_shape=(28, 28, 1),
+        class_names=digits.class_names,
+        prepare=digits.prepare,
+    )
+    predict, images = jax.jit(task.predict_step), np.round(255 * flat.test).astype(np.uint8).reshape(-1, 28, 28, 1)
+    curve: list[dict[str, float]] = []
+    clock = {"since": 0.0, "seconds": 0.0}
+
+    def watch(step, state):
+        """Stops the clock while it tests the network."""
+        jax.block_until_ready(state)
+        clock["seconds"] += time.perf_counter() - clock["since"] if step else 0.0
+        found = accuracy(predict(state, {"image": images}), flat.test_labels)
+        curve.append({"step": step, "seconds": clock["seconds"], "accuracy": found})
+        clock["since"] = time.perf_counter()
+
+    train = functools.partial(
+        small_training.train, task, digits.images, digits.labels, batch_size=BATCH_SIZE, seed=seed
+    )
+    train(steps=1)  # Compiles the step.
+    train(steps=steps, every=EVERY, watch=watch)
+    return {"machines": machines, "mlp": {"units": mlp_units, "curve": curve}}
+
+
+def seconds_to(curve: list[dict[str, float]], accuracy: float) -> float | None:
+    """The first measured time at which a network is at least so accurate, or None."""
+    return next((row["seconds"] for row in curve if row["accuracy"] >= accuracy), None)
+
+
+def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
+    units = [machine["units"] for machine in results[0]["machines"]]
+    scores = np.array([[machine["accuracy"] for machine in result["machines"]] for result in results])
+    seconds = np.array([[machine["seconds"] for machine in result["machines"]] for result in results])
+    curves = [result["mlp"]["curve"] for result in results]
+    trained = topic.mean_and_std([curve[-1]["accuracy"] for curve in curves])
+    best, took = topic.mean_and_std(scores[:, -1]), topic.mean_and_std(seconds[:, -1])
+    whole = topic.mean_and_std([curve[-1]["seconds"] for curve in curves])
+    reached = [seconds_to(curve, score) for curve, score in zip(curves, scores[:, -1], strict=True)]
+    name = f"The perceptron with {results[0]['mlp']['units']} hidden units, trained by backpropagation,"
+    if any(value is None for value in reached):
+        compared = f"{name} does not get there in {whole['mean']:.1f} s; it reaches {100 * trained['mean']:.1f} %."
+    else:
+        ratio = float(np.mean([value for value in reached if value is not None])) / took["mean"]
+        times = (
+            f"{ratio:.1f} times as long to get there: the extreme learning machine is faster"
+            if ratio > 1
+            else f"only {100 * ratio:.0f} % of that time to get there: the extreme learning machine is not faster"
+        )
+        compared = f"{name} takes {times}; after {whole['mean']:.1f} s it reaches {100 * trained['mean']:.1f} %."
+    text = (
+        f"{units[-1]} random units with a readout by ridge regression recognise {100 * best['mean']:.1f} % of the test "
+        f"digits after {took['mean']:.2f} s. {compared}"
+    )
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.new_figure(height=3.6)
+        axes = figure.add_subplot()
+        trained_at, reached_then = (
+            np.array([[row[key] for row in curve[1:]] for curve in curves]).mean(0) for key in ("seconds", "accuracy")
+        )
+        axes.plot(trained_at, 100 * reached_then, color=figures.COLOURS["eval"], label="backpropagation")
+        ours, label = figures.COLOURS["train"], "random hidden units"
+        axes.plot(seconds.mean(0), 100 * scores.mean(0), "o-", color=ours, label=label)
+        for count, at, score in zip(units, seconds.mean(0), scores.mean(0), strict=True):
+            axes.annotate(str(count), (at, 100 * score), (6, -10), textcoords="offset points", fontsize=9)
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        ticks = [value * 10.0**power for power in range(-4, 4) for value in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set(xlabel="seconds, without compilation", ylabel="test accuracy, %")
+        axes.legend(loc="lower right", fontsize=10)
+    numbers = {"test_accuracy": best, "seconds": took, "hidden_units": units[-1]}
+    baseline: dict[str, Any] = {"test_accuracy_mlp": trained, "seconds_mlp": whole}
+    if not any(value is None for value in reached):
+        baseline["seconds_mlp_to_the_same_accuracy"] = topic.mean_and_std(reached)
+    caption = "Test accuracy by time; the numbers at the points count random hidden units. Means over seeds."
+    return Findings(text, numbers, baseline, figure, caption)
+
+
+RBF_FORMULA = """<math display="block"><mi>y</mi><mo>=</mo><msub><mi>w</mi><mn>0</mn></msub><mo>+</mo><munder><mo>∑</mo>
+<mi>k</mi></munder><msub><mi>w</mi><mi>k</mi></msub><mi>exp</mi><mo>(</mo><mo>−</mo><mfrac><msup><mrow><mo>‖</mo><mi>x</mi>
+<mo>−</mo><msub><mi>c</mi><mi>k</mi></msub><mo>‖</mo></mrow><mn>2</mn></msup><mrow><mn>2</mn><msup><mi>σ</mi><mn>2</mn>
+</msup></mrow></mfrac><mo>)</mo></math>"""
+EXTREME_FORMULA = """<math display="block"><mi>h</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><mi>R</mi>
+<mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>,</mo><mspace width="1em"/><mi>W</mi><mo>=</mo><mi>Y</mi><msup><mi>H</mi>
+<mi>T</mi></msup><msup><mrow><mo>(</mo><mi>H</mi><msup><mi>H</mi><mi>T</mi></msup><mo>+</mo><mi>λ</mi><mi>I</mi><mo>)</mo>
+</mrow><mrow><mo>−</mo><mn>1</mn></mrow></msup></math>"""
+
+CARDS = (
+    Card(
+        name="rbf",
+        title="Radial basis function network",
+        diagram=Diagram((Layer("input", 2), Layer("hidden", 2), Layer("output", 1))),
+        idea="Each hidden unit has a centre among the inputs and responds the more, the closer an input is to it. The "
+        "output is a weighted sum of these responses, so nearby inputs get similar outputs.",
+        formula=RBF_FORMULA,
+        rule="k-means finds the centres without labels, then linear least squares finds the output weights.",
+        reference="Broomhead & Lowe, 1988, “Multivariable functional interpolation and adaptive networks”",
+        run=run_rbf,
+        report=report_rbf,
+    ),
+    Card(
+        name="extreme_learning",
+        title="Extreme learning machine",
+        diagram=Diagram((Layer("input", 3), Layer("hidden", 9), Layer("output", 3)), form="scattered"),
+        idea="The hidden units are random and never learn. With enough of them a weighted sum fits the targets, and "
+        "the best weights are the solution of one linear equation instead of a long training.",
+        formula=EXTREME_FORMULA,
+        rule="The hidden weights R and b are drawn once, and ridge regression finds the output weights W in one step.",
+        reference="Huang, Zhu & Siew, 2006, “Extreme learning machine: theory and applications”",
+        run=run_extreme_learning,
+        report=report_extreme_learning,
+    ),
+)

@@ -1,0 +1,54 @@
+"""Markov chains over symbols 0 .. A - 1: the probability of a symbol depends on the k symbols before it, its context
+(Markov 1913, "An example of statistical investigation of the text Eugene Onegin"; Shannon 1948, "A mathematical theory
+of communication", section 3).
+
+A chain of order K is learned by counting (train/tasks/markov_chain.py). Its counts are K + 1 arrays: counts[k], of
+shape [A] * (k + 1), has how often each symbol (last axis) followed each context of k symbols (the other axes, oldest
+first).
+"""
+
+import jax
+import jax.numpy as jnp
+
+Counts = tuple[jax.Array, ...]
+
+
+def no_counts(symbols: int, order: int) -> Counts:
+    """The counts of a chain that has seen nothing."""
+    return tuple(jnp.zeros((symbols,) * (k + 1)) for k in range(order + 1))
+
+
+def contexts(text_T, order: int) -> tuple:
+    """The context and the symbol at each position of a text that has `order` symbols before it: order + 1 arrays
+    [T - order], to index counts or probabilities with."""
+    return tuple(text_T[k : len(text_T) - order + k] for k in range(order + 1))
+
+
+def probabilities(counts: Counts, *, strength: float):
+    """The probability of each symbol (last axis) after each context of K symbols, [A] * (K + 1).
+
+    A context of k symbols is smoothed with the shorter one that lacks its oldest symbol, which weighs as much as
+    `strength` observations (MacKay & Peto 1995, "A hierarchical Dirichlet language model"); the shortest is smoothed
+    with the uniform distribution.
+    """
+    symbols = counts[0].shape[-1]
+    smoothed = jnp.full(symbols, 1 / symbols)
+    for order, table in enumerate(counts):
+        shorter = smoothed[None] if order else smoothed
+        smoothed = (table + strength * shorter) / (table.sum(-1, keepdims=True) + strength)
+    return smoothed
+
+
+def bits(probabilities, text_T):
+    """-log2 of the probability of each symbol of a text after its context, [T - K]."""
+    return -jnp.log2(probabilities[contexts(text_T, probabilities.ndim - 1)])
+
+
+def sample(probabilities, start_K, key, *, length: int):
+    """`length` symbols that continue a text whose last symbols are start [K]. Symbol n is drawn by fold_in(key, n)."""
+
+    def one(context, n):
+        drawn = jax.random.categorical(jax.random.fold_in(key, n), jnp.log(probabilities[tuple(context)]))
+        return jnp.append(context, drawn)[1:], drawn
+
+    return jax.lax.scan(one, start_K, jnp.arange(length))[1]

@@ -1,0 +1,44 @@
+"""A linear readout by ridge regression: minimizes |F W - Y|^2 + penalty |W|^2 over the weights W.
+
+The rows of (F, Y) may come in batches. The state has the sums of the normal equations in float64, by numpy: these
+square the features' condition number, which is too much for float32.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class State(NamedTuple):
+    """Sums over the rows so far, float64: F^T F + penalty on the diagonal [M, M], and F^T Y [M, C]."""
+
+    gram: np.ndarray
+    products: np.ndarray
+
+
+def init(features: int, targets: int, penalty: float) -> State:
+    """The state before the first batch."""
+    return State(penalty * np.eye(features), np.zeros((features, targets)))
+
+
+def step(state: State, batch) -> tuple[State, dict]:
+    """Adds the rows of {"features": [B, M], "targets": [B, C]}."""
+    f, y = (np.asarray(batch[name], np.float64) for name in ("features", "targets"))
+    return State(state.gram + f.T @ f, state.products + f.T @ y), {"count": np.float64(len(f))}
+
+
+def weights(state: State) -> np.ndarray:
+    """W [M, C], float32. Raises LinAlgError where the features are linearly dependent and there is no penalty."""
+    return np.linalg.solve(state.gram, state.products).astype(np.float32)
+
+
+def with_constant(features_BM) -> np.ndarray:
+    """[B, M + 1]: the weight of the constant feature 1, which comes last, is the readout's bias."""
+    features = np.asarray(features_BM)
+    return np.concatenate([features, np.ones((len(features), 1), features.dtype)], 1)
+
+
+def fit(features_BM, targets_BC, penalty: float = 0.0) -> np.ndarray:
+    """W [M, C] for a single batch."""
+    start = init(features_BM.shape[1], targets_BC.shape[1], penalty)
+    return weights(step(start, {"features": features_BM, "targets": targets_BC})[0])
