@@ -24,6 +24,12 @@ static float *accumulated(XLA_FFI_CallFrame *frame, i64 floats) {
   return to;
 }
 
+static XLA_FFI_Error *check_padding(XLA_FFI_CallFrame *frame, const char *signature, i64 top, i64 left) {
+  if (min(top, left) >= -LIMIT && max(top, left) <= LIMIT) return NULL;
+  return failure(frame, signature, INVALID, "padding must be between -%d and %d, not %lld and %lld", LIMIT, LIMIT,
+                 (long long)top, (long long)left);
+}
+
 // Describes a convolution in `w` from the sizes of its arrays and its attribute.
 static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Work *w) {
   const i64 *size = sizes->of, *window = NULL;
@@ -38,9 +44,8 @@ static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Wor
   if (min(w->down, w->right) < 1 || max(w->down, w->right) > LIMIT)
     return failure(frame, sizes->signature, INVALID, "strides must be between 1 and %d, not %lld and %lld", LIMIT,
                    (long long)w->down, (long long)w->right);
-  if (min(w->top, w->left) < -LIMIT || max(w->top, w->left) > LIMIT)
-    return failure(frame, sizes->signature, INVALID, "padding must be between -%d and %d, not %lld and %lld", LIMIT,
-                   LIMIT, (long long)w->top, (long long)w->left);
+  error = check_padding(frame, sizes->signature, w->top, w->left);
+  if (error) return error;
   double strip = (double)w->tall * w->right * w->blocks * BLOCK * (w->columns + w->wide);
   if (strip > MOST_FLOATS)
     return failure(frame, sizes->signature, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
@@ -242,9 +247,8 @@ static XLA_FFI_Error *run_pooling(XLA_FFI_CallFrame *frame, const char *signatur
   if (min(p.side, p.stride) < 1 || p.side > SIDES || p.stride > LIMIT)
     return failure(frame, signature, INVALID, "the side must be between 1 and %d, and the stride between 1 and %d, not "
                    "%lld and %lld", SIDES, LIMIT, (long long)p.side, (long long)p.stride);
-  if (min(p.above, p.before) < -LIMIT || max(p.above, p.before) > LIMIT)
-    return failure(frame, signature, INVALID, "padding must be between -%d and %d, not %lld and %lld", LIMIT, LIMIT,
-                   (long long)p.above, (long long)p.before);
+  error = check_padding(frame, signature, p.above, p.before);
+  if (error) return error;
   return backward ? run_pool_gradient(frame, &p) : run_tasks(frame, pool_row, &p, p.batch * p.rows, 0);
 }
 

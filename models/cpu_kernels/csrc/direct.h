@@ -3,7 +3,6 @@
 // only, not on the number of threads.
 
 #define STRIP (96 * 1024)  // Maximum floats of a strip, so that it fits into the second-level cache.
-#define FEW_TASKS 8
 
 typedef struct {
   Work w;
@@ -91,7 +90,7 @@ static XLA_FFI_Error *convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   i64 floats = w->groups * w->group * w->tall * w->wide * w->channels;
   d.packed = allocate(floats);
   if (!d.packed) return out_of_memory(frame, floats);
-  // Few strips are divided further, by output channels, so that all cores have work.
+  // Few strips are divided further, by output channels.
   d.slices = min(w->groups, ceil_div(FEW_TASKS, w->batch * d.strips));
   XLA_FFI_Error *error =
       run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips * d.slices, d.strip_floats);
@@ -149,8 +148,8 @@ static XLA_FFI_Error *correlate_directly(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : w->channels <= 6 && w->outputs > 2 * LANES ? 4 : 2);
   Direct d = direct(w);
   d.piece_floats = w->tall * w->wide * w->channels * w->groups * w->group;
-  d.pieces = max(1, min(min(w->batch, 8), (4 << 20) / d.piece_floats));
-  d.slices = min(w->groups, ceil_div(8, d.pieces));
+  d.pieces = max(1, min(min(w->batch, FEW_TASKS), (4 << 20) / d.piece_floats));
+  d.slices = min(w->groups, ceil_div(FEW_TASKS, d.pieces));
   d.totals = allocate(d.pieces * d.piece_floats);
   if (!d.totals) return out_of_memory(frame, d.pieces * d.piece_floats);
   XLA_FFI_Error *error = run_both(frame, &d, correlate_piece, d.pieces * d.slices, add_pieces, w->tall * w->wide,

@@ -1,8 +1,6 @@
 // Max pooling over square windows, [image][row][column][channel]. A window's first maximum in row-major order wins, and
 // a NaN is larger than every number. Pixels outside the image are never a maximum.
 
-#define FEW 8  // Images from which each is a task of the gradient.
-
 typedef struct {
   i64 batch, height, width, channels;  // Of the images.
   i64 rows, columns;                   // Of the maxima.
@@ -93,7 +91,7 @@ static void pool_gradient(const void *data, i64 task, float *memory) {
 
 // Runs the gradient in a task for each image, or for each vector of channels if there are few images.
 static XLA_FFI_Error *run_pool_gradient(XLA_FFI_CallFrame *frame, Pooling *p) {
-  p->part = p->batch < FEW ? LANES : p->channels;
+  p->part = p->batch < FEW_TASKS ? LANES : p->channels;
   p->parts = ceil_div(p->channels, p->part);
   return run_tasks(frame, pool_gradient, p, p->batch * p->parts, 0);
 }

@@ -12,6 +12,8 @@
 #define KEPT (1 << 20)  // Maximum floats of memory that a thread keeps between calls.
 #endif
 
+#define FEW_TASKS 8  // Fewer tasks are divided further, so that all cores have work. Sums depend on it, not on the cores.
+
 // ---- Memory ----
 
 // Allocates `floats` floats, aligned to a cache line. Released with free. Returns NULL if there is no memory.

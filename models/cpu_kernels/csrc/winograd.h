@@ -185,7 +185,7 @@ static XLA_FFI_Error *convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
   // Tiles per task: few enough to fit into the second-level cache, and at most two tiles of the inner loop.
-  k.count = min(ceil_div(k.tiles, 8), max(12, min(24, 3072 / k.lines)));
+  k.count = min(ceil_div(k.tiles, FEW_TASKS), max(12, min(24, 3072 / k.lines)));
   k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
   i64 floats = PLACES * w->groups * w->group * k.lines;
   k.kernel = allocate(floats);
