@@ -46,7 +46,10 @@ class HeldMemory:
         self.limit = self.slack = 0
 
     def after_compilation(self) -> None:
-        """Call it when the first step has ended. Allows one and a half times what it and its compilation have taken."""
+        """Call it when the first step has ended. Allows one and a half times what it and its compilation have taken;
+        nothing is bounded where glibc does not keep memory."""
+        if not _keeps_memory():
+            return
         before = resident()
         release_memory()
         self.slack = max(0, before - resident()) // 2
