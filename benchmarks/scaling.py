@@ -26,6 +26,7 @@ from absl import flags as absl_flags
 
 import models
 from benchmarks import classifiers, pictures, segmentation, twins
+from data.stream import usable_cores
 from experiments.cli import app
 from experiments.reporting import figures
 from models import summary
@@ -95,7 +96,7 @@ def curves(quick: bool, seconds: float) -> Iterator[Curve]:
     tall = [(16, 24), (32, 48)] if quick else [(48, 64), (96, 128), (144, 192), (192, 256)]
     scene, hidden = tall[0] if quick else (96, 128), (16,) * 3 if quick else (1024,) * 3
     widths = (4, 8) if quick else (16, 32, 64, 96)
-    cores = [count for count in (1, 2, 4, 8, 16) if count <= len(os.sched_getaffinity(0))]
+    cores = [count for count in (1, 2, 4, 8, 16) if count <= usable_cores()]
 
     def segnet(x, size, width, **more):
         options = {"widths": (width,) * 4, "normalise_channels": False}

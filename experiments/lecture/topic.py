@@ -103,11 +103,13 @@ def headline(figure, title: str, width: int = 48) -> None:
     figure.suptitle(figures.wrapped(title, width), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
-def draw_spread(axes, x, values: np.ndarray, part: str, *, linestyle: Any = "-") -> np.ndarray:
+def draw_spread(
+    axes, x, values: np.ndarray, part: str, *, linestyle: Any = "-", label: str | None = None
+) -> np.ndarray:
     """Plots the mean over seeds of `values` [seeds, T] with a band of one standard deviation; returns the mean [T].
-    `part` is a key of figures.COLOURS."""
+    `part` is a key of figures.COLOURS, `label` the line's text in a legend."""
     mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-    axes.plot(x, mean, color=figures.COLOURS[part], linestyle=linestyle)
+    axes.plot(x, mean, color=figures.COLOURS[part], linestyle=linestyle, label=label)
     axes.fill_between(x, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, linewidth=0)
     return mean
 

@@ -54,7 +54,7 @@ def boltzmann_step(state: State, batch, *, rate, sweeps: int):
     falls with <s_i s_j> while all units run freely.
 
     The paper reaches equilibrium by annealing. Here the hidden units of the clamped phase start at random, and the free
-    phase goes on from where the last step left it (Neal 1992, "Connectionist learning of belief networks"); both take
+    phase continues where the last step left it (Neal 1992, "Connectionist learning of belief networks"); both take
     `sweeps` sweeps of Gibbs sampling.
     """
     keys, machine = jax.random.split(_step_key(state), 3), state.params
@@ -82,7 +82,7 @@ def cd_step(state: State, batch, *, rate, steps: int = 1):
 
 def pcd_step(state: State, batch, *, rate, steps: int = 1):
     """Persistent contrastive divergence (Tieleman 2008, "Training restricted Boltzmann machines using approximations to
-    the likelihood gradient"): the samples go on from where the last step left them."""
+    the likelihood gradient"): the samples continue where the last step left them."""
     samples = boltzmann.gibbs(state.params, state.chains, _step_key(state), steps=steps)
     gradient = contrast(state.params, batch, samples)
     return _ascend(state, gradient, rate, samples), _sums(gradient, batch)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from experiments.lecture.zoo.drawing import Diagram
 
 if TYPE_CHECKING:
@@ -18,6 +20,11 @@ class Findings(NamedTuple):
     baseline: dict[str, Any]  # What `numbers` are compared with, by the baseline's name.
     figure: "Figure"
     caption: str
+
+
+def rounded(values, digits: int = 5) -> Any:
+    """An array as nested lists of rounded numbers, as a card's `run` returns them for JSON."""
+    return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,8 @@ import optax
 import data
 import models
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from experiments.lecture.zoo.energy import rounded
 from experiments.lecture.zoo.restricted import RULES, fit
 from experiments.reporting import figures
 from experiments.setup import small_training

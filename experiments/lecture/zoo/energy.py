@@ -9,16 +9,11 @@ import matplotlib
 import numpy as np
 
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.reporting import figures
 from models import boltzmann
 from train.tasks import boltzmann as learning
-
-
-def rounded(values, digits: int = 5) -> Any:
-    """An array as nested lists of rounded numbers, for JSON."""
-    return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
 def bars_and_stripes(side: int) -> np.ndarray:
@@ -106,8 +101,7 @@ def draw_boltzmann(results: list[dict]):
             ("machine", "train", f"{first['hidden']} hidden units"),
         ):
             curves = np.array([result[name]["curve"] for result in results])
-            topic.draw_spread(axes, first["steps"], curves, colour)
-            axes.lines[-1].set_label(label)
+            topic.draw_spread(axes, first["steps"], curves, colour, label=label)
         axes.set(xlabel="step", ylabel="KL divergence, nats", xlim=(0, first["steps"][-1]), yscale="log")
         nats_axis(axes)
         axes.legend(fontsize=9)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.cluster import KMeans
 
 import data
 
@@ -33,6 +34,11 @@ def one_hot(labels) -> np.ndarray:
 def accuracy(scores, labels) -> float:
     """The share of examples whose label has the largest of the scores [N, 10]."""
     return float((np.asarray(scores).argmax(1) == labels).mean())
+
+
+def k_means_centres(pixels, count: int, *, steps: int, seed: int) -> np.ndarray:
+    """The centres [count, 784] by at most so many steps of k-means from random digits."""
+    return KMeans(count, init="random", n_init=1, max_iter=steps, random_state=seed).fit(pixels).cluster_centers_
 
 
 def as_hex(images) -> list[str]:

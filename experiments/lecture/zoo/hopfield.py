@@ -10,9 +10,8 @@ import numpy as np
 
 import data
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from experiments.lecture.zoo.energy import rounded
 from experiments.reporting import figures
 from models import hopfield
 from train.tasks import hebb

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from sklearn.cluster import KMeans
 
 from data import batches
 from experiments.lecture import topic
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from experiments.lecture.zoo.flat_digits import FlatDigits, as_hex, flat_digits, mosaic
+from experiments.lecture.zoo.flat_digits import FlatDigits, as_hex, flat_digits, k_means_centres, mosaic
 from experiments.reporting import figures
 from models import kohonen as som
 from train.tasks import kohonen
@@ -53,9 +52,7 @@ def run_kohonen(seed: int, side: int = SIDE, epochs: float = EPOCHS, examples: i
     for _ in range(steps):
         state, _ = step(state, {"input": next(source)["image"]})
 
-    means = (
-        KMeans(side * side, init="random", n_init=1, max_iter=50, random_state=seed).fit(digits.train).cluster_centers_
-    )
+    means = k_means_centres(digits.train, side * side, steps=50, seed=seed)
     drawn = np.random.default_rng(seed).permutation(means).astype(np.float32).reshape(side, side, 784)
     return {
         "side": side,

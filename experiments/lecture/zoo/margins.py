@@ -13,7 +13,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from data import batches
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.lecture.zoo.flat_digits import accuracy, flat_digits
 from experiments.reporting import figures
@@ -141,12 +141,12 @@ def plane(seed: int, steps: int) -> list[dict[str, Any]]:
             inside = np.asarray(machine.coefficients)[0] != 0
         found.append(
             {
-                "x": np.round(x.astype(float), 4).tolist(),
+                "x": rounded(x, 4),
                 "y": y.tolist(),
                 "inside": inside.tolist(),
                 "across": across.tolist(),
                 "down": down.tolist(),
-                "scores": np.round(scores.reshape(GRID, GRID).astype(float), 4).tolist(),
+                "scores": rounded(scores.reshape(GRID, GRID), 4),
                 "width": width,
                 "sklearn_width": peer,
             }

@@ -98,8 +98,8 @@ def draw(results: list[dict]):
             ("train", "train", "text that was counted"),
         ):
             values = np.array([[at[split_name] for at in result["bits"]] for result in results])
-            topic.draw_spread(axes, orders, values, colour)
-            axes.lines[-1].set(marker="o", label=label)
+            topic.draw_spread(axes, orders, values, colour, label=label)
+            axes.lines[-1].set_marker("o")
         axes.axhline(np.log2(len(SYMBOLS)), color="#666666", linewidth=1, linestyle=":")
         axes.annotate("all characters equally likely", (orders[0], np.log2(len(SYMBOLS))), va="bottom", fontsize=9)
         axes.set(xlabel="order: characters of context", ylabel="bits per character", xticks=orders, ylim=(0, 5.8))

@@ -9,13 +9,12 @@ import jax
 import matplotlib
 import numpy as np
 import optax
-from sklearn.cluster import KMeans
 
 import models
 from experiments.lecture import deep_nets, topic
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from experiments.lecture.zoo.flat_digits import accuracy, as_hex, flat_digits, mosaic, one_hot
+from experiments.lecture.zoo.flat_digits import accuracy, as_hex, flat_digits, k_means_centres, mosaic, one_hot
 from experiments.reporting import figures
 from experiments.setup import small_training
 from models import rbf, reservoir
@@ -39,9 +38,7 @@ def run_rbf(seed: int, counts=CENTRES, examples: int | None = None) -> dict[str,
     targets, random = one_hot(digits.train_labels), np.random.default_rng(seed)
     found: dict[str, list[float]] = {"k_means": [], "random": []}
     for count in counts:
-        means = (
-            KMeans(count, init="random", n_init=1, max_iter=20, random_state=seed).fit(digits.train).cluster_centers_
-        )
+        means = k_means_centres(digits.train, count, steps=20, seed=seed)
         drawn = digits.train[random.choice(len(digits.train), count, replace=False)]
         for name, centres in (("k_means", means), ("random", drawn)):
             units = create(centres)

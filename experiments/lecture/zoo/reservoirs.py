@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.lecture.zoo.flat_digits import accuracy, flat_digits, one_hot
 from experiments.reporting import figures
@@ -87,8 +87,8 @@ def run_echo_state(seed: int, radii=RADII, units: int = UNITS, train: int = TRAI
         "apart": apart.tolist(),
         "best": best,
         "delays": scores(delayed)[0][2],
-        "target": np.round(y[spans[-1]][:SHOWN], 5).tolist(),
-        "predicted": np.round(found[best][1][:SHOWN].astype(float), 5).tolist(),
+        "target": rounded(y[spans[-1]][:SHOWN]),
+        "predicted": rounded(found[best][1][:SHOWN]),
     }
 
 

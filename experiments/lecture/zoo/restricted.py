@@ -11,9 +11,9 @@ import numpy as np
 import data
 from data import batches
 from experiments.lecture import topic
-from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.card import Card, Findings, rounded
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from experiments.lecture.zoo.energy import advance, bars_and_stripes, nats_axis, rounded, uniform_over
+from experiments.lecture.zoo.energy import advance, bars_and_stripes, nats_axis, uniform_over
 from experiments.reporting import figures
 from models import boltzmann
 from train.tasks import boltzmann as learning
@@ -190,8 +190,7 @@ def draw_restricted(results: list[dict]):
         left, right = above.subplots(1, 2, width_ratios=(1.25, 1))
         for name, colour in COLOURS.items():
             curves = np.array([result["small"]["curves"][name] for result in results])
-            topic.draw_spread(left, first["small"]["steps"], curves, colour)
-            left.lines[-1].set_label(name)
+            topic.draw_spread(left, first["small"]["steps"], curves, colour, label=name)
         left.set(xlabel="step", ylabel="KL divergence, nats", yscale="log")
         nats_axis(left)
         left.set_title("Bars and stripes", fontsize=10)
