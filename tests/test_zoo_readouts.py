@@ -87,7 +87,7 @@ def test_extreme_learning_card():
     assert "3.0 times as long" in readouts.report_extreme_learning([slow]).text
     found = readouts.report_extreme_learning([fast])
     assert "50 % of that time" in found.text and "not faster" in found.text
-    assert found.baseline["test_accuracy_mlp"]["mean"] == 1
+    assert found.baseline["test_accuracy"]["mean"] == 1
 
 
 @pytest.mark.slow

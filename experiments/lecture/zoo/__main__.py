@@ -57,6 +57,7 @@ def shown(topic, card):
         findings.caption,
         topic.workdir.path / "figures" / f"{card.name}.png",
         round(sum(piece["seconds"] for piece in pieces), 1),
+        findings.versus,
     )
 
 
@@ -85,7 +86,12 @@ def main(config: ZooConfig) -> int:
         networks = [shown(topic, card) for card in everything.values()]
         write_atomically(workdir.path / "zoo.html", page(networks, config.seeds))
         numbers = {
-            each.card.name: {"numbers": each.numbers, "baseline": each.baseline, "seconds": each.seconds}
+            each.card.name: {
+                "numbers": each.numbers,
+                "baseline": each.baseline,
+                "versus": each.versus,
+                "seconds": each.seconds,
+            }
             for each in networks
             if each.image
         }

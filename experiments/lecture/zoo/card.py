@@ -17,9 +17,10 @@ class Findings(NamedTuple):
 
     text: str
     numbers: dict[str, Any]
-    baseline: dict[str, Any]  # What `numbers` are compared with, by the baseline's name.
+    baseline: dict[str, Any]  # What `numbers` are compared with, under equal names.
     figure: "Figure"
     caption: str
+    versus: str = "baseline"  # What the baseline is, in a few words.
 
 
 def rounded(values, digits: int = 5) -> Any:

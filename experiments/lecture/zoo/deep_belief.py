@@ -169,12 +169,12 @@ def report(results: list[dict]) -> Findings:
         f"test accuracy by the number of labels, {'-'.join(map(str, first['hidden']))} hidden units, mean and standard "
         "deviation over seeds; below, weights of the first layer after pre-training, red positive, seed 0"
     )
-    return Findings(text, numbers, baseline, draw(results), caption)
+    return Findings(text, numbers, baseline, draw(results), caption, "random start")
 
 
 DEEP_BELIEF = Card(
     name="deep_belief",
-    title="Deep Belief Network (DBN)",
+    title="Deep belief network (DBN)",
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4), Layer("probabilistic", 4), Layer("match", 5))),
     idea="Restricted Boltzmann machines are stacked: each learns, without labels, to describe what the one below "
     "found. Their weights are then a better start for backpropagation than random numbers when labels are few.",

@@ -142,16 +142,13 @@ def report_boltzmann(results: list[dict]) -> Findings:
         f"bars and stripes of {first['side']}x{first['side']} pixels; KL divergence from the data by step, mean and "
         "standard deviation over seeds; below, 24 samples of the machine with hidden units, seed 0"
     )
-    baseline = {
-        **plain,
-        "kl_nats_before_learning": start,
-    }
-    return Findings(text, numbers, baseline, draw_boltzmann(results), caption)
+    baseline = {**plain, "kl_nats_before_learning": start}
+    return Findings(text, numbers, baseline, draw_boltzmann(results), caption, "without hidden units")
 
 
 BOLTZMANN = Card(
     name="boltzmann",
-    title="Boltzmann Machine (BM)",
+    title="Boltzmann machine (BM)",
     diagram=Diagram((Layer("backfed", 4), Layer("probabilistic", 4)), form="circle"),
     idea="A Hopfield network whose units switch at random, more likely towards lower energy, and some of whose units "
     "are hidden. It learns until the pictures that it draws by itself look like those that it was shown.",

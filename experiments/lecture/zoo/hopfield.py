@@ -183,12 +183,12 @@ def report_hopfield(results: list[dict]) -> Findings:
         f"above: three digits stored in {SIDE**2} units, seed 0, and the energy while the first is recalled; below: "
         f"wrong units after recall by load, with {' and '.join(map(str, first['sizes']))} units"
     )
-    return Findings(text, numbers, baseline, draw_hopfield(results), caption)
+    return Findings(text, numbers, baseline, draw_hopfield(results), caption, "before recall")
 
 
 HOPFIELD = Card(
     name="hopfield",
-    title="Hopfield Network (HN)",
+    title="Hopfield network (HN)",
     diagram=Diagram((Layer("backfed", 8),), form="circle"),
     idea="Every unit is connected with all others, and a stored picture is a valley of the network's energy. A damaged "
     "picture rolls down into the valley nearest to it: the network remembers by content.",

@@ -100,12 +100,12 @@ def report_kohonen(results: list[dict[str, Any]]) -> Findings:
         "units": side * side,
     }
     baseline = {
-        "quantization_error_k_means": found["k_means"]["quantization"],
-        "topographic_error_k_means_at_random_places": found["k_means"]["topographic"],
-        "test_accuracy_k_means": found["k_means"]["accuracy"],
+        "quantization_error": found["k_means"]["quantization"],
+        "topographic_error": found["k_means"]["topographic"],
+        "test_accuracy": found["k_means"]["accuracy"],
     }
     caption = "The units' points as images, with the commonest label among the training digits closest to each."
-    return Findings(text, numbers, baseline, figure, caption)
+    return Findings(text, numbers, baseline, figure, caption, "k-means, at random places")
 
 
 FORMULA = """<math display="block"><msub><mi>w</mi><mi>j</mi></msub><mo>←</mo><msub><mi>w</mi><mi>j</mi></msub>
@@ -116,7 +116,7 @@ FORMULA = """<math display="block"><msub><mi>w</mi><mi>j</mi></msub><mo>←</mo>
 CARDS = (
     Card(
         name="kohonen",
-        title="Kohonen network (self-organizing map)",
+        title="Kohonen network (KN)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 9)), form="grid"),
         idea="The units lie on a grid, and each stands for a typical input. The unit closest to an input becomes more "
         "like it and takes its neighbours along, so that similar inputs end up close together on the map.",

@@ -238,17 +238,18 @@ def report_support_vector(results: list[dict[str, Any]]) -> Findings:
         "margin_width_2d": topic.mean_and_std([found["width"] for found in planes]),
     }
     baseline = {
-        "test_accuracy_linear_scikit_learn": over_seeds("linear", "sklearn_accuracy"),
-        "test_accuracy_kernel_scikit_learn": over_seeds("kernel", "sklearn_accuracy"),
-        "objective_linear_scikit_learn": over_seeds("linear", "sklearn_objective"),
-        "objective_kernel_scikit_learn": over_seeds("kernel", "sklearn_objective"),
-        "margin_width_2d_scikit_learn": topic.mean_and_std([found["sklearn_width"] for found in planes]),
+        "test_accuracy_linear": over_seeds("linear", "sklearn_accuracy"),
+        "test_accuracy_kernel": over_seeds("kernel", "sklearn_accuracy"),
+        "objective_linear": over_seeds("linear", "sklearn_objective"),
+        "objective_kernel": over_seeds("kernel", "sklearn_objective"),
+        "margin_width_2d": topic.mean_and_std([found["sklearn_width"] for found in planes]),
     }
     caption = "Decision boundary, margins (dashed) and support vectors (circles) of two classes in two dimensions."
-    return Findings(text, numbers, baseline, figure, caption)
+    return Findings(text, numbers, baseline, figure, caption, "scikit-learn")
 
 
 FORMULA = """<math display="block"><munder><mi>min</mi><mrow><mi>w</mi><mo>,</mo><mi>b</mi></mrow></munder>
+<mspace width="0.4em"/>
 <mfrac><mn>1</mn><mn>2</mn></mfrac><msup><mrow><mo>‖</mo><mi>w</mi><mo>‖</mo></mrow><mn>2</mn></msup><mo>+</mo><mi>C</mi>
 <munder><mo>∑</mo><mi>n</mi></munder><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><mn>1</mn><mo>−</mo><msub><mi>y</mi><mi>n</mi>
 </msub><mo>(</mo><mi>w</mi><mo>·</mo><mi>φ</mi><mo>(</mo><msub><mi>x</mi><mi>n</mi></msub><mo>)</mo><mo>+</mo><mi>b</mi>
@@ -257,7 +258,7 @@ FORMULA = """<math display="block"><munder><mi>min</mi><mrow><mi>w</mi><mo>,</mo
 CARDS = (
     Card(
         name="support_vector",
-        title="Support vector machine",
+        title="Support vector machine (SVM)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 3), Layer("hidden", 3, "one"), Layer("output", 1))),
         idea="Of all boundaries between two classes it takes the one with the widest margin, and only the examples on "
         "or inside the margin, the support vectors, decide where it runs. A kernel measures similarity to them, which "

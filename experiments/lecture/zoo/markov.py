@@ -155,7 +155,7 @@ def report(results: list[dict]) -> Findings:
 
 MARKOV_CHAIN = Card(
     name="markov_chain",
-    title="Markov Chain (MC)",
+    title="Markov chain (MC)",
     diagram=Diagram((Layer("probabilistic", 8),), form="circle"),
     idea="The next character of a text is drawn with probabilities that depend on the last few characters only. It "
     "learns by counting what followed what; strictly it is no neural network, but the ancestor of those with states.",

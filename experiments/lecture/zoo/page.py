@@ -21,6 +21,7 @@ p { max-width: 46rem; }
 .card[open] { grid-column: 1 / -1; }
 .card > summary { cursor: pointer; list-style: none; padding: .7rem .8rem; height: 100%; display: flex;
   flex-direction: column; }
+.card[open] > summary { height: auto; }
 .card > summary::-webkit-details-marker { display: none; }
 .card > summary:focus-visible { outline: 3px solid #56B4E9; outline-offset: 2px; }
 .card > summary h2 { margin: 0; font-size: 1rem; }
@@ -31,6 +32,8 @@ p { max-width: 46rem; }
 .card .inside > * { min-width: 0; }
 .card h3 { margin: 1rem 0 .2rem; }
 .card p { margin: .3rem 0; }
+.card td:first-child, .card th { white-space: normal; }
+.card figure { margin: 1rem 0; }
 .formula { overflow-x: auto; overflow-y: hidden; margin: .6rem 0; font-size: 1.1rem; }
 """
 CHART_STYLE = """
@@ -50,6 +53,7 @@ class Shown(NamedTuple):
     caption: str = ""
     image: Path | None = None
     seconds: float = 0.0
+    versus: str = "baseline"
 
 
 def _written(value: Any) -> str:
@@ -60,8 +64,17 @@ def _written(value: Any) -> str:
     return str(value)
 
 
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), _written(value)) for name, value in values.items() if not isinstance(value, list)]
+def _unbroken(text: str) -> str:
+    """The text with no-break spaces before percent signs."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _rows(shown: Shown) -> list[tuple[str, str, str]]:
+    """The table of a card: name, this network's value, the baseline's; equal names share a row."""
+    names = [*shown.numbers, *(name for name in shown.baseline if name not in shown.numbers)]
+    columns = (shown.numbers, shown.baseline)
+    written = [[_written(values[name]) if name in values else "" for values in columns] for name in names]
+    return [(name.replace("_", " "), own, other) for name, (own, other) in zip(names, written, strict=True)]
 
 
 def _card(shown: Shown, seeds: int) -> str:
@@ -73,13 +86,12 @@ def _card(shown: Shown, seeds: int) -> str:
         f"<p>{report.escaped(card.idea)}</p>",
         f'<div class="formula" tabindex="0">{checked_formula(card.formula)}</div>',
         f"<h3>Learning rule</h3><p>{report.escaped(card.rule)}</p>",
-        f"<h3>Result</h3><p>{report.escaped(result)}</p>",
+        f"<h3>Result</h3><p>{report.escaped(_unbroken(result))}</p>",
     ]
     if shown.image:
-        rows = [(*row, "") for row in _rows(shown.numbers)]
-        rows += [(name, "", value) for name, value in _rows(shown.baseline)]
         took = f"{seeds} seed{'s' * (seeds > 1)}, {shown.seconds:.0f} s"
-        parts.append(report.table_html(f"Numbers ({took})", ("", "this network", "baseline"), rows))
+        columns = ("", "this network", shown.versus)
+        parts.append(report.table_html(f"Numbers ({took})", columns, _rows(shown)))
     parts += [
         f'<p class="note">{report.escaped(card.reference)}</p>',
         f'<pre tabindex="0">python -m experiments.lecture.zoo --only={card.name} --workdir=NEW',

@@ -96,8 +96,9 @@ def report_rbf(results: list[dict[str, Any]]) -> Findings:
         "hidden_units": counts[-1],
         "lstsq_difference": topic.mean_and_std([result["lstsq_difference"] for result in results]),
     }
-    baseline = {"test_accuracy_random_centres": other, "test_accuracy_linear_in_pixels": pixels}
-    return Findings(text, numbers, baseline, figure, "Test accuracy by number of centres; mean and spread over seeds.")
+    baseline = {"test_accuracy": other, "test_accuracy_linear_in_pixels": pixels}
+    caption = "Test accuracy by number of centres; mean and spread over seeds."
+    return Findings(text, numbers, baseline, figure, caption, "random digits as centres")
 
 
 def run_extreme_learning(seed: int, units=UNITS, mlp_units: int = MLP_UNITS, steps: int = STEPS) -> dict[str, Any]:
@@ -194,11 +195,11 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
         axes.set(xlabel="seconds, without compilation", ylabel="test accuracy, %")
         axes.legend(loc="lower right", fontsize=10)
     numbers = {"test_accuracy": best, "seconds": took, "hidden_units": units[-1]}
-    baseline: dict[str, Any] = {"test_accuracy_mlp": trained, "seconds_mlp": whole}
+    baseline: dict[str, Any] = {"test_accuracy": trained, "seconds": whole}
     if not any(value is None for value in reached):
-        baseline["seconds_mlp_to_the_same_accuracy"] = topic.mean_and_std(reached)
+        baseline["seconds_to_the_same_accuracy"] = topic.mean_and_std(reached)
     caption = "Test accuracy by time; the numbers at the points count random hidden units. Means over seeds."
-    return Findings(text, numbers, baseline, figure, caption)
+    return Findings(text, numbers, baseline, figure, caption, "multi-layer perceptron")
 
 
 RBF_FORMULA = """<math display="block"><mi>y</mi><mo>=</mo><msub><mi>w</mi><mn>0</mn></msub><mo>+</mo><munder><mo>∑</mo>
@@ -213,7 +214,7 @@ EXTREME_FORMULA = """<math display="block"><mi>h</mi><mo>=</mo><mi>max</mi><mo>(
 CARDS = (
     Card(
         name="rbf",
-        title="Radial basis function network",
+        title="Radial basis function network (RBF)",
         diagram=Diagram((Layer("input", 2), Layer("hidden", 2), Layer("output", 1))),
         idea="Each hidden unit has a centre among the inputs and responds the more, the closer an input is to it. The "
         "output is a weighted sum of these responses, so nearby inputs get similar outputs.",
@@ -225,7 +226,7 @@ CARDS = (
     ),
     Card(
         name="extreme_learning",
-        title="Extreme learning machine",
+        title="Extreme learning machine (ELM)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 9), Layer("output", 3)), form="scattered"),
         idea="The hidden units are random and never learn. With enough of them a weighted sum fits the targets, and "
         "the best weights are the solution of one linear equation instead of a long training.",

@@ -159,12 +159,12 @@ def report_echo_state(results: list[dict[str, Any]]) -> Findings:
         f"test_error_at_radius_{radii[-1]:g}": topic.mean_and_std(test[:, -1]),
         "largest_radius_that_forgets": max(forgetting, default=0.0),
     }
-    baseline = {"test_error_linear_in_inputs": delays, "test_error_of_the_mean": 1.0}
+    baseline = {"test_error": delays, "test_error_of_the_mean": 1.0}
     caption = (
         "Error in units of the target's standard deviation; the share of the distance between two starts that is left "
         f"after {WASHOUT} steps; a part of the test sequence."
     )
-    return Findings(text, numbers, baseline, figure, caption)
+    return Findings(text, numbers, baseline, figure, caption, f"linear in {DELAYS} inputs")
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -276,12 +276,9 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         "neurons": results[0]["neurons"],
         "spikes_per_neuron_and_step": topic.mean_and_std([result["spikes_per_step"] for result in results]),
     }
-    baseline = {
-        "test_accuracy_linear_in_input_rows": scores["pixels"],
-        "test_accuracy_linear_in_row_traces": scores["row_traces"],
-    }
+    baseline = {"test_accuracy": scores["pixels"], "test_accuracy_linear_in_row_traces": scores["row_traces"]}
     caption = "Above: one test digit as the liquid sees it. Below: the same linear readout of different states."
-    return Findings(text, numbers, baseline, figure, caption)
+    return Findings(text, numbers, baseline, figure, caption, "linear in the input rows")
 
 
 ECHO_FORMULA = """<math display="block"><mi>x</mi><mo>(</mo><mi>t</mi><mo>)</mo><mo>=</mo><mi>tanh</mi><mo>(</mo>
@@ -296,7 +293,7 @@ LIQUID_FORMULA = """<math display="block"><mi>v</mi><mo>(</mo><mi>t</mi><mo>)</m
 CARDS = (
     Card(
         name="liquid_state",
-        title="Liquid state machine",
+        title="Liquid state machine (LSM)",
         diagram=Diagram((Layer("input", 3), Layer("spiking", 9), Layer("output", 3)), form="scattered"),
         idea="Inputs excite randomly connected neurons that communicate by spikes; their activity depends on the "
         "current input and on those of a moment ago. Only a linear readout of that activity learns.",
@@ -308,7 +305,7 @@ CARDS = (
     ),
     Card(
         name="echo_state",
-        title="Echo state network",
+        title="Echo state network (ESN)",
         diagram=Diagram((Layer("input", 3), Layer("recurrent", 9), Layer("output", 3)), form="scattered"),
         idea="The state of a random recurrent network depends on its past inputs, the less the older they are, and a "
         "linear readout takes from it what the task needs. The spectral radius ρ sets how slowly the past fades.",

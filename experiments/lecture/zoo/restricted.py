@@ -266,7 +266,7 @@ def report_restricted(results: list[dict]) -> Findings:
 
 RESTRICTED = Card(
     name="restricted_boltzmann",
-    title="Restricted BM (RBM)",
+    title="Restricted Boltzmann machine (RBM)",
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4))),
     idea="A Boltzmann machine in which visible units are connected only to hidden ones, so that all units of one layer "
     "can be drawn at once. It learns by comparing the data with what it makes of them after a step or two.",
