@@ -11,6 +11,7 @@ import numpy as np
 
 from models import (
     alexnet,
+    attention,
     cnn,
     cuda_convnet,
     dcgan,
@@ -19,6 +20,7 @@ from models import (
     lenet,
     linear,
     mlp,
+    recurrent,
     resnet,
     resnet_cifar,
     segnet,
@@ -41,6 +43,8 @@ MODELS: dict[str, ModelSpec] = {
     **alexnet.SPECS,
     **vgg.SPECS,
     **resnet.SPECS,
+    **recurrent.SPECS,
+    **attention.SPECS,
     **segnet.SPECS,
     **dcgan.SPECS,
 }

@@ -17,7 +17,8 @@ class Layer(NamedTuple):
       name: Path of the module, with slashes.
       shape: Shape of the output without the batch dimension.
       parameters: Number of parameters.
-      multiply_adds: For one image. Only convolutions and dense layers are counted, as is usual in papers.
+      multiply_adds: For one image. Only products with parameters are counted, those of convolutions, dense layers and
+        recurrent layers.
       units: Number of output units ("neurons") of a convolution or dense layer; 0 for other layers.
     """
 
@@ -78,6 +79,8 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
                 macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
             elif isinstance(module, nn.ConvLocal):  # Weights are not shared between positions.
                 macs = math.prod(own["kernel"].shape)
+            elif hasattr(module, "multiply_adds"):  # Of its own parameters; its layers have their own rows.
+                macs = module.multiply_adds(output.shape[1:])
             size = sum(math.prod(leaf.shape) for leaf in own.values())
             shape = tuple(output.shape[1:])
             records.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))

@@ -29,6 +29,10 @@ OTHERS = (
         "cifar_plain20",
         "segnet_basic",
         "segnet",
+        "rnn",
+        "lstm",
+        "gru",
+        "vit_tiny",
     ),
     *("vgg11", "vgg11_bn", "alexnet_owt", "resnet18", "plain18", "resnet50", "densenet121"),
 )

@@ -13,7 +13,20 @@ import models
 from experiments.cli.config import ClassifyConfig, NetworkConfig
 from experiments.setup import classification
 from experiments.setup.experiment import ClassificationInfo
-from models import alexnet, cnn, dcgan, dcnn, densenet, initializers, layers, resnet, resnet_cifar, summary, vgg
+from models import (
+    alexnet,
+    attention,
+    cnn,
+    dcgan,
+    dcnn,
+    densenet,
+    initializers,
+    layers,
+    resnet,
+    resnet_cifar,
+    summary,
+    vgg,
+)
 from models.errors import ModelError
 from models.resnet_cifar import Block
 from train.precision import cast_floating
@@ -24,15 +37,20 @@ NAMES = [
     "mlp",
     "lenet",
     "cnn",
+    "rnn",
+    "lstm",
+    "gru",
+    "vit_tiny",
     pytest.param("cifar_resnet20", marks=pytest.mark.slow),
     pytest.param("cifar_plain20", marks=pytest.mark.slow),
     "densenet",
     pytest.param("cuda_convnet", marks=pytest.mark.slow),
     "dcnn",
 ]
-TINY = {"densenet": densenet.TinyDenseNet}
+TINY = {"densenet": densenet.TinyDenseNet, "vit_tiny": attention.TinyViT}
 VARIANTS = [
     (alexnet.TinyAlexNet, 63),
+    (attention.TinyViT, 8),
     (cnn.TinyCNN, 8),
     (dcnn.TinyDCNN, 9),
     (densenet.TinyDenseNet, 8),
@@ -41,7 +59,15 @@ VARIANTS = [
     (resnet_cifar.TinyCifarResNet, 8),
     (vgg.TinyVGG, 32),
 ]
-COUNTS = {"perceptron": 7_850, "logistic": 785, "mlp": 235_146, "lenet": 61_706, "cnn": 94_058}
+COUNTS = {
+    "perceptron": 7_850,
+    "logistic": 785,
+    "mlp": 235_146,
+    "lenet": 61_706,
+    "cnn": 94_058,
+    "lstm": 81_674,
+    "vit_tiny": 205_066,
+}
 
 
 def outputs_of(model, images):
@@ -57,7 +83,9 @@ def outputs_of(model, images):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("name", ["dcnn", "dcgan", "cnn", "lenet", "densenet", "cifar_resnet20", "segnet_small"])
+@pytest.mark.parametrize(
+    "name", ["dcnn", "dcgan", "cnn", "lenet", "lstm", "gru", "vit_tiny", "densenet", "cifar_resnet20", "segnet_small"]
+)
 def test_types(name, x64, dtype):
     """The output's type is the images', and batch statistics stay float32, whatever jax's default type is."""
     images = jax.ShapeDtypeStruct((4, 32, 32, 1 if name in ("lenet", "cnn") else 3), dtype)

@@ -29,7 +29,21 @@ ROWS = [
     if line.startswith("| `")
 ]
 # Many layers take seconds to trace.
-FAST = {"mlp", "lenet", "cnn", "dcnn", "cuda_convnet", "densenet", "cifar_resnet20", "alexnet_owt", "vgg19", "resnet34"}
+FAST = {
+    "mlp",
+    "lenet",
+    "cnn",
+    "rnn",
+    "lstm",
+    "gru",
+    "dcnn",
+    "cuda_convnet",
+    "densenet",
+    "cifar_resnet20",
+    "alexnet_owt",
+    "vgg19",
+    "resnet34",
+}
 
 
 def options(flags: str) -> dict[str, typing.Any]:

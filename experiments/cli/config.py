@@ -122,11 +122,11 @@ class NetworkConfig:
 
     model: str = option(
         "cnn",
-        "Network: perceptron, logistic, mlp, lenet, cnn, cuda_convnet, densenet, dcnn, dcnn_wide, cifar_resnetN, "
-        "cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
+        "Network: perceptron, logistic, mlp, lenet, cnn, rnn, lstm, gru, vit_tiny, cuda_convnet, densenet, dcnn, "
+        "dcnn_wide, cifar_resnetN, cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
     )
     hidden: tuple[int, ...] | None = option(
-        None, "mlp: sizes of the hidden layers, as 256,128.", "[1, 1000000]", network=True
+        None, "mlp, rnn, lstm, gru: sizes of the hidden layers, as 256,128.", "[1, 1000000]", network=True
     )
     activation: str | None = option(
         None,
@@ -137,7 +137,12 @@ class NetworkConfig:
     depth: int | None = option(
         None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.", MOST_LAYERS, network=True
     )
-    blocks: int | None = option(None, "densenet: dense blocks; default 3.", MOST_LAYERS, network=True)
+    blocks: int | None = option(
+        None,
+        "densenet: dense blocks, default 3; vit_tiny: blocks of the encoder, default 4.",
+        MOST_LAYERS,
+        network=True,
+    )
     growth_rate: int | None = option(None, "densenet: maps each layer adds; default 12.", MOST_LAYERS, network=True)
     bottleneck: bool | None = option(None, "densenet: 1x1 convolutions before the 3x3 ones.", network=True)
     compression: float | None = option(

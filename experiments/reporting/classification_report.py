@@ -16,12 +16,14 @@ SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 def weight_images(state, model: str, layer: str, image_shape):
     """The weights of the first layer of the network `model`, given by its path, as images [N, H, W, C]: a
-    convolution's filters or a dense layer's templates."""
+    convolution's filters or the templates of a dense layer, for images or for rows of one."""
     if first_filters := models.spec(model).first_filters:
         kernel = first_filters(state.params, state.batch_stats)
     else:
         kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
-    return kernel.transpose(3, 0, 1, 2) if kernel.ndim == 4 else kernel.T.reshape(-1, *image_shape)
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 0, 1, 2)
+    return kernel.T.reshape(kernel.shape[1], -1, *image_shape[1:])
 
 
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:

@@ -7,6 +7,9 @@ from experiments.lecture.zoo.card import Card
 # The module that defines a network's card, in the chart's order.
 NETWORKS = {
     "rbf": "readouts",
+    "rnn": "recurrent",
+    "lstm": "recurrent",
+    "gru": "recurrent",
     "markov_chain": "markov",
     "hopfield": "hopfield",
     "boltzmann": "energy",
@@ -17,6 +20,7 @@ NETWORKS = {
     "echo_state": "reservoirs",
     "kohonen": "maps",
     "support_vector": "margins",
+    "attention": "attention",
 }
 
 

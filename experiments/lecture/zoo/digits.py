@@ -1,0 +1,81 @@
+"""Short trainings of classifiers on the digits of mnist5k, for the cards that compare networks."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import data
+from data import augment
+from experiments.lecture import deep_nets
+from experiments.setup import small_training
+from train import optimizers
+from train.tasks import classification
+
+BATCH_SIZE = 64
+
+
+def percent(value: dict[str, float] | float) -> str:
+    """A share, or the mean of shares over seeds, in percent."""
+    return f"{100 * (value['mean'] if isinstance(value, dict) else value):.1f} %"
+
+
+def adam(rate: float, steps: int, decay: float = 0.0):
+    """Adam with a one-cycle schedule, decoupled weight decay and gradients of at most norm 1."""
+    schedule = optimizers.schedule("one_cycle", learning_rate=rate, steps=steps)
+    return optimizers.create("adamw", schedule, momentum=0.9, nesterov=False, weight_decay=decay, clip_norm=1.0)
+
+
+class Learned(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      logits: uint8 images [B, 28, 28, 1] -> [B, 10].
+      params: Its parameters.
+      curve: The accuracy on the test images by step, the last one's at the end.
+    """
+
+    logits: Any
+    params: Any
+    curve: list[tuple[int, float]]
+
+    @property
+    def accuracy(self) -> float:
+        return self.curve[-1][1]
+
+
+def learn(
+    model, *, seed: int, steps: int, rate: float, decay: float = 0.0, shift: int = 0, evaluations: int = 10
+) -> Learned:
+    """Trains a classifier on the training digits, moved at random by at most `shift` pixels."""
+    digits, (tests, answers) = deep_nets.digits(), data.load("mnist5k").splits["test"]
+
+    def train_prepare(images, keys):
+        return digits.prepare(augment.flip_shift(images, keys, shift=shift, flip=False) if shift else images)
+
+    task = classification.create(
+        model=model,
+        optimizer=adam(rate, steps, decay),
+        image_shape=tests.shape[1:],
+        class_names=digits.class_names,
+        train_prepare=train_prepare,
+        eval_prepare=digits.prepare,
+        axis=None,
+    )
+    predict, curve = jax.jit(task.predict_step), []
+
+    def watch(step, state):
+        found = np.asarray(predict(state, {"image": tests})).argmax(-1)
+        curve.append((step, float(np.mean(found == answers))))
+
+    state = small_training.train(
+        task,
+        digits.images,
+        digits.labels,
+        batch_size=BATCH_SIZE,
+        steps=steps,
+        seed=seed,
+        every=max(1, steps // evaluations),
+        watch=watch,
+    )
+    return Learned(lambda images: np.asarray(predict(state, {"image": images})), state.params, curve)
