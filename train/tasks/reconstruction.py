@@ -1,0 +1,189 @@
+"""The task of reconstructing images: the losses of autoencoders, their gradients, their evaluation.
+
+A loss is a function (apply, images, keys) -> (loss [B], terms). `apply(*inputs, method=...)` runs the network; images
+are [B, H, W, C] with pixels in 0 .. 1; `keys` [B] are those of the examples' random numbers; `terms` are further values
+[B] by name, which an evaluation averages too.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from models.layers import global_rows, row_keys
+from train.state import State
+from train.task import Task
+from train.tasks import gradient_descent
+
+EVAL_SEED = 0  # Of an evaluation's noise, the same in every run.
+
+
+def pixels(images):
+    """uint8 [B, H, W, C] as float32 in 0 .. 1."""
+    return jnp.asarray(images, jnp.float32) / 255
+
+
+def _flat(x):
+    return x.reshape(x.shape[0], -1)
+
+
+def _folded(keys, number: int):
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _drawn(sample, keys, shape):
+    """Draws of `sample(key, (size,))` for each of the keys [B], as [B, *shape]."""
+    return jax.vmap(lambda key: sample(key, (math.prod(shape),)))(keys).reshape(-1, *shape)
+
+
+def mean_squared_error(output, images):
+    """By example [B], averaged over its pixels."""
+    return jnp.square(_flat(output - images)).mean(1)
+
+
+def psnr(error):
+    """The peak signal-to-noise ratio in dB of a mean squared error of pixels in 0 .. 1."""
+    return -10 * jnp.log10(error)
+
+
+def masked(images, keys, *, rate: float):
+    """Images in which each pixel is 0 with probability `rate`: the noise of Vincent et al. 2008, there for a fixed
+    number of pixels."""
+    keep = _drawn(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), keys, images.shape[1:])
+    return jnp.where(keep, images, jnp.zeros_like(images))
+
+
+def binarized(images, keys):
+    """Binary images whose pixels are 1 with the probability that their grey value is."""
+    uniform = _drawn(jax.random.uniform, keys, images.shape[1:])
+    return (uniform < images).astype(jnp.float32)
+
+
+def bernoulli_nll(logits, images):
+    """-log p(image) by example [B] in nats, for independent pixels with these logits."""
+    return _flat(optax.sigmoid_binary_cross_entropy(logits, images)).sum(1)
+
+
+def gaussian_kl(mean, log_variance):
+    """KL(N(mean, variance) || N(0, 1)) in nats, summed over the components: [B, L] -> [B] (Kingma & Welling 2013,
+    appendix B)."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(1)
+
+
+def reparameterized(mean, log_variance, noise):
+    """Draws from N(mean, variance) as a differentiable function of both, from `noise` from N(0, 1)."""
+    return mean + jnp.exp(0.5 * log_variance) * noise
+
+
+def _compared(output, images):
+    error = mean_squared_error(output, images)
+    terms = {"squared_error": error, "psnr": psnr(error)}
+    return 0.5 * _flat(jnp.square(output - images)).sum(1), lax.stop_gradient(terms)
+
+
+def squared_loss(apply, images, keys):
+    """Half the squared error of the reconstruction, summed over the pixels."""
+    del keys
+    return _compared(apply(images), images)
+
+
+def denoising_loss(apply, images, keys, *, rate: float):
+    """`squared_loss` of the whole images, reconstructed from `masked` ones."""
+    return _compared(apply(masked(images, keys, rate=rate)), images)
+
+
+def sparse_loss(apply, images, keys, *, penalty: float):
+    """`squared_loss` and `penalty` times the sum of the code, which is not negative."""
+    del keys
+    code = apply(images, method="encode")
+    loss, terms = _compared(apply(code, method="decode"), images)
+    return loss + penalty * code.sum(1), terms | {"active": (code > 0).astype(jnp.float32).mean(1)}
+
+
+def inversion_loss(apply, images, keys):
+    """`squared_loss` of a network that reconstructs images from the features of several layers, added up over the
+    layers; the terms have the layers' names in front."""
+    del keys
+    compared = {layer: _compared(output, images) for layer, output in apply(images).items()}
+    terms = {f"{layer}_{name}": value for layer, (_, terms) in compared.items() for name, value in terms.items()}
+    return sum(loss for loss, _ in compared.values()), terms
+
+
+def variational_loss(apply, images, keys):
+    """The negative evidence lower bound (ELBO) in nats of `binarized` images, from one draw of the latent variables:
+    E_q[-log p(x | z)] + KL(q(z | x) || p(z))."""
+    binary = binarized(images, _folded(keys, 0))
+    mean, log_variance = apply(binary, method="encode")
+    z = reparameterized(mean, log_variance, _drawn(jax.random.normal, _folded(keys, 1), mean.shape[1:]))
+    error, kl = bernoulli_nll(apply(z, method="decode"), binary), gaussian_kl(mean, log_variance)
+    return error + kl, {"reconstruction": error, "kl": kl}
+
+
+def log_weights(apply, binary, key, *, samples: int):
+    """log p(x | z) + log p(z) - log q(z | x) in nats, [samples, B], of draws of z from q(z | x) for binary images.
+
+    Their mean over the samples estimates the ELBO, and the logarithm of the mean of their exponentials a bound of
+    log p(x) that is tighter with every sample (Burda, Grosse & Salakhutdinov 2015, "Importance weighted autoencoders").
+    """
+    mean, log_variance = apply(binary, method="encode")
+
+    def one(number):
+        noise = jax.random.normal(jax.random.fold_in(key, number), mean.shape)
+        z = reparameterized(mean, log_variance, noise)
+        density_ratio = 0.5 * (jnp.square(noise) - jnp.square(z) + log_variance).sum(1)
+        return density_ratio - bernoulli_nll(apply(z, method="decode"), binary)
+
+    return lax.map(one, jnp.arange(samples))
+
+
+def _apply(params, model):
+    return functools.partial(model.apply, {"params": params})
+
+
+def autodiff(params, batch_stats, batch, key, *, model, loss, axis):
+    """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch."""
+    images = pixels(batch["image"])
+    keys = row_keys(key, global_rows(len(images), axis))
+    examples = len(images) * (lax.axis_size(axis) if axis else 1)
+
+    def mean_loss(params):
+        loss_B, _ = loss(_apply(params, model), images, keys)
+        sums = {"loss": loss_B.sum(), "count": jnp.ones_like(loss_B).sum()}
+        return loss_B.sum() / examples, (batch_stats, sums)
+
+    return jax.value_and_grad(mean_loss, has_aux=True)(params)
+
+
+def eval_step(state: State, batch, *, model, loss, axis=None):
+    """Sums of the loss and its terms over the examples whose mask is 1; the noise of an example depends on its row."""
+    keys = row_keys(jax.random.key(EVAL_SEED), batch["row"])
+    loss_B, terms = loss(_apply(state.params, model), pixels(batch["image"]), keys)
+    values = {"loss": loss_B, "count": jnp.ones_like(loss_B)} | terms
+    sums = {name: (value * batch["mask"]).sum() for name, value in values.items()}
+    return lax.psum(sums, axis) if axis else sums
+
+
+def compute_metrics(sums) -> dict[str, float]:
+    """Means over the examples."""
+    return {
+        name: float(value / sums["count"]) for name, value in sums.items() if name not in ("count", "gradient_norm")
+    }
+
+
+def create(*, model, optimizer, image_shape, loss, terms: tuple[str, ...] = (), axis=None) -> Task:
+    """The task for a network without batch norm and a loss with these terms."""
+    grad_fn = functools.partial(autodiff, model=model, loss=loss, axis=axis)
+    return Task(
+        name="reconstruction",
+        init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
+        train_step=functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
+        eval_step=functools.partial(eval_step, model=model, loss=loss, axis=axis),
+        compute_metrics=compute_metrics,
+        predict_step=lambda state, batch: _apply(state.params, model)(pixels(batch["image"])),
+        metrics=("loss", *terms),
+        train_metrics=("loss",),
+        best=("loss", "min"),
+    )
