@@ -19,6 +19,8 @@ NETWORKS = {
     "boltzmann": "energy",
     "restricted_boltzmann": "restricted",
     "deep_belief": "deep_belief",
+    "deconvolutional": "deconvolutional",
+    "inverse_graphics": "inverse_graphics",
     "liquid_state": "reservoirs",
     "extreme_learning": "readouts",
     "echo_state": "reservoirs",

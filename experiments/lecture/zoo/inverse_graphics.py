@@ -1,0 +1,172 @@
+"""The zoo's inverse graphics network: a latent variable that rotates a digit."""
+
+import functools
+
+import jax
+import matplotlib
+import numpy as np
+
+from experiments.lecture.topic import mean_and_std
+from experiments.lecture.zoo import pixels
+from experiments.lecture.zoo.card import Card, Findings
+from experiments.lecture.zoo.drawing import Diagram, Layer
+from experiments.reporting import figures
+from models.inverse_graphics import InverseGraphics
+from train.tasks import inverse_graphics, reconstruction
+
+LATENT, PULL, SIZE = 10, 0.1, 10  # Latent variables; the gradient's weight and a mini-batch's size in inverse_graphics.
+CLASS = 3  # All digits are threes, as the paper's images are all faces.
+ANGLES = np.linspace(-inverse_graphics.LIMIT, inverse_graphics.LIMIT, 9)  # Rotations of the test digits.
+DRAWN = 2  # Digits of the figure that are rotated.
+
+
+def responses(means: np.ndarray) -> dict:
+    """How latent variables respond to rotations, from their means [N, A, L] for N digits at A angles.
+
+    `share` [L] is a latent variable's part of the variance that rotations cause in all of them; `explained` [L] the
+    part of its own variance that rotations cause; `correlation` [L] that with the angle.
+    """
+    within, total = means.var(1).mean(0), means.reshape(-1, means.shape[-1]).var(0)
+    angles = np.tile(np.arange(means.shape[1]), len(means))
+    flat = means.reshape(len(angles), -1)
+    centred, turned = flat - flat.mean(0), angles - angles.mean()
+    norms = np.maximum(np.linalg.norm(centred, axis=0), 1e-12) * np.linalg.norm(turned)
+    return {
+        "share": (within / within.sum()).tolist(),
+        "explained": (within / np.maximum(total, 1e-12)).tolist(),
+        "correlation": (turned @ centred / norms).tolist(),
+    }
+
+
+def probe(apply, images, *, best: int | None = None) -> dict:
+    """What latent variable `best`, by default the one that rotations vary the most, does: its response to rotated
+    images [N, H, W, 1], and whether digits rotate when it alone is set to the mean it has at an angle."""
+    count, angles = len(images), len(ANGLES)
+    turned = inverse_graphics.rotated(np.repeat(images, angles, 0), np.tile(ANGLES, count).astype(np.float32))
+    means = np.asarray(apply(turned, method="encode")[0]).reshape(count, angles, -1)
+    found = responses(means)
+    best = int(np.argmax(found["share"])) if best is None else best
+    moved = np.repeat(means[:, [angles // 2]], angles, 1)
+    still = apply(moved.reshape(count * angles, -1), method="decode")
+    moved[..., best] = means[..., best].mean(0)[None]
+    shown = apply(moved.reshape(count * angles, -1), method="decode")
+    whole = apply(means.reshape(count * angles, -1), method="decode")
+    outputs = {"moved": shown, "still": still, "whole": whole}
+    outputs = {name: np.asarray(jax.nn.sigmoid(logits)) for name, logits in outputs.items()}
+    found |= {f"{name}_error": pixels.errors(output, turned)["squared_error"] for name, output in outputs.items()}
+    drawn = outputs["moved"].reshape(count, angles, -1)[:DRAWN].reshape(DRAWN * angles, -1)
+    return found | {
+        "best": best,
+        "images": pixels.as_lists(drawn),
+        "rotated": pixels.as_lists(turned[: DRAWN * angles]),
+    }
+
+
+def run(seed: int, *, steps=600, latent=LATENT, width=16, hidden=64) -> dict:
+    digits = pixels.digits()
+    train, test = (digits.train_labels == CLASS, digits.test_labels == CLASS)
+    images = reconstruction.pixels(digits.test[test])
+    losses = {
+        "clamped": (functools.partial(inverse_graphics.one_factor_loss, pull=PULL, size=SIZE), 0),
+        "plain": (inverse_graphics.variational_loss, None),
+    }
+    found = {}
+    for name, (loss, best) in losses.items():
+        model = InverseGraphics(latent=latent, width=width, hidden=hidden)
+        optimizer = pixels.annealed_adam(2e-3, steps)
+        task = reconstruction.create(model=model, optimizer=optimizer, image_shape=pixels.SHAPE, loss=loss)
+        state = pixels.fit(task, digits.train[train], digits.train_labels[train], steps=steps, seed=seed)
+        found[name] = probe(functools.partial(model.apply, {"params": state.params}), images, best=best)
+    return found
+
+
+def report(results: list[dict]) -> Findings:
+    def spread(name, key):
+        return mean_and_std([result[name][key][result[name]["best"]] for result in results])
+
+    def error(name, key):
+        return mean_and_std([result[name][key] for result in results])
+
+    keys = ("share", "explained", "correlation")
+
+    def numbers_of(name):
+        """All of one network; correlations without their sign, which is arbitrary."""
+        found = {f"rotation_{key}": spread(name, key) for key in keys[:2]}
+        strength = [abs(result[name]["correlation"][result[name]["best"]]) for result in results]
+        found["rotation_correlation"] = mean_and_std(strength)
+        return found | {f"{key}_error": error(name, f"{key}_error") for key in ("moved", "still", "whole")}
+
+    numbers, first = numbers_of("clamped"), results[0]
+    baseline = numbers_of("plain")
+    own, other = (100 * values["rotation_share"]["mean"] for values in (numbers, baseline))
+    turned, still = numbers["moved_error"]["mean"], numbers["still_error"]["mean"]
+    rest = numbers["whole_error"]["mean"]
+    turns = "rotates digits" if turned < 0.5 * (still + rest) else "rotates digits little"
+    seen = "more than" if own > other else "not more than"
+    text = (
+        f"{own:.0f} % of the change that rotations cause in the code is in the first latent variable, {seen} the "
+        f"{other:.0f} % of the best one without clamping; its correlation with the angle is "
+        f"{numbers['rotation_correlation']['mean']:.2f} against {baseline['rotation_correlation']['mean']:.2f}. Moving "
+        f"it alone {turns}: the squared error from truly rotated digits is {turned:.4f}, {still:.4f} "
+        f"if it stays, and {rest:.4f} if the whole code follows."
+    )
+    count = len(ANGLES)
+    names = {"clamped": "its first latent variable moved", "plain": "without clamping, the best one moved"}
+    rows = []
+    for digit in range(DRAWN):
+        part = slice(digit * count, (digit + 1) * count)
+        rows.append(
+            pixels.Row("a test digit, rotated" if digit == 0 else "another one", first["clamped"]["rotated"][part])
+        )
+        rows += [pixels.Row(label, first[name]["images"][part]) for name, label in names.items()]
+    title = f"{own:.0f} % of the response to rotation in one latent variable, {other:.0f} % without clamping"
+    figure = pixels.figure(title, rows, columns=count, below=2.0)
+    draw_responses(figure, {name: np.sort([r[name]["share"] for r in results], 1)[:, ::-1].mean(0) for name in names})
+    caption = "Digits decoded while one latent variable moves; below, the latent variables' shares of the response"
+    return Findings(text, numbers, baseline, figure, caption, "without clamping")
+
+
+def draw_responses(figure, shares: dict[str, np.ndarray]) -> None:
+    """Bars of the sorted shares [L] by network in the empty space at the figure's bottom."""
+    height = figure.get_size_inches()[1]
+    with matplotlib.rc_context(figures.STYLE):
+        axes = figure.add_axes((0.12, 0.45 / height, 0.86, 1.45 / height))
+        colours, labels = {"clamped": "train", "plain": "eval"}, {"clamped": "clamped", "plain": "not clamped"}
+        for offset, (name, values) in zip((-0.2, 0.2), shares.items(), strict=True):
+            places = np.arange(1, len(values) + 1) + offset
+            axes.bar(places, 100 * values, 0.4, color=figures.COLOURS[colours[name]], label=labels[name])
+        axes.set(xlabel="latent variable, sorted", ylabel="response, %", xlim=(0.3, len(values) + 0.7))
+        axes.legend(frameon=False)
+
+
+FORMULA = """<math display="block"><mrow><msub><mi>z</mi><mi>j</mi></msub><mo>←</mo><mover><msub><mi>z</mi><mi>j</mi>
+</msub><mo>¯</mo></mover><mo>,</mo><mspace width="1em"/><mfrac><mrow><mo>∂</mo><mi>L</mi></mrow><mrow><mo>∂</mo><msub>
+<mi>z</mi><mi>j</mi></msub></mrow></mfrac><mo>←</mo><mi>λ</mi><mo>(</mo><msub><mi>z</mi><mi>j</mi></msub><mo>−</mo>
+<mover><msub><mi>z</mi><mi>j</mi></msub><mo>¯</mo></mover><mo>)</mo><mspace width="1em"/>
+<mtext>for each inactive j</mtext></mrow></math>"""
+
+CARDS = (
+    Card(
+        name="inverse_graphics",
+        title="Deep convolutional inverse graphics network (DCIGN)",
+        diagram=Diagram(
+            (
+                Layer("input", 5),
+                Layer("kernel", 4, "near"),
+                Layer("pool", 3, "near"),
+                Layer("probabilistic", 2),
+                Layer("pool", 3),
+                Layer("kernel", 4, "near"),
+                Layer("match", 5, "near"),
+            )
+        ),
+        idea="An autoencoder whose code is to be like the settings of a drawing program. It sees groups of images in "
+        "which only one thing changes, and only the setting for that thing may change with it.",
+        formula=FORMULA,
+        rule="Gradient ascent (Adam) on a variational autoencoder's bound; in each mini-batch one factor varies, and "
+        "the latent variables of the others are replaced by their mean and pulled towards it.",
+        reference="Kulkarni, Whitney, Kohli & Tenenbaum, 2015, “Deep convolutional inverse graphics network”",
+        run=run,
+        report=report,
+    ),
+)
