@@ -15,6 +15,7 @@ in the authors' network for MNIST (Mirza & Osindero 2014, "Conditional generativ
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -60,11 +61,12 @@ class Generator(nn.Module):
     size: int
     channels: int
     authors: bool
+    width: int | None
     axis_name: str | None
 
     @nn.compact
     def __call__(self, z, onehot, train: bool):
-        window, padding, width = (5, 2, 128) if self.authors else (4, 1, 64)
+        window, padding, width = (5, 2, self.width or 128) if self.authors else (4, 1, self.width or 64)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, scale_init=_gain)
         deconv = functools.partial(ConvTranspose, window=window, padding=padding, kernel_init=_weights)
         *widths, widest = (width * multiple for multiple in _blocks(self.size))
@@ -83,11 +85,12 @@ class Discriminator(nn.Module):
 
     size: int
     authors: bool
+    width: int | None
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x, onehot, train: bool):
-        window, padding, width = (5, 2, 128) if self.authors else (4, 1, 64)
+        window, padding, width = (5, 2, self.width or 128) if self.authors else (4, 1, self.width or 64)
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, scale_init=_gain)
         conv = functools.partial(
             Conv, kernel_size=(window, window), strides=2, padding=padding, use_bias=False, kernel_init=_weights
@@ -119,6 +122,7 @@ class DCGAN(nn.Module):
       channels: Channels of the images.
       authors: Use the authors' variant.
       conditional: Condition both networks on the class.
+      width: Channels of the layers of highest resolution; None is the variant's. It is no option of a command.
       axis_name: Mesh axis for batch statistics.
       sync_bn: Average batch statistics over `axis_name`.
     """
@@ -128,14 +132,15 @@ class DCGAN(nn.Module):
     channels: int = 3
     authors: bool = False
     conditional: bool = False
+    width: int | None = None
     axis_name: str | None = None
     sync_bn: bool = True
 
     def setup(self):
         axis = self.axis_name if self.sync_bn else None
-        size, authors = self.size, self.authors
-        self.generator = Generator(size=size, channels=self.channels, authors=authors, axis_name=axis)
-        self.discriminator = Discriminator(size=size, authors=authors, axis_name=axis)
+        common: dict[str, Any] = {"size": self.size, "authors": self.authors, "width": self.width, "axis_name": axis}
+        self.generator = Generator(channels=self.channels, **common)
+        self.discriminator = Discriminator(**common)
 
     def _onehot(self, labels):
         return jax.nn.one_hot(labels, self.num_classes) if self.conditional else None
@@ -154,4 +159,4 @@ class DCGAN(nn.Module):
         return self.discriminate(x, labels, train)
 
 
-SPECS = {"dcgan": ModelSpec(module=DCGAN, task="generation", image_shape=(64, 64, 3))}
+SPECS = {"dcgan": ModelSpec(module=functools.partial(DCGAN, width=None), task="generation", image_shape=(64, 64, 3))}

@@ -11,7 +11,7 @@ import pytest
 
 import data
 from experiments.cli.app import UsageError
-from experiments.lecture import dropout, plain_vs_residual, topic
+from experiments.lecture import dropout, narrow_nets, plain_vs_residual, topic
 from models.layers import Dropout
 from models.resnet_cifar import CifarResNet
 
@@ -59,7 +59,7 @@ def test_few_digits(mnist5k):
 @pytest.mark.parametrize("residual", [False, True])
 def test_scanned_network_equals_published_network(residual):
     """With 16 maps and unstacked weights NarrowNet equals CifarResNet, including batch statistics."""
-    model, deep = plain_vs_residual.NarrowNet(10, 14, residual, 16), CifarResNet(10, 14, residual)
+    model, deep = narrow_nets.NarrowNet(10, 14, residual, 16), CifarResNet(10, 14, residual)
     random, images = np.random.default_rng(0), jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
     shapes = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: random.uniform(-0.2, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -88,18 +88,18 @@ def test_scanned_network_equals_published_network(residual):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), statistics, others["batch_stats"])
 
 
-@pytest.mark.parametrize("net", plain_vs_residual.NETS)
+@pytest.mark.parametrize("net", narrow_nets.NETS)
 def test_number_of_layers(net):
-    depth, residual = plain_vs_residual.NETS[net]
+    depth, residual = narrow_nets.NETS[net]
     assert (depth, residual) == (int(net[-2:]), net.startswith("residual"))
-    model = plain_vs_residual.NarrowNet(10, depth, residual, 4)
+    model = narrow_nets.NarrowNet(10, depth, residual, 4)
     shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 7, 7, 1))), jax.random.key(0))["params"]
     kernels = [leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"]
     assert sum(shape[0] if len(shape) == 5 else 1 for shape in kernels) == depth
 
 
 def test_blocks_are_initialized_independently():
-    model = plain_vs_residual.NarrowNet(10, 20, True, 4)
+    model = narrow_nets.NarrowNet(10, 20, True, 4)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 7, 7, 1))), compiler_options=FAST)
     params = init(jax.random.key(0))["params"]
     kernels = np.asarray(params["stage3_rest"]["conv1"]["kernel"])
@@ -109,8 +109,8 @@ def test_blocks_are_initialized_independently():
 
 def test_moving_average():
     values = [[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 4.0, 4.0]]
-    np.testing.assert_allclose(plain_vs_residual.moving_average(values, 2), [[1.5, 2.5, 4.5], [0.0, 2.0, 4.0]])
-    np.testing.assert_allclose(plain_vs_residual.moving_average(values, 4), [[3.0], [2.0]])
+    np.testing.assert_allclose(narrow_nets.moving_average(values, 2), [[1.5, 2.5, 4.5], [0.0, 2.0, 4.0]])
+    np.testing.assert_allclose(narrow_nets.moving_average(values, 4), [[3.0], [2.0]])
 
 
 def test_choice_of_data_set(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
     assert not (tmp_path / "none" / "options.json").exists()
 
 
-class Shallow(plain_vs_residual.NarrowNet):
+class Shallow(narrow_nets.NarrowNet):
     """Stands in for the deep networks, which take long to compile."""
 
     @nn.compact
@@ -181,7 +181,7 @@ def test_standard_error_of_gap():
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
     """With stand-in networks, of which plain-56 learns nothing; text and numbers must show it."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
-    monkeypatch.setattr(plain_vs_residual, "NarrowNet", Shallow)
+    monkeypatch.setattr(narrow_nets, "NarrowNet", Shallow)
     found, numbers = run_small(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)
     errors, gaps = numbers["training_error"], numbers["56_minus_20_layers"]
     assert (numbers["dataset"], numbers["pixels_a_side"], numbers["window_steps"]) == ("mnist5k", 7, 5)

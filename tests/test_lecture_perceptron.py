@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lecture import activations, page, perceptron, softmax, topic
+from experiments.lecture import activations, page, perceptron, points, softmax, topic
 from train.tasks import losses
 from train.workdir import Workdir
 
@@ -28,18 +28,18 @@ def run_small(module, path, *, seeds=1, **options):
 
 
 def test_points():
-    x, y = perceptron.draw("separable", 500, seed=1, split="train")
-    height = x @ perceptron.LINE[:2] + perceptron.LINE[2]
-    assert ((height > 0) == y).all() and np.abs(height).min() > 0.99 * perceptron.GAP and 0.2 < y.mean() < 0.8
-    x, y = perceptron.draw("xor", 500, seed=1, split="train")
+    x, y = points.draw("separable", 500, seed=1, split="train")
+    height = x @ points.LINE[:2] + points.LINE[2]
+    assert ((height > 0) == y).all() and np.abs(height).min() > 0.99 * points.GAP and 0.2 < y.mean() < 0.8
+    x, y = points.draw("xor", 500, seed=1, split="train")
     assert ((x.prod(1) < 0) == y).mean() > 0.97
-    again, _ = perceptron.draw("xor", 500, seed=1, split="train")
-    other, _ = perceptron.draw("xor", 500, seed=1, split="test")
+    again, _ = points.draw("xor", 500, seed=1, split="train")
+    other, _ = points.draw("xor", 500, seed=1, split="test")
     assert (again == x).all() and not (other[:, None] == x[None]).all(-1).any()
     peer = pytest.importorskip("sklearn.datasets")
     for count in (7, 10):
         ours, theirs = (
-            perceptron.moons(np.random.default_rng(0), count, noise=0.0),
+            points.moons(np.random.default_rng(0), count, noise=0.0),
             peer.make_moons(count, shuffle=False),
         )
         np.testing.assert_allclose(ours[0], theirs[0], atol=1e-12)
@@ -49,7 +49,7 @@ def test_points():
 def test_rosenblatts_rule():
     """Single steps by hand; on separable points the number of corrections is within the bound of Novikoff's theorem."""
     params = {"w": jnp.array([1.0, -1.0]), "b": jnp.array(0.5)}
-    correct = jax.jit(perceptron.correct)
+    correct = jax.jit(points.correct)
     for x, y, w, b in (
         ((2.0, 1.0), 1.0, (1.0, -1.0), 0.5),  # Correct: no change.
         ((2.0, 1.0), 0.0, (-1.0, -2.0), -0.5),
@@ -60,7 +60,7 @@ def test_rosenblatts_rule():
         np.testing.assert_allclose(after["w"], w)
         np.testing.assert_allclose(after["b"], b)
 
-    x, y = perceptron.draw("separable", 60, seed=0, split="train")
+    x, y = points.draw("separable", 60, seed=0, split="train")
     params, corrections = {"w": jnp.zeros(2), "b": jnp.zeros(())}, 0
     for _ in range(100):
         wrong = 0
@@ -70,20 +70,20 @@ def test_rosenblatts_rule():
         corrections += wrong
         if not wrong:
             break
-    radius, gap = (x**2).sum(1).max() + 1, np.abs(x @ perceptron.LINE[:2] + perceptron.LINE[2]).min()
-    assert not wrong and 0 < corrections <= radius * (perceptron.LINE**2).sum() / gap**2
-    fitted = perceptron.fit(jax.random.key(0), x, y, method="perceptron", steps=100, hidden=1)
-    assert ((perceptron.score(fitted, x) > 0) == y).all()
+    radius, gap = (x**2).sum(1).max() + 1, np.abs(x @ points.LINE[:2] + points.LINE[2]).min()
+    assert not wrong and 0 < corrections <= radius * (points.LINE**2).sum() / gap**2
+    fitted = points.fit(jax.random.key(0), x, y, method="perceptron", steps=100, hidden=1)
+    assert ((points.score(fitted, x) > 0) == y).all()
 
 
 def test_logistic_regression_is_gradient_descent():
-    x, y = perceptron.draw("moons", 40, seed=0, split="train")
+    x, y = points.draw("moons", 40, seed=0, split="train")
     params = {"w": jnp.array([0.3, -0.7]), "b": jnp.array(0.2)}
 
     def loss(params):
-        return losses.cross_entropy(perceptron.score(params, x)[:, None], y.astype(np.int32)).mean()
+        return losses.cross_entropy(points.score(params, x)[:, None], y.astype(np.int32)).mean()
 
-    gradients, after = jax.jit(jax.grad(loss))(params), jax.jit(perceptron.descend)(params, x, y, rate=0.5)
+    gradients, after = jax.jit(jax.grad(loss))(params), jax.jit(points.descend)(params, x, y, rate=0.5)
     for name in params:
         np.testing.assert_allclose(after[name], params[name] - 0.5 * gradients[name], rtol=1e-5)
 

@@ -6,7 +6,10 @@ from experiments.lecture.zoo.card import Card
 
 # The module that defines a network's card, in the chart's order.
 NETWORKS = {
+    "perceptron": "feed_forward",
+    "feed_forward": "feed_forward",
     "rbf": "readouts",
+    "deep_feed_forward": "depth",
     "rnn": "recurrent",
     "lstm": "recurrent",
     "gru": "recurrent",
@@ -19,11 +22,14 @@ NETWORKS = {
     "boltzmann": "energy",
     "restricted_boltzmann": "restricted",
     "deep_belief": "deep_belief",
+    "deep_convolutional": "depth",
     "deconvolutional": "deconvolutional",
     "inverse_graphics": "inverse_graphics",
+    "gan": "gan",
     "liquid_state": "reservoirs",
     "extreme_learning": "readouts",
     "echo_state": "reservoirs",
+    "deep_residual": "depth",
     "kohonen": "maps",
     "support_vector": "margins",
     "attention": "attention",
