@@ -32,6 +32,7 @@ NETWORKS = {
     "deep_residual": "depth",
     "kohonen": "maps",
     "support_vector": "margins",
+    "neural_turing": "memory",
     "attention": "attention",
 }
 
