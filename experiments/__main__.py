@@ -47,7 +47,8 @@ def main() -> None:
         print(f"error: unknown command {name!r}; known: {', '.join(known)}{hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"nutshell {name}", *arguments]
-    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    started = {"STARTED_AS": f"nutshell {name}"}  # For its --help.
+    runpy.run_module(f"experiments.{name}", init_globals=started, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,8 @@ COMMANDS: dict[str, Run | Omitted] = {
     "NAME --flagfile=experiments/recipes/RECIPE.flags --workdir=runs/RECIPE": Run(
         "--steps=2", {"NAME": "classify", "RECIPE": "demo", "runs/RECIPE": "new"}
     ),
+    # docs/commands.md
+    "python docs/commands.py": Run(slow=False),
     # docs/performance.md
     "benchmarks.classifiers --peer=PEER --peer_python=PYTHON --rounds=2 --seconds=2": Run(
         "--models=mlp --seconds=0.01", PEER, fails=NO_TORCH

@@ -1,5 +1,6 @@
 """How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
 
+import functools
 import io
 import logging
 import os
@@ -14,13 +15,10 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments.cli import options
+from experiments.cli import help, options
 
 FLAGS = flags.FLAGS
 STANDARD_OUTPUT = "standard output"
-FLAGFILE = (
-    "\n--flagfile=FILE reads flags from a file, such as a run's flags.txt. Of two values of a flag the later counts."
-)
 
 
 class _StandardOutput(io.FileIO):
@@ -86,16 +84,21 @@ def _use_single_precision() -> None:
             sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
-def _parse(argv):
+def _help(config_class: type | None, positional: bool) -> str:
+    """What --help prints. The flags of a command without a config class are those of its module."""
+    main = sys.modules["__main__"]
+    doc, spec = main.__doc__ or "", getattr(main, "__spec__", None)
+    name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+    name = getattr(main, "STARTED_AS", name)  # By the console script.
+    if config_class is not None:
+        return help.text(config_class, doc, name, positional=positional)
+    return "\n".join([help.text(None, doc, name), "", FLAGS.main_module_help()])
+
+
+def _parse(argv, *, config_class: type | None = None, positional: bool = False):
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        ours = [name for name in FLAGS.flags_by_module_dict() if not name.startswith(("absl", "__main__", "tests"))]
-        ours = [name for name in ours if name != sys.argv[0]]
-        shown = [FLAGS.module_help(name) for name in ours]
         try:
-            print(
-                "\n".join([f"{sys.modules['__main__'].__doc__}\n", *shown, FLAGS.main_module_help(), FLAGFILE]),
-                flush=True,
-            )
+            print(_help(config_class, positional), flush=True)
         except BrokenPipeError:
             sys.exit(_drop_output())
         except OSError as error:
@@ -210,4 +213,5 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
 
     for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    app.run(guarded, flags_parser=_parse)
+    parse = functools.partial(_parse, config_class=config_class, positional=positional)
+    app.run(guarded, flags_parser=parse)

@@ -100,7 +100,8 @@ class _Kind(NamedTuple):
     optional: bool
 
 
-def _kinds(config_class: type) -> dict[str, _Kind]:
+def flag_types(config_class: type) -> dict[str, _Kind]:
+    """The types of a config class's flags, by name."""
     found = {}
     for name, hint in typing.get_type_hints(config_class).items():
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -155,12 +156,10 @@ def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
 
 def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Makes a flag of each field of `config_class`, checked when the command line is parsed."""
-    kinds = _kinds(config_class)
+    kinds = flag_types(config_class)
     for field in dataclasses.fields(config_class):
         spec, kind, default = field.metadata["flag"], kinds[field.name], typing.cast(Any, field.default)
-        declared = next(base for base in config_class.__mro__[::-1] if field.name in vars(base))
-        heading = (declared.__doc__ or "").split("\n")[0].rstrip(".")
-        common: dict[str, Any] = {"flag_values": flag_values, "module_name": heading}
+        common: dict[str, Any] = {"flag_values": flag_values}
         if kind.is_tuple:
             items = None if default is None else list(map(str, default))
             flags.DEFINE_list(field.name, items, spec.help, **common)
@@ -188,7 +187,7 @@ def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
 
 def from_flags(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
     """A `config_class` of the parsed flags."""
-    all_specs, kinds = specs(config_class), _kinds(config_class)
+    all_specs, kinds = specs(config_class), flag_types(config_class)
     values = {name: _converted(flag_values[name].value, kinds[name], spec) for name, spec in all_specs.items()}
     if "epochs" in values and flag_values["epochs"].present and not flag_values["steps"].present:
         values["steps"] = None  # A default number of steps is not what was asked for.
@@ -212,7 +211,7 @@ def from_arguments(config_class: type, arguments: list[str]) -> Any:
 def from_json(config_class: type, stored: dict[str, Any]) -> Any:
     """A `config_class` of stored flags; those added since they were stored have their defaults. Raises ValueError for
     one that is unknown or out of bounds."""
-    all_specs, kinds, values = specs(config_class), _kinds(config_class), {}
+    all_specs, kinds, values = specs(config_class), flag_types(config_class), {}
     for name, value in stored.items():
         if name not in all_specs:
             raise ValueError(f"--{name}={value}: this version has no such flag")
