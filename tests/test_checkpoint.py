@@ -1,14 +1,18 @@
 """Checkpoints, fingerprints and the run's folder, whole and damaged."""
 
 import errno
+import io
 import os
 import pathlib
 import re
+import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
 
 from train import checkpoint, leaves, workdir
 from train.equality import tree_error
@@ -290,6 +294,38 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path):
         file.close()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines == ["step,loss,other", *(f"{n},{n / 3!r}," for n in (1, 2, 3, 4))]
+
+
+def events(folder):
+    """The values of TensorBoard's files, as (tag, step, value)."""
+    found = []
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:  # A record is its length, a checksum, the event and a checksum.
+            (length,) = struct.unpack("<Q", content[:8])
+            event, content = event_pb2.Event.FromString(content[12 : 12 + length]), content[16 + length :]
+            found += [(value.tag, event.step, value) for value in event.summary.value]
+    return found
+
+
+def test_tensorboard_has_grouped_tags_and_images(tmp_path):
+    file = workdir.MetricsFile(tmp_path, ["step", "train_loss", "eval_loss", "seconds", "eval_accuracy_top5"], step=0)
+    file.append({"step": 3, "train_loss": 0.5, "eval_loss": 0.25, "seconds": 2.0})
+    file.append({"step": 4, "train_loss": 0.125, "eval_accuracy_top5": 1.0})
+    file.close()
+    scalars = [(tag, step, value.simple_value) for tag, step, value in events(tmp_path)]
+    assert scalars == [
+        ("loss/train", 3, 0.5),
+        ("loss/eval", 3, 0.25),
+        ("seconds", 3, 2.0),
+        ("loss/train", 4, 0.125),
+        ("accuracy_top5/eval", 4, 1.0),
+    ]
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    workdir.write_event_images(tmp_path, {"figures/one": image}, step=9)
+    tag, step, value = next(entry for entry in events(tmp_path) if entry[0].startswith("figures"))
+    assert (tag, step) == ("figures/one", 9)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(value.image.encoded_image_string)), image)
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 
 class WorkdirError(RuntimeError):
     """The folder is in use, can't be written, or holds a different run."""
@@ -99,6 +101,21 @@ def _is_row(row: list[str], columns: int) -> bool:
         return False
 
 
+def tag(column: str) -> str:
+    """TensorBoard's tag of a column: loss/train and loss/eval share a chart."""
+    part, _, name = column.partition("_")
+    return f"{name}/{part}" if part in ("train", "eval") else column
+
+
+def write_event_images(folder: pathlib.Path, images: dict[str, np.ndarray], *, step: int) -> None:
+    """Adds uint8 images [H, W, C] by tag to TensorBoard's files."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder), filename_suffix=".images") as events:
+        for name, image in images.items():
+            events.add_image(name, image, step, dataformats="HWC")
+
+
 class MetricsFile:
     """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: the resumed run
     writes them again."""
@@ -123,7 +140,7 @@ class MetricsFile:
             self._events = SummaryWriter(str(self._folder), purge_step=self._step + 1 if self._step else None)
         for name, value in row.items():
             if name != "step" and value is not None:
-                self._events.add_scalar(name, value, row["step"])
+                self._events.add_scalar(tag(name), value, row["step"])
 
     def close(self) -> None:
         if self._events is not None:

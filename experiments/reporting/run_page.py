@@ -3,12 +3,13 @@
 import io
 import pathlib
 
+import numpy as np
 from PIL import Image
 
 from experiments.reporting import figures as draw
 from experiments.reporting import report
 from experiments.setup.experiment import selects
-from train.workdir import write_atomically
+from train.workdir import write_atomically, write_event_images
 
 CAPTIONS = {
     "loss": "cross-entropy in nats: training, the mean since the row before; evaluation, the whole split",
@@ -36,6 +37,8 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
     for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
+    images = {f"figures/{name}": np.asarray(Image.open(path / f"{name}.png").convert("RGB")) for name, *_ in figures}
+    write_event_images(workdir, images, step=summary["step"])
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     # Where test is scored too, the others are told by the split's name.
     shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}

@@ -5,6 +5,7 @@ import datetime
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -241,11 +242,16 @@ def finish(workdir: Workdir, config: TrainingConfig, summary: dict) -> int:
 
 
 class Progress:
-    """A bar on a terminal, log lines elsewhere; both on standard error."""
+    """The progress of a run on standard error: a bar on a terminal; elsewhere a line for each evaluation, and one for
+    the first row of metrics after EVERY seconds without a line."""
+
+    EVERY = 30.0
 
     def __init__(self, start: int, steps: int, *, split: str, shown: bool):
         self.steps, self.split, self.bar, self.start = steps, split, None, start
         self.shown = shown and processes.is_main()
+        self.first: tuple[int, float] | None = None  # Step and time of the first row, after the compilation.
+        self.last = time.monotonic()
 
     def __enter__(self):
         if sys.stderr.isatty() and self.shown:
@@ -258,6 +264,14 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def remaining(self, step: int, now: float) -> str:
+        """The time that the rest of the run takes at its speed since the first row, as h:mm:ss; "" if unknown."""
+        if self.first is None or step <= self.first[0]:
+            self.first = self.first or (step, now)
+            return ""
+        seconds = (now - self.first[1]) / (step - self.first[0]) * (self.steps - step)
+        return f"{datetime.timedelta(seconds=round(seconds))} left" if step < self.steps else ""
+
     def __call__(self, step: int, row: dict) -> None:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "train_global_accuracy": "global accuracy",
                  "images_per_second": "images/s", "eval_loss": f"{self.split} loss",
@@ -268,8 +282,11 @@ class Progress:
             for key, label in named.items()
             if row.get(key) is not None
         }
+        now = time.monotonic()
+        remaining = self.remaining(step, now)
         if self.bar is not None:
             self.bar.n = step
             self.bar.set_postfix(shown)
-        elif "eval_loss" in row and self.shown:
-            say(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+        elif self.shown and ("eval_loss" in row or now - self.last >= self.EVERY):
+            self.last = now
+            say("  ".join([f"step {step}/{self.steps}", *(f"{k} {v}" for k, v in shown.items()), remaining]).rstrip())

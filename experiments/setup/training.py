@@ -167,6 +167,7 @@ def announce(devices: Devices, dataset: Dataset, state: State) -> None:
     start = int(state.step)
     resumed = f"; resuming from step {start}" if start else ""
     say(f"{devices.description}; {run_record.describe(dataset, state)}{resumed}")
+    say("compiling the training step, which takes seconds to minutes the first time")
 
 
 def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:

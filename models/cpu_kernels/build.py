@@ -43,6 +43,7 @@ def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
         with contextlib.suppress(FileNotFoundError):  # Another process has removed its own.
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
+    print("compiling the CPU kernels for this processor, once; takes a few seconds", file=sys.stderr, flush=True)
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as temporary:
         library = pathlib.Path(temporary, "kernels.so")
