@@ -72,6 +72,15 @@ def generator(config: EvaluateConfig, run):
     return run, dataset, stored_network.experiment_from_run(run, scorer=scorer), share_table
 
 
+def autoencoder(config: EvaluateConfig, run):
+    """The same of a run of reconstruct. The classes, which it knows nothing of, may be others than the run's."""
+    from experiments.reporting.reconstruction_report import score_table
+    from experiments.setup import reconstruction, stored_network
+
+    run, dataset = reconstruction.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir)
+    return run, dataset, stored_network.experiment_from_run(run), score_table
+
+
 def _default_split(run, dataset) -> str:
     """test, else val or validation; of a run of generate its own, for whose images its scores stand."""
     from experiments.setup.experiment import scoring_split
@@ -104,7 +113,8 @@ def main(config: EvaluateConfig) -> int:
     start_cache()
     if not run.config.cpu_kernels:  # For the run's own bits.
         ops.disable()
-    kind = {"segmentation": segmenter, "generation": generator}.get(run.task, classifier)
+    kinds = {"segmentation": segmenter, "generation": generator, "reconstruction": autoencoder}
+    kind = kinds.get(run.task, classifier)
     plain = config.tta is None and not config.skip_corrupt
     require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")
     trained = run

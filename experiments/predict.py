@@ -32,6 +32,7 @@ def main(config: PredictConfig, files: list[str]) -> int:
     run = saved_run.read(config.workdir)
     if run.task == "generation":
         return write_samples(config, run, files)
+    require(run.task != "reconstruction", f"--workdir={config.workdir} holds a run of reconstruct: see its report.html")
     for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
         require(value is None, f"--{name}={value} is supported for runs of generate")
     require(bool(files), "no image given: predict --workdir=W FILE ...")

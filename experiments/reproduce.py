@@ -13,7 +13,6 @@ from experiments.cli.app import require
 from experiments.cli.options import option
 from train.workdir import WorkdirError
 
-COMMANDS = {"classification": "classify", "segmentation": "segment", "generation": "generate"}
 TIMES = ("seconds", "images_per_second")  # The columns of metrics.csv that no two runs share.
 
 
@@ -87,7 +86,7 @@ def main(config: ReproduceConfig) -> int:
     if run.config.devices is None and devices:  # Of several processes: on CPUs one process simulates as many.
         changed["devices"] = int(devices[1])
     flags = options.flag_lines(dataclasses.replace(run.config, **changed))
-    done = subprocesses.run(COMMANDS[run.task], *flags)
+    done = subprocesses.run(saved_run.COMMANDS[run.task], *flags)
     if done.status:
         return done.status
 

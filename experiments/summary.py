@@ -52,11 +52,13 @@ def main(config: SummaryConfig) -> int:
     given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
     for name, value in given.items():
         require(value is None or bool(config.parallelism), f"--{name}={value} needs --parallelism=data or hybrid")
-    if spec.task == "generation":
+    told = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is not told the class"
+    require(config.num_classes is None or spec.task not in ("generation", "reconstruction"), told)
+    if spec.task == "reconstruction":
+        model = models.create(config.model, classes, shape=image_shape, **classification.given_options(config))
+    elif spec.task == "generation":
         square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
         require(square, f"--image_size={config.image_size}: must be 32 or 64")
-        told = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is not told the class"
-        require(config.num_classes is None, told)
         classification.given_options(config)  # It has none.
         model = models.create(config.model, classes, size=image_shape[0], channels=channels)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 from models import (
     alexnet,
     attention,
+    autoencoder,
     cnn,
     cuda_convnet,
     dcgan,
@@ -47,6 +48,7 @@ MODELS: dict[str, ModelSpec] = {
     **attention.SPECS,
     **segnet.SPECS,
     **dcgan.SPECS,
+    **autoencoder.SPECS,
 }
 
 
@@ -65,7 +67,7 @@ def options(name: str) -> set[str]:
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:
-    """Returns model `name` for `num_classes` classes; `values` are its options.
+    """Returns model `name` for `num_classes` classes, which only reconstruction does without; `values` are its options.
 
     Raises ModelError for an unknown model or an option that the model does not have.
     """
@@ -73,7 +75,8 @@ def create(name: str, num_classes: int, **values) -> nn.Module:
     for option in values:
         if option not in known:
             raise ModelError(f"model {name} takes no option {option!r}; it takes: {', '.join(sorted(known)) or 'none'}")
-    return entry.module(num_classes=num_classes, **values)
+    classes = {} if entry.task == "reconstruction" else {"num_classes": num_classes}
+    return entry.module(**classes, **values)
 
 
 def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size: int = 224) -> tuple[nn.Module, dict]:

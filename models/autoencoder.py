@@ -1,7 +1,6 @@
 """Networks of dense layers that reconstruct their input from a code: an autoencoder, a sparse and a variational one.
 
-Images are [B, *shape] with pixels in 0 .. 1. They have no classes and are not in the registry; `encode` and `decode`
-are methods for `apply`.
+Images are [B, *shape] with pixels in 0 .. 1; `encode` and `decode` are methods for `apply`.
 """
 
 import math
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from models.initializers import kaiming_normal, normal
 from models.layers import Dense, relu
+from models.model_spec import ModelSpec
 
 
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
@@ -57,6 +57,15 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x))
 
 
+class DenoisingAutoencoder(Autoencoder):
+    """An autoencoder for images with noise (Vincent, Larochelle, Bengio & Manzagol 2008, "Extracting and composing
+    robust features with denoising autoencoders"): without hidden layers its filters can be looked at, and the noise
+    keeps a large code from being a copy of the image."""
+
+    code: int = 256
+    hidden: Sequence[int] = ()
+
+
 class SparseAutoencoder(nn.Module):
     """Images -> images as a sum of few out of many learned parts, one a unit of the code (Ranzato, Poultney, Chopra &
     LeCun 2007, "Efficient learning of sparse representations with an energy-based model").
@@ -94,6 +103,10 @@ class SparseAutoencoder(nn.Module):
     def __call__(self, x, train: bool = False):
         return self.decode(self.encode(x))
 
+    def multiply_adds(self, shape: Sequence[int]) -> int:
+        """Multiply-adds for one image of that shape."""
+        return 2 * self.code * math.prod(shape)
+
 
 class VariationalAutoencoder(nn.Module):
     """A distribution of binary images with latent variables z from N(0, 1) (Kingma & Welling 2013, "Auto-encoding
@@ -102,25 +115,34 @@ class VariationalAutoencoder(nn.Module):
 
     Attributes:
       shape: (H, W, C) of the images.
-      latent: Number of latent variables.
+      code: Number of latent variables.
       hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
     """
 
     shape: tuple[int, int, int] = (28, 28, 1)
-    latent: int = 20
+    code: int = 20
     hidden: Sequence[int] = (256,)
 
     def setup(self):
-        self.encoder = _layers((*self.hidden, 2 * self.latent))
+        self.encoder = _layers((*self.hidden, 2 * self.code))
         self.decoder = _layers((*reversed(self.hidden), math.prod(self.shape)))
 
     def encode(self, x):
-        """[B, H, W, C] -> (mean, log variance), [B, latent] each."""
+        """[B, H, W, C] -> (mean, log variance), [B, code] each."""
         return jnp.split(_through(self.encoder, x.reshape(x.shape[0], -1)), 2, axis=-1)
 
     def decode(self, z):
-        """[B, latent] -> logits [B, H, W, C]."""
+        """[B, code] -> logits [B, H, W, C]."""
         return _through(self.decoder, z).reshape(-1, *self.shape)
 
     def __call__(self, x, train: bool = False):
-        return self.decode(self.encode(x)[0])
+        """The pixels' probabilities at the mean of q(z | x)."""
+        return jax.nn.sigmoid(self.decode(self.encode(x)[0]))
+
+
+SPECS = {
+    "autoencoder": ModelSpec(module=Autoencoder, task="reconstruction"),
+    "denoising": ModelSpec(module=DenoisingAutoencoder, task="reconstruction"),
+    "sparse": ModelSpec(module=SparseAutoencoder, task="reconstruction"),
+    "variational": ModelSpec(module=VariationalAutoencoder, task="reconstruction"),
+}

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from models.torchvision import TorchvisionLayout
 
-Task = Literal["classification", "segmentation", "generation"]
+Task = Literal["classification", "segmentation", "generation", "reconstruction"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,8 @@ class ModelSpec:
     """The registry's entry for one model name.
 
     Attributes:
-      module: The Linen module class, with a field `num_classes`, or a functools.partial of it that fixes other fields,
-        for example the depth.
+      module: The Linen module class, with a field `num_classes` unless it reconstructs images, or a functools.partial
+        of it that fixes other fields, for example the depth.
       task: What the model is for.
       image_shape: Default image shape (height, width, channels), that of the data set it was published for.
       num_classes: Number of classes of the same data set.

@@ -83,7 +83,8 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
                 macs = module.multiply_adds(output.shape[1:])
             size = sum(math.prod(leaf.shape) for leaf in own.values())
             shape = tuple(output.shape[1:])
-            records.append(Layer("/".join(module.path), shape, size, macs, math.prod(shape) if macs else 0))
+            name = "/".join(module.path) or type(module).__name__  # A network may have parameters of its own.
+            records.append(Layer(name, shape, size, macs, math.prod(shape) if macs else 0))
         return output
 
     def forward(images):

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.lecture.page import checked_formula
 from experiments.lecture.zoo import autoencoders, pixels, variational
+from experiments.reporting.reconstruction_report import manifold
 from models.autoencoder import Autoencoder, SparseAutoencoder, VariationalAutoencoder
 from models.layers import row_keys
 from train.tasks import reconstruction
@@ -73,7 +74,7 @@ def test_the_reparameterized_gradient():
 
 def test_the_elbo_against_quadrature():
     """With one latent variable log p(x) is an integral over a line, and the ELBO is it minus KL(q || posterior)."""
-    model = VariationalAutoencoder(shape=(2, 2, 1), latent=1, hidden=())
+    model = VariationalAutoencoder(shape=(2, 2, 1), code=1, hidden=())
     random = np.random.default_rng(3)
     sizes = {"encoder_0": (4, 2), "decoder_0": (1, 4)}
     params = {
@@ -208,7 +209,7 @@ def test_the_mixture_is_a_distribution():
 
 
 def test_the_manifold_covers_the_quantiles():
-    found = variational.manifold(3)
+    found = manifold(3)
     assert found.shape == (9, 2) and found[4] == pytest.approx([0, 0], abs=1e-6)
     assert found[0] == pytest.approx([-0.96742, 0.96742], rel=1e-4)  # The quantile of 5/6.
     assert (found[:3, 1] == found[0, 1]).all() and (found[::3, 0] == found[0, 0]).all()

@@ -1,4 +1,4 @@
-"""The interface between a task (classification, segmentation, generation) and the training loop."""
+"""The interface between a task (classification, segmentation, generation, reconstruction) and the training loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The configuration of classify, segment and generate: one frozen dataclass a command, one field a flag.
+"""The configuration of the commands that train: one frozen dataclass a command, one field a flag.
 
 A new flag is a new field here. Fields marked `network` reach the network as its options, see models.create.
 """
@@ -105,7 +105,7 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
-    """Data folder and batch norm"""
+    """Data folder"""
 
     data_dir: str | None = option(
         None,
@@ -113,6 +113,12 @@ class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
         resumable=True,
         path=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNormConfig(TrainingConfig):
+    """Batch norm"""
+
     sync_bn: bool = option(True, "Batch-norm statistics over the global batch.")
 
 
@@ -159,7 +165,7 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyConfig(TrainingConfig, NetworkConfig):
+class ClassifyConfig(BatchNormConfig, NetworkConfig):
     """Classification"""
 
     dataset: str = option(
@@ -216,7 +222,7 @@ class ClassifyConfig(TrainingConfig, NetworkConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentConfig(TrainingConfig):
+class SegmentConfig(BatchNormConfig):
     """Segmentation"""
 
     batch_size: int = override(TrainingConfig, "batch_size", 16)
@@ -248,7 +254,7 @@ class SegmentConfig(TrainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig(TrainingConfig):
+class GenerateConfig(BatchNormConfig):
     """Generation"""
 
     batch_size: int = override(TrainingConfig, "batch_size", 32)
@@ -269,3 +275,31 @@ class GenerateConfig(TrainingConfig):
         "Fraction that the average of the generator's weights, which samples, keeps at a step; 0: none.",
         "[0, 1)",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig(TrainingConfig):
+    """Reconstruction"""
+
+    batch_size: int = override(TrainingConfig, "batch_size", 100)
+    optimizer: str = override(TrainingConfig, "optimizer", "adam")
+    learning_rate: float = override(TrainingConfig, "learning_rate", 0.002)
+    schedule: str = override(TrainingConfig, "schedule", "cosine")
+    steps: int | None = override(TrainingConfig, "steps", 3000)
+    model: str = option("autoencoder", "Network.", choices=("autoencoder", "denoising", "sparse", "variational"))
+    code: int | None = option(
+        None,
+        "Units of the code, or latent variables; default 32, denoising and sparse 256, variational 20.",
+        "[1, 1000000]",
+        network=True,
+    )
+    hidden: tuple[int, ...] | None = option(
+        None,
+        "Sizes of the encoder's hidden layers, which the decoder has in reverse; default 256, denoising none.",
+        "[1, 1000000]",
+        network=True,
+    )
+    noise: float = option(0.5, "denoising: probability that a pixel is masked.", "(0, 1)")
+    penalty: float = option(0.3, "sparse: weight of the code's sum in the loss.", "[0, inf)")
+    dataset: str = option("mnist5k", "Data set: mnist5k, cifar10, or folder or tfds:NAME with images of one size.")
+    skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")

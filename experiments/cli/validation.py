@@ -5,7 +5,7 @@ import dataclasses
 
 from experiments.cli import options
 from experiments.cli.app import require
-from experiments.cli.config import ClassifyConfig, GenerateConfig, NetworkConfig, TrainingConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, NetworkConfig, ReconstructConfig, TrainingConfig
 
 
 def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], why: str) -> None:
@@ -45,6 +45,14 @@ def check_training(config: TrainingConfig) -> None:
 def check_generate(config: GenerateConfig) -> None:
     check_training(config)
     check_skip_corrupt(config.skip_corrupt, config.dataset)
+
+
+def check_reconstruct(config: ReconstructConfig) -> None:
+    check_training(config)
+    check_skip_corrupt(config.skip_corrupt, config.dataset)
+    for name, model in (("noise", "denoising"), ("penalty", "sparse")):
+        if config.model != model:
+            _no_effect(config, (name,), f"with --model={config.model}, only with {model}")
 
 
 def check_network(config: NetworkConfig) -> None:

@@ -1,7 +1,7 @@
 """Runs all topics of the lecture in order and writes one page: python -m experiments.lecture --workdir=W
 
 Each topic runs as a separate command in W/NAME. The same command resumes the lecture and skips topics that are
-complete. The page is W/lecture.html. --use=W1,W2 adds finished runs of classify, segment and generate to it.
+complete. The page is W/lecture.html. --use=W1,W2 adds other finished runs to it.
 """
 
 import contextlib
@@ -55,6 +55,11 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
         "Its accuracy on {examples:,} images is {accuracy:.2%}.",
         (("layer1", "Layer-1 filters", "each filter scaled separately from black to white"),),
     ),
+    "reconstruct": (
+        "An autoencoder: {model} on {dataset}",
+        "Its loss on {examples:,} images is {loss:.4g}.",
+        (("reconstructions", "Reconstructions", "images and what comes out of the network"),),
+    ),
 }
 INTRODUCTION = (
     "Each claim of the lecture was tested by an experiment run for this page. The text is generated from the measured "
@@ -96,10 +101,11 @@ def run_section(workdir: pathlib.Path):
     """The page section of a finished training run."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
+    from experiments.setup import saved_run
 
     run, summary = read(workdir / "run.json"), read(workdir / "summary.json")
     with report_damage(workdir / "summary.json"):
-        command = {"segmentation": "segment", "generation": "generate"}.get(run["task"], "classify")
+        command = saved_run.COMMANDS[run["task"]]
         title, text, figures = RUNS[command]
         title, text = title.format(**summary), text.format(**summary)
         line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={workdir / 'flags.txt'}"])

@@ -95,7 +95,7 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 14.0
 
 def titled(quantity: str) -> str:
     """A metric's name as a title."""
-    return quantity.replace("_", " ").capitalize().replace("iou", "IoU").replace("f1", "F1")
+    return quantity.replace("_", " ").capitalize().replace("iou", "IoU").replace("f1", "F1").replace("Psnr", "PSNR")
 
 
 def confusion_matrix(

@@ -23,11 +23,11 @@ from train.workdir import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of a GAN: its best value lies in the middle, or belongs to untrained networks.
-NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_fake")
-LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae")
+# Its best value lies in the middle, or belongs to untrained networks.
+NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_fake", "active", "kl")
+LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae", "reconstruction")
 PNG_START = b"\x89PNG\r\n\x1a\n"
-FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou")
+FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou", "active")
 Cell = str | int | float | None
 FigureEntry = tuple[str, str, str | Path]  # title, caption, path of the PNG
 TableEntry = tuple[str, Sequence[str], Sequence[Sequence[Cell]]]  # title, header, rows

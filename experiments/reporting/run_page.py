@@ -25,15 +25,16 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     write_atomically(path, png.getvalue())
 
 
-def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str) -> None:
+def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS) -> None:
     """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
-    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first."""
+    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first.
+    `captions` are the curves', by quantity."""
     path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
     split = summary["split"]
     curves = report.curves(report.read_metrics(workdir / "metrics.csv"), split=split, selects=selects(split), skip=skip)
     titles = {name: draw.titled(name) for name in curves}
-    drawn = [(n, titles[n], CAPTIONS.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
+    drawn = [(n, titles[n], captions.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
     for name, title, caption, figure in (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))

@@ -190,19 +190,24 @@ def summary(
     }
 
 
-def headline(summary: dict) -> str:
+def _score(summary: dict, part: str = "") -> str:
+    """The score that stands for a run; `part` is "test_" for that on test."""
     if "classifier_fid" in summary:
-        of = f"{summary['floor']:.2f} (real images) and {summary['ceiling']:.1f} (untrained)"
-        score = f"classifier_fid {summary['classifier_fid']:.2f} between {of}"
-    else:
-        name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
-        score = f"{title} {100 * summary[name]:.2f} %"
-    test = ""
-    for name, title in (("accuracy", "accuracy"), ("mean_iou", "mean IoU")):
-        if name in summary and f"test_{name}" in summary:
-            test = f"test {title} {100 * summary[f'test_{name}']:.2f} % of {summary['test_examples']:,} images, "
-    if "test_classifier_fid" in summary:
-        test = f"test classifier_fid {summary['test_classifier_fid']:.2f}, "
+        return f"classifier_fid {summary[f'{part}classifier_fid']:.2f}"
+    if "kl" in summary:
+        return f"ELBO {-summary[f'{part}loss']:.2f} nats"
+    if "psnr" in summary:
+        return f"PSNR {summary[f'{part}psnr']:.2f} dB"
+    name, title = ("accuracy", "accuracy") if "accuracy" in summary else ("mean_iou", "mean IoU")
+    return f"{title} {100 * summary[f'{part}{name}']:.2f} %"
+
+
+def headline(summary: dict) -> str:
+    score, test = _score(summary), ""
+    if "classifier_fid" in summary:
+        score += f" between {summary['floor']:.2f} (real images) and {summary['ceiling']:.1f} (untrained)"
+    if "test_examples" in summary:
+        test = f"test {_score(summary, 'test_')} of {summary['test_examples']:,} images, "
     return (
         f"{test}{summary['split']} {score} of {summary['examples']:,} images, loss "
         f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
@@ -276,7 +281,7 @@ class Progress:
         named = {"train_loss": "loss", "train_accuracy": "accuracy", "train_global_accuracy": "global accuracy",
                  "images_per_second": "images/s", "eval_loss": f"{self.split} loss",
                  "eval_accuracy": f"{self.split} accuracy", "eval_mean_iou": f"{self.split} mean IoU",
-                 "eval_classifier_fid": "classifier_fid"}  # fmt: skip
+                 "eval_psnr": f"{self.split} PSNR", "eval_classifier_fid": "classifier_fid"}  # fmt: skip
         shown = {
             label: f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
             for key, label in named.items()

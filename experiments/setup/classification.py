@@ -11,7 +11,7 @@ from data import augment, cifar10, generated, stream
 from data.dataset import Dataset, binary_task, hold_out, pixel_covariance, pixel_statistics
 from experiments.cli import options
 from experiments.cli.app import UsageError, require
-from experiments.cli.config import ClassifyConfig, NetworkConfig
+from experiments.cli.config import ClassifyConfig, NetworkConfig, ReconstructConfig
 from experiments.setup import preprocessing
 from experiments.setup.experiment import (
     ClassificationInfo,
@@ -84,7 +84,7 @@ def network(
     return models.create(config.model, classes, **given, **{k: v for k, v in settings.items() if k in known})
 
 
-def given_options(config: NetworkConfig) -> dict[str, Any]:
+def given_options(config: NetworkConfig | ReconstructConfig) -> dict[str, Any]:
     """The network flags given, by name. Raises ModelError for an unknown network, UsageError for an option that it does
     not support."""
     known = models.options(config.model)

@@ -1,4 +1,4 @@
-"""What classify, segment and generate make of their config: facts of the data set, a network, an optimizer, a task."""
+"""What the commands that train make of their config: facts of the data set, a network, an optimizer, a task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import flax.linen as nn
 import models
 from data.dataset import Dataset
 from experiments.cli.app import UsageError, require
-from experiments.cli.config import TrainingConfig
+from experiments.cli.config import BatchNormConfig, TrainingConfig
 from models import summary
 from train import optimizers
 from train.task import Task
@@ -105,7 +105,7 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
     return schedule, optimizer
 
 
-def check_batch_norm(config: TrainingConfig, model: nn.Module, input_shape, devices: int) -> None:
+def check_batch_norm(config: BatchNormConfig, model: nn.Module, input_shape, devices: int) -> None:
     """Raises UsageError where a batch-norm layer would normalise one value a channel, to 0, so that nothing passes
     through it."""
     rows = config.batch_size // getattr(config, "accumulate", 1) // (1 if config.sync_bn else devices)

@@ -15,7 +15,7 @@ from train.parallel import data_parallel
 from train.state import State
 from train.task import Task
 
-BATCH_SIZE = {"classification": 256, "segmentation": 8}
+BATCH_SIZE = {"classification": 256, "segmentation": 8, "reconstruction": 256}
 
 
 @functools.cache
@@ -38,6 +38,11 @@ def probabilities(task: Task, state: State, images: np.ndarray, batch_size: int 
     return np.concatenate(found)
 
 
+def reconstructions(task: Task, state: State, images: np.ndarray) -> np.ndarray:
+    """Of uint8 images [N, H, W, C], with pixels in 0 .. 1 but for sparse, whose outputs are not bounded."""
+    return np.concatenate(list(outputs(task, state, images)))
+
+
 def masks(task: Task, state: State, images: np.ndarray) -> np.ndarray:
     """The class of each pixel, uint8 [N, H, W], for uint8 images [N, H, W, C]."""
     return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images)])
@@ -48,7 +53,7 @@ class LoadedRun:
     """A trained network with its config, ready to predict."""
 
     workdir: pathlib.Path
-    config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
+    config: Any  # that of the command that trained it
     experiment: Experiment
     state: State
 
@@ -65,8 +70,9 @@ class LoadedRun:
         return {"params": self.state.params, "batch_stats": self.state.batch_stats}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities [N, classes] of a run of classify, the class of each pixel [N, H, W] of a run of segment, for
-        uint8 images [N, H, W, C] of the run's size. Raises ValueError for others, or for a run of generate."""
+        """Probabilities [N, classes] of a run of classify, the class of each pixel [N, H, W] of a run of segment,
+        reconstructions [N, H, W, C] of one of reconstruct, for uint8 images [N, H, W, C] of the run's size. Raises
+        ValueError for others, or for a run of generate."""
         task, shape = self.experiment.task, self.experiment.info.image_shape
         if task.name not in BATCH_SIZE:
             raise ValueError(f"a run of generate makes images: python -m experiments.predict --workdir={self.workdir}")
@@ -74,7 +80,8 @@ class LoadedRun:
         if images.dtype != np.uint8 or images.shape[1:] != shape or images.ndim != 4:
             wanted = f"uint8 of shape [N, {', '.join(map(str, shape))}]"
             raise ValueError(f"images must be {wanted}, not {images.dtype} of shape {list(images.shape)}")
-        return (masks if task.name == "segmentation" else probabilities)(task, self.state, images)
+        steps = {"segmentation": masks, "reconstruction": reconstructions}
+        return steps.get(task.name, probabilities)(task, self.state, images)
 
 
 def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:

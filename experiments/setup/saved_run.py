@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from experiments.cli import options
-from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, ReconstructConfig, SegmentConfig
 from experiments.setup.experiment import ClassificationInfo, DatasetInfo, GenerationInfo, SegmentationInfo
 from train.workdir import WorkdirError
 
@@ -14,13 +14,21 @@ TASKS: dict[str, tuple[type, type[DatasetInfo]]] = {
     "classification": (ClassifyConfig, ClassificationInfo),
     "segmentation": (SegmentConfig, SegmentationInfo),
     "generation": (GenerateConfig, GenerationInfo),
+    "reconstruction": (ReconstructConfig, DatasetInfo),
+}
+# The command that trains each.
+COMMANDS = {
+    "classification": "classify",
+    "segmentation": "segment",
+    "generation": "generate",
+    "reconstruction": "reconstruct",
 }
 
 
 class SavedRun(NamedTuple):
     workdir: pathlib.Path
     task: str  # a key of TASKS
-    config: Any  # a ClassifyConfig, SegmentConfig or GenerateConfig
+    config: Any  # that task's config
     info: Any  # that task's DatasetInfo
     steps: int
     eval_split: str | None  # What it was evaluated on; None for imported weights.

@@ -8,7 +8,7 @@ import jax
 import models
 from experiments.cli import options
 from experiments.cli.app import UsageError
-from experiments.setup import classification, generation, saved_run, segmentation
+from experiments.setup import classification, generation, reconstruction, saved_run, segmentation
 from experiments.setup.experiment import Experiment, selects
 from experiments.setup.saved_run import SavedRun
 from train import checkpoint
@@ -30,6 +30,8 @@ def experiment_from_run(run: SavedRun, *, scorer: Any = None) -> Experiment:
         return segmentation.create_experiment(run.config, run.info, **settings)
     if run.task == "generation":
         return generation.create_experiment(run.config, run.info, **settings, scorer=scorer)
+    if run.task == "reconstruction":
+        return reconstruction.create_experiment(run.config, run.info, devices=1, steps=run.steps)
     return classification.create_experiment(run.config, run.info, **settings)
 
 

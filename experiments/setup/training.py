@@ -1,4 +1,4 @@
-"""What classify, segment and generate share: devices, workdir, checks, the state that a run starts from, batches."""
+"""What the commands that train share: devices, workdir, checks, the state that a run starts from, batches."""
 
 import atexit
 import contextlib
@@ -101,7 +101,7 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     given = () if config.drops == type(config).drops else config.drops  # Those of the default may come too late.
     late = [drop for drop in given if round(steps * drop) >= steps]
     require(not late, f"--drops={options.given(late)} has no effect: after that share of {steps} steps there are none")
-    require(config.sync_bn or device_count > 1, "--nosync_bn has no effect on one device")
+    require(getattr(config, "sync_bn", True) or device_count > 1, "--nosync_bn has no effect on one device")
     return steps
 
 

@@ -14,11 +14,13 @@ import optax
 from jax import lax
 
 from models.layers import global_rows, row_keys
+from train.precision import at_least_float32, cast_floating
 from train.state import State
 from train.task import Task
 from train.tasks import gradient_descent
 
 EVAL_SEED = 0  # Of an evaluation's noise, the same in every run.
+MOST_PSNR = 100.0  # Of an image without error, which would otherwise make the mean over images infinite.
 
 
 def pixels(images):
@@ -45,14 +47,15 @@ def mean_squared_error(output, images):
 
 
 def psnr(error):
-    """The peak signal-to-noise ratio in dB of a mean squared error of pixels in 0 .. 1."""
-    return -10 * jnp.log10(error)
+    """The peak signal-to-noise ratio in dB of a mean squared error of pixels in 0 .. 1, at most MOST_PSNR."""
+    return -10 * jnp.log10(jnp.maximum(error, 10 ** (-MOST_PSNR / 10)))
 
 
 def masked(images, keys, *, rate: float):
-    """Images in which each pixel is 0 with probability `rate`: the noise of Vincent et al. 2008, there for a fixed
-    number of pixels."""
-    keep = _drawn(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), keys, images.shape[1:])
+    """Images in which each pixel, all its channels, is 0 with probability `rate`: the noise of Vincent et al. 2008,
+    there for a fixed number of pixels."""
+    shape = (*images.shape[1:-1], 1)
+    keep = _drawn(lambda key, size: jax.random.bernoulli(key, 1 - rate, size), keys, shape)
     return jnp.where(keep, images, jnp.zeros_like(images))
 
 
@@ -139,28 +142,36 @@ def log_weights(apply, binary, key, *, samples: int):
     return lax.map(one, jnp.arange(samples))
 
 
-def _apply(params, model):
-    return functools.partial(model.apply, {"params": params})
+def _apply(params, model, dtype):
+    """What a loss calls: the network computing in `dtype`, its outputs in float32."""
+    variables = {"params": cast_floating(params, dtype)}
+
+    def apply(*inputs, method=None):
+        outputs = model.apply(variables, *cast_floating(inputs, dtype), method=method)
+        return outputs if dtype is None else jax.tree.map(at_least_float32, outputs)
+
+    return apply
 
 
-def autodiff(params, batch_stats, batch, key, *, model, loss, axis):
-    """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch."""
+def autodiff(params, batch_stats, batch, key, *, model, loss, axis, dtype=None):
+    """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch. The
+    network computes in `dtype`, its loss in float32; gradients have the parameters' own."""
     images = pixels(batch["image"])
     keys = row_keys(key, global_rows(len(images), axis))
     examples = len(images) * (lax.axis_size(axis) if axis else 1)
 
     def mean_loss(params):
-        loss_B, _ = loss(_apply(params, model), images, keys)
+        loss_B, _ = loss(_apply(params, model, dtype), images, keys)
         sums = {"loss": loss_B.sum(), "count": jnp.ones_like(loss_B).sum()}
         return loss_B.sum() / examples, (batch_stats, sums)
 
     return jax.value_and_grad(mean_loss, has_aux=True)(params)
 
 
-def eval_step(state: State, batch, *, model, loss, axis=None):
+def eval_step(state: State, batch, *, model, loss, axis=None, dtype=None):
     """Sums of the loss and its terms over the examples whose mask is 1; the noise of an example depends on its row."""
     keys = row_keys(jax.random.key(EVAL_SEED), batch["row"])
-    loss_B, terms = loss(_apply(state.params, model), pixels(batch["image"]), keys)
+    loss_B, terms = loss(_apply(state.params, model, dtype), pixels(batch["image"]), keys)
     values = {"loss": loss_B, "count": jnp.ones_like(loss_B)} | terms
     sums = {name: (value * batch["mask"]).sum() for name, value in values.items()}
     return lax.psum(sums, axis) if axis else sums
@@ -173,16 +184,16 @@ def compute_metrics(sums) -> dict[str, float]:
     }
 
 
-def create(*, model, optimizer, image_shape, loss, terms: tuple[str, ...] = (), axis=None) -> Task:
+def create(*, model, optimizer, image_shape, loss, terms: tuple[str, ...] = (), axis=None, dtype=None) -> Task:
     """The task for a network without batch norm and a loss with these terms."""
-    grad_fn = functools.partial(autodiff, model=model, loss=loss, axis=axis)
+    grad_fn = functools.partial(autodiff, model=model, loss=loss, axis=axis, dtype=dtype)
     return Task(
         name="reconstruction",
         init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
         train_step=functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis),
-        eval_step=functools.partial(eval_step, model=model, loss=loss, axis=axis),
+        eval_step=functools.partial(eval_step, model=model, loss=loss, axis=axis, dtype=dtype),
         compute_metrics=compute_metrics,
-        predict_step=lambda state, batch: _apply(state.params, model)(pixels(batch["image"])),
+        predict_step=lambda state, batch: _apply(state.params, model, dtype)(pixels(batch["image"])),
         metrics=("loss", *terms),
         train_metrics=("loss",),
         best=("loss", "min"),

@@ -10,7 +10,8 @@ from experiments.lecture.topic import mean_and_std
 from experiments.lecture.zoo import pixels
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
-from models.autoencoder import Autoencoder, SparseAutoencoder
+from experiments.reporting.figures_rows import Row, image_rows
+from models.autoencoder import Autoencoder, DenoisingAutoencoder, SparseAutoencoder
 from models.layers import row_keys
 from train.tasks import reconstruction
 
@@ -78,12 +79,12 @@ def report_autoencoder(results: list[dict]) -> Findings:
     )
     title = f"{code} numbers per digit: error {error:.4f}, PCA's {linear:.4f}"
     rows = [
-        pixels.Row("test digits", first["digits"]),
-        pixels.Row(f"autoencoder, code of {code} units", first["images"]),
-        pixels.Row(f"PCA, {code} components", first["pca"]["images"]),
+        Row("test digits", first["digits"]),
+        Row(f"autoencoder, code of {code} units", first["images"]),
+        Row(f"PCA, {code} components", first["pca"]["images"]),
     ]
     caption = "Test digits, and what the autoencoder and PCA rebuild from equally many numbers; seed 0"
-    return Findings(text, numbers, baseline, pixels.figure(title, rows), caption, f"PCA, {code} components")
+    return Findings(text, numbers, baseline, image_rows(title, rows), caption, f"PCA, {code} components")
 
 
 # --- Denoising autoencoder
@@ -124,7 +125,7 @@ def run_denoising(seed: int, *, steps: int = 1500, code: int = UNITS, rate: floa
         "plain": reconstruction.squared_loss,
     }
     for name, loss in losses.items():
-        task = _task(Autoencoder(code=code, hidden=()), loss, steps)
+        task = _task(DenoisingAutoencoder(code=code), loss, steps)
         state = pixels.fit(task, digits.train, digits.train_labels, steps=steps, seed=seed)
         output = _outputs(task, state, masked).reshape(clean.shape)
         filters = np.asarray(state.params["encoder_0"]["kernel"]).T.reshape(-1, 28, 28)
@@ -156,16 +157,16 @@ def report_denoising(results: list[dict]) -> Findings:
         f"are {smoother} than without noise: adjacent weights correlate by {smooth:.2f} against {rough:.2f}."
     )
     rows = [
-        pixels.Row("test digits", first["digits"]),
-        pixels.Row(f"{share} of the pixels masked", first["noisy_images"]),
-        pixels.Row("denoising autoencoder", first["denoising"]["images"]),
-        pixels.Row("best linear map", first["linear"]["images"]),
-        pixels.Row("the same network, trained without noise", first["plain"]["images"]),
-        pixels.Row("the strongest filters, trained with noise", first["denoising"]["filters"], signed=True),
-        pixels.Row("the strongest filters, trained without noise", first["plain"]["filters"], signed=True),
+        Row("test digits", first["digits"]),
+        Row(f"{share} of the pixels masked", first["noisy_images"]),
+        Row("denoising autoencoder", first["denoising"]["images"]),
+        Row("best linear map", first["linear"]["images"]),
+        Row("the same network, trained without noise", first["plain"]["images"]),
+        Row("the strongest filters, trained with noise", first["denoising"]["filters"], signed=True),
+        Row("the strongest filters, trained without noise", first["plain"]["filters"], signed=True),
     ]
     caption = "Test digits with masked pixels and their reconstructions; weights of the encoder, each on its own scale"
-    figure = pixels.figure(f"Denoising: {gain:+.1f} dB; best linear map: {gain + linear - own:+.1f} dB", rows)
+    figure = image_rows(f"Denoising: {gain:+.1f} dB; best linear map: {gain + linear - own:+.1f} dB", rows)
     return Findings(text, numbers, baseline, figure, caption, "best linear map")
 
 
@@ -210,15 +211,15 @@ def report_sparse(results: list[dict]) -> Findings:
         f"components as units are active."
     )
     rows = [
-        pixels.Row("test digits", first["digits"]),
-        pixels.Row(f"sparse autoencoder, {active:.1f} % of the units active", first["sparse"]["images"]),
-        pixels.Row(f"PCA, {first['pca']['components']} components", first["pca"]["images"]),
-        pixels.Row("parts of the units that are active most often", first["sparse"]["parts"], signed=True),
-        pixels.Row("the same without penalty", first["plain"]["parts"][:SHOWN], signed=True),
+        Row("test digits", first["digits"]),
+        Row(f"sparse autoencoder, {active:.1f} % of the units active", first["sparse"]["images"]),
+        Row(f"PCA, {first['pca']['components']} components", first["pca"]["images"]),
+        Row("parts of the units that are active most often", first["sparse"]["parts"], signed=True),
+        Row("the same without penalty", first["plain"]["parts"][:SHOWN], signed=True),
     ]
     caption = "Reconstructions of test digits; what a unit adds to the image (red: light, blue: dark)"
     title = f"{active:.1f} % of the units are active with a penalty, {without:.0f} % without"
-    return Findings(text, numbers, baseline, pixels.figure(title, rows), caption, "without penalty")
+    return Findings(text, numbers, baseline, image_rows(title, rows), caption, "without penalty")
 
 
 _CODE = "<mi>c</mi><mo>(</mo><mi>x</mi><mo>)</mo>"
@@ -246,6 +247,7 @@ CARDS = (
         "decomposition”; Hinton & Salakhutdinov, 2006, “Reducing the dimensionality of data with neural networks”",
         run=run_autoencoder,
         report=report_autoencoder,
+        command="python -m experiments.reconstruct --model=autoencoder --workdir=NEW",
     ),
     Card(
         name="denoising",
@@ -260,6 +262,7 @@ CARDS = (
         "denoising autoencoders”",
         run=run_denoising,
         report=report_denoising,
+        command="python -m experiments.reconstruct --model=denoising --workdir=NEW",
     ),
     Card(
         name="sparse",
@@ -274,5 +277,6 @@ CARDS = (
         "energy-based model”",
         run=run_sparse,
         report=report_sparse,
+        command="python -m experiments.reconstruct --model=sparse --workdir=NEW",
     ),
 )

@@ -11,6 +11,7 @@ from experiments.lecture.topic import mean_and_std
 from experiments.lecture.zoo import pixels
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
+from experiments.reporting.figures_rows import Row, image_rows
 from models.cnn import CNN
 from models.deconvolutional import UpConvolutions
 from train.tasks import reconstruction
@@ -99,13 +100,13 @@ def report(results: list[dict]) -> Findings:
         f"the ten logits; the PSNR {'falls from layer to layer' if falls else 'does not fall at every layer'}. The "
         f"mean digit of the predicted class has {class_mean:.1f} dB, so here the logits {keeps}."
     )
-    rows = [pixels.Row("test digits", first["digits"])]
+    rows = [Row("test digits", first["digits"])]
     for layer, value in zip(LAYERS, psnr, strict=True):
         label = f"from {layer}, {first['sizes'][layer]:,} numbers: {value:.1f} dB"
-        rows.append(pixels.Row(label, first["images"][layer]))
-    rows.append(pixels.Row(f"mean digit of the predicted class: {class_mean:.1f} dB", first["class_mean_images"]))
+        rows.append(Row(label, first["images"][layer]))
+    rows.append(Row(f"mean digit of the predicted class: {class_mean:.1f} dB", first["class_mean_images"]))
     caption = "Test digits and what up-convolutional networks rebuild from a classifier's layers; images of seed 0"
-    figure = pixels.figure(f"From {psnr[0]:.0f} dB after one layer to {psnr[-1]:.0f} dB from the logits", rows)
+    figure = image_rows(f"From {psnr[0]:.0f} dB after one layer to {psnr[-1]:.0f} dB from the logits", rows)
     return Findings(text, numbers, baseline, figure, caption, "mean digit of the class")
 
 

@@ -11,6 +11,7 @@ from experiments.lecture.zoo import pixels
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.reporting import figures
+from experiments.reporting.figures_rows import Row, image_rows
 from models.inverse_graphics import InverseGraphics
 from train.tasks import inverse_graphics, reconstruction
 
@@ -115,12 +116,10 @@ def report(results: list[dict]) -> Findings:
     rows = []
     for digit in range(DRAWN):
         part = slice(digit * count, (digit + 1) * count)
-        rows.append(
-            pixels.Row("a test digit, rotated" if digit == 0 else "another one", first["clamped"]["rotated"][part])
-        )
-        rows += [pixels.Row(label, first[name]["images"][part]) for name, label in names.items()]
+        rows.append(Row("a test digit, rotated" if digit == 0 else "another one", first["clamped"]["rotated"][part]))
+        rows += [Row(label, first[name]["images"][part]) for name, label in names.items()]
     title = f"{own:.0f} % of the response to rotation in one latent variable, {other:.0f} % without clamping"
-    figure = pixels.figure(title, rows, columns=count, below=2.0)
+    figure = image_rows(title, rows, columns=count, below=2.0)
     draw_responses(figure, {name: np.sort([r[name]["share"] for r in results], 1)[:, ::-1].mean(0) for name in names})
     caption = "Digits decoded while one latent variable moves; below, the latent variables' shares of the response"
     return Findings(text, numbers, baseline, figure, caption, "without clamping")

@@ -1,20 +1,14 @@
-"""What the zoo's networks that make images share: digits, training, images in results, rows of images as a figure."""
+"""What the zoo's networks that make images share: digits, training, images in results."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
 import data
-from experiments.reporting import figures
 from experiments.setup import small_training
 from train.tasks import reconstruction
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BATCH_SIZE = 100
 SHAPE = (28, 28, 1)
@@ -78,42 +72,3 @@ def as_lists(images: ArrayLike, *, signed: bool = False) -> list:
         largest = np.abs(pixels).max((1, 2), keepdims=True)
         return np.round(127 * pixels / np.where(largest > 0, largest, 1)).astype(int).tolist()
     return np.round(255 * np.clip(pixels, 0, 1)).astype(int).tolist()
-
-
-class Row(NamedTuple):
-    """Images [N, 28, 28] of a figure, as `as_lists` gives them, under their label; more than fit a line are wrapped."""
-
-    label: str
-    images: Any
-    signed: bool = False
-
-
-def figure(title: str, rows: Sequence[Row], *, columns: int = 10, below: float = 0.0) -> "Figure":
-    """Rows of images under a title, above `below` empty inches. Signed images are blue below zero, white at zero and
-    red above it."""
-    margin, gap, line = 0.1, 0.04, 0.2  # Inches.
-    cell = (figures.WIDTH - 2 * margin + gap) / columns - gap
-    heading = figures.wrapped(title, 52)
-    top = margin + 0.24 * (heading.count("\n") + 1) + 0.06
-    starts = []
-    for row in rows:
-        starts.append(top)
-        top += line + (cell + gap) * -(-len(row.images) // columns) + 0.08
-    top += below
-    style = {**figures.STYLE, "axes.grid": False, "figure.constrained_layout.use": False}
-    with matplotlib.rc_context(style):
-        drawn = figures.new_figure(figures.WIDTH, top)
-        axes = drawn.add_axes((0, 0, 1, 1))  # In inches, y downwards.
-        axes.set_axis_off()
-        axes.text(margin, margin, heading, fontsize=12, fontweight="bold", va="top")
-        for row, start in zip(rows, starts, strict=True):
-            axes.text(margin, start, row.label, fontsize=10, va="top")
-            for index, image in enumerate(row.images):
-                left = margin + index % columns * (cell + gap)
-                upper = start + line + index // columns * (cell + gap)
-                colours, low, high = ("RdBu_r", -127, 127) if row.signed else ("gray", 0, 255)
-                box = (left, left + cell, upper + cell, upper)
-                axes.imshow(image, colours, vmin=low, vmax=high, extent=box, aspect="auto", interpolation="nearest")
-        axes.set_xlim(0, figures.WIDTH)
-        axes.set_ylim(top, 0)
-    return drawn

@@ -10,6 +10,8 @@ from experiments.lecture.topic import mean_and_std
 from experiments.lecture.zoo import pixels
 from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
+from experiments.reporting.figures_rows import Row, image_rows
+from experiments.reporting.reconstruction_report import manifold
 from models.autoencoder import VariationalAutoencoder
 from models.layers import row_keys
 from train.tasks import reconstruction
@@ -48,7 +50,7 @@ def mixture_likelihood(train: np.ndarray, test: np.ndarray, *, clusters: int, st
 
 def _trained(digits: pixels.Digits, *, latent: int, hidden: int, steps: int, seed: int):
     """(what runs the network, its metrics on the test digits)."""
-    model = VariationalAutoencoder(latent=latent, hidden=(hidden,))
+    model = VariationalAutoencoder(code=latent, hidden=(hidden,))
     task = reconstruction.create(
         model=model,
         optimizer=pixels.annealed_adam(3e-3, steps),
@@ -58,15 +60,6 @@ def _trained(digits: pixels.Digits, *, latent: int, hidden: int, steps: int, see
     )
     state = pixels.fit(task, digits.train, digits.train_labels, steps=steps, seed=seed)
     return functools.partial(model.apply, {"params": state.params}), pixels.evaluated(task, state, digits.test)
-
-
-def manifold(side: int) -> np.ndarray:
-    """Latent vectors [side * side, 2] at equally spaced quantiles of N(0, 1), the first from left to right and the
-    second from bottom to top (Kingma & Welling 2013, appendix A)."""
-    from scipy.special import ndtri
-
-    places = ndtri((np.arange(side) + 0.5) / side)
-    return np.array([(x, y) for y in places[::-1] for x in places], np.float32)
 
 
 def run_variational(
@@ -112,11 +105,11 @@ def report_variational(results: list[dict]) -> Findings:
         f"{baseline['log_p_of_independent_pixels']['mean']:.1f}."
     )
     rows = [
-        pixels.Row("two latent variables, each from left to right or bottom to top", first["manifold"]),
-        pixels.Row(f"samples with {LATENT} latent variables", first["samples"]),
+        Row("two latent variables, each from left to right or bottom to top", first["manifold"]),
+        Row(f"samples with {LATENT} latent variables", first["samples"]),
     ]
     caption = "The decoder's pixel probabilities for a grid of two latent variables, and for random ones; seed 0"
-    figure = pixels.figure(f"Test ELBO: {own:.1f} nats, mixture: {mixture:.1f}", rows, columns=SIDE)
+    figure = image_rows(f"Test ELBO: {own:.1f} nats, mixture: {mixture:.1f}", rows, columns=SIDE)
     return Findings(text, numbers, baseline, figure, caption, "mixture of Bernoullis, log p(x)")
 
 
@@ -139,5 +132,6 @@ CARDS = (
         reference="Kingma & Welling, 2013, “Auto-encoding variational Bayes”",
         run=run_variational,
         report=report_variational,
+        command="python -m experiments.reconstruct --model=variational --workdir=NEW",
     ),
 )

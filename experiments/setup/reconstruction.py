@@ -1,0 +1,98 @@
+"""From reconstruct's config to a data set, a network and a task."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+import data
+import models
+from data import generated, image_files
+from data.dataset import Dataset, hold_out, pixel_statistics
+from experiments.cli.config import ReconstructConfig
+from experiments.setup import classification, evaluation_data
+from experiments.setup.experiment import DatasetInfo, Experiment, network_dtype, schedule_and_optimizer, train_split
+from experiments.setup.saved_run import SavedRun
+from train.parallel.devices import axis_of
+from train.tasks import reconstruction
+
+
+def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | None = None) -> Dataset:
+    """The data set, in memory; image files are resized to `shape` if given. Raises DataError for larger images, or
+    images of several sizes."""
+    if config.dry_run_data:
+        dataset = generated.load(None, other="test" if config.val_fraction else "val")
+        return hold_out(dataset, config.val_fraction)
+    needed = f"reconstruct takes images of one size, of up to {image_files.LARGEST} pixels a side"
+    try:
+        dataset = data.load(config.dataset, config.data_dir, skip_corrupt=config.skip_corrupt, shape=shape)
+    except data.SizesDiffer as error:
+        raise data.DataError(f"{str(error).partition(';')[0]}; {needed}") from None
+    if not all(isinstance(images, np.ndarray) for images, _ in dataset.splits.values()):
+        raise data.DataError(f"--dataset={config.dataset} has larger images; {needed}")
+    return hold_out(dataset, config.val_fraction)
+
+
+def dataset_info(dataset: Dataset) -> DatasetInfo:
+    """The facts of a data set, from its training split."""
+    images, _ = train_split(dataset)
+    return DatasetInfo(tuple(images.shape[1:]), *pixel_statistics(images), dataset.class_names)
+
+
+def noise(config: ReconstructConfig) -> Callable | None:
+    """What the network sees in place of images, as a function of uint8 images [B, H, W, C] and keys [B] that gives such
+    images; None where it sees the images themselves."""
+    if config.model not in ("denoising", "variational"):
+        return None
+
+    def seen(images, keys):
+        images = reconstruction.pixels(images)
+        if config.model == "denoising":
+            found = reconstruction.masked(images, keys, rate=config.noise)
+        else:
+            found = reconstruction.binarized(images, keys)
+        return jnp.round(255 * found).astype(jnp.uint8)
+
+    return seen
+
+
+def loss_and_terms(config: ReconstructConfig) -> tuple[Callable, tuple[str, ...]]:
+    """The loss of a network, and its terms."""
+    if config.model == "variational":
+        return reconstruction.variational_loss, ("reconstruction", "kl")
+    if config.model == "sparse":
+        loss = functools.partial(reconstruction.sparse_loss, penalty=config.penalty)
+        return loss, ("squared_error", "psnr", "active")
+    if config.model == "denoising":
+        return functools.partial(reconstruction.denoising_loss, rate=config.noise), ("squared_error", "psnr")
+    return reconstruction.squared_loss, ("squared_error", "psnr")
+
+
+def create_experiment(config: ReconstructConfig, info: DatasetInfo, *, devices: int, steps: int) -> Experiment:
+    """The network and its task, for a run on `devices`."""
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
+    given = classification.given_options(config)
+    model = models.create(config.model, len(info.class_names), shape=info.image_shape, **given)
+    loss, terms = loss_and_terms(config)
+    task = reconstruction.create(
+        model=model,
+        optimizer=optimizer,
+        image_shape=info.image_shape,
+        loss=loss,
+        terms=terms,
+        axis=axis_of(devices),
+        dtype=network_dtype(config),
+    )
+    return Experiment(info, info.image_shape, model, task, learning_rate)
+
+
+def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> tuple[SavedRun, Dataset]:
+    """(the run with its config changed to evaluate it on the data given, these data); None is the run's own. Classes
+    may be others."""
+    config = evaluation_data.on_data(run.config, dataset=dataset, data_dir=data_dir)
+    own = (config.dataset, config.data_dir) == (run.config.dataset, run.config.data_dir)
+    found = load_dataset(config, shape=None if own else run.info.image_shape)
+    info = dataclasses.replace(run.info, class_names=found.class_names)
+    return run._replace(config=config, info=info), found
