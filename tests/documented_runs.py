@@ -40,6 +40,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "segment --workdir=W": Run(TINY, cold=True),
     "segment --flagfile=experiments/recipes/segnet_basic.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
     "generate --workdir=W": Run("--dry_run", cold=True),
+    "reconstruct --workdir=W": Run("--steps=2", cold=True),
     "prepare --dataset=cifar10 [--source=ARCHIVE]": Run("--data_dir=W", {"ARCHIVE": "cifar10_archive"}),
     "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=D": Run(
         where={"ILSVRC2012_img_train.tar": "picture_archive", "D": "new"}, slow=False
@@ -170,6 +171,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}, slow=False
     ),
     "segment --workdir=W --steps=1000": Run(TINY),
+    "reconstruct --workdir=W --model=variational": Run(TINY),
     "lecture.softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
     'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500': Run(
         "--steps=2", {"0.1,0.01": "0.1", "seed=0..4": "seed=0"}, cold=True

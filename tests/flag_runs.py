@@ -34,6 +34,7 @@ from experiments import (
     import_weights,
     predict,
     prepare,
+    reconstruct,
     reproduce,
     segment,
     summary,
@@ -42,7 +43,7 @@ from experiments import (
 from experiments.cli import config as configs
 from experiments.cli import options, subprocesses, validation
 from experiments.lecture import __main__ as lecture
-from experiments.setup import classification, generation, segmentation, stored_network, training
+from experiments.setup import classification, generation, reconstruction, segmentation, stored_network, training
 from experiments.setup.experiment import eval_split
 from train import leaves, loop, workdir
 from train.parallel import data_parallel
@@ -52,6 +53,7 @@ COMMANDS = {
     "classify": configs.ClassifyConfig,
     "segment": configs.SegmentConfig,
     "generate": configs.GenerateConfig,
+    "reconstruct": configs.ReconstructConfig,
     "evaluate": evaluate.EvaluateConfig,
     "predict": predict.PredictConfig,
     "sample": predict.PredictConfig,
@@ -68,6 +70,7 @@ BASES = {
     "segment": {"workdir": "W", "dataset": "camvid", "dry_run": True, "dry_run_data": True, "image_size": "16x20"}
     | {"batch_size": 2, "steps": 2},
     "generate": {"workdir": "W", "batch_size": 2, "steps": 2},
+    "reconstruct": {"workdir": "W", "batch_size": 2, "steps": 2, "code": 2, "hidden": (4,)},
     "evaluate": {"workdir": "RUN"},
     "predict": {"workdir": "RUN"},
     "sample": {"workdir": "GENERATOR", "samples": 2, "out": "W"},
@@ -79,16 +82,23 @@ BASES = {
     "sweep": {"workdir": "W", "grid": "seed=0..1", "print_commands": True},
     "lecture": {"workdir": "W"},
 }
-SETUP = {"classify": classification, "segment": segmentation, "generate": generation}
+SETUP = {
+    "classify": classification,
+    "segment": segmentation,
+    "generate": generation,
+    "reconstruct": reconstruction,
+}
 CHECKS = {
     "classify": validation.check_classify,
     "segment": validation.check_training,
     "generate": validation.check_generate,
+    "reconstruct": validation.check_reconstruct,
 }
 MAINS = {
     **{"classify": classify.main, "segment": segment.main, "generate": generate.main, "evaluate": evaluate.main},
     **{"filters": filters.main, "prepare": prepare.main, "import_weights": import_weights.main},
     **{"summary": summary.main, "lecture": lecture.main, "reproduce": reproduce.main},
+    "reconstruct": reconstruct.main,
 }
 
 
@@ -215,7 +225,7 @@ def digest(*parts) -> str:
 
 
 class Started:
-    """classify, segment or generate up to its first step; each property is one thing that a flag may alter."""
+    """A command that trains, up to its first step; each property is one thing that a flag may alter."""
 
     def __init__(self, command, config):
         self.config, module = config, SETUP[command]
@@ -225,7 +235,7 @@ class Started:
             training.start_devices(config, None)
         self.dataset = module.load_dataset(config)
         self.split, self.devices = eval_split(self.dataset, config.eval_split), config.devices or 1
-        self.info = module.dataset_info(*(() if command == "generate" else (config,)), self.dataset)
+        self.info = module.dataset_info(*((config,) if command in ("classify", "segment") else ()), self.dataset)
         self.steps = training.total_steps(config, self.dataset, self.devices)
         stored_network.init_from_parts(config)
         self.experiment = module.create_experiment(config, self.info, devices=self.devices, steps=self.steps)

@@ -14,8 +14,8 @@ from jax._src import xla_bridge
 
 from data import mnist5k
 from experiments.cli import validation  # noqa: F401
-from experiments.reporting import classification_report, figures, report, run_record  # noqa: F401
-from experiments.setup import classification, generation, prediction, segmentation, training  # noqa: F401
+from experiments.reporting import classification_report, figures, reconstruction_report, report, run_record  # noqa: F401
+from experiments.setup import classification, generation, prediction, reconstruction, segmentation, training  # noqa: F401
 from train import checkpoint, loop  # noqa: F401
 
 assert not xla_bridge._backends, "an import has started a backend: commands could not choose their devices any more"

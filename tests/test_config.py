@@ -15,7 +15,7 @@ import models
 from data.dataset import Dataset
 from experiments.cli import options, validation
 from experiments.cli.app import UsageError
-from experiments.cli.config import ClassifyConfig, GenerateConfig, SegmentConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, ReconstructConfig, SegmentConfig
 from experiments.cli.options import option
 from experiments.evaluate import EvaluateConfig
 from experiments.filters import FiltersConfig
@@ -29,7 +29,7 @@ from experiments.setup.experiment import ClassificationInfo, GenerationInfo, Seg
 from experiments.summary import SummaryConfig
 from experiments.sweep import SweepConfig
 
-CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig)
+CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig, ReconstructConfig)
 
 
 def parsed(config_class, *arguments):

@@ -72,7 +72,7 @@ def places(tmp_path_factory):
 def test_a_flag_alters_what_the_table_says(command, flag, places, capsys, monkeypatch, request, tmp_path):
     row = TABLES[command][flag]
     kind, base = row.alters, BASES[command] | row.beside
-    if kind == SHARED:  # One text in the three commands: what it does is checked of classify.
+    if kind == SHARED:  # One text in the commands that train: what it does is checked of classify.
         source = inspect.getsource(MAINS[command])
         assert row.value in source and row.value in inspect.getsource(classify.main)
         return

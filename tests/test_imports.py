@@ -18,7 +18,9 @@ def slow_modules(code: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])} & (FOR_STEPS | LATER)
 
 
-@pytest.mark.parametrize("command", ["classify", "segment", "generate", "evaluate", "predict", "summary"])
+@pytest.mark.parametrize(
+    "command", ["classify", "segment", "generate", "reconstruct", "evaluate", "predict", "summary"]
+)
 def test_help_imports_nothing_slow(command):
     run = f"runpy.run_module('experiments.{command}', run_name='__main__')"
     code = f"import runpy\nsys.argv = ['{command}', '--help']\ntry:\n    {run}\nexcept SystemExit:\n    pass"

@@ -247,6 +247,7 @@ def test_every_models_specs_are_in_the_registry_and_no_name_is_used_twice():
         ("segnet_small", (64, 64, 1), 11, "segmentation"),
         ("segnet", (360, 480, 3), 11, "segmentation"),
         ("dcgan", (64, 64, 3), 10, "generation"),
+        ("variational", (28, 28, 1), 10, "reconstruction"),
     ],
 )
 def test_what_a_model_is_for(name, image_shape, num_classes, task):

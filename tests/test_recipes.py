@@ -1,11 +1,14 @@
 """Every flagfile is read and checked, and one of each form traced at full size; nothing is allocated."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from commands import ROOT
 
+import models
 from data import stream
 from data.dataset import Dataset
 from experiments.cli import options, validation
@@ -15,7 +18,8 @@ from experiments.setup.experiment import ClassificationInfo
 from train.state import parameter_count
 
 FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
-RECIPES = [path for path in FOUND if "--dataset=camvid" not in path.read_text()]  # Those of classify.
+TASKS = {path: models.spec(re.findall(r"--model=(\w+)", path.read_text())[0]).task for path in FOUND}
+RECIPES = [path for path, task in TASKS.items() if task == "classification"]
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain20": 269_722, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
 # (share of the run, learning rate) as the sources have them: the author's files divide by 250^(1/3) three times, from

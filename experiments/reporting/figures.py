@@ -95,7 +95,10 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 14.0
 
 def titled(quantity: str) -> str:
     """A metric's name as a title."""
-    return quantity.replace("_", " ").capitalize().replace("iou", "IoU").replace("f1", "F1").replace("Psnr", "PSNR")
+    title = quantity.replace("_", " ").capitalize()
+    for word, shown in (("iou", "IoU"), ("f1", "F1"), ("Psnr", "PSNR"), ("Kl", "KL")):
+        title = title.replace(word, shown)
+    return title
 
 
 def confusion_matrix(
