@@ -18,7 +18,7 @@ from experiments.setup.experiment import ClassificationInfo
 from train.state import parameter_count
 
 FOUND = sorted((ROOT / "experiments" / "recipes").glob("*.flags"))
-TASKS = {path: models.spec(re.findall(r"--model=(\w+)", path.read_text())[0]).task for path in FOUND}
+TASKS = {path: models.spec(re.findall(r"^--model=(\w+)", path.read_text(), re.MULTILINE)[0]).task for path in FOUND}
 RECIPES = [path for path, task in TASKS.items() if task == "classification"]
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain20": 269_722, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
