@@ -32,7 +32,6 @@ def main(config: PredictConfig, files: list[str]) -> int:
     run = saved_run.read(config.workdir)
     if run.task == "generation":
         return write_samples(config, run, files)
-    require(run.task != "reconstruction", f"--workdir={config.workdir} holds a run of reconstruct: see its report.html")
     for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
         require(value is None, f"--{name}={value} is supported for runs of generate")
     require(bool(files), "no image given: predict --workdir=W FILE ...")
@@ -59,7 +58,8 @@ def main(config: PredictConfig, files: list[str]) -> int:
     if failed > NAMED:
         say(f"error: {failed - NAMED:,} more of the {len(files):,} files can't be read")
     if readable:
-        (write_labels if labels else write_masks)(config, run, readable, np.stack(images))
+        write = {"segmentation": write_masks, "reconstruction": write_images}.get(run.task, write_labels)
+        write(config, run, readable, np.stack(images))
     return 1 if failed else 0
 
 
@@ -112,16 +112,35 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
             writer.writerow([file, run.info.class_names[i], f"{row[i]:.6f}"])
 
 
+def folder_of(run, files: list[str]) -> pathlib.Path:
+    """Where image files are written; UsageError for one of the `files` that lies there."""
+    folder = run.workdir / "predictions"
+    for file in files:
+        inside = pathlib.Path(file).resolve().parent == folder.resolve()
+        require(not inside, f"{file} lies where images are written, {folder}; copy it to another folder")
+    return folder
+
+
+def write_images(config: PredictConfig, run, files: list[str], images) -> None:
+    """PNG files of reconstructions, in the workdir; their names as CSV on standard output."""
+    from experiments.reporting import reconstruction_report
+    from experiments.setup import prediction, stored_network
+
+    folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
+    state = stored_network.restore(experiment, run, config.checkpoint)
+    folder.mkdir(exist_ok=True)
+    made = prediction.reconstructions(experiment.task, state, images)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "reconstruction"])
+    writer.writerows(reconstruction_report.write_images(folder, files, made))
+
+
 def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
     """PNG files of classes and overlays, and a legend, in the workdir; their names as CSV on standard output."""
     from experiments.reporting import segmentation_report
     from experiments.setup import prediction, stored_network
 
-    folder = run.workdir / "predictions"
-    for file in files:
-        inside = pathlib.Path(file).resolve().parent == folder.resolve()
-        require(not inside, f"{file} lies where masks are written, {folder}; copy it to another folder")
-    experiment = stored_network.experiment_from_run(run)
+    folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
     found = prediction.masks(experiment.task, state, images)
     rows = segmentation_report.write_masks(folder, files, found, run.info.class_names)

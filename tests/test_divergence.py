@@ -8,6 +8,9 @@ import pytest
 
 import models
 from data import augment
+from experiments.cli.config import ReconstructConfig
+from experiments.setup import reconstruction
+from experiments.setup.experiment import DatasetInfo
 from models.layers import max_pool, max_pool_with_indices, relu
 from train.metrics import TrainingMetrics, check_finite
 from train.parallel import data_parallel
@@ -33,6 +36,9 @@ OTHERS = (
         "lstm",
         "gru",
         "vit_tiny",
+        "autoencoder",
+        "sparse",
+        "variational",
     ),
     *("vgg11", "vgg11_bn", "alexnet_owt", "resnet18", "plain18", "resnet50", "densenet121"),
 )
@@ -42,6 +48,10 @@ def task_of(name):
     spec, classes = models.spec(name), 2 if name == "logistic" else 4
     size = SIZES.get(name, min(spec.image_shape[0], 32))
     shape = (size, size, spec.image_shape[2])
+    if spec.task == "reconstruction":
+        config = ReconstructConfig(model=name)
+        info = DatasetInfo(shape, (0.0,), (1.0,), tuple("abcd"))
+        return reconstruction.create_experiment(config, info, devices=1, steps=2).task, shape, classes
     model = models.create(name, classes, **SMALL.get(name, {}))
     common = {"model": model, "optimizer": optax.sgd(0.01), "image_shape": shape, "axis": None}
     common |= {"class_names": tuple("abcd"[:classes]), "eval_prepare": lambda images: images / 255.0}
@@ -62,7 +72,7 @@ def test_a_weight_that_is_not_a_number_stops_training(name):
     batch = {"image": images, "label": labels}
     state = jax.jit(task.init)(jax.random.key(0))
     step, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
-    mask = {"mask": np.ones(4, np.float32)}
+    mask = {"mask": np.ones(4, np.float32), "row": np.arange(4)}
 
     def train(state):
         metrics = TrainingMetrics(None)

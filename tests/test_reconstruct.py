@@ -1,5 +1,6 @@
 """reconstruct: wrong flags and images, devices and partial batches, a run that is killed, its report, its recipes."""
 
+import csv
 import functools
 import json
 import math
@@ -17,6 +18,7 @@ from PIL import Image
 
 import data
 from data.dataset import Dataset
+from experiments import load_run
 from experiments.cli import options, validation
 from experiments.cli.config import ReconstructConfig
 from experiments.lecture.zoo import autoencoders, variational
@@ -214,6 +216,28 @@ def test_a_run(model, start, tmp_path):
     (again / "summary.json").unlink()
     done = start("reconstruct", f"--workdir={again}", *run)
     assert "resuming from step 3" in done.stderr and same(whole, result(done))
-    if model == "denoising":
-        same_again = start("reproduce", f"--run={workdir}", f"--workdir={tmp_path / 'new'}")
-        assert result(same_again)["identical"]
+    if model != "denoising":
+        return
+    repeated = start("reproduce", f"--run={workdir}", f"--workdir={tmp_path / 'new'}")
+    assert result(repeated)["identical"]
+    files = [str(root / "test" / name / "0.png") for name in "ab"]
+    rows = list(csv.DictReader(start("predict", f"--workdir={workdir}", *files).stdout.splitlines()))
+    assert [row["file"] for row in rows] == files and len({row["reconstruction"] for row in rows}) == 2
+    made = load_run(str(workdir)).predict(np.stack([np.asarray(Image.open(file)) for file in files]))
+    assert made.shape == (2, 5, 7, 3)
+    for row, image in zip(rows, made, strict=True):
+        np.testing.assert_allclose(np.asarray(Image.open(row["reconstruction"])) / 255, image, atol=0.51 / 255)
+    done = start("predict", f"--workdir={workdir}", rows[0]["reconstruction"])
+    assert done.returncode == 2 and "lies where images are written" in done.stderr
+
+
+@pytest.mark.slow
+def test_other_images_are_scored(start, tmp_path):
+    """Of another size and with other classes, which an autoencoder knows nothing of."""
+    root = pictures(tmp_path / "own", train=(6, (5, 7)), test=(3, (5, 7)))
+    run = [*SHORT, "--dataset=folder", f"--data_dir={root}"]
+    whole = result(start("reconstruct", f"--workdir={tmp_path / 'w'}", *run))
+    other = pictures(tmp_path / "other", test=(2, (9, 12)))
+    (other / "test" / "b").rename(other / "test" / "c")
+    found = result(start("evaluate", f"--workdir={tmp_path / 'w'}", f"--data_dir={other}"))
+    assert (found["examples"], found["fingerprint"]) == (4, whole["fingerprint"]) and found["loss"] != whole["loss"]

@@ -1,10 +1,12 @@
 """What a finished reconstruction's report shows: images and what the network makes of them, what it has learned to see,
 and of a variational autoencoder samples."""
 
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from experiments.cli.config import ReconstructConfig
 from experiments.reporting import figures as draw
@@ -128,6 +130,14 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
         command=command,
         captions=CAPTIONS | {"loss": f"{LOSSES[config.model]}: training, the mean since the row before"},
     )
+
+
+def write_images(place: pathlib.Path, files: list[str], made: np.ndarray) -> list[tuple[str, str]]:
+    """(file, PNG file of its reconstruction) of each image file."""
+    rows = [(file, place / f"{name}.png") for file, name in zip(files, run_page.stems(files), strict=True)]
+    for (_, path), pixels in zip(rows, to_bytes(made), strict=True):
+        run_page.write_png(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    return [(file, str(path)) for file, path in rows]
 
 
 def score_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:

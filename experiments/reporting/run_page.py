@@ -1,6 +1,7 @@
 """The report of a finished run of any task: the curves of metrics.csv, the task's figures and tables, the layers."""
 
 import io
+import itertools
 import pathlib
 
 import numpy as np
@@ -23,6 +24,17 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     png = io.BytesIO()
     image.save(png, "PNG")
     write_atomically(path, png.getvalue())
+
+
+def stems(files: list[str]) -> list[str]:
+    """A name for what is made of each file, its own without the ending; of several files of one name those after the
+    first get a number."""
+    found: dict[str, None] = {}
+    for file in files:
+        stem = pathlib.Path(file).stem
+        others = (f"{stem}_{i}" for i in itertools.count(2))
+        found[next(name for name in itertools.chain([stem], others) if name not in found)] = None
+    return list(found)
 
 
 def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS) -> None:

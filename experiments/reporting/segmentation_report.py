@@ -1,6 +1,5 @@
 """What a finished segmentation's report shows, and the images of masks."""
 
-import itertools
 import pathlib
 
 import numpy as np
@@ -56,14 +55,10 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndar
 def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
     """(file, mask, overlay) of each image file: a palette PNG of its classes and its image with their colours laid
     over it, both of the image's own size, beside legend.png."""
-    colours, rows, taken = palette(class_names), [], set[str]()
-    for file, mask in zip(files, found, strict=True):
+    colours, rows = palette(class_names), []
+    for file, name, mask in zip(files, run_page.stems(files), found, strict=True):
         image = decode.read_image(file, channels=3)
         whole = Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST)
-        stem = pathlib.Path(file).stem
-        others = (f"{stem}_{i}" for i in itertools.count(2))  # Images of one name from several folders.
-        name = next(name for name in itertools.chain([stem], others) if name not in taken)
-        taken.add(name)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
         over = Image.fromarray(overlay(image, np.asarray(whole), colours))
         whole.putpalette(colours[:-1].ravel().tolist())

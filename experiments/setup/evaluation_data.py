@@ -20,7 +20,7 @@ def read_image(file: str, run: SavedRun) -> np.ndarray:
     """The image file as the run's network saw the test images, uint8 [H, W, C]: the middle square of streamed images,
     the whole of others, resized. Raises DataError."""
     height, width, channels = run.info.image_shape
-    if run.task == "segmentation" or in_memory(run):
+    if run.task in ("segmentation", "reconstruction") or in_memory(run):
         return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
     view = stream.view(run.config.image_size, run.config.augment)
     return decode.read_image(file, channels=channels, crop=stream.middle(view))
