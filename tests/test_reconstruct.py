@@ -20,6 +20,7 @@ from data.dataset import Dataset
 from experiments import load_run
 from experiments.cli import options, validation
 from experiments.cli.config import ReconstructConfig
+from experiments.lecture import __main__ as lecture
 from experiments.lecture.zoo import autoencoders, variational
 from experiments.reporting import figures_rows
 from experiments.setup import reconstruction, training
@@ -214,6 +215,9 @@ def test_a_run(model, start, tmp_path):
         return
     repeated = start("reproduce", f"--run={workdir}", f"--workdir={tmp_path / 'new'}")
     assert result(repeated)["identical"]
+    section = lecture.run_section(workdir)
+    assert section.title == "An autoencoder: denoising on folder" and "experiments.reconstruct " in section.command
+    assert len(section.figures) == 1
     files = [str(root / "test" / name / "0.png") for name in "ab"]
     rows = list(csv.DictReader(start("predict", f"--workdir={workdir}", *files).stdout.splitlines()))
     assert [row["file"] for row in rows] == files and len({row["reconstruction"] for row in rows}) == 2

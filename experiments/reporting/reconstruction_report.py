@@ -63,7 +63,7 @@ def reconstructed(config: ReconstructConfig, experiment: Experiment, state, imag
     its reconstructions."""
     places = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(np.int32)
     shown = seen = images[places]
-    rows = [Row(f"{len(places)} of the {len(images):,} {split} images, evenly spaced", shown)]
+    rows = [Row(f"{len(places)} of {len(images):,} {split} images", shown)]
     if random := noise(config):
         seen = np.asarray(jax.jit(random)(shown, row_keys(jax.random.key(reconstruction.EVAL_SEED), places)))
         masked = f"{100 * config.noise:g} % of the pixels masked"
@@ -115,7 +115,7 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
     title, caption, weights = features(config, experiment, state, images)
     shown = reconstructed(config, experiment, state, images, summary["split"])
     figures = (
-        ("reconstructions", "Reconstructions", "images and what comes out of the network", shown),
+        ("reconstructions", "Reconstructions", "images, evenly spaced, and what comes out of the network", shown),
         *(drawn(experiment, state) if config.model == "variational" else ()),
         ("layer1", title, caption, draw.image_grid(weights, title=title, columns=8, signed=True)),
     )
