@@ -1,4 +1,4 @@
-"""Imported before jax: what a user's environment or a launcher may set counts for no test."""
+"""Removes environment variables of users and launchers that affect the tests. Must be imported before jax."""
 
 import os
 

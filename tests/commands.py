@@ -1,7 +1,7 @@
-"""Runs commands of experiments/ as a user starts them, each forked from one process that has imported their libraries.
+"""Runs the commands of experiments/ as a user does, each forked from one process that has imported their libraries.
 
-A fresh interpreter pays two seconds of CPU time for imports; a fork of the preloaded one, which has started no jax
-backend, pays nothing for them. tests/test_documented_commands.py starts every command without this, too.
+Imports take two seconds of CPU time in a fresh interpreter and none in a fork of the preloaded process, which has
+initialized no JAX backend. tests/test_documented_commands.py also starts every command in a fresh interpreter.
 """
 
 import atexit
@@ -25,13 +25,13 @@ import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded"])
-OPTIMISATION = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+OPTIMIZATION = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = pathlib.Path(__file__).parent.parent
-LIMIT = 3600  # Seconds after which a command is taken for hung: a loaded machine is many times slower than an idle one.
+LIMIT = 3600  # Timeout of a command in seconds. A loaded machine is many times slower than an idle one.
 
 
 class Done(NamedTuple):
-    """What a command left, with subprocess.CompletedProcess's names."""
+    """The result of a command, with the field names of subprocess.CompletedProcess."""
 
     returncode: int
     stdout: str
@@ -39,11 +39,11 @@ class Done(NamedTuple):
 
 
 class SignalAt(NamedTuple):
-    """A signal that a command sends to itself when `name` has been called `calls` times: at a defined place of a run,
-    however loaded the machine is."""
+    """A signal that a command sends to itself after `calls` calls of `name`, so that it arrives at the same point of a
+    run regardless of the machine's load."""
 
     number: int
-    name: str  # As "train.workdir:MetricsFile.append".
+    name: str  # For example "train.workdir:MetricsFile.append".
     calls: int
 
 
@@ -63,7 +63,7 @@ def _arm(at):
 
 
 def _run(module, arguments, folder, environment, outputs, file_limit, signal_at):
-    """In the forked process: becomes `python -m MODULE ARGUMENTS`, or `python -c MODULE` for a program's lines."""
+    """In the forked process: runs `python -m MODULE ARGUMENTS`, or `python -c MODULE` if MODULE is source code."""
     assert "preloaded" in sys.modules, "the server could not import tests/preloaded.py"
     for number, path in enumerate(outputs, start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -72,8 +72,8 @@ def _run(module, arguments, folder, environment, outputs, file_limit, signal_at)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    jax.config.update("jax_disable_most_optimizations", OPTIMISATION in environment)
-    # Another worker is writing the entry at this moment: jax compiles the program itself.
+    jax.config.update("jax_disable_most_optimizations", OPTIMIZATION in environment)
+    # Another worker is writing the cache entry at the same time; JAX then compiles the program itself.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -86,19 +86,19 @@ def _run(module, arguments, folder, environment, outputs, file_limit, signal_at)
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        threading._shutdown()  # As an interpreter ends; multiprocessing's processes leave out the second.
+        threading._shutdown()  # As at interpreter exit; multiprocessing's processes skip the second call.
         atexit._run_exitfuncs()
 
 
 class Command:
-    """A running `python -m MODULE ARGUMENTS`; the methods are those of subprocess.Popen."""
+    """A running `python -m MODULE ARGUMENTS`, with the methods of subprocess.Popen."""
 
     def __init__(self, module, *arguments, folder, environment, output, file_limit=None, signal_at=None):
         self.outputs = [output / name for name in ("stdout", "stderr")]
         for path in self.outputs:
             path.touch()
-        read = {name: value for name, value in environment.items() if name.startswith("JAX_") and name != OPTIMISATION}
-        assert read.items() <= os.environ.items(), "jax reads its variables where it is imported, in the server"
+        read = {name: value for name, value in environment.items() if name.startswith("JAX_") and name != OPTIMIZATION}
+        assert read.items() <= os.environ.items(), "JAX reads its environment variables at import, in the fork server"
         given = (module, [*map(str, arguments)], folder, dict(environment), self.outputs, file_limit, signal_at)
         self.process = CONTEXT.Process(target=_run, args=given)
         self.process.start()
@@ -114,11 +114,11 @@ class Command:
         self.process.join()
 
     def wait(self) -> Done:
-        """Waits for the end."""
+        """Waits for the command to finish."""
         self.process.join(LIMIT)
         if self.process.exitcode is None:
             self.kill()
-            raise TimeoutError(f"no end after {LIMIT} s: {self.stderr()}")
+            raise TimeoutError(f"still running after {LIMIT} s: {self.stderr()}")
         return Done(self.process.exitcode, self.stdout(), self.stderr())
 
     def stdout(self) -> str:
@@ -128,13 +128,13 @@ class Command:
         return self.outputs[1].read_text()
 
     def wait_until(self, condition) -> None:
-        """Waits until `condition()`, which must come true before the command ends."""
+        """Waits until `condition()` is true; fails if the command finishes first."""
         deadline = time.monotonic() + LIMIT
         while True:
             ended = self.poll() is not None
             if condition():
                 return
-            assert not ended, f"exit status {self.poll()} too early: {self.stderr()}"
+            assert not ended, f"finished too early with exit status {self.poll()}: {self.stderr()}"
             if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(self.stderr())
@@ -142,7 +142,7 @@ class Command:
 
 
 def start_server(environment) -> None:
-    """Starts the process that commands are forked from, unless it runs."""
+    """Starts the fork server of the commands if it is not running."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - environment.keys():
             patch.delenv(name)

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, rank promotion raises, and the fixtures that start commands."""
+"""Configures JAX for the tests (eight simulated CPU devices, no rank promotion) and defines their fixtures."""
 
 import fcntl
 import itertools
@@ -14,10 +14,10 @@ from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# LLVM's optimisation took half of the suite's time, for programs that run once; the results do not depend on it.
+# LLVM's optimizations took half of the suite's time, for programs that run once. Results do not depend on them.
 jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS(sys.argv[:1], known_only=True)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # In a shell's background, where no child could be stopped.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # A background job, whose subprocesses would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -30,16 +30,16 @@ def mnist5k():
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory):
-    """A folder that all workers of pytest-xdist share."""
+    """A folder shared by all pytest-xdist workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def environment(shared_folder):
-    """The environment variables of commands; their cache folder is new, and shared by the suite."""
+    """The environment variables of commands, with a new cache folder shared by the whole suite."""
     names = os.environ | {"XDG_CACHE_HOME": str(shared_folder / "cache"), "PYTHONPATH": str(commands.ROOT)}
-    names[commands.OPTIMISATION] = "1"
+    names[commands.OPTIMIZATION] = "1"
     names["ZIG_GLOBAL_CACHE_DIR"] = str(shared_folder / "zig")  # The compiler's own libraries, compiled once.
     names |= {"HOME": str(shared_folder / "home"), "MPLCONFIGDIR": str(shared_folder / "matplotlib")}
     return names
@@ -47,7 +47,7 @@ def environment(shared_folder):
 
 @pytest.fixture(scope="session")
 def without_torch(environment, tmp_path_factory):
-    """The environment of commands in which torch can't be imported, whether it is installed or not."""
+    """An environment for commands in which importing torch fails, whether or not it is installed."""
     place = tmp_path_factory.mktemp("without_torch")
     (place / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
     return environment | {"PYTHONPATH": os.pathsep.join((str(place), environment["PYTHONPATH"]))}
@@ -70,9 +70,9 @@ def library(environment, shared_folder):
 
 @pytest.fixture(scope="session")
 def launch(environment, tmp_path_factory):
-    """launch(NAME, *arguments) starts experiments.NAME as a user does, in a folder of its own, and returns the running
-    Command. NAME may also be the lines of a program. `file_limit` bounds the bytes of a file that it writes,
-    `signal_at` is a commands.SignalAt."""
+    """launch(NAME, *arguments) starts experiments.NAME as a user does, in a temporary folder, and returns the running
+    Command. NAME may also be the source of a program. `file_limit` is the maximum size in bytes of a file that the
+    command writes; `signal_at` is a commands.SignalAt."""
     folder, outputs = tmp_path_factory.mktemp("somewhere"), tmp_path_factory.mktemp("outputs")
     numbers = itertools.count()
     commands.start_server(environment)
@@ -88,5 +88,5 @@ def launch(environment, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(launch):
-    """start(NAME, *arguments) runs experiments.NAME to its end: its exit status, standard output and standard error."""
+    """start(NAME, *arguments) runs experiments.NAME to completion and returns a commands.Done."""
     return lambda *arguments, **options: launch(*arguments, **options).wait()

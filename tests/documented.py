@@ -1,7 +1,7 @@
-"""Finds the commands that the documents name: one line each, in one form.
+"""Finds the commands in the documentation and normalizes each to one line.
 
 `python -m experiments.NAME FLAGS` and `nutshell NAME FLAGS` become `NAME FLAGS`, `python -m benchmarks.NAME FLAGS`
-becomes `benchmarks.NAME FLAGS`, `.venv/bin/` is left out.
+becomes `benchmarks.NAME FLAGS`, and a leading `.venv/bin/` is removed.
 """
 
 import ast
@@ -10,7 +10,7 @@ import re
 from commands import ROOT
 
 MAIN = re.compile(r"^if __name__ == ['\"]__main__['\"]:", re.MULTILINE)
-# Modules that are commands, by package.
+# The files of modules that are commands, by module name.
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): path
     for pattern in (
@@ -28,7 +28,7 @@ COMMANDS = {
 }
 NAME = "|".join(map(re.escape, sorted(COMMANDS["experiments"], key=len, reverse=True)))
 STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
-# In running text a command goes on to the first word that is no flag and stands for no file.
+# In running text, a command ends before the first word that is neither a flag nor a placeholder for a file.
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
 IN_TEXT = re.compile(
     rf"(?:(?:python -m |PYTHON )(?:experiments|benchmarks)[./][\w.]+|\b(?:{NAME})(?= --))"
@@ -36,7 +36,7 @@ IN_TEXT = re.compile(
 )
 
 
-def one_form(text: str) -> str:
+def normalize(text: str) -> str:
     text = " ".join(text.split()).removeprefix(".venv/bin/").removeprefix("nutshell ")
     return text.removeprefix("python -m experiments.").replace("python -m benchmarks.", "benchmarks.")
 
@@ -46,21 +46,21 @@ def is_command(text: str) -> bool:
 
 
 def spans(text: str) -> list[str]:
-    """The code in backquotes."""
+    """The contents of code spans."""
     return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", text)]
 
 
 def in_markdown(text: str) -> list[str]:
-    """Code in backquotes and in indented lines. In a table's first cell a name alone, after a command, has that one's
-    flags; in a table of FLAGS each row completes the last command above it."""
+    """Commands in code spans and indented code blocks. In a table's first cell, a bare name after a command takes the
+    flags of that command. In a table of FLAGS, each row completes the last command above the table."""
     found, above, text = [], "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.splitlines()
         if lines and lines[0].startswith("    "):
-            found += [one_form(re.split(r"\s{2,}#", line.strip())[0]) for line in lines if is_command(line.strip())]
+            found += [normalize(re.split(r"\s{2,}#", line.strip())[0]) for line in lines if is_command(line.strip())]
             continue
         if not lines or not lines[0].startswith("|"):
-            commands = [one_form(code) for code in spans(paragraph) if is_command(code)]
+            commands = [normalize(code) for code in spans(paragraph) if is_command(code)]
             found, above = found + commands, (commands or [above])[-1]
             continue
         for line in lines:
@@ -70,19 +70,19 @@ def in_markdown(text: str) -> list[str]:
                 found += [above.replace("FLAGS", code) for code in codes[:1]]
             elif codes and is_command(codes[0]):
                 flags = codes[0].partition(" ")[2]
-                found += [one_form(code if is_command(code) else f"{code} {flags}") for code in codes]
-            found += [one_form(code) for code in spans("|".join(rest)) if is_command(code)]
+                found += [normalize(code if is_command(code) else f"{code} {flags}") for code in codes]
+            found += [normalize(code) for code in spans("|".join(rest)) if is_command(code)]
     return found
 
 
 def in_text(text: str) -> list[str]:
     """Commands in running text: a module's docstring or a recipe's comment."""
     paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
-    return [one_form(found).rstrip(".,;:") for paragraph in paragraphs for found in IN_TEXT.findall(paragraph)]
+    return [normalize(found).rstrip(".,;:") for paragraph in paragraphs for found in IN_TEXT.findall(paragraph)]
 
 
 def documented() -> dict[str, str]:
-    """command -> the first file that has it."""
+    """Maps each command to the first file that contains it."""
     found: dict[str, str] = {}
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]
     sources = [(path, in_markdown(path.read_text())) for path in [*pages, *sorted((ROOT / "docs").rglob("*.md"))]]

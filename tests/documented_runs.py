@@ -1,8 +1,8 @@
 """How each documented command is run by tests/test_documented_commands.py.
 
-The keys are the commands as tests/documented.py finds them. `more` is appended to a command, mostly to make it short.
-`where` replaces words of it: by a place that the fixture `places` makes, or by the text given here. W is a new folder
-where `where` does not say otherwise.
+The keys are the commands as tests/documented.py finds them. `more` is appended to a command, usually to shorten the
+run. `where` maps words of the command to replacements: the name of a path that the fixture `places` creates, or
+literal text. W is a new folder unless `where` replaces it.
 """
 
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from typing import NamedTuple
 class Run(NamedTuple):
     more: str = ""
     where: dict[str, str] = {}
-    slow: bool = True  # False: in `make test` as well.
-    cold: bool = False  # In a fresh process with empty caches; each command of experiments/ has one such run.
-    fails: str = ""  # What standard error says where the command can be run to this failure alone.
+    slow: bool = True  # False: also part of `make test`.
+    cold: bool = False  # Runs in a fresh process with empty caches; each command of experiments/ has one such run.
+    fails: str = ""  # The expected error message, if the command cannot succeed in the tests' environment.
 
 
 class Omitted(NamedTuple):
@@ -36,27 +36,27 @@ COMMANDS: dict[str, Run | Omitted] = {
     "make demo DEMO_WORKDIR=runs/other": Run("--dry-run", slow=False),
     "NAME --help": Run(where={"NAME": "summary"}, slow=False),
     "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),
-    "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "pictures"}),
+    "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
     "segment --workdir=W": Run(TINY, cold=True),
     "segment --flagfile=experiments/recipes/segnet_basic.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
     "generate --workdir=W": Run("--dry_run", cold=True),
     "reconstruct --workdir=W": Run("--steps=2", cold=True),
     "prepare --dataset=cifar10 [--source=ARCHIVE]": Run("--data_dir=W", {"ARCHIVE": "cifar10_archive"}),
     "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=D": Run(
-        where={"ILSVRC2012_img_train.tar": "picture_archive", "D": "new"}, slow=False
+        where={"ILSVRC2012_img_train.tar": "image_archive", "D": "new"}, slow=False
     ),
     "prepare --dataset=camvid --source=S --data_dir=D": Run(where={"S": "camvid", "D": "new"}, slow=False),
     "import_weights --model=resnet18 --weights=FILE --workdir=W [--data_dir=D]": Run(
-        where={"FILE": "resnet18_weights", "D": "pictures"}, cold=True
+        where={"FILE": "resnet18_weights", "D": "images"}, cold=True
     ),
     "evaluate --workdir=W [--split=test]": Run(where={"W": "classifier"}, cold=True),
-    # The run was made in the tests' environment, without XLA's optimisations.
+    # The original run was made in the tests' environment, without XLA's optimizations.
     "reproduce --run=W --workdir=NEW": Run(
         where={"W": "classifier", "NEW": "new"},
         cold=True,
         fails="variable JAX_DISABLE_MOST_OPTIMIZATIONS: 1 (run), none (here)",
     ),
-    "predict --workdir=W image.png ... [--top=3]": Run(where={"W": "classifier", "image.png": "picture"}, cold=True),
+    "predict --workdir=W image.png ... [--top=3]": Run(where={"W": "classifier", "image.png": "image"}, cold=True),
     "predict --workdir=W --samples=N [--seed=S] [--out=FOLDER]": Run(
         where={"W": "generator", "N": "3", "S": "1", "FOLDER": "new"}
     ),
@@ -99,23 +99,21 @@ COMMANDS: dict[str, Run | Omitted] = {
     'sweep --workdir=W --grid="seed=0..2" -- --model=lenet --learning_rate=0.05 --augment=digits --weight_decay=0.0005 '
     "COMMON": Run("--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"}),
     'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/demo.flags': Run("--steps=2", ONE_SEED),
-    "benchmarks.loop": Omitted("minutes, on an idle machine; benchmarks.loop with its options is run"),
+    "benchmarks.loop": Omitted("takes minutes on an idle machine; benchmarks.loop is tested with options below"),
     'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/dcnn.flags --data_dir=D': Run(
-        TINY, ONE_SEED | {"D": "pictures"}
+        TINY, ONE_SEED | {"D": "images"}
     ),
-    "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --workdir=W": Run(TINY, {"D": "pictures"}),
+    "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
     'sweep --workdir=W --grid="model=cifar_resnet20,cifar_plain20" -- --flagfile=experiments/recipes/'
-    "cifar_resnet20.flags --schedule=one_cycle --steps=3000 --eval_every=300 --data_dir=D": Run(
-        TINY, {"D": "pictures"}
-    ),
+    "cifar_resnet20.flags --schedule=one_cycle --steps=3000 --eval_every=300 --data_dir=D": Run(TINY, {"D": "images"}),
     "classify --flagfile=experiments/recipes/densenet40.flags --schedule=one_cycle --steps=850 --eval_every=170 "
-    "--data_dir=D --workdir=W": Run(f"{TINY} --eval_every=2", {"D": "pictures"}),
+    "--data_dir=D --workdir=W": Run(f"{TINY} --eval_every=2", {"D": "images"}),
     "filters --workdir=W/seed=0 --layer=3": Run(where={"W/seed=0": "dcnn"}),
     "segment --flagfile=experiments/recipes/segnet_small.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
     "generate --workdir=W --dataset=folder --data_dir=D --batch_size=128 --steps=9000 --eval_every=1000": Run(
-        "--batch_size=8 --steps=2 --eval_every=2", {"D": "pictures"}
+        "--batch_size=8 --steps=2 --eval_every=2", {"D": "images"}
     ),
-    "benchmarks.fit --data_dir=D": Run("--models=vgg11_bn", {"D": "pictures"}),
+    "benchmarks.fit --data_dir=D": Run("--models=vgg11_bn", {"D": "images"}),
     "benchmarks.parity --model=M --salt=S --golden=FILE": Run(where={"M": "resnet18", "S": "s", "FILE": "golden"}),
     "benchmarks.loader --peer_python=PYTHON": Run(
         "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
@@ -155,17 +153,17 @@ COMMANDS: dict[str, Run | Omitted] = {
         "--image_size=32", {"FILE": "vgg16_weights", "V": "new"}
     ),
     "evaluate --checkpoint=best": Run("--workdir=W", {"W": "classifier"}),
-    # The modules' docstrings
+    # Module docstrings
     "import_weights --model=resnet18 --weights=FILE --workdir=W": Run(where={"FILE": "resnet18_weights"}),
     "lecture.perceptron --workdir=W [--steps=300 --points=200 --hidden=8]": Run("--seeds=1 --steps=20 --points=20"),
     "prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]": Run(
         where={"ARCHIVE": "cifar10_archive", "FOLDER": "new"}, cold=True
     ),
     "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER": Run(
-        where={"ILSVRC2012_img_train.tar": "picture_archive", "FOLDER": "new"}, slow=False
+        where={"ILSVRC2012_img_train.tar": "image_archive", "FOLDER": "new"}, slow=False
     ),
     "prepare --dataset=folder --data_dir=FOLDER --shards=STORE": Run(
-        where={"FOLDER": "pictures", "STORE": "new"}, slow=False
+        where={"FOLDER": "images", "STORE": "new"}, slow=False
     ),
     "prepare --dataset=camvid --source=FOLDER_OR_ARCHIVE --data_dir=FOLDER": Run(
         where={"FOLDER_OR_ARCHIVE": "camvid", "FOLDER": "new"}, slow=False
@@ -183,7 +181,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 "
     "--steps=5": Omitted("needs torch, which the project does not install"),
     "benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]": Omitted(
-        "20 minutes for alexnet_owt, which stops at an accuracy; benchmarks.fit is run with vgg11_bn"
+        "takes 20 minutes for alexnet_owt, which trains up to an accuracy; benchmarks.fit is tested with vgg11_bn"
     ),
     "benchmarks.gan --peer_python=PYTHON [--rounds=3]": Run("--models=dcgan32", PEER, fails=NO_TORCH),
     "benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]": Run(

@@ -1,20 +1,20 @@
-"""What a change of each flag alters: a row for every flag of every command, which tests/test_flag_effects.py checks."""
+"""The effect of each flag: one row for every flag of every command, checked by tests/test_flag_effects.py."""
 
 from typing import Any, NamedTuple
 
 STATE = "state"  # The trained parameters differ after two steps.
-PROGRAM = "program"  # The same of a network too large to be trained here: the training step is another program.
-SPEED = "speed"  # Another program or batch size, the same result but for rounding.
-DATA = "data"  # Another data set, or one in another form.
-METRICS = "metrics"  # An evaluation of one state gives other numbers.
-PLAN = "plan"  # The loop reports, evaluates or saves at other steps.
-SHARED = "shared"  # The command's main has the line `value` of classify's, for which there is a check.
+PROGRAM = "program"  # The traced training step differs; for networks that are too large to train here.
+SPEED = "speed"  # The program or batch size differs; results are equal up to rounding.
+DATA = "data"  # The data set or its form differs.
+METRICS = "metrics"  # Evaluating the initial state gives different metrics.
+PLAN = "plan"  # The loop reports, evaluates or saves at different steps.
+SHARED = "shared"  # The command's main contains the line `value`, as does classify's, where the flag is tested.
 OUTPUT = "output"  # What the command prints or writes differs.
-REFUSAL = "refusal"  # The flag is refused here with the line `why`: it is for other runs, or needs another flag.
+REFUSAL = "refusal"  # The flag is rejected with the error `why`: it applies to other runs, or needs another flag.
 
 
 class Row(NamedTuple):
-    """The flag has `value` instead of its default, or of what `beside` gives; both times with the flags `beside`."""
+    """Compares the flag set to `value` with its default or its value in `beside`; both runs have the flags `beside`."""
 
     alters: str
     value: Any
@@ -39,7 +39,7 @@ def output(value, /, *, slow=False, **beside):
     return Row(OUTPUT, value, beside, slow=slow)
 
 
-# Names in capitals stand for what the test makes: folders, files.
+# Names in capitals are placeholders for files and folders that the test creates.
 RESUME = {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0}
 GROUP = {name: refusal(value, "all three are needed") for name, value in RESUME.items()}
 PLANNED = {name: Row(PLAN, value) for name, value in (("eval_every", 2), ("log_every", 1), ("save_every", 1))}
@@ -48,7 +48,7 @@ FILES = {
     "keep": Row(SHARED, "checkpoints = training.open_checkpoints(workdir, config, experiment, split)"),
     "dry_run": Row(SHARED, "config, workdir, dataset, steps = training.dry_run("),
 }
-BY_COMMAND = {  # Of classify, started as a user does.
+BY_COMMAND = {  # Of classify, tested by starting the command as a user does.
     "workdir": output("OTHER", slow=True),
     "keep": output(1, slow=True, steps=4, save_every=1),
     "dry_run": output(True, slow=True),
@@ -73,19 +73,19 @@ OPTIMIZER = {
 }
 KERNELS = {"cpu_kernels": Row(SHARED, "devices = training.start_devices(config, stop)")}
 
-IMAGENET = {"image_size": 64, "dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}
+IMAGENET = {"image_size": 64, "dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}
 CLASSIFY = {
     **BY_COMMAND,
     **PLANNED,
     **OPTIMIZER,
     **GROUP,
     **KERNELS,
-    "init_from": Row(METRICS, "RUN", {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}, slow=True),
+    "init_from": Row(METRICS, "RUN", {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}, slow=True),
     "eval_split": Row(DATA, "train"),
     "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}, slow=True),
     "parameter_groups": program("author", model="cuda_convnet", hidden=None, dataset="cifar10", slow=True),
-    "data_dir": Row(DATA, "OTHER_PICTURES", {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}),
+    "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}),
     "sync_bn": program(False, model="cnn", hidden=None, devices=2, slow=True),
     "model": state("perceptron", hidden=None),
     "hidden": state((4,)),
@@ -101,7 +101,7 @@ CLASSIFY = {
     "local_response_norm": program(True, model="alexnet_owt", hidden=None, **IMAGENET, slow=True),
     "v1_5": program(True, model="resnet50", hidden=None, **IMAGENET, slow=True),
     "dataset": Row(DATA, "cifar10"),
-    "image_size": Row(DATA, 8, {"dataset": "folder", "data_dir": "PICTURES", "batch_size": 4}),
+    "image_size": Row(DATA, 8, {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}),
     "train_batches": Row(DATA, "1-4", {"dataset": "cifar10"}),
     "positive": Row(DATA, "3"),
     "negative": Row(DATA, "8", {"positive": "3"}),
@@ -132,7 +132,7 @@ SEGMENT = {
     **AS_PROGRAM,
     **GROUP,
     **KERNELS,
-    "seed": Row(METRICS, 1, slow=True),  # The random images are all the same.
+    "seed": Row(METRICS, 1, slow=True),  # The images of --dry_run_data do not depend on the seed.
     "optimizer": program("sgd", slow=True),
     "momentum": program(0.5, slow=True, optimizer="sgd"),
     "nesterov": program(True, slow=True, optimizer="sgd"),
@@ -169,11 +169,11 @@ GENERATE = {
     "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=dcgan"),
-    "data_dir": Row(DATA, "OTHER_PICTURES", {"dataset": "folder", "data_dir": "PICTURES"}),
+    "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES"}),
     "sync_bn": program(False, slow=True, devices=2, batch_size=4),
     "model": refusal("mlp", "must be one of dcgan"),
     "dataset": Row(DATA, "cifar10"),
-    "image_size": Row(DATA, 64, {"dataset": "folder", "data_dir": "PICTURES"}),
+    "image_size": Row(DATA, 64, {"dataset": "folder", "data_dir": "IMAGES"}),
     "skip_corrupt": Row(DATA, True, {"dataset": "folder", "data_dir": "CORRUPT"}),
     "authors": program(True, slow=True),
     "conditional": program(True, slow=True),
@@ -207,7 +207,7 @@ RECONSTRUCT = {
 EVALUATE = {
     "workdir": output("OTHER_RUN"),
     "dataset": refusal("mnist5k", "classes differ"),
-    "data_dir": output("OTHER_PICTURES"),
+    "data_dir": output("OTHER_IMAGES"),
     "split": output("train"),
     "batch_size": Row(SPEED, 2),
     "tta": output("flip"),
@@ -222,7 +222,7 @@ PREDICT = {
     "out": refusal("OTHER", "is supported for runs of generate"),
     "checkpoint": output("best"),
 }
-SAMPLE = {  # predict of a run of generate.
+SAMPLE = {  # predict with a run of generate.
     "workdir": output("OTHER_GENERATOR", slow=True),
     "top": refusal(2, "--top is supported for runs of classify", slow=True),
     "samples": output(3, slow=True),
@@ -233,7 +233,7 @@ SAMPLE = {  # predict of a run of generate.
 REPRODUCE = {
     "run": output("OTHER_FINISHED"),
     "workdir": output("OTHER"),
-    "data_dir": output("OTHER_PICTURES"),
+    "data_dir": output("OTHER_IMAGES"),
 }
 FILTERS = {
     "workdir": output("OTHER_RUN"),
@@ -291,7 +291,7 @@ IMPORT_WEIGHTS = {
     "dtype": output("bfloat16", slow=True),
     "weights": output("OTHER_WEIGHTS", slow=True),
 }
-# Small values of a topic's flags, and another one of each.
+# For each flag of a topic, a small value and a different one.
 TOPICS = {
     "perceptron": {"seeds": (1, 2), "steps": (5, 6), "points": (8, 9), "hidden": (2, 3)},
     "activations": {},
@@ -312,7 +312,7 @@ TOPICS = {
     "abstraction": {"seeds": (1, 2), "steps": (1, 20), "signal_steps": (1, 2)},
     "systems": {},
 }
-# Flags that would change nothing: each is refused, with the line.
+# Flags that would have no effect: each is rejected with this error.
 REFUSED = (
     ("classify", {"schedule": "step", "drops": ()}, "--schedule=step needs --drops"),
     ("classify", {"schedule": "step", "drops": (0.5, 0.9)}, "--drops=0.9 has no effect: after that share of 2 steps"),

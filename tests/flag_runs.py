@@ -1,4 +1,4 @@
-"""Runs and commands for tests/test_flag_effects.py: what they need, how far they are taken, what they leave."""
+"""Helpers of tests/test_flag_effects.py: inputs of commands, partial runs, and digests of their outputs."""
 
 import dataclasses
 import functools
@@ -102,8 +102,8 @@ MAINS = {
 }
 
 
-def pictures(root, *, seed=0, classes=("cat", "dog"), splits=(("train", 6), ("test", 3))):
-    """A folder of images of 10x8 pixels."""
+def write_images(root, *, seed=0, classes=("cat", "dog"), splits=(("train", 6), ("test", 3))):
+    """Writes a folder of random images with 10 rows and 8 columns, and returns it."""
     random = np.random.default_rng(seed)
     for split, count in splits:
         for name in classes:
@@ -115,7 +115,7 @@ def pictures(root, *, seed=0, classes=("cat", "dog"), splits=(("train", 6), ("te
 
 
 class Places(dict):
-    """What the table's names in capitals stand for, made when it is first asked for."""
+    """Maps the placeholders of tests/flag_effects.py to paths, created on first access."""
 
     def __init__(self, root):
         self.root = root
@@ -135,18 +135,18 @@ class Places(dict):
     def make_figure(self, path):
         return path.with_suffix(".png")
 
-    def make_pictures(self, path):
-        return pictures(path)
+    def make_images(self, path):
+        return write_images(path)
 
-    def make_other_pictures(self, path):
-        return pictures(path, seed=1)
+    def make_other_images(self, path):
+        return write_images(path, seed=1)
 
     def make_corrupt(self, path):
-        (pictures(path) / "test" / "cat" / "bad.png").write_bytes(b"no image")
+        (write_images(path) / "test" / "cat" / "bad.png").write_bytes(b"no image")
         return path
 
     def make_ten_classes(self, path):
-        return pictures(path, classes="abcdefghij", splits=(("train", 1),))
+        return write_images(path, classes="abcdefghij", splits=(("train", 1),))
 
     def make_run(self, path, seed=0):
         config = configs.ClassifyConfig(
@@ -154,11 +154,11 @@ class Places(dict):
             model="mlp",
             hidden=(8,),
             dataset="folder",
-            data_dir=self["PICTURES"],
+            data_dir=self["IMAGES"],
             seed=seed,
             batch_size=4,
         )
-        dataset = folder.load(self["PICTURES"])
+        dataset = folder.load(self["IMAGES"])
         made_run.make_run(path, classification, config, dataset, classification.dataset_info(config, dataset))
         return path
 
@@ -207,7 +207,7 @@ class Places(dict):
 
 @functools.cache
 def made(name):
-    """Random images in the form of a data set, 40 to train on."""
+    """A data set of random images: 40 for training, 120 for testing."""
     random, shape = np.random.default_rng(len(name)), (32, 32, 3) if name == "cifar10" else (28, 28, 1)
     splits = {
         split: (random.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.int32) % 10)
@@ -217,7 +217,7 @@ def made(name):
 
 
 def digest(*parts) -> str:
-    """Of arrays and texts."""
+    """A SHA-256 digest of arrays and of the repr of other values."""
     found = hashlib.sha256()
     for part in parts:
         found.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
@@ -225,11 +225,11 @@ def digest(*parts) -> str:
 
 
 class Started:
-    """A command that trains, up to its first step; each property is one thing that a flag may alter."""
+    """A training command up to its first step; each property is one thing that a flag may change."""
 
     def __init__(self, command, config):
         self.config, module = config, SETUP[command]
-        options.from_json(type(config), options.to_json(config))  # Its bounds.
+        options.from_json(type(config), options.to_json(config))  # Checks the bounds of its values.
         CHECKS[command](config)
         if config.process_id is not None or config.coordinator_address or config.num_processes:
             training.start_devices(config, None)
@@ -256,7 +256,7 @@ class Started:
 
     @functools.cached_property
     def _program(self):
-        """The training steps' programs with their constants, their number, and the first batch."""
+        """A digest of the traced training steps with their constants, the number of steps and the first batch."""
         batch = next(self.batches)
         state = jax.eval_shape(self.task.shard, jax.eval_shape(self.task.init, jax.random.key(0)))
         parts = [self.steps, self.task.early_steps, *(batch[name] for name in sorted(batch))]
@@ -279,7 +279,7 @@ class Started:
 
     @functools.cached_property
     def params(self):
-        """After the run's steps."""
+        """The parameters after all steps of the run."""
         steps, batches = data_parallel.DeviceSteps(self.task, self.devices), self.batches
         state = steps.shard(self.first())
         for step in range(self.steps):
@@ -304,7 +304,7 @@ def started(command, config):
 
 
 def tree(*roots):
-    """The files below folders: their paths and contents, but for the times of records."""
+    """Paths and digests of all files below the given folders; files that record times count as empty."""
     found = []
     for root in map(pathlib.Path, filter(None, roots)):
         for path in sorted(root.rglob("*")) if root.is_dir() else [root] if root.exists() else []:
@@ -320,9 +320,9 @@ TIMES = {"seconds", "compile_seconds", "images_per_second", "images_per_second_p
 
 
 def printed(command, config, places, capsys, monkeypatch):
-    """What a command prints and writes, by its main."""
+    """Calls the command's main and returns what it prints and writes."""
     sizes, calls, opened, init = [], [], [], workdir.Workdir.__init__
-    # A command holds its folder until the process ends.
+    # A command keeps its workdir locked until the process ends; here it is closed explicitly.
     monkeypatch.setattr(workdir.Workdir, "__init__", lambda self, *given: opened.append(self) or init(self, *given))
     if command == "evaluate":
         evaluated = loop.evaluate
@@ -336,11 +336,11 @@ def printed(command, config, places, capsys, monkeypatch):
         ended = subprocesses.Ended(2, "", 0)
         monkeypatch.setattr(subprocesses, "run", lambda *arguments: calls.append(arguments) or ended)
     if command == "import_weights":
-        shutil.rmtree(config.workdir, ignore_errors=True)  # Of the row's first value.
+        shutil.rmtree(config.workdir, ignore_errors=True)  # Left by the run with the first of the two values.
     capsys.readouterr()
     try:
         if command in ("predict", "sample"):
-            files = [f"{places['PICTURES']}/test/cat/0.png"] if command == "predict" else []
+            files = [f"{places['IMAGES']}/test/cat/0.png"] if command == "predict" else []
             status = predict.main(config, files)
         elif command == "sweep":
             status = sweep.main(config, ["--model=mlp"])
@@ -379,16 +379,16 @@ def parameters(path):
 
 
 def refused(command, config, places, capsys, monkeypatch) -> str:
-    """The line of the error with which the command ends."""
+    """The error message with which the command fails."""
     from experiments.cli.app import _explain
 
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - what is no message of ours fails below.
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - unexpected errors fail below.
         if command in SETUP:
             Started(command, config)
         else:
             printed(command, config, places, capsys, monkeypatch)
     if isinstance(caught.value, flags.Error) or (command in SETUP and type(caught.value) is ValueError):
-        return str(caught.value)  # Of a value that the command line refuses.
+        return str(caught.value)  # A value that the command line rejects.
     explained = _explain(caught.value)
     assert explained is not None, repr(caught.value)
     return explained[1]

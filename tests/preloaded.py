@@ -1,6 +1,6 @@
-"""Imports what commands of experiments/ import, for the process that tests fork them from.
+"""Imports the libraries of the commands in experiments/, for the fork server of the tests.
 
-No flags are defined here and no jax backend is started.
+This must define no flags and initialize no JAX backend.
 """
 
 import functools
@@ -18,7 +18,7 @@ from experiments.reporting import classification_report, figures, reconstruction
 from experiments.setup import classification, generation, prediction, reconstruction, segmentation, training  # noqa: F401
 from train import checkpoint, loop  # noqa: F401
 
-assert not xla_bridge._backends, "an import has started a backend: commands could not choose their devices any more"
+assert not xla_bridge._backends, "an import has initialized a JAX backend; commands can no longer choose devices"
 
 mnist5k.load = functools.cache(mnist5k.load)  # Reading the digits takes half a second of CPU time.
 mnist5k.load()

@@ -1,4 +1,4 @@
-"""Every command of the documents is run, as it is or shortened; every command of experiments/ also without caches."""
+"""Runs every documented command, possibly shortened, and every command of experiments/ also with empty caches."""
 
 import functools
 import io
@@ -21,7 +21,7 @@ RUNS = {command: run for command, run in COMMANDS.items() if not isinstance(run,
 
 
 class Places:
-    """Files and folders that commands need, made when they are first asked for."""
+    """Files and folders that commands need, created on first access."""
 
     def __init__(self, new, start):
         self.new_folder, self.start = new, start
@@ -32,15 +32,15 @@ class Places:
         return self.new_folder("made") / "new"
 
     def finished(self, *arguments):
-        """The folder of a finished run."""
+        """The workdir of a finished run."""
         folder = self.new
         done = self.start(*arguments, f"--workdir={folder}", folder=documented.ROOT)
         assert done.returncode == 0, done.stderr
         return folder
 
     @functools.cached_property
-    def pictures(self):
-        """Ten classes of 32x32 pixels in train and test."""
+    def images(self):
+        """Images of 32x32 pixels in ten classes, with the splits train and test."""
         folder, random = self.new, np.random.default_rng(0)
         for split in ("train", "test"):
             for label in range(10):
@@ -52,7 +52,7 @@ class Places:
         return folder
 
     @functools.cached_property
-    def picture(self):
+    def image(self):
         path = self.new_folder("made") / "digit.png"
         Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path)
         return path
@@ -72,14 +72,14 @@ class Places:
         return folder
 
     @functools.cached_property
-    def picture_archive(self):
-        """An archive of one archive for each class, as ImageNet's."""
+    def image_archive(self):
+        """An archive that contains one archive for each class, like ImageNet's."""
         path = self.new_folder("made") / "ILSVRC2012_img_train.tar"
         with tarfile.open(path, "w") as archive:
             for label in range(2):
                 inner = io.BytesIO()
                 with tarfile.open(fileobj=inner, mode="w") as file:
-                    file.add(self.pictures / "train" / f"class{label}" / "0.png", f"n{label}_0.png")
+                    file.add(self.images / "train" / f"class{label}" / "0.png", f"n{label}_0.png")
                 member = tarfile.TarInfo(f"n{label}.tar")
                 member.size = inner.tell()
                 inner.seek(0)
@@ -88,7 +88,7 @@ class Places:
 
     @functools.cached_property
     def cifar10_archive(self):
-        """An archive of the official form and size, of black pictures."""
+        """An archive in the official format and size, with black images."""
         from data import cifar10
         from data.prepare import cifar10 as prepare_cifar10
 
@@ -111,12 +111,12 @@ class Places:
 
     @functools.cached_property
     def resnet18_weights(self):
-        """Of ten classes, those of `pictures`."""
+        """For ten classes, those of `images`."""
         return self.weights("resnet18", lambda name, shape: (10, *shape[1:]) if name.startswith("fc.") else shape)
 
     @functools.cached_property
     def vgg16_weights(self):
-        """For pictures of 32 pixels: a place in the place of 7x7 before the dense layers."""
+        """For images of 32 pixels: 1x1 instead of 7x7 positions before the dense layers."""
         return self.weights("vgg16", lambda name, shape: (4096, 512) if name == "classifier.0.weight" else shape)
 
     @functools.cached_property
@@ -130,11 +130,11 @@ class Places:
     @functools.cached_property
     def dcnn(self):
         recipe = "--flagfile=experiments/recipes/dcnn.flags"
-        return self.finished("classify", recipe, f"--data_dir={self.pictures}", "--steps=2", "--batch_size=8")
+        return self.finished("classify", recipe, f"--data_dir={self.images}", "--steps=2", "--batch_size=8")
 
     @functools.cached_property
     def generator(self):
-        options = ["--dataset=folder", f"--data_dir={self.pictures}", "--steps=2", "--batch_size=8", "--eval_every=2"]
+        options = ["--dataset=folder", f"--data_dir={self.images}", "--steps=2", "--batch_size=8", "--eval_every=2"]
         return self.finished("generate", *options)
 
     @functools.cached_property
@@ -161,14 +161,14 @@ def places(tmp_path_factory, start):
 
 
 def words(command, run, places):
-    """The command's words, with all that stands for something else replaced."""
+    """The words of the command, with all placeholders replaced."""
     text = f"{command} {run.more}".replace(" ...", "").replace("[", "").replace("]", "")
     where = {"W": "new"} | run.where
     place = {name: getattr(places, value, value) for name, value in where.items() if name in text}
     names = "|".join(re.escape(name) for name in sorted(place, key=len, reverse=True))
     found = re.sub(rf"(?<!\w)(?:{names})(?!\w)", lambda match: str(place[match[0]]), text) if place else text
     left = re.findall(r"(?:^|[ =])([A-Z][A-Z_]*)(?= |$)", found)
-    assert not left, f"{command}: tests/documented_runs.py does not say what stands for {', '.join(left)}"
+    assert not left, f"{command}: tests/documented_runs.py has no replacement for {', '.join(left)}"
     return shlex.split(found)
 
 
@@ -180,19 +180,19 @@ def check(done, run):
         assert done.returncode == 0, done.stderr
 
 
-def test_every_documented_command_has_its_run():
+def test_every_documented_command_has_a_run():
     found = documented.documented()
     new = [f"{command}  ({file})" for command, file in found.items() if command not in COMMANDS]
     old = sorted(COMMANDS.keys() - found.keys())
-    say = ["Add to COMMANDS in tests/documented_runs.py how these are run, or why they can't be:", *new] if new else []
-    say += ["Remove these from tests/documented_runs.py, as no document has them any more:", *old] if old else []
+    say = ["Add these to COMMANDS in tests/documented_runs.py, to be run or omitted:", *new] if new else []
+    say += ["Remove these from tests/documented_runs.py; they are no longer documented:", *old] if old else []
     assert not say, "\n".join(say)
 
 
-def test_every_command_of_experiments_is_started_cold():
+def test_every_command_of_experiments_has_a_cold_run():
     cold = {command.split()[0] for command, run in RUNS.items() if run.cold}
     missing = sorted(set(documented.COMMANDS["experiments"]) - cold)
-    assert not missing, f"give a run with cold=True in tests/documented_runs.py to {', '.join(missing)}"
+    assert not missing, f"add runs with cold=True to tests/documented_runs.py for {', '.join(missing)}"
     assert all(run.slow for run in RUNS.values() if run.cold)
 
 
@@ -224,7 +224,7 @@ def test_a_documented_command_runs(command, run, places, environment, without_to
 def test_a_command_starts_in_a_fresh_process_without_caches(command, run, places, environment, tmp_path):
     name, *rest = words(command, run, places)
     own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    names = {key: value for key, value in (environment | own).items() if key != commands.OPTIMISATION}
+    names = {key: value for key, value in (environment | own).items() if key != commands.OPTIMIZATION}
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *rest],
         cwd=documented.ROOT, env=names, capture_output=True, text=True, timeout=commands.LIMIT,

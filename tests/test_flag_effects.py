@@ -1,4 +1,4 @@
-"""Every flag of every command alters what tests/flag_effects.py says, or is refused."""
+"""Tests that every flag of every command has the effect stated in tests/flag_effects.py, or is rejected."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def test_every_flag_has_a_row(command):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Folders and files; meanwhile mnist5k and cifar10 are small."""
+    """Folders and files; mnist5k and cifar10 are replaced by small data sets."""
     load = data.load
 
     def small(name, data_dir=None, **how):
@@ -69,10 +69,10 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command, flag", ROWS)
-def test_a_flag_alters_what_the_table_says(command, flag, places, capsys, monkeypatch, request, tmp_path):
+def test_a_flag_has_the_effect_in_its_row(command, flag, places, capsys, monkeypatch, request, tmp_path):
     row = TABLES[command][flag]
     kind, base = row.alters, BASES[command] | row.beside
-    if kind == SHARED:  # One text in the commands that train: what it does is checked of classify.
+    if kind == SHARED:  # The same line in all training commands; its effect is tested with classify.
         source = inspect.getsource(MAINS[command])
         assert row.value in source and row.value in inspect.getsource(classify.main)
         return
@@ -90,7 +90,7 @@ def test_a_flag_alters_what_the_table_says(command, flag, places, capsys, monkey
         first, second = outcomes(command, one, two, kind)
     else:
         first, second = (written(command, config, places, capsys, monkeypatch) for config in (one, two))
-        if kind == SPEED:  # Of evaluate: (the batches' sizes, the metrics).
+        if kind == SPEED:  # For evaluate: (batch sizes, metrics).
             assert first[1]["loss"] == pytest.approx(second[1]["loss"], rel=1e-5)
     assert first != second
 
@@ -99,8 +99,8 @@ SAME = [pytest.param(command, marks=[pytest.mark.slow] if command != "classify" 
 
 
 @pytest.mark.parametrize("command", SAME)
-def test_the_same_flags_alter_nothing(command, places):
-    """Else a difference would say nothing."""
+def test_the_same_flags_give_the_same_program(command, places):
+    """Otherwise a difference would be meaningless."""
     config = configured(command, places, BASES[command])
     assert Started(command, config).program() == Started(command, config).program()
 
@@ -115,7 +115,7 @@ def test_the_same_flags_print_and_write_the_same(command, places, capsys, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", TRAINED)
-def test_a_flag_alters_the_trained_parameters_or_speed_alone(flag, places):
+def test_a_flag_alters_the_trained_parameters_or_only_speed(flag, places):
     row = TABLES["classify"][flag]
     runs = [
         started("classify", configured("classify", places, BASES["classify"], row.beside, changed))
@@ -129,7 +129,7 @@ def test_a_flag_alters_the_trained_parameters_or_speed_alone(flag, places):
 
 
 def outcomes(command, one, two, kind):
-    """What the runs of two configs differ in."""
+    """The outcomes of two configs that `kind` compares."""
     if kind == DATA:
         return [loaded(command, config) for config in (one, two)]
     ask = {METRICS: Started.metrics, PLAN: Started.plan}.get(kind, Started.program)
@@ -137,13 +137,13 @@ def outcomes(command, one, two, kind):
 
 
 def by_command(start, one, two, flag):
-    """Of classify's flags of files: both runs as a user starts them, with the real data."""
+    """For classify's flags about files: starts both runs as a user does, with the real data."""
     found = []
     for config in (one, two):
         result(start("classify", *options.flag_lines(config)))
         place = pathlib.Path(config.workdir)
         found.append(sorted(path.name for path in place.rglob("*") if path.parent.name in ("checkpoints", place.name)))
-        if flag in ("keep", "dry_run"):  # Another folder for each run.
+        if flag in ("keep", "dry_run"):  # A new folder for each run.
             shutil.rmtree(place, ignore_errors=True)
     if flag == "workdir":
         assert pathlib.Path(one.workdir, "run.json").exists() and pathlib.Path(two.workdir, "run.json").exists()
@@ -163,14 +163,14 @@ def test_every_flag_of_a_topic_has_two_values(name):
     assert name in lecture.TOPICS and found.keys() == flag_effects.TOPICS[name].keys()
 
 
-# A run of plain_vs_residual compiles four deep networks, for minutes.
+# A run of plain_vs_residual compiles four deep networks, which takes minutes.
 TOPIC_FLAGS = [(name, flag) for name, values in flag_effects.TOPICS.items() for flag in values]
 TOPIC_FLAGS = [(name, flag) for name, flag in TOPIC_FLAGS if name != "plain_vs_residual"]
 
 
 @pytest.fixture(scope="module")
-def lesson(places, tmp_path_factory):
-    """lesson(TOPIC, flags as pairs): its numbers and tables, of the small data sets."""
+def topic_result(places, tmp_path_factory):
+    """topic_result(TOPIC, flags as pairs) runs a topic on the small data sets and returns its numbers and tables."""
 
     @functools.cache
     def run(name, given):
@@ -184,7 +184,7 @@ def lesson(places, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, flag", TOPIC_FLAGS)
-def test_a_flag_of_a_topic_alters_its_numbers(name, flag, lesson):
+def test_a_flag_of_a_topic_alters_its_numbers(name, flag, topic_result):
     small = {option: one for option, (one, _) in flag_effects.TOPICS[name].items()}
     other = small | {flag: flag_effects.TOPICS[name][flag][1]}
-    assert lesson(name, tuple(small.items())) != lesson(name, tuple(other.items()))
+    assert topic_result(name, tuple(small.items())) != topic_result(name, tuple(other.items()))
