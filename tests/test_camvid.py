@@ -1,4 +1,4 @@
-"""The authors' layout of CamVid: lists of other machines' paths, partners, labels, weights."""
+"""Tests of CamVid in the authors' layout: lists with paths of other machines, annotations, labels, class weights."""
 
 import io
 import shutil
@@ -30,7 +30,7 @@ def root(tmp_path):
     return place
 
 
-def test_the_authors_layout(root):
+def test_loading_the_authors_layout(root):
     found = camvid.load(str(root))
     assert sorted(found.splits) == ["test", "train"] and found.class_names[0] == "Sky" and len(found.class_names) == 11
     images, labels = found.splits["train"]
@@ -41,7 +41,7 @@ def test_the_authors_layout(root):
     assert all(np.isin(small[0, y, x], labels[0, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]) for y, x in np.ndindex(3, 4))
 
 
-def test_palettes_are_class_numbers(root):
+def test_palette_indices_are_class_numbers(root):
     label = Image.fromarray(np.full((6, 8), 5, np.uint8))
     label.putpalette([i for value in range(256) for i in (255 - value, value, 0)])
     label.save(root / "trainannot" / "a 0.png")
@@ -63,27 +63,27 @@ def test_palettes_are_class_numbers(root):
         (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not an image"),
         (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not an image and its"),
         (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "leads out of"),
-        (  # The line break between two pairs is lost.
+        (  # The line break between two pairs is missing.
             lambda root: (root / "train.txt").write_text((root / "train.txt").read_text().replace("\n", "", 1)),
             "line 1: .* is not an image and its annotation",
         ),
         (lambda root: [path.unlink() for path in root.glob("t*.txt")], "contains no list"),
     ],
 )
-def test_what_is_wrong_is_named(root, change, message):
+def test_errors_name_the_file_and_the_problem(root, change, message):
     change(root)
     with pytest.raises(DataError, match=message):
         camvid.load(str(root))
 
 
-def test_nothing_outside_is_read(root, tmp_path):
+def test_files_outside_the_folder_are_not_read(root, tmp_path):
     outside = tmp_path / "secret.png"
     Image.new("RGB", (8, 6)).save(outside)
     (root / "train" / "a 0.png").unlink()
     (root / "train" / "a 0.png").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of"):
         camvid.load(str(root))
-    assert list(camvid.load(str(root), split="test").splits) == ["test"]  # The other splits need not be whole.
+    assert list(camvid.load(str(root), split="test").splits) == ["test"]  # The other splits need not be valid.
     (root / "train.txt").write_text("/S/train/a\0.png /S/trainannot/a 0.png\n")
     with pytest.raises(DataError, match=r"a\x00\.png"):
         camvid.load(str(root))
@@ -94,26 +94,26 @@ def test_nothing_outside_is_read(root, tmp_path):
         camvid.load(str(root))
 
 
-def test_several_sizes_need_one(root):
+def test_images_of_several_sizes_need_image_size(root):
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
         Image.new(mode, (4, 4)).save(root / folder / "a 2.png")
     with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first 6x8: --image_size"):
         camvid.load(str(root))
     assert camvid.load(str(root), size=(6, 8)).splits["train"][0].shape == (3, 6, 8, 3)
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
-        for path in (root / folder).iterdir():  # One size in each split, two in all.
+        for path in (root / folder).iterdir():  # One size within each split, but two in total.
             Image.new(mode, (4, 4)).save(path)
     with pytest.raises(DataError, match=r"is 4x4, the first 6x8: --image_size"):
         camvid.load(str(root))
 
 
-def test_what_does_not_fit_in_memory_is_refused(root, monkeypatch):
-    monkeypatch.setattr(camvid.os, "sysconf", lambda name: 100_000)  # 10 GB, whatever this machine has.
+def test_images_that_do_not_fit_in_memory_are_refused(root, monkeypatch):
+    monkeypatch.setattr(camvid.os, "sysconf", lambda name: 100_000)  # Simulates 10 GB of memory.
     with pytest.raises(DataError, match="--image_size=99999x99999: the images would take 200 GB"):
         camvid.load(str(root), size=(99999, 99999))
 
 
-def test_median_frequency_by_hand():
+def test_median_frequency_weights_against_a_hand_calculation():
     with pytest.raises(DataError, match="contain only void"):
         camvid.computed_weights(np.full((2, 2, 4), camvid.VOID, np.uint8))
     labels = np.full((2, 2, 4), camvid.VOID, np.uint8)
@@ -124,7 +124,7 @@ def test_median_frequency_by_hand():
     np.testing.assert_allclose(camvid.computed_weights(labels), expected)
 
 
-def test_collecting_and_checking(root, tmp_path, start):
+def test_prepare_collects_and_validates_the_data(root, tmp_path, start):
     archive = tmp_path / "camvid.tar"
     with tarfile.open(archive, "w") as file:
         file.add(root, "camvid")
@@ -143,7 +143,7 @@ def test_collecting_and_checking(root, tmp_path, start):
             for ours, theirs in zip(arrays, before.splits[split], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
         assert not any(path.is_symlink() for path in target.rglob("*"))
-    (root / "train" / "loop.png").symlink_to("loop.png")  # Passed over.
+    (root / "train" / "loop.png").symlink_to("loop.png")  # Skipped.
     for _ in range(2):  # A target inside the source is not collected again.
         assert collect(root, root / "out") == 13 and camvid.problems(str(root / "out")) == []
     shutil.rmtree(root / "out")

@@ -1,4 +1,4 @@
-"""The binary archive: its structure, its download over a connection that breaks, its store."""
+"""Tests of CIFAR-10's binary archive: its structure, interrupted downloads, its conversion to array_record."""
 
 import hashlib
 import http.server
@@ -19,7 +19,7 @@ RECORDS = 20
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """An archive of the official form with 20 records a file."""
+    """An archive in the official format with 20 records per file."""
     monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
     random = np.random.default_rng(0)
     path = tmp_path / "cifar-10-binary.tar.gz"
@@ -39,7 +39,7 @@ def archive(tmp_path, monkeypatch):
     return make
 
 
-def test_red_green_and_blue_are_planes():
+def test_color_channels_are_stored_as_planes():
     record = bytes([3]) + bytes([1] * 1024) + bytes([2] * 1024) + bytes(range(256)) * 4
     images, labels = prepare_cifar10.parse(record * cifar10.RECORDS, "x")
     assert labels[0] == 3 and images.shape == (10_000, 32, 32, 3)
@@ -52,7 +52,7 @@ def test_the_archive_becomes_a_store_that_training_reads(archive, tmp_path, capf
     with pytest.raises(DataError, match=r"prepare --dataset=cifar10 --data_dir=.*absent`"):
         data.load("cifar10", str(tmp_path / "absent"))
     place = store.write(tmp_path / "data", "cifar10", splits, cifar10.CLASSES)
-    assert list(place.glob("*.array_record*")) and capfd.readouterr() == ("", "")  # Progress is for terminals.
+    assert list(place.glob("*.array_record*")) and capfd.readouterr() == ("", "")  # Progress is for terminals only.
     found = data.load("cifar10", str(tmp_path / "data"))
     for split, arrays in splits.items():
         for ours, theirs in zip(found.splits[split], arrays, strict=True):
@@ -79,7 +79,7 @@ def test_training_on_some_of_the_files(archive, tmp_path):
         cifar10.train_on(dataset._replace(name="folder"), "1-4")
 
 
-def test_another_structure_is_refused(archive, tmp_path):
+def test_an_archive_of_another_structure_is_refused(archive, tmp_path):
     with pytest.raises(DataError, match="expected 20 records of 3,073"):
         prepare_cifar10.read_archive(str(archive(lambda content: content[:-1])))
     with pytest.raises(DataError, match="contains the label 77"):
@@ -109,14 +109,14 @@ def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch, capfd):
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             ranges.append(start)
             self.send_response(206 if start else 200)
-            if len(ranges) == 2:  # Cut inside a chunk.
+            if len(ranges) == 2:  # Ends inside a chunk.
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 self.wfile.write(b"20000\r\n" + content[start : start + 50_000])
                 return
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
-            self.wfile.write(content[start : 150_000 if len(ranges) == 1 else None])  # Half of it at first.
+            self.wfile.write(content[start : 150_000 if len(ranges) == 1 else None])  # At first only half.
 
         def log_message(self, *arguments):
             del arguments

@@ -1,4 +1,4 @@
-"""The digits, the order of batches, augmentation and image files."""
+"""Tests of mnist5k, the order of batches, augmentation and the decoding of image files."""
 
 import re
 import struct
@@ -41,14 +41,14 @@ def test_binary_task(mnist5k):
 def test_order_is_a_pure_function_of_seed_and_epoch():
     stream = [np.concatenate([batches.rows(3, step, batch_size=7, examples=20) for step in range(20)])]
     stream.append(np.concatenate([batches.rows(3, step, batch_size=10, examples=20) for step in range(14)]))
-    np.testing.assert_array_equal(*stream)  # The batch size changes nothing of the order.
+    np.testing.assert_array_equal(*stream)  # The order does not depend on the batch size.
     for epoch in range(7):
         np.testing.assert_array_equal(np.sort(stream[0][20 * epoch : 20 * epoch + 20]), np.arange(20))
     assert (batches.order(3, 0, examples=20) != batches.order(3, 1, examples=20)).any()
     assert (batches.order(3, 0, examples=20) != batches.order(4, 0, examples=20)).any()
 
 
-def test_training_goes_on_at_a_step():
+def test_training_batches_can_start_at_any_step():
     images, labels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32)
     whole = batches.train_batches(images, labels, batch_size=4, seed=0)
     for _ in range(3):
@@ -67,7 +67,7 @@ def test_two_epochs_show_both_views_of_every_image():
         stream = batches.train_batches(images, labels, batch_size=8, seed=1, start=start, part=part, flip=True)
         return [next(stream) for _ in range(steps)]
 
-    seen = take(8)  # Two epochs of 30 and a little of the third.
+    seen = take(8)  # Two epochs of 30 examples and part of the third.
     turned = np.concatenate([batch["image"][:, 0, 0, 0] >= 100 for batch in seen])
     shown = np.concatenate([batch["label"] for batch in seen])
     np.testing.assert_array_equal(np.concatenate([b["image"][:, 0].min((1, 2)) for b in seen]), shown)
@@ -89,7 +89,7 @@ def test_evaluation_counts_every_example_once(batch_size):
     np.testing.assert_array_equal(seen, labels)
 
 
-def test_augmentation_is_drawn_for_each_image_and_none_of_it_is_the_identity(mnist5k):
+def test_augmentation_is_drawn_for_each_image_and_can_be_the_identity(mnist5k):
     image = mnist5k.splits["train"][0][:1]
     keys = jax.random.split(jax.random.key(0), 3)
     same = augment.digits(np.repeat(image, 3, 0), keys, shift=0.0, degrees=0.0, scale=0.0)
@@ -98,7 +98,7 @@ def test_augmentation_is_drawn_for_each_image_and_none_of_it_is_the_identity(mni
     assert np.abs(changed[0] - changed[1]).max() > 10 and changed.min() >= 0 and changed.max() <= 255.01
 
 
-def test_normalisation(mnist5k):
+def test_normalization(mnist5k):
     images = mnist5k.splits["train"][0]
     mean, std = pixel_statistics(images)
     normal = np.asarray(augment.normalize(images, mean, std), np.float64)
@@ -106,25 +106,25 @@ def test_normalisation(mnist5k):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK", "I;16"])
-def test_images_of_every_mode(tmp_path, mode):
-    grey = np.zeros((40, 30), np.uint8)
-    grey[10:30, 5:15] = 255 if mode == "1" else 128
+def test_image_modes_are_converted(tmp_path, mode):
+    gray = np.zeros((40, 30), np.uint8)
+    gray[10:30, 5:15] = 255 if mode == "1" else 128
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
     else:
-        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+        image = Image.fromarray(gray).convert("RGB" if mode == "CMYK" else "L").convert(mode)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
     for channels in (1, 3):
         found = decode.read_image(str(path), channels=channels, crop=decode.whole((40, 30)))
         assert found.shape == (40, 30, channels) and found.dtype == np.uint8
-        np.testing.assert_allclose(found[..., 0], grey, atol=3)
+        np.testing.assert_allclose(found[..., 0], gray, atol=3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_image_is_cropped_upright(tmp_path, suffix, orientation):
-    """Also a TIFF, which Pillow turns by itself, and not before its pixels are read."""
+def test_exif_orientation_is_applied_before_cropping(tmp_path, suffix, orientation):
+    """Including TIFF, which Pillow rotates itself, but only when its pixels are read."""
     upright = np.zeros((60, 20, 3), np.uint8)
     upright[:30], upright[:, 10:, 1] = (255, 0, 0), 255
     undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
@@ -140,17 +140,17 @@ def test_a_turned_image_is_cropped_upright(tmp_path, suffix, orientation):
 
     found = decode.read_image(str(tmp_path / f"a.{suffix}"), channels=3, crop=middle)
     assert seen == [(60, 20)]
-    for (y, x), colour in {
+    for (y, x), color in {
         (3, 3): (255, 0, 0),
         (3, 16): (255, 255, 0),
         (16, 3): (0, 0, 0),
         (16, 16): (0, 255, 0),
     }.items():
-        np.testing.assert_allclose(found[y, x], colour, atol=60 if suffix in ("jpg", "webp") else 0)
+        np.testing.assert_allclose(found[y, x], color, atol=60 if suffix in ("jpg", "webp") else 0)
 
 
-def grey_png(bits: int, values, clear: int) -> bytes:
-    """A grey PNG of one row of `values`, of which `clear` is transparent."""
+def gray_png(bits: int, values, clear: int) -> bytes:
+    """A grayscale PNG of one row of `values`, in which the value `clear` is transparent."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -164,24 +164,24 @@ def grey_png(bits: int, values, clear: int) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_the_transparent_value_of_a_grey_image_is_black(tmp_path, bits):
+def test_the_transparent_value_of_a_gray_image_becomes_black(tmp_path, bits):
     most = 2**bits - 1
-    (tmp_path / "a.png").write_bytes(grey_png(bits, [most, most - 1, 0], most))
+    (tmp_path / "a.png").write_bytes(gray_png(bits, [most, most - 1, 0], most))
     found = decode.read_image(str(tmp_path / "a.png"), channels=1)
     np.testing.assert_array_equal(found[0, :, 0], [0, round(255 * (most - 1) / most), 0])
 
 
-def test_pixels_that_do_not_say_what_is_white_are_refused(tmp_path):
+def test_pixels_without_a_defined_white_level_are_refused(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
     np.testing.assert_array_equal(decode.read_image(str(path), channels=1)[0, :, 0], [0, 128, 255])
-    for values, told in {
+    for values, message in {
         "0 1 2": "floating-point pixels from 0 to 2, must be from 0 (black) to 1 (white)",
         "-1 0 1": "floating-point pixels from -1 to 1",
         "nan 0 1": "floating-point pixels from nan to nan",
     }.items():
         Image.fromarray(np.array([values.split()], np.float32)).save(path)
-        with pytest.raises(DataError, match=re.escape(f"{path}: {told}")):
+        with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
             decode.read_image(str(path), channels=1)
     Image.fromarray(np.array([[0, 128, 255]], np.int32)).save(path)
     with pytest.raises(DataError, match="signed or 32-bit pixels, which do not say what is white"):
@@ -189,11 +189,11 @@ def test_pixels_that_do_not_say_what_is_white_are_refused(tmp_path):
 
 
 def test_exif_rotation_and_resizing(tmp_path):
-    grey = np.zeros((40, 20), np.uint8)
-    grey[:10] = 255
+    gray = np.zeros((40, 20), np.uint8)
+    gray[:10] = 255
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.
-    Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(gray).save(tmp_path / "a.png", exif=exif)
     found = decode.read_image(str(tmp_path / "a.png"), channels=1, crop=decode.whole((8, 4)))
     assert found[-1].min() > 200 and found[0].max() < 50
 

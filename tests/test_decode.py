@@ -1,4 +1,4 @@
-"""Crops of image files, and JPEGs decoded at a reduced resolution."""
+"""Tests of cropping image files and of decoding JPEGs at a reduced resolution."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def cut(image, view, path, **options):
     return decode.read_image(str(path), channels=3, crop=stream.middle(view))
 
 
-def test_central_square_equals_that_of_the_resized_image(tmp_path):
+def test_cropping_before_resizing_equals_cropping_after(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
     view, path = stream.View(224), tmp_path / "a.png"
     np.testing.assert_array_equal(cut(image, view, path), image[16:240, 48:272])  # No scaling.
@@ -26,7 +26,7 @@ def test_central_square_equals_that_of_the_resized_image(tmp_path):
 
 def test_exif_rotation_with_other_damaged_exif_data(tmp_path):
     turned = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
-    damaged = b"\x02\x03\0\x02\0\0\0\x0220\0\0"  # Text in the place of a number.
+    damaged = b"\x02\x03\0\x02\0\0\0\x0220\0\0"  # Text instead of a number.
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\x02" + turned + damaged + b"\0\0\0\0"
     image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8)
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
@@ -35,7 +35,7 @@ def test_exif_rotation_with_other_damaged_exif_data(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
+def test_a_large_jpeg_is_decoded_at_a_reduced_resolution(tmp_path, monkeypatch, orientation):
     smooth = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
     large = np.asarray(Image.fromarray(smooth).resize((1201, 901), Image.Resampling.BICUBIC))
     exif = Image.Exif()
@@ -56,7 +56,7 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch, orientation):
     assert sizes[0] == (1201, 901)
 
 
-def test_a_fault_of_our_own_is_not_the_images(tmp_path):
+def test_internal_errors_are_not_reported_as_corrupt_images(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
 
     def crop(height, width):

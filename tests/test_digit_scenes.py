@@ -1,4 +1,4 @@
-"""Scenes of digits: what is on top, how many, how large, and that test scenes are fixed."""
+"""Tests of digit scenes: occlusion, number and size of digits, and fixed test scenes."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_the_background(dataset):
     noise = jax.vmap(digit_scenes._background)(jax.random.split(jax.random.key(1), 200))
     assert noise.mean() == pytest.approx(0.25, abs=0.01) and float(noise.std(axis=(1, 2)).min()) > 0.1
     assert 0.2 < images[labels == 0].mean() / 255 < 0.3
-    # Smooth: neighbours differ by much less than the spread.
+    # Smooth: neighboring pixels differ by much less than the standard deviation.
     assert float(jnp.abs(jnp.diff(noise, axis=1)).mean()) < 0.03
 
 
@@ -44,17 +44,17 @@ def test_each_digit_is_labelled_where_it_is_on_top():
     images, found = jax.jit(digit_scenes.scenes)(jax.random.split(jax.random.key(0), 300), digits, labels)
     images, found = np.asarray(images), np.asarray(found)
     assert set(np.unique(found)) == {0, 5, 8}
-    # Full ink hides what is below; a scene holds 3 to 6 bars, 0.8 to 1.3 times as tall as 28 pixels.
+    # Opaque ink hides what is below it; a scene has 3 to 6 bars, each 0.8 to 1.3 times 28 pixels high.
     assert (images[found > 0] > 127).all()
     rows = (found > 0).any(2).sum(1)
     assert rows.min() >= 0.8 * 28 - 1 and rows.max() <= 64
     area = (found > 0).mean((1, 2)) * 64**2
     assert area.max() > 3 * area.min()
     both = [set(np.unique(scene)) >= {5, 8} for scene in found]
-    assert 0.5 < np.mean(both) < 1.0, "1 - 2 (1/2)^n for n of 3 to 6: 0.88, less what is hidden"
+    assert 0.5 < np.mean(both) < 1.0, "the mean of 1 - 2 (1/2)^n for n from 3 to 6 is 0.88, less for hidden digits"
 
 
-def test_the_ink_alone_stays_inside():
+def test_only_the_ink_must_stay_inside_the_scene():
     digit = np.zeros((1, 28, 28, 1), np.uint8)
     digit[:, 2:8, 15:24] = 255
     found = np.asarray(jax.jit(digit_scenes.scenes)(jax.random.split(jax.random.key(0), 300), digit, np.array([4]))[1])
@@ -73,7 +73,7 @@ def test_the_later_digit_is_on_top():
     start = np.asarray(jax.random.uniform(place_key, (6, 2))) * (64 - scale * 28)[:, None]
     count = int(jax.random.randint(jax.random.split(key, 5)[0], (), 3, 7))
     expected = np.zeros((64, 64), int)
-    for i in range(count):  # Inside by more than a pixel, where the interpolated edge does not count.
+    for i in range(count):  # More than a pixel inside, to exclude interpolated edges.
         low, high = np.ceil(start[i] + 1).astype(int), np.floor(start[i] + scale[i] * 28 - 1).astype(int)
         outer = np.floor(start[i] - 1).astype(int), np.ceil(start[i] + scale[i] * 28 + 1).astype(int)
         box = tuple(slice(max(0, a), b) for a, b in zip(*outer, strict=True))

@@ -1,4 +1,4 @@
-"""What a folder of images holds: links, other files, names in other forms and encodings."""
+"""Tests of image folders with links, other files, and names in other Unicode forms and encodings."""
 
 import codecs
 import shutil
@@ -32,7 +32,7 @@ def listed(root):
     return names, {split: [label for _, label in found] for split, found in files.items()}
 
 
-def test_links_to_folders_are_followed_and_circles_are_not(root, tmp_path):
+def test_links_to_folders_are_followed_except_cycles(root, tmp_path):
     shutil.copytree(root / "test" / "dog", tmp_path / "elsewhere" / "deeper")
     dog = root / "train" / "dog"
     (dog / "more").symlink_to(tmp_path / "elsewhere")
@@ -43,7 +43,7 @@ def test_links_to_folders_are_followed_and_circles_are_not(root, tmp_path):
     assert listed(root)[1]["train"] == [0, 0, 1, 1, 1, 1]
 
 
-def test_folders_of_a_system_are_skipped(root, capsys):
+def test_system_folders_are_skipped(root, capsys):
     for place in ("train/dog/@eaDir/dog0.png", "train/@eaDir/x", "lost+found/x", "__MACOSX/train/dog"):
         (root / place).mkdir(parents=True)
         shutil.copy(root / "train" / "dog" / "dog0.png", root / place / "SYNOPHOTO_THUMB_M.png")
@@ -60,11 +60,11 @@ def test_other_files_are_counted(root, capsys):
         (root / "train" / "dog" / name).touch()
     (root / "train" / "café" / "c.heic").touch()
     listed(root)
-    told = "files that are no images are skipped: 2 .avif, 1 .heic, 1 without suffix\n"
-    assert capsys.readouterr().err == f"{root / 'train'}: {told}"
+    message = "files that are no images are skipped: 2 .avif, 1 .heic, 1 without suffix\n"
+    assert capsys.readouterr().err == f"{root / 'train'}: {message}"
 
 
-def test_a_class_may_be_named_in_either_form_of_unicode(root):
+def test_class_names_in_either_unicode_normalization_form(root):
     (root / "test" / "café").rename(root / "test" / DECOMPOSED)
     assert listed(root) == (("café", "dog"), {"train": [0, 0, 1, 1], "test": [0, 0, 1, 1]})
     (root / "test" / "café").mkdir()
@@ -81,7 +81,7 @@ def test_a_class_may_be_named_in_either_form_of_unicode(root):
         "café0.png 0\ncafé1.png\t0\ndog0.png 1\ndog1.png  1\n".encode(),
     ],
 )
-def test_label_files_of_other_systems(root, text):
+def test_label_files_with_other_encodings_and_separators(root, text):
     (root / "val").mkdir()
     for path in sorted((root / "test").glob("*/*")):
         shutil.copy(path, root / "val")
@@ -92,7 +92,7 @@ def test_label_files_of_other_systems(root, text):
     assert len(files["val"]) == 4
 
 
-def test_a_list_of_camvid_may_begin_with_a_mark(tmp_path):
+def test_a_camvid_list_may_begin_with_a_byte_order_mark(tmp_path):
     for place in ("train", "trainannot"):
         (tmp_path / place).mkdir()
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / place / "a.png")

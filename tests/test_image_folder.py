@@ -1,4 +1,4 @@
-"""The folder data set: classes, modes, corrupt files and the cache; and the augmentation of its images."""
+"""Tests of the folder data set: classes, image modes, corrupt files, the cache, and augmentation."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from data.dataset import DataError, pixel_covariance
 
 @pytest.fixture
 def image_dir(tmp_path):
-    root, random = tmp_path / "pictures", np.random.default_rng(0)
+    root, random = tmp_path / "images", np.random.default_rng(0)
     for split, count in (("train", 3), ("test", 2)):
         for name in ("cat", "bird"):
             (root / split / name).mkdir(parents=True)
@@ -52,12 +52,12 @@ def test_cache_is_invalidated_by_changed_added_and_removed_files(image_dir, monk
     assert (folder.load(str(image_dir)).splits["train"][0][3] == (1, 2, 3)).all() and calls == ["train"]
     path.unlink()
     assert len(folder.load(str(image_dir)).splits["train"][1]) == 5 and calls == ["train"] * 2
-    cache = image_dir.with_name("pictures.train.npz")
+    cache = image_dir.with_name("images.train.npz")
     content = cache.read_bytes()
-    entry = content.find(b"PK\x01\x02")  # Of the archive's directory.
+    entry = content.find(b"PK\x01\x02")  # In the archive's central directory.
     for damaged in (content[:100], content[: entry + 10] + b"\x07" + content[entry + 11 :]):
         calls.clear()
-        cache.write_bytes(damaged)  # Cut short; said to be compressed in a way that no one knows.
+        cache.write_bytes(damaged)  # Truncated; marked with an unknown compression method.
         assert len(folder.load(str(image_dir)).splits["train"][1]) == 5 and calls == ["train"]
 
 
@@ -68,12 +68,12 @@ def test_corrupt_images_raise_or_are_skipped(image_dir, capsys):
     assert len(folder.load(str(image_dir), skip_corrupt=True).splits["test"][1]) == 4
     assert "test: 1 of 5 images skipped" in capsys.readouterr().err
     assert len(folder.load(str(image_dir), skip_corrupt=True).splits["test"][1]) == 4
-    assert "test: 1 of 5 images skipped" in capsys.readouterr().err, "from the cache too"
+    assert "test: 1 of 5 images skipped" in capsys.readouterr().err, "also from the cache"
 
 
-def test_read_only_folder(image_dir, monkeypatch, capsys):
+def test_a_read_only_folder_works_without_a_cache(image_dir, monkeypatch, capsys):
     first = folder.load(str(image_dir)).splits["train"][0]
-    image_dir.with_name("pictures.train.npz").unlink()
+    image_dir.with_name("images.train.npz").unlink()
 
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
@@ -84,13 +84,13 @@ def test_read_only_folder(image_dir, monkeypatch, capsys):
     assert "can't be written (Read-only file system)" in capsys.readouterr().err
 
 
-def test_what_killed_processes_left_beside_the_cache_is_removed(image_dir, tmp_path):
-    others = [".pictures.train.npz.0.npz", ".pictures.test.npz.0.npz", ".pictures2.train.npz.0.npz", ".pictures.npz"]
-    for name in (*others, ".pictures.train.npz.1.npz"):  # The last one is being written.
+def test_cache_files_of_killed_processes_are_removed(image_dir, tmp_path):
+    others = [".images.train.npz.0.npz", ".images.test.npz.0.npz", ".images2.train.npz.0.npz", ".images.npz"]
+    for name in (*others, ".images.train.npz.1.npz"):  # The last one is still being written.
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, None if name.endswith("1.npz") else (0, 0))
     folder.load(str(image_dir))
-    kept = [".pictures.npz", ".pictures.train.npz.1.npz", ".pictures2.train.npz.0.npz"]
+    kept = [".images.npz", ".images.train.npz.1.npz", ".images2.train.npz.0.npz"]
     assert sorted(path.name for path in tmp_path.glob(".*")) == kept
 
 
@@ -109,14 +109,14 @@ run(main)
 """
 
 
-def test_processes_that_make_the_cache_at_a_time(image_dir, tmp_path, launch):
+def test_processes_that_write_the_cache_at_the_same_time(image_dir, tmp_path, launch):
     both = [launch(PAIR, tmp_path / name, image_dir, tmp_path / "go") for name in "ab"]
     for process, name in zip(both, "ab", strict=True):
         process.wait_until((tmp_path / f"{name}.ready").exists)
     (tmp_path / "go").touch()
     first, second = (process.wait() for process in both)
     assert first.returncode == 0 and first.stderr == second.stderr == "" and first.stdout == second.stdout != ""
-    assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["pictures.test.npz", "pictures.train.npz"]
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["images.test.npz", "images.train.npz"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -141,7 +141,7 @@ def test_invalid_folders_are_rejected(image_dir, tmp_path):
         folder.load(str(image_dir))
 
 
-def test_hidden_files_are_skipped_and_folders_below_a_class_are_read(image_dir):
+def test_hidden_files_are_skipped_and_subfolders_of_classes_are_read(image_dir):
     before = folder.load(str(image_dir))
     for place in (image_dir / "train" / "cat", image_dir / "train" / "cat" / ".cache"):
         place.mkdir(exist_ok=True)
@@ -157,18 +157,18 @@ def test_hidden_files_are_skipped_and_folders_below_a_class_are_read(image_dir):
     (image_dir / "train" / "cat" / ".cache" / "x.png").write_bytes(name.read_bytes())
     images, labels = folder.load(str(image_dir)).splits["train"]
     assert (labels == 1).sum() == (before.splits["train"][1] == 1).sum() + 6
-    assert (abs(images[labels == 1].astype(int) - (9, 99, 199)).max((1, 2, 3)) < 12).sum() >= 5  # A GIF has a palette.
+    assert (abs(images[labels == 1].astype(int) - (9, 99, 199)).max((1, 2, 3)) < 12).sum() >= 5  # GIF has a palette.
 
 
-def test_classes_without_images_are_named(image_dir, capsys):
+def test_classes_without_images_are_reported(image_dir, capsys):
     for split in ("train", "test"):
         (image_dir / split / "dog").mkdir()
     (image_dir / "train" / "dog" / "readme.txt").write_text("")
     (image_dir / "train" / "dog" / "a.heic").write_text("")
     assert folder.load(str(image_dir)).class_names == ("bird", "cat", "dog")
-    told = capsys.readouterr().err
-    assert f"warning: {image_dir / 'train'} has no images of the classes dog (2 other files); images are .jpg" in told
-    assert f"warning: {image_dir / 'test'} has no images of the classes dog (0 other files)" in told
+    output = capsys.readouterr().err
+    assert f"warning: {image_dir / 'train'} has no images of the classes dog (2 other files); images are .jpg" in output
+    assert f"warning: {image_dir / 'test'} has no images of the classes dog (0 other files)" in output
     for split in ("train", "test"):
         Image.new("RGB", (6, 8)).save(image_dir / split / "dog" / "a.png")
     folder.load(str(image_dir))
@@ -176,7 +176,7 @@ def test_classes_without_images_are_named(image_dir, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=lambda n: errno.errorcode[n])
-def test_files_that_can_not_be_read_are_not_called_corrupt(image_dir, monkeypatch, number):
+def test_unreadable_files_are_not_reported_as_corrupt(image_dir, monkeypatch, number):
     opened = Image.open
 
     def fails(file, *arguments, **options):
@@ -193,7 +193,7 @@ def test_files_that_can_not_be_read_are_not_called_corrupt(image_dir, monkeypatc
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a plugin"), NotImplementedError("a pixel format"), TypeError("a tag")])
-def test_a_decoders_exception_of_any_type_names_the_file(image_dir, monkeypatch, error):
+def test_any_exception_of_a_decoder_is_reported_with_the_file(image_dir, monkeypatch, error):
     original = ImageFile.ImageFile.load_prepare
 
     def fails(image):
@@ -238,7 +238,7 @@ def test_cutout_and_crops():
     np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])
 
 
-def test_a_flat_split_with_a_file_of_classes(image_dir, capsys):
+def test_a_flat_split_with_a_label_file(image_dir, capsys):
     flat, labels = image_dir / "val", image_dir / "val.txt"
     flat.mkdir()
     for name in ("a b.png", "c.png", "d.png"):
@@ -253,8 +253,8 @@ def test_a_flat_split_with_a_file_of_classes(image_dir, capsys):
         found = folder.load(str(image_dir))
         np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
         assert sorted(found.splits) == ["test", "train", "val"]
-        told = capsys.readouterr().err
-        assert ("val.txt names 1 images that do not exist" in told) == ("not_here" in lines)
+        output = capsys.readouterr().err
+        assert ("val.txt names 1 images that do not exist" in output) == ("not_here" in lines)
     for line, wrong in (("c.png 2", "'c.png 2'"), ("c.png 0", "'c.png 0'"), ("c" * 90, f"'{'c' * 80} ...'")):
         labels.write_text(f"a b.png cat\n{line}\n")
         message = f"val.txt, line 2: {wrong} does not end with one of the 2 classes"
@@ -268,26 +268,26 @@ def test_a_flat_split_with_a_file_of_classes(image_dir, capsys):
         folder.load(str(image_dir))
 
 
-def test_classes_called_by_numbers_or_with_spaces(tmp_path):
+def test_class_names_that_are_numbers_or_contain_spaces(tmp_path):
     names, paths, labels = ("1", "2", "3 4", "4", "5 "), ["a.png", "b c.png", "d.png"], tmp_path / "val.txt"
     for lines, expected in (
-        ("a.png 0\nb c.png 1\nd.png 3", [0, 1, 3]),  # Places: there is no class called 0.
-        ("a.png 1\nb c.png 2\nd.png 2", [0, 1, 1]),  # Names, where both could be meant.
+        ("a.png 0\nb c.png 1\nd.png 3", [0, 1, 3]),  # Indices, since no class is named 0.
+        ("a.png 1\nb c.png 2\nd.png 2", [0, 1, 1]),  # Names, if both are possible.
         ("a.png 3 4\nb c.png 4\nd.png 1", [2, 3, 0]),
-        ("a.png 4 \nb c.png 5 \nd.png  1  ", [3, 4, 0]),  # Spaces at the end belong to a name that has them.
+        ("a.png 4 \nb c.png 5 \nd.png  1  ", [3, 4, 0]),  # Trailing spaces belong to a name that has them.
     ):
         labels.write_text(lines)
         assert folder._labelled(paths, labels, names) == list(zip(paths, expected, strict=True))
 
 
-def test_colour_noise_has_keys_of_its_own():
+def test_color_noise_uses_separate_random_keys():
     key = jax.random.key(3)
     own = jax.random.key_data(jax.random.fold_in(key, augment.NOISE_KEY))
-    for count in (2, 3):  # As flips, shifts, crops and cutouts split it.
+    for count in (2, 3):  # The numbers of keys that flips, shifts, crops and cutouts use.
         assert not (jax.random.key_data(jax.random.split(key, count)) == own[None]).all(-1).any()
 
 
-def test_colour_noise_follows_the_principal_components():
+def test_color_noise_follows_the_principal_components():
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(5000, 3)) @ np.array([[30.0, 28.0, 26.0], [0.0, 9.0, -8.0], [0.0, 0.0, 3.0]])
     covariance = pixel_covariance(np.clip(pixels + 120, 0, 255).astype(np.uint8).reshape(50, 10, 10, 3))

@@ -1,4 +1,4 @@
-"""Two calls of prepare at a time, and one that was killed."""
+"""Tests of concurrent and of killed calls of prepare."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ def prepare(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize("flag", ["data_dir", "shards"])
-def test_a_folder_in_preparation_is_refused_as_it_is(tmp_path, start, flag):
+def test_a_folder_in_use_is_refused_and_left_unchanged(tmp_path, start, flag):
     folders = {"data_dir": tmp_path / "d", "shards": tmp_path / "s"}
     used = folders[flag]
     unfinished = [used / "train/.n01.part/1.JPEG", used / "pictures/incomplete.AB_1.0.0/pictures-train.array_record"]
@@ -32,7 +32,7 @@ def test_a_folder_in_preparation_is_refused_as_it_is(tmp_path, start, flag):
     assert files(tmp_path) == sorted([*(str(path.relative_to(tmp_path)) for path in unfinished), "t.tar"])
 
 
-def test_what_a_killed_call_left_is_removed(tmp_path, launch, start):
+def test_leftovers_of_a_killed_call_are_removed(tmp_path, launch, start):
     both = f"--data_dir={tmp_path / 'd'}", f"--shards={tmp_path / 's'}"
     killed = launch(*prepare(tmp_path, *both), signal_at=SignalAt(signal.SIGKILL, "data.prepare.unpack:write", 5))
     assert killed.wait().returncode == -signal.SIGKILL
@@ -52,8 +52,8 @@ def test_folders_of_a_failed_call_are_removed(tmp_path, start):
     assert os.listdir(tmp_path) == ["t.tar"]
 
 
-def test_a_lock_whose_file_is_removed_meanwhile_is_not_held(tmp_path, monkeypatch):
-    """Between the opening of the file and its lock the process that held it ends, and a third one starts."""
+def test_a_lock_is_retried_if_its_file_was_removed_meanwhile(tmp_path, monkeypatch):
+    """Between opening and locking the file, the process that held the lock ends and a third one acquires it."""
     third, flock = [], lock.fcntl.flock
 
     def late(file, operation):
@@ -73,7 +73,7 @@ def test_a_lock_whose_file_is_removed_meanwhile_is_not_held(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EROFS])
-def test_a_folder_that_can_not_be_locked_is_used_as_it_is(tmp_path, monkeypatch, code):
+def test_a_folder_that_cannot_be_locked_is_used_without_a_lock(tmp_path, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, "")
 

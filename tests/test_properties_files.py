@@ -1,4 +1,4 @@
-"""Properties of files that others wrote: archives with any names in them, and label files with any lines."""
+"""Property-based tests of untrusted files: archives with arbitrary member names, label files with arbitrary lines."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from data import folder
 from data.dataset import DataError
 from data.prepare import unpack
 
-# The check for slow data generation measures time, so that a busy machine would fail it.
+# The check for slow data generation measures time, so it would fail on a busy machine.
 COMMON = settings(
     deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -24,18 +24,18 @@ FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def is_file(name, kind):
-    """Old archives mark a folder by the slash at its name's end."""
+    """Old archives mark a folder by a trailing slash in its name."""
     return kind in FILES and not (kind == tarfile.AREGTYPE and name.endswith("/"))
 
 
 def archive_bytes(members):
-    """A tar archive of (name, type, content, link's target); a content that is a list becomes an archive in it."""
+    """A tar archive of members (name, type, content, link target). A list as content becomes a nested archive."""
     text = io.BytesIO()
     with tarfile.open(fileobj=text, mode="w") as archive:
         for name, kind, content, link in members:
             content = archive_bytes(content) if isinstance(content, list) else content
             info = tarfile.TarInfo(name)
-            if "\0" in name:  # Other headers end names there.
+            if "\0" in name:  # Other headers end names at a null character.
                 info.pax_headers = {"path": name}
             info.type, info.linkname = kind, link
             info.size = len(content) if is_file(name, kind) else 0
@@ -44,10 +44,9 @@ def archive_bytes(members):
 
 
 def contents(members):
-    """(last component of the name, content) of the members, at any depth, that may be files inside the archive.
+    """Yields (last component of the name, content) of all members, at any depth, that may be extracted as files.
 
-    A member of an old archive with a long name that ends in a slash is a folder for Python 3.11 and an empty file for
-    3.13.
+    For a member of an old archive whose long name ends in a slash, Python 3.11 sees a folder and 3.13 an empty file.
     """
     for name, kind, content, _ in members:
         if kind not in FILES or name.startswith("/") or ".." in name.rstrip("/").split("/")[:-1]:
@@ -59,7 +58,7 @@ def contents(members):
 
 
 def snapshot(root, *, without=None):
-    """Each path below `root` with its content, or with what it is instead of a file."""
+    """Maps each path below `root` to its content, "folder", or "" for anything else."""
     found = {}
     for parent, folders, files in os.walk(root):
         folders[:] = [name for name in folders if pathlib.Path(parent, name) != without]
@@ -70,7 +69,7 @@ def snapshot(root, *, without=None):
     return found
 
 
-OUTSIDE = "{outside}"  # Stands for the absolute path of a folder outside the target.
+OUTSIDE = "{outside}"  # A placeholder for the absolute path of a folder outside the target.
 FOLDERS = (
     "",
     ".",
@@ -127,13 +126,13 @@ def member_names(draw):
 ENDS = st.sampled_from([[], [], [], [""], ["", ""]])
 KINDS = st.sampled_from(FILES + FILES + OTHERS)
 LINKS = st.sampled_from(["x.jpg", "../outside/kept.jpg", OUTSIDE, "/etc/passwd", ""])
-NAMES = st.sampled_from(["x.jpg", "x.jpg/x.jpg", "cat/x.jpg"]) | member_names()  # Often a file and a folder alike.
-PICTURES = st.tuples(NAMES, KINDS, st.binary(max_size=12), LINKS)
-MEMBERS = PICTURES | st.tuples(NAMES, KINDS, st.lists(PICTURES, max_size=3), LINKS)
+NAMES = st.sampled_from(["x.jpg", "x.jpg/x.jpg", "cat/x.jpg"]) | member_names()  # Often both a file and a folder.
+IMAGES = st.tuples(NAMES, KINDS, st.binary(max_size=12), LINKS)
+MEMBERS = IMAGES | st.tuples(NAMES, KINDS, st.lists(IMAGES, max_size=3), LINKS)
 
 
 def placed(members, outside):
-    """The members with the outside folder's path in the place of OUTSIDE."""
+    """Replaces OUTSIDE in the members by the path of the outside folder."""
     return [
         (
             name.replace(OUTSIDE, str(outside)),
@@ -166,7 +165,7 @@ def test_members_of_an_archive_never_leave_their_folder(members, fixed):
         for path, content in written.items():
             assert content != "", f"{path} is neither a file nor a folder"
             top, *_ = parts = path.relative_to(root).parts
-            assert count is None or all(map(unpack.plain, parts)), "hidden, or not to be printed"
+            assert count is None or all(map(unpack.plain, parts)), "hidden or unprintable"
             assert top == "train" or (
                 not fixed and (top in unpack.SPLITS or top.removeprefix(".").startswith("val.txt"))
             )
@@ -202,7 +201,7 @@ def test_all_images_of_an_archive_are_written(tree, fixed):
     with tempfile.TemporaryDirectory() as path:
         base = pathlib.Path(path)
         (base / "some.tar").write_bytes(archive_bytes(members))
-        for _ in range(2):  # What is there already stays.
+        for _ in range(2):  # Existing files are kept.
             assert unpack.unpack(base / "some.tar", base / "d", split="train", fixed=fixed) == len(expected)
             written = snapshot(base / "d" / "train")
             files = {path: content for path, content in written.items() if content != "folder"}
@@ -213,7 +212,7 @@ def test_all_images_of_an_archive_are_written(tree, fixed):
             unpack.unpack(base / "some.tar", base / "d", split="train", fixed=fixed)
 
 
-# All that can be printed: letters, marks, numbers, punctuation and symbols.
+# All printable characters: letters, marks, numbers, punctuation and symbols.
 CHARACTERS = st.characters(categories="LMNPS", exclude_characters="/") | st.sampled_from("01 ab.")
 
 
@@ -228,19 +227,19 @@ CLASSES = st.sampled_from([SIMILAR, TEXTS]).flatmap(lambda one: st.lists(one, mi
 
 @st.composite
 def labelled(draw):
-    """(names of the classes, {image: label}, what the label file calls the classes, its lines [image, class])."""
+    """Draws (class names, {image: label}, names of the classes in the label file, its lines [image, class])."""
     names = sorted(draw(CLASSES))
     stems = st.text(CHARACTERS, min_size=1, max_size=5).filter(lambda stem: stem[0] not in " .")
     images = st.builds("{}{}".format, stems, st.sampled_from([".png", ".JPG", ".jpeg"]))
     labels = draw(st.dictionaries(images, st.integers(0, len(names) - 1), min_size=1, max_size=5))
     keys = draw(st.sampled_from([names, names, [str(i) for i in range(len(names))]]))
-    # Where all places are names of classes too, they are taken for names.
+    # Indices that are all class names too would be read as names.
     assume(keys is names or any(keys[label] not in names for label in labels.values()))
     return names, labels, keys, [[image, keys[label]] for image, label in labels.items()]
 
 
 def listing(names, images, text):
-    """What data.folder reads from a folder with these classes, and a flat split `val` with `text` as its val.txt."""
+    """The labels that data.folder reads for a flat split `val` with `text` as val.txt, in a folder of these classes."""
     with tempfile.TemporaryDirectory() as path:
         root = pathlib.Path(path)
         for name in names:

@@ -1,4 +1,4 @@
-"""Images decoded on demand: views, order, evaluation, corrupt files, a killed run."""
+"""Tests of images decoded on demand: views, order, evaluation, corrupt files, a killed run."""
 
 import dataclasses
 import json
@@ -24,25 +24,25 @@ from experiments.setup.saved_run import SavedRun
 SIZES = [(90, 70), (70, 90), (65, 200), (200, 65), (128, 128), (71, 66)]
 
 
-def colour(i):
+def color(i):
     return (50 + 8 * i, 205 - 8 * i, 60 + 7 * i)
 
 
 def image_of(i):
-    """A ramp around its own colour: crops differ, the middle square's mean does not."""
+    """A gradient around color(i): crops differ, but the mean of the center crop does not."""
     width, height = SIZES[i % len(SIZES)]
-    ramp = np.linspace(-40, 40, width)[None, :, None] + np.array(colour(i))
+    ramp = np.linspace(-40, 40, width)[None, :, None] + np.array(color(i))
     return Image.fromarray(np.repeat(ramp.round().astype(np.uint8), height, 0))
 
 
 def shows(image, i):
-    return np.abs(image.mean((0, 1)) - colour(i)).max() < 3
+    return np.abs(image.mean((0, 1)) - color(i)).max() < 3
 
 
 @pytest.fixture(scope="module")
 def image_dir(tmp_path_factory):
-    """20 images (14 train, 6 test) of six sizes and several modes, each around a different colour."""
-    root, number = tmp_path_factory.mktemp("data") / "pictures", 0
+    """20 images (14 train, 6 test) of six sizes and several modes, each around a different color."""
+    root, number = tmp_path_factory.mktemp("data") / "images", 0
     for split, count in (("test", 3), ("train", 7)):
         for name in ("bird", "cat"):
             (root / split / name).mkdir(parents=True)
@@ -73,7 +73,7 @@ def equal(one, other):
 
 
 def test_large_images_become_a_lazy_array(image_dir, monkeypatch):
-    monkeypatch.setattr(folder, "hashlib", None)  # A million files are not looked at one by one.
+    monkeypatch.setattr(folder, "hashlib", None)  # There is no digest of all files, which may be millions.
     found = data.load("folder", str(image_dir))
     images, labels = found.splits["test"]
     assert images.shape == (6, 224, 224, 3) and len(images) == 6 and labels.dtype == np.int32
@@ -81,23 +81,23 @@ def test_large_images_become_a_lazy_array(image_dir, monkeypatch):
     found = load(image_dir)
     images = found.splits["test"][0]
     assert images.shape == (6, 32, 32, 3) and images[:4].shape == (4, 32, 32, 3) and images[:0].shape[0] == 0
-    for i in range(6):  # Palette and CMYK among them.
+    for i in range(6):  # Including palette and CMYK images.
         assert images[i].dtype == np.uint8 and shows(images[i], i)
     np.testing.assert_array_equal(images[np.array([4, 1])], np.stack([images[4], images[1]]))
 
 
-def test_exif_rotation_and_grey_images(tmp_path):
-    grey = np.zeros((100, 80), np.uint8)
-    grey[:50] = 200
+def test_exif_rotation_and_gray_images(tmp_path):
+    gray = np.zeros((100, 80), np.uint8)
+    gray[:50] = 200
     exif = Image.Exif()
-    exif[0x0112] = 6  # To be turned by 90 degrees clockwise: the upper half comes to the right.
+    exif[0x0112] = 6  # Rotate by 90 degrees clockwise, which moves the upper half to the right.
     (tmp_path / "d" / "train" / "a").mkdir(parents=True)
-    Image.fromarray(grey).save(tmp_path / "d" / "train" / "a" / "a.png", exif=exif)
+    Image.fromarray(gray).save(tmp_path / "d" / "train" / "a" / "a.png", exif=exif)
     found = load(tmp_path / "d").splits["train"][0][0]
     assert found.shape == (32, 32, 3) and found[:, 18:].min() > 190 and found[:, :14].max() < 10
 
 
-def test_a_crop_lies_inside_and_has_its_share_and_aspect():
+def test_random_crops_lie_inside_and_follow_their_area_and_aspect_ranges():
     random = np.random.default_rng(0)
     shares, aspects = [], []
     for _ in range(400):
@@ -114,14 +114,14 @@ def test_a_crop_lies_inside_and_has_its_share_and_aspect():
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "resized_crop"])
-def test_a_step_is_a_function_of_seed_and_step(image_dir, augment):
+def test_a_batch_depends_only_on_seed_and_step(image_dir, augment):
     found = load(image_dir, augment=augment)
     whole = take(found)
     assert whole[0]["image"].shape == (5, *found.splits["train"][0].shape[1:]) and whole[0]["image"].dtype == np.uint8
     assert equal(whole, take(found)) and equal(whole[4:], take(found, start=4, count=2))
     assert not equal(whole, take(found, seed=1))
     labels = found.splits["train"][1]
-    for step, batch in enumerate(whole):  # The order of a data set in memory; the second epoch begins within step 2.
+    for step, batch in enumerate(whole):  # The same order as in memory; the second epoch begins within step 2.
         np.testing.assert_array_equal(batch["label"], labels[batches.rows(0, step, batch_size=5, examples=14)])
 
 
@@ -135,7 +135,7 @@ def test_crops_differ_between_the_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 8])
-def test_evaluation_shows_every_image_once(image_dir, batch_size):
+def test_evaluation_reads_every_image_once(image_dir, batch_size):
     images, labels = load(image_dir, augment="resized_crop").splits["test"]
     parts = list(batches.eval_batches(images, labels, batch_size=batch_size))
     assert all(part["image"].shape == (batch_size, 32, 32, 3) for part in parts)
@@ -175,7 +175,7 @@ def test_corrupt_images_raise_or_are_skipped(image_dir, tmp_path, capsys):
         load(root, skip_corrupt=True)
 
 
-def test_small_images_of_several_sizes_need_the_wanted_size(tmp_path):
+def test_small_images_of_several_sizes_need_image_size(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "d" / "train" / name).mkdir(parents=True)
     for i, size in enumerate(((20, 20), (30, 20))):
@@ -183,11 +183,11 @@ def test_small_images_of_several_sizes_need_the_wanted_size(tmp_path):
     with pytest.raises(DataError, match=r"1\.png is 20x30, expected 20x20 like the others; --image_size=N"):
         data.load("folder", str(tmp_path / "d"))
     assert data.load("folder", str(tmp_path / "d"), image_size=16).splits["train"][0].shape == (2, 16, 16, 3)
-    Image.new("RGB", (20, 65)).save(tmp_path / "d" / "train" / "a" / "2.png")  # One is large: all are streamed.
+    Image.new("RGB", (20, 65)).save(tmp_path / "d" / "train" / "a" / "2.png")  # One large image: all are streamed.
     assert data.load("folder", str(tmp_path / "d")).splits["train"][0].shape == (3, 224, 224, 3)
 
 
-def test_statistics_are_those_of_a_sample_of_middle_squares(image_dir, monkeypatch):
+def test_pixel_statistics_of_a_sample_of_center_crops(image_dir, monkeypatch):
     images = load(image_dir).splits["train"][0]
     whole = images[:].reshape(-1, 3).astype(np.float64)
     mean, std = images.pixel_statistics()
@@ -208,7 +208,7 @@ def test_a_binary_task_decodes_nothing(image_dir, monkeypatch):
     assert len(kept) == 3 and shows(kept[0], 3)
 
 
-def test_the_device_cuts_and_flips(image_dir):
+def test_crops_and_flips_on_the_device(image_dir):
     config = ClassifyConfig(dataset="folder", data_dir=str(image_dir), image_size=32)
     for kind, side in (("crop", 37), ("resized_crop", 32)):
         augmented = dataclasses.replace(config, augment=kind)
@@ -218,19 +218,19 @@ def test_the_device_cuts_and_flips(image_dir):
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None], (16, side, side, 3))
         images = np.asarray(train(ramp, jax.random.split(jax.random.key(0), 16)))
         assert shape == (32, 32, 3) and images.shape == (16, *shape) and evaluation(ramp).shape == images.shape
-        assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are mirrored.
+        assert 0 < (np.diff(images[:, 0, :, 0])[:, 0] > 0).sum() < 16  # Some are flipped.
     ten_view = dataclasses.replace(config, augment="crop", tta="ten_view")
     ten = preprocessing.make_prepare(ten_view, dataclasses.replace(info, image_shape=(37, 37, 3)))[1]
     assert ten(np.zeros((2, 37, 37, 3), np.uint8)).shape == (10, 2, 32, 32, 3)
 
 
 def run_of(image_shape, **flags):
-    """A stored run of classify, as far as image files are concerned."""
+    """A stored run of classify with only what reading image files needs."""
     info = ClassificationInfo(image_shape, (0.0,), (1.0,), ("a", "b"))
     return SavedRun(pathlib.Path(), "classification", ClassifyConfig(**flags), info, 1, "test", {})
 
 
-def test_predict_sees_a_file_as_the_test_did(image_dir):
+def test_predict_preprocesses_files_as_in_evaluation(image_dir):
     file = str(image_dir / "test" / "bird" / "0.png")
     for kind in ("none", "crop"):
         seen = data.load("folder", str(image_dir), image_size=32, augment=kind).splits["test"][0][0]
@@ -240,7 +240,7 @@ def test_predict_sees_a_file_as_the_test_did(image_dir):
     assert whole.shape == (20, 30, 3) and whole[:, 0].mean() < whole[:, -1].mean() - 60
 
 
-def test_the_digest_tells_data_sets_apart_wherever_they_lie(image_dir, tmp_path):
+def test_the_digest_depends_on_content_and_not_on_location(image_dir, tmp_path):
     def found(place):
         return digests(data.load("folder", str(place), image_size=32))
 
@@ -252,7 +252,7 @@ def test_the_digest_tells_data_sets_apart_wherever_they_lie(image_dir, tmp_path)
     assert changed["test"] == found(image_dir)["test"] and changed["train"] != found(image_dir)["train"]
 
 
-def test_flags_that_do_not_fit_the_data(image_dir):
+def test_flags_that_do_not_match_the_data_are_refused(image_dir):
     for values, message in (
         ({"image_size": 32}, "--image_size=32 is supported by --dataset=folder and tfds:NAME, not by mnist5k"),
         (
@@ -269,7 +269,7 @@ def test_flags_that_do_not_fit_the_data(image_dir):
         eval_split(found._replace(splits={"train": 0}))
 
 
-def test_only_the_cores_of_the_process_read_images(monkeypatch):
+def test_reader_threads_match_the_cores_of_the_process(monkeypatch):
     import grain
 
     threads, plain = [], grain.ReadOptions
@@ -288,7 +288,7 @@ def test_only_the_cores_of_the_process_read_images(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_identical_and_is_scored_again(image_dir, tmp_path, start):
+def test_a_killed_run_resumes_bit_identically_and_is_evaluated_again(image_dir, tmp_path, start):
     options = ["--model=mlp", "--dataset=folder", f"--data_dir={image_dir}", "--image_size=32", "--batch_size=4"]
     options += ["--augment=resized_crop", "--learning_rate=0.01", "--steps=8"]
     options += ["--save_every=1", "--eval_every=4", "--log_every=1"]

@@ -1,4 +1,4 @@
-"""Sets that tfds prepared in array_record: where they lie, what is refused, and that they are read like files."""
+"""Tests of data sets prepared by TFDS in array_record: locations, errors, and equality with image files."""
 
 import io
 import json
@@ -18,7 +18,7 @@ CLASSES = ["cat", "dog", "eel"]
 
 
 def prepare(folder, *, size, splits, name="tiny", config=None, version="1.0.0", image=None, label=None, unknown=()):
-    """A data set with images of `size(i)` (width, height), random colours from seed i and label i % 3, or -1 in the
+    """A data set with images of `size(i)` (width, height), random colors from seed i and label i % 3, or -1 in the
     splits `unknown`. Returns its folder."""
     image = image or tfds.features.Image()
 
@@ -59,7 +59,7 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_small_images_are_read_into_memory_and_kept(small, monkeypatch):
+def test_small_images_are_read_into_memory_and_cached(small, monkeypatch):
     found = data.load("tfds:tiny", str(small))
     assert found.name == "tfds:tiny" and found.class_names == tuple(CLASSES)
     assert {split: images.shape for split, (images, _) in found.splits.items()} == {
@@ -70,7 +70,7 @@ def test_small_images_are_read_into_memory_and_kept(small, monkeypatch):
     images, labels = found.splits["train"]
     assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == made
     assert images.dtype == np.uint8 and labels.dtype == np.int32
-    monkeypatch.setattr(from_tfds, "read_image", None)  # The second time nothing is decoded.
+    monkeypatch.setattr(from_tfds, "read_image", None)  # The second load decodes nothing.
     np.testing.assert_array_equal(data.load("tfds:tiny", str(small)).splits["train"][0], images)
     monkeypatch.setenv("TFDS_DATA_DIR", str(small))
     assert len(data.load("tfds:tiny:1.0.0").splits["train"][1]) == 9
@@ -80,7 +80,7 @@ def test_small_images_are_read_into_memory_and_kept(small, monkeypatch):
 def test_large_images_are_streamed_like_those_of_a_folder(tmp_path):
     sizes = [(90, 70), (70, 90), (128, 65)]
     prepare(tmp_path, size=lambda i: sizes[i % 3], splits={"train": 6}, config="big-v1.0")
-    for name in ("tfds:tiny/big-v1.0", "tfds:tiny"):  # The only config needs no naming.
+    for name in ("tfds:tiny/big-v1.0", "tfds:tiny"):  # A single config need not be named.
         images, labels = data.load(name, str(tmp_path), image_size=32, augment="resized_crop").splits["train"]
         assert isinstance(images, stream.Stream) and images.shape == (6, 32, 32, 3)
     for i in range(6):
@@ -93,7 +93,7 @@ def test_large_images_are_streamed_like_those_of_a_folder(tmp_path):
     assert data.load("tfds:tiny", str(tmp_path)).splits["train"][0].shape == (6, 224, 224, 3)
 
 
-def test_the_newest_version_and_one_config_of_several(tmp_path):
+def test_choosing_a_version_and_a_config(tmp_path):
     for version, count in (("1.9.0", 1), ("1.10.0", 2)):
         prepare(tmp_path, size=lambda i: (8, 8), splits={"train": count}, version=version)
     assert len(data.load("tfds:tiny", str(tmp_path)).splits["train"][1]) == 2
@@ -107,7 +107,7 @@ def test_the_newest_version_and_one_config_of_several(tmp_path):
         data.load("tfds:two", str(tmp_path))
 
 
-def test_what_is_not_prepared_names_the_folder_and_the_command(small, tmp_path):
+def test_unprepared_or_damaged_sets_name_the_folder_and_the_command(small, tmp_path):
     with pytest.raises(DataError) as error:
         data.load("tfds:imagenette/320px", str(tmp_path))
     arguments = f"'imagenette/320px', data_dir='{tmp_path}', file_format='array_record'"
@@ -132,12 +132,12 @@ def test_what_is_not_prepared_names_the_folder_and_the_command(small, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "x/..", "/etc", "x/../../etc", "x:1", "x/.hidden", "x/a/b", "x\n", "x y"])
-def test_a_name_leads_out_of_no_folder(name):
+def test_names_that_are_not_data_sets_are_refused(name):
     with pytest.raises(ValueError, match=re.escape(f"--dataset=tfds:{name}: must be tfds:NAME")):
         data.load(f"tfds:{name}")
 
 
-def test_what_is_not_for_classification_is_refused(tmp_path):
+def test_sets_not_for_classification_are_refused(tmp_path):
     scalar = tfds.features.Scalar(dtype=np.int32)
     prepare(tmp_path, size=lambda i: (8, 8), splits={"train": 1}, name="numbers", label=scalar)
     with pytest.raises(DataError, match=r"tfds:numbers is not .* it has image \(Image\), label \(Scalar\), not"):
@@ -152,8 +152,8 @@ def test_what_is_not_for_classification_is_refused(tmp_path):
 
 
 def test_mnist_as_tfds_mocks_it(tmp_path):
-    """The registered set's own features. mock_data's random examples can't be had as encoded bytes without TensorFlow:
-    it makes them with tf.io. So its hook `as_data_source_fn` gives them."""
+    """Uses the features of the registered data set. mock_data creates its random examples with tf.io, which needs
+    TensorFlow, so the hook `as_data_source_fn` provides encoded examples instead."""
     digits = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
 
     def source(builder, split, decoders):

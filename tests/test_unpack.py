@@ -1,4 +1,4 @@
-"""Archives of images: nested as in ImageNet, nothing written outside the folder, interrupted and resumed."""
+"""Tests of unpacking image archives: nested as in ImageNet, malicious names, interrupted and resumed."""
 
 import io
 import pathlib
@@ -27,7 +27,7 @@ def add(archive, name, content, kind=tarfile.REGTYPE, link=""):
 
 
 def nested(path, members=()):
-    """Two classes of three images, and `members` in the second."""
+    """Writes an archive of two classes with three images each, and `members` in the second."""
     with tarfile.open(path, "w") as outer:
         for i, name in enumerate(("n01", "n02")):
             text = io.BytesIO()
@@ -77,8 +77,8 @@ def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
             add(archive, name, jpeg(1))
     unpack.unpack(tmp_path / "flat.tar", tmp_path, split="f")
     assert files(tmp_path / "f") == ["5.jpg"]
-    told = capsys.readouterr().err
-    assert "skipped: '../cat/1.jpg'" in told and "skipped: 'link.JPEG'" in told
+    output = capsys.readouterr().err
+    assert "skipped: '../cat/1.jpg'" in output and "skipped: 'link.JPEG'" in output
 
 
 def test_splits_and_classes_are_never_mixed(tmp_path):
@@ -95,7 +95,7 @@ def test_splits_and_classes_are_never_mixed(tmp_path):
         unpack.unpack(source, tmp_path / "e", split="train")
 
 
-def test_a_flat_split_is_no_class(tmp_path):
+def test_a_flat_split_is_not_a_class(tmp_path):
     source = tmp_path / "all.tar"
     with tarfile.open(source, "w") as archive:
         for name in ("train/cat/0.JPEG", "train/val/1.JPEG", "val/2.JPEG", "val/3.JPEG"):  # A class may be called val.
@@ -108,7 +108,7 @@ def test_a_flat_split_is_no_class(tmp_path):
     assert found.class_names == ("cat", "val") and found.splits["val"][1].tolist() == [0, 1]
 
 
-def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_unpack_resumes(tmp_path, monkeypatch):
     source, target = nested(tmp_path / "train.tar"), tmp_path / "train"
     original, calls = unpack.write, []
 
@@ -123,7 +123,7 @@ def test_an_unpacking_that_was_broken_off_goes_on(tmp_path, monkeypatch):
         unpack.unpack(source, tmp_path, split="train")
     assert [path.name for path in target.iterdir() if not path.name.startswith(".")] == ["n01"]
     assert unpack.unpack(source, tmp_path, split="train") == 6 and files(target) == NESTED
-    assert len(calls) == 8, "the class that was whole is not written again"
+    assert len(calls) == 8, "the complete class must not be written again"
 
 
 def test_invalid_archives_are_rejected(tmp_path):
@@ -138,7 +138,7 @@ def test_invalid_archives_are_rejected(tmp_path):
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
 
 
-def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
+def test_a_damaged_archive_is_not_read_as_a_shorter_one(tmp_path):
     with tarfile.open(tmp_path / "whole.tar", "w") as archive:
         for i in range(4):
             add(archive, f"c/{i}.JPEG", jpeg(i))
@@ -146,7 +146,7 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
         third = archive.getmembers()[2].offset
     whole = (tmp_path / "whole.tar").read_bytes()
     damaged = bytearray(whole)
-    damaged[third + 150] ^= 1  # In its checksum.
+    damaged[third + 150] ^= 1  # In the checksum of the third member.
     for name, content in (("flipped", bytes(damaged)), ("inside", whole[: third + 99]), ("between", whole[:third])):
         (tmp_path / f"{name}.tar").write_bytes(content)
         with pytest.raises(DataError, match=rf"{name}.tar can't be read as a tar archive: .* after {third:,} bytes"):
@@ -158,7 +158,7 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path):
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_names_that_can_not_be_files_here(tmp_path):
+def test_names_that_cannot_be_files_are_refused(tmp_path):
     for i, names in enumerate((["a.jpg", "a.jpg/1.jpg"], ["a.jpg/1.jpg", "a.jpg"], ["c/" + "a" * 300 + ".jpg"])):
         with tarfile.open(tmp_path / f"{i}.tar", "w") as archive:
             for name in names:
@@ -169,7 +169,7 @@ def test_names_that_can_not_be_files_here(tmp_path):
             unpack.unpack(tmp_path / f"{i}.tar", tmp_path, split=f"s{i}")
 
 
-def test_an_archive_of_a_class_in_capitals(tmp_path):
+def test_nested_archives_with_an_uppercase_suffix(tmp_path):
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as archive:
         add(archive, "1.JPEG", jpeg(1))
@@ -178,7 +178,7 @@ def test_an_archive_of_a_class_in_capitals(tmp_path):
     assert unpack.unpack(tmp_path / "train.tar", tmp_path, split="t") == 1 and files(tmp_path / "t") == ["N01/1.JPEG"]
 
 
-def test_the_split_by_an_archives_name():
+def test_the_split_follows_from_the_archives_name():
     names = {"latest_pictures.tar": "train", "ILSVRC2012_img_val.tar": "val", "festival-TEST.tar": "test"}
     names |= {"validation.tar": "val", "valid.tar": "val", "my_testing.tgz": "test", "tested.tar": "train"}
     assert {name: unpack.split_of(name) for name in names} == names

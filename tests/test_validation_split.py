@@ -1,4 +1,4 @@
-"""Validation images held out of training, and that nothing is chosen by its score on test."""
+"""Tests of held-out validation images, and that no checkpoint is selected by its score on test."""
 
 import json
 import shutil
@@ -21,13 +21,13 @@ MLP = ["--model=mlp", "--hidden=8", "--batch_size=32", "--steps=6", "--eval_ever
 
 
 def numbered(counts: tuple[int, ...]) -> Dataset:
-    """Images whose only pixel is their number, of classes with so many images, in mixed order."""
+    """Images whose only pixel is their index, with `counts` images per class in random order."""
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts).astype(np.int32))
     images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
     return Dataset("numbered", {"train": (images, labels), "test": (images[:2], labels[:2])}, ("a", "b", "c"))
 
 
-def test_a_share_of_each_class_is_held_out():
+def test_a_fraction_of_each_class_is_held_out():
     dataset = numbered((40, 10, 1))
     images, labels = dataset.splits["train"]
     found = hold_out(dataset, 0.25)
@@ -37,14 +37,14 @@ def test_a_share_of_each_class_is_held_out():
     rows = [found.splits[split][0].ravel() for split in ("train", "val")]
     np.testing.assert_array_equal(np.sort(np.concatenate(rows)), images.ravel())
     for split, numbers in zip(("train", "val"), rows, strict=True):
-        assert (np.diff(numbers.astype(int)) > 0).all()  # In the order of the training split.
+        assert (np.diff(numbers.astype(int)) > 0).all()  # Ordered as in the training split.
         np.testing.assert_array_equal(found.splits[split][1], labels[numbers])
     assert hold_out(dataset, 0.25).splits["val"][0].tobytes() == found.splits["val"][0].tobytes()
     # However large the fraction, each class keeps an image to train on.
     assert np.bincount(hold_out(dataset, 0.999).splits["train"][1]).tolist() == [1, 1, 1]
 
 
-def test_what_can_not_be_held_out_is_told():
+def test_invalid_fractions_are_refused():
     dataset = numbered((4, 4, 4))
     with pytest.raises(ArgumentError, match="--val_fraction=0.01: no class of numbered has that many images"):
         hold_out(dataset, 0.01)
@@ -56,8 +56,8 @@ def test_what_can_not_be_held_out_is_told():
         hold_out(dataset._replace(splits={"test": dataset.splits["test"]}), 0.5)
 
 
-def write_pictures(root, *, side: int, train: int, test: int):
-    """A folder of two classes, with so many pictures of each in a split; each has a shade of its own."""
+def write_images(root, *, side: int, train: int, test: int):
+    """Writes a folder of two classes with `train` and `test` images per class, each of a different shade."""
     for split, count in (("train", train), ("test", test)):
         for shade, name in ((60, "dark"), (200, "light")):
             (root / split / name).mkdir(parents=True)
@@ -66,8 +66,8 @@ def write_pictures(root, *, side: int, train: int, test: int):
     return root
 
 
-def test_pictures_that_are_decoded_on_access_are_held_out(tmp_path):
-    write_pictures(tmp_path, side=80, train=8, test=2)
+def test_images_decoded_on_access_are_held_out(tmp_path):
+    write_images(tmp_path, side=80, train=8, test=2)
     whole = data.load("folder", str(tmp_path), image_size=64)
     found = hold_out(whole, 0.25)
     shades = {split: found.splits[split][0][np.arange(n)][:, 0, 0, 0] for split, n in (("train", 12), ("val", 4))}
@@ -84,7 +84,7 @@ def test_scenes_of_held_out_digits():
     assert (splits["val"][0] != splits["test"][0]).any()
 
 
-def test_pictures_with_a_label_for_each_pixel_are_held_out(tmp_path):
+def test_images_with_pixel_labels_are_held_out(tmp_path):
     for split, count in (("train", 8), ("test", 3)):
         lines = []
         for folder in (split, f"{split}annot"):
@@ -95,7 +95,7 @@ def test_pictures_with_a_label_for_each_pixel_are_held_out(tmp_path):
             lines.append(f"/x/{split}/{i}.png /x/{split}annot/{i}.png\n")
         (tmp_path / f"{split}.txt").write_text("".join(lines))
     config = SegmentConfig(workdir="W", dataset="camvid", data_dir=str(tmp_path), val_fraction=0.25)
-    # As a run has them, and as evaluate asks for one split.
+    # As loaded by a run, and by evaluate for one split.
     for split in (None, "test", "val"):
         found = segmentation.load_dataset(config, split=split).splits
         assert {name: len(labels) for name, (_, labels) in found.items()} == {"train": 6, "val": 2, "test": 3}
@@ -104,7 +104,7 @@ def test_pictures_with_a_label_for_each_pixel_are_held_out(tmp_path):
         np.testing.assert_array_equal(found["val"][0][:, 0, 0, 0], 20 * rows[1])
 
 
-def test_random_images_are_held_out_too():
+def test_images_of_dry_run_data_are_held_out():
     classify = ClassifyConfig(workdir="W", dataset="folder", dry_run=True, dry_run_data=True, val_fraction=0.5)
     generate = GenerateConfig(workdir="W", dataset="folder", dry_run=True, dry_run_data=True, val_fraction=0.5)
     for dataset in (classification.load_dataset(classify), generation.load_dataset(generate)):
@@ -113,7 +113,7 @@ def test_random_images_are_held_out_too():
     assert len(labels["train"][1]) == len(labels["val"][1]) == 25_000
 
 
-def test_the_split_of_a_run_and_that_of_its_score():
+def test_the_splits_for_evaluation_and_for_the_final_score():
     for names, during, after in (
         (("train", "test"), "test", "test"),
         (("train", "val", "test"), "val", "test"),
@@ -149,7 +149,7 @@ def test_a_run_is_chosen_on_val_and_scored_on_test(chosen, start):
     at = rows[0].index("eval_accuracy")
     scores = {int(row[0]): float(row[at]) for row in rows[1:] if row[at]}
     best = max(scores, key=lambda step: (scores[step], -step))
-    assert best != max(scores), scores  # Else this test proves nothing.
+    assert best != max(scores), scores  # Otherwise this test would be meaningless.
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [best, 10]
     found = result(start("evaluate", f"--workdir={workdir}", "--split=val", "--checkpoint=best"))
     assert (found["step"], found["accuracy"]) == (best, pytest.approx(scores[best], rel=1e-6))
@@ -174,10 +174,10 @@ def test_nothing_is_chosen_on_test(start, tmp_path):
         load_run(str(tmp_path), "best")
 
 
-def test_a_run_goes_on_with_the_split_that_it_began_with(chosen, start, tmp_path):
+def test_a_run_resumes_with_its_original_evaluation_split(chosen, start, tmp_path):
     shutil.copytree(chosen[0], tmp_path / "w")
     run = json.loads((tmp_path / "w/run.json").read_text())
-    del run["eval_split"]  # As written before val came first: its evaluations were on test.
+    del run["eval_split"]  # As written by versions that always evaluated on test.
     (tmp_path / "w/run.json").write_text(json.dumps(run))
     command = ["classify", f"--flagfile={tmp_path / 'w/flags.txt'}", f"--workdir={tmp_path / 'w'}"]
     done = start(*command)
@@ -188,11 +188,11 @@ def test_a_run_goes_on_with_the_split_that_it_began_with(chosen, start, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["segment", "generate"])
-def test_the_other_tasks_are_scored_on_test_too(command, start, tmp_path):
+def test_the_other_tasks_are_also_scored_on_test(command, start, tmp_path):
     more = ["--batch_size=4"]
-    if command == "generate":  # On a few pictures, for which the classifier that scores is soon trained.
-        pictures = write_pictures(tmp_path / "pictures", side=32, train=20, test=4)
-        more += ["--dataset=folder", f"--data_dir={pictures}"]
+    if command == "generate":  # Few images, on which the FID classifier trains quickly.
+        images = write_images(tmp_path / "images", side=32, train=20, test=4)
+        more += ["--dataset=folder", f"--data_dir={images}"]
     workdir = tmp_path / "w"
     summary = result(start(command, f"--workdir={workdir}", "--val_fraction=0.1", "--steps=2", *more))
     name = {"segment": "mean_iou", "generate": "classifier_fid"}[command]
@@ -203,15 +203,15 @@ def test_the_other_tasks_are_scored_on_test_too(command, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_moved_pictures_are_held_out_as_before(start, tmp_path):
-    write_pictures(tmp_path / "pictures", side=6, train=8, test=2)
+def test_moved_images_are_held_out_identically(start, tmp_path):
+    write_images(tmp_path / "images", side=6, train=8, test=2)
     options = ["--model=perceptron", "--dataset=folder", "--batch_size=4", "--steps=2", "--val_fraction=0.25"]
-    summary = result(start("classify", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'pictures'}", *options))
-    (tmp_path / "pictures").rename(tmp_path / "moved")
+    summary = result(start("classify", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'images'}", *options))
+    (tmp_path / "images").rename(tmp_path / "moved")
     evaluate = ["evaluate", f"--workdir={tmp_path / 'w'}", f"--data_dir={tmp_path / 'moved'}"]
     found = result(start(*evaluate, "--split=val"))
     assert (found["examples"], found["accuracy"]) == (4, summary["accuracy"])
     assert result(start(*evaluate, "--split=train"))["examples"] == 12
-    Image.new("L", (6, 6), 7).save(tmp_path / "moved/train/dark/0.png")  # Now these are other data.
+    Image.new("L", (6, 6), 7).save(tmp_path / "moved/train/dark/0.png")  # The data now differ.
     done = start(*evaluate, "--split=val")
     assert done.returncode == 2 and "--split=val: folder has test, train" in done.stderr

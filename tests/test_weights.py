@@ -1,4 +1,4 @@
-"""Files of published weights: read without torch and without running them."""
+"""Tests of reading files of published weights without torch and without executing pickles."""
 
 import argparse
 import collections
@@ -29,7 +29,7 @@ STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongS
 
 
 class Tensor:
-    """What torch's pickles hold in the place of an array."""
+    """Represents an array as torch's pickles do."""
 
     def __init__(self, array, key, transposed=False):
         self.array, self.key, self.transposed = array, key, transposed
@@ -62,13 +62,13 @@ class Pickler(pickle.Pickler):
 
 @pytest.fixture
 def torch_names(monkeypatch):
-    """Modules of torch's names, so that pickle can write them."""
+    """Fake modules with torch's names, so that pickle can write references to them."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for name in STORAGES.values():
         setattr(torch, name, type(name, (), {"__module__": "torch"}))
 
     def _rebuild_tensor_v2(*arguments):
-        raise AssertionError("only named, never called")
+        raise AssertionError("must never be called")
 
     _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
     utils._rebuild_tensor_v2 = _rebuild_tensor_v2
@@ -78,7 +78,7 @@ def torch_names(monkeypatch):
 
 def tensors(arrays=ARRAYS):
     found = collections.OrderedDict((name, Tensor(array, str(i))) for i, (name, array) in enumerate(arrays.items()))
-    found._metadata = {"version": 1}  # torch's modules leave an attribute on the dictionary.
+    found._metadata = {"version": 1}  # torch's state_dict() sets this attribute.
     return found
 
 
@@ -104,7 +104,7 @@ def write_legacy(path, found, arrays=ARRAYS):
         pickle.dumps(weights.PROTOCOL, 2),
         pickle.dumps({"little_endian": True}, 2),
     ]
-    keys = [str(i) for i in range(len(arrays))][::-1]  # The storages come in an order of their own.
+    keys = [str(i) for i in range(len(arrays))][::-1]  # Storages may come in any order.
     parts += [dump(found, legacy=True), pickle.dumps(keys, 2)]
     for key in keys:
         array = list(arrays.values())[int(key)]
@@ -121,7 +121,7 @@ def equal(found, expected=ARRAYS):
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize("wrap", [lambda found: found, lambda found: {"epoch": 3, "state_dict": found}])
-def test_both_formats_of_torch(tmp_path, torch_names, write, wrap):
+def test_both_formats_of_torch_files(tmp_path, torch_names, write, wrap):
     write(tmp_path / "w.pth", wrap(tensors()))
     equal(weights.read(str(tmp_path / "w.pth")))
 
@@ -138,7 +138,7 @@ def test_safetensors_and_a_transposed_view(tmp_path, torch_names):
     "kind, dtype",
     {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "BF16": ml_dtypes.bfloat16}.items(),
 )
-def test_numbers_that_numpy_has_not(tmp_path, kind, dtype):
+def test_dtypes_that_numpy_lacks(tmp_path, kind, dtype):
     array, place = np.array([[1.5, -2, 0.25]], dtype), tmp_path / "w.safetensors"
 
     def write(kind, content):
@@ -153,14 +153,14 @@ def test_numbers_that_numpy_has_not(tmp_path, kind, dtype):
 
 
 @pytest.mark.parametrize("content", [b'{\n  "weight_map": {}}', b"\x89HDF\r\n\x1a\n", b"<html>"])
-def test_files_of_other_kinds_are_named_so(tmp_path, content):
+def test_files_of_other_formats_are_refused(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_bytes(content)
     with pytest.raises(DataError, match=r"index\.json: it is neither safetensors nor one of torch's two formats"):
         weights.read(str(tmp_path / "model.safetensors.index.json"))
 
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
-def test_averages_beside_the_weights_are_named(tmp_path, torch_names, capsys, write):
+def test_weight_averages_beside_the_weights_are_reported(tmp_path, torch_names, capsys, write):
     write(tmp_path / "w.pth", {"model": tensors(), "model_ema": {"module.a.bias": 1}, "epoch": 3, "ema_decay": 0.9})
     equal(weights.read(str(tmp_path / "w.pth")))
     assert capsys.readouterr().err == f"{tmp_path / 'w.pth'}: model is taken, not model_ema\n"
@@ -176,7 +176,7 @@ class Evil:
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize("container", ["state_dict", "model", "model_state_dict", "net", None])
-def test_what_is_no_tensor_is_skipped_and_never_built(tmp_path, torch_names, capsys, write, container):
+def test_objects_other_than_tensors_are_skipped_and_never_constructed(tmp_path, torch_names, capsys, write, container):
     options = {"args": argparse.Namespace(lr=0.1, nested={"a": pathlib.PurePosixPath("x")}), "scalar": np.float64(3)}
     options |= {"evil": Evil(), "set": {1, 2}, "counter": collections.Counter("ab"), "epoch": 3}
     found = tensors()
@@ -189,7 +189,7 @@ def test_what_is_no_tensor_is_skipped_and_never_built(tmp_path, torch_names, cap
     assert capsys.readouterr().out == ""
 
 
-def test_damaged_files_are_one_line(tmp_path, torch_names):
+def test_damaged_files_are_one_line_errors(tmp_path, torch_names):
     path = tmp_path / "w.pth"
     for write in (write_zip, write_legacy):
         write(path, tensors())
