@@ -1,4 +1,4 @@
-"""Batch norm with a shortcut and (leaky) ReLU by the C kernels, beside flax.linen's and XLA's operations."""
+"""Compares the C kernels for batch norm with shortcut and (leaky) ReLU with flax.linen's and XLA's operations."""
 
 import functools
 
@@ -14,8 +14,8 @@ from models import layers
 from models.cpu_kernels import ops
 
 
-class Normalised(nn.Module):
-    """f(norm(x) + shortcut): `layers.batch_norm`, or with `plain` its definition by flax.linen."""
+class Normalized(nn.Module):
+    """f(norm(x) + shortcut), by `layers.batch_norm` or, with `plain`, by its definition in terms of flax.linen."""
 
     slope: float
     plain: bool
@@ -41,7 +41,7 @@ def variables(channels: int):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def both(module, values, operands, train: bool = True):
-    """The result, the new statistics and the gradients of parameters and operands."""
+    """The output, the new running statistics, and the gradients with respect to parameters and operands."""
 
     def loss(params, *operands):
         y, changed = module.apply(values | {"params": params}, *operands, train=train, mutable=["batch_stats"])
@@ -69,24 +69,24 @@ def assert_close(found, expected, tolerance: float):
         (1.0, (3, 4, 16), True),
     ],
 )
-def test_the_kernels_equal_flaxs_batch_norm(slope, shape, shortcut):
+def test_the_kernels_equal_flax_batch_norm(slope, shape, shortcut):
     operands = [drawn(shape, seed=n) for n in range(1 + shortcut)]
-    found, expected = (both(Normalised(slope, plain), variables(shape[-1]), operands) for plain in (False, True))
+    found, expected = (both(Normalized(slope, plain), variables(shape[-1]), operands) for plain in (False, True))
     assert "ffi_call" in str(
-        jax.make_jaxpr(lambda x: both(Normalised(slope, False), variables(shape[-1]), x))(operands)
+        jax.make_jaxpr(lambda x: both(Normalized(slope, False), variables(shape[-1]), x))(operands)
     )
     assert_close(found, expected, 4e-6)
 
 
-def test_evaluation_and_initialisation_are_flaxs():
+def test_evaluation_and_initialization_equal_flax():
     operands = [drawn((4, 5, 6, 16)), drawn((4, 5, 6, 16), seed=1)]
-    found, expected = (both(Normalised(0.0, plain), variables(16), operands, train=False) for plain in (False, True))
+    found, expected = (both(Normalized(0.0, plain), variables(16), operands, train=False) for plain in (False, True))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    first, other = (Normalised(0.0, plain).init(jax.random.key(0), *operands) for plain in (False, True))
+    first, other = (Normalized(0.0, plain).init(jax.random.key(0), *operands) for plain in (False, True))
     jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
-def test_statistics_and_gradients_are_those_of_the_batch_on_all_devices():
+def test_statistics_and_gradients_use_the_batch_of_all_devices():
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
     operands, values = [drawn((8, 3, 5, 16)), drawn((8, 3, 5, 16), seed=1)], variables(16)
 
@@ -99,7 +99,7 @@ def test_statistics_and_gradients_are_those_of_the_batch_on_all_devices():
         check_vma=False,
     )
     def on_four(values, operands):
-        module = Normalised(0.0, plain=False, axis_name="data")
+        module = Normalized(0.0, plain=False, axis_name="data")
 
         def loss(params, *operands):
             y, changed = module.apply(values | {"params": params}, *operands, mutable=["batch_stats"])
@@ -109,19 +109,19 @@ def test_statistics_and_gradients_are_those_of_the_batch_on_all_devices():
         return y, changed, jax.lax.psum(of_params, "data"), of_operands
 
     def on_one(params, *operands):
-        y, changed = Normalised(0.0, plain=True).apply(values | {"params": params}, *operands, mutable=["batch_stats"])
+        y, changed = Normalized(0.0, plain=True).apply(values | {"params": params}, *operands, mutable=["batch_stats"])
         return (y * y).sum(), (y, changed)
 
     (of_params, *of_operands), (y, changed) = jax.grad(on_one, (0, 1, 2), has_aux=True)(values["params"], *operands)
     assert_close(on_four(values, operands), (y, changed, of_params, of_operands), 1e-5)
 
 
-def test_gradients_of_second_order_equal_flaxs():
+def test_second_order_gradients_equal_flax():
     values, operands = variables(5), [drawn((3, 2, 2, 5)), drawn((3, 2, 2, 5), seed=1)]
 
     def squared_gradients(plain, operands, params):
         def loss(operands):
-            y, _ = Normalised(0.2, plain).apply(values | {"params": params}, *operands, mutable=["batch_stats"])
+            y, _ = Normalized(0.2, plain).apply(values | {"params": params}, *operands, mutable=["batch_stats"])
             return jnp.tanh(y).sum()
 
         return sum((gradient**2).sum() for gradient in jax.grad(loss)(operands))
@@ -133,24 +133,24 @@ def test_gradients_of_second_order_equal_flaxs():
     assert_close(found, expected, 1e-5)
 
 
-def test_nan_and_infinity_are_those_of_the_definition():
+def test_nan_and_infinity_propagate_as_in_the_definition():
     x = drawn((4, 2, 2, 16)).at[1, 0, 0, 3].set(jnp.nan)
     shortcut = jnp.zeros_like(x).at[0, 1, 1, 5].set(-jnp.inf)
-    y, statistics, _ = both(Normalised(0.0, plain=False), variables(16), [x, shortcut])
+    y, statistics, _ = both(Normalized(0.0, plain=False), variables(16), [x, shortcut])
     assert np.isnan(y[..., 3]).all() and np.isfinite(np.delete(y, 3, -1)).all()
     assert y[0, 1, 1, 5] == 0 and np.isnan(statistics["bn"]["var"][3])
 
 
 def test_constant_channels_have_no_negative_variance():
-    values = 1000.1 + 37.7 * jnp.arange(64, dtype=jnp.float32)  # Of some the mean of squares is rounded down.
+    values = 1000.1 + 37.7 * jnp.arange(64, dtype=jnp.float32)  # For some, the mean of squares is rounded down.
     x = jnp.broadcast_to(values, (4, 8, 8, 64))
-    y, statistics, _ = both(Normalised(1.0, plain=False), variables(64), [x])
+    y, statistics, _ = both(Normalized(1.0, plain=False), variables(64), [x])
     assert (statistics["bn"]["var"] >= 0.9).all() and np.isfinite(y).all()
 
 
-def test_without_the_kernels_the_definition_is_used(monkeypatch):
+def test_without_the_kernels_flax_is_used(monkeypatch):
     monkeypatch.setattr(ops, "_disabled", True)
     operands = [drawn((4, 5, 6, 16)), drawn((4, 5, 6, 16), seed=1)]
-    found, expected = (both(Normalised(0.2, plain), variables(16), operands) for plain in (False, True))
-    assert "ffi_call" not in str(jax.make_jaxpr(lambda x: both(Normalised(0.2, False), variables(16), x))(operands))
+    found, expected = (both(Normalized(0.2, plain), variables(16), operands) for plain in (False, True))
+    assert "ffi_call" not in str(jax.make_jaxpr(lambda x: both(Normalized(0.2, False), variables(16), x))(operands))
     jax.tree.map(np.testing.assert_array_equal, found, expected)

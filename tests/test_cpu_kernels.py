@@ -1,4 +1,4 @@
-"""The kernels of models/cpu_kernels beside XLA's convolution, and how they are compiled."""
+"""Compares the kernels of models/cpu_kernels with XLA's operations, and tests their compilation."""
 
 import functools
 import os
@@ -14,28 +14,28 @@ from jax.sharding import PartitionSpec as P
 from models.cpu_kernels import build, ffi, ops
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-MATRICES = (((1,), (0,)), ((), ()))  # The dimensions of a product of two.
+MATRICES = (((1,), (0,)), ((), ()))  # dimension_numbers of a matrix product.
 FORMS = [  # (image, outputs, window, strides, padding)
     ((12, 16, 16, 3), 8, (5, 5), (1, 1), "SAME"),
     ((6, 9, 7, 8), 5, (3, 3), (1, 1), ((2, 0), (1, 1))),
-    ((2, 8, 8, 8), 4, (1, 1), (1, 1), ((1, 2), (0, 3))),  # Padding beyond the window.
-    ((2, 8, 9, 8), 4, (3, 3), (1, 1), ((-1, 2), (0, -2))),  # Negative: rows and columns that no tap reaches.
+    ((2, 8, 8, 8), 4, (1, 1), (1, 1), ((1, 2), (0, 3))),  # Padding wider than the window.
+    ((2, 8, 9, 8), 4, (3, 3), (1, 1), ((-1, 2), (0, -2))),  # Negative: no window covers the cropped pixels.
     ((6, 33, 31, 4), 5, (3, 3), (2, 2), ((1, 1), (1, 1))),
     ((34, 17, 17, 4), 3, (3, 3), (2, 2), "VALID"),
-    ((7, 32, 32, 3), 5, (7, 7), (2, 2), ((3, 3), (3, 3))),  # The last row is reached by no window.
+    ((7, 32, 32, 3), 5, (7, 7), (2, 2), ((3, 3), (3, 3))),  # No window covers the last row.
     ((3, 8, 8, 3), 4, (1, 1), (2, 2), "VALID"),
     ((2, 16, 16, 3), 4, (11, 11), (4, 4), ((2, 2), (2, 2))),
     ((1, 1, 1, 1), 1, (1, 1), (1, 1), "VALID"),
-    ((2, 5, 30, 17), 33, (5, 2), (3, 2), ((2, 1), (0, 2))),  # One more than a block of channels and than two vectors.
+    ((2, 5, 30, 17), 33, (5, 2), (3, 2), ((2, 1), (0, 2))),  # One more than a channel block and than two vectors.
     ((3, 4, 6, 16), 65, (3, 3), (1, 1), "SAME"),
     ((2, 3, 25, 33), 16, (3, 3), (1, 1), "SAME"),  # One more position than the largest tile.
     ((1, 70, 90, 35), 11, (3, 3), (1, 1), "SAME"),  # An image in several strips.
-    ((3, 2, 2, 512), 260, (3, 3), (1, 1), "SAME"),  # A kernel whose gradient is taken in slices.
+    ((3, 2, 2, 512), 260, (3, 3), (1, 1), "SAME"),  # The gradient of the kernel is computed in slices.
     ((20, 3, 5, 6), 40, (2, 4), (1, 3), ((0, 1), (2, 1))),
 ]
-TILED = [  # Of which at least one gradient is taken by tiles: larger errors.
+TILED = [  # At least one gradient uses Winograd tiles, whose errors are larger.
     ((12, 16, 16, 32), 12, (3, 3), (1, 1), "SAME"),
-    ((30, 7, 10, 37), 51, (3, 3), (1, 1), ((2, 1), (0, 3))),  # Tiles that lie partly outside, a ragged block and group.
+    ((30, 7, 10, 37), 51, (3, 3), (1, 1), ((2, 1), (0, 3))),  # Tiles partly outside, an incomplete block and group.
     ((3, 13, 6, 64), 70, (3, 3), (1, 1), ((-1, 2), (1, -2))),
     ((2, 12, 16, 40), 32, (5, 5), (1, 1), "SAME"),  # Four kernels of 3x3.
     ((2, 12, 13, 64), 64, (7, 7), (1, 1), "SAME"),
@@ -57,7 +57,7 @@ def drawn(shape, outputs, window, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(("shape", "outputs", "window", "strides", "padding"), FORMS + TILED)
-def test_the_kernels_equal_xlas(shape, outputs, window, strides, padding):
+def test_convolutions_equal_xla(shape, outputs, window, strides, padding):
     x, kernel = drawn(shape, outputs, window)
     error = 2e-5 if (shape, outputs, window, strides, padding) in TILED else 4e-6
     ours = jax.jit(lambda *xs: both_ways(ops.conv_general_dilated, *xs, strides, padding))
@@ -91,7 +91,7 @@ def drawn_dense(rows, inputs, outputs):
         (130, 500, 10),
     ],
 )
-def test_products_equal_xlas(rows, inputs, outputs):
+def test_products_equal_xla(rows, inputs, outputs):
     x, w = drawn_dense(rows, inputs, outputs)
     ours = jax.jit(functools.partial(dense, ops.dot_general))
     assert str(ours.trace(x, w).jaxpr).count("ffi_call[") == (3 if outputs >= 64 else 2)
@@ -100,13 +100,13 @@ def test_products_equal_xlas(rows, inputs, outputs):
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(15, 64, 64), (4097, 64, 64), (16, 63, 65), (16, 700, 7)])
-def test_small_and_long_products_are_xlas(rows, inputs, outputs):
+def test_small_and_long_products_use_xla(rows, inputs, outputs):
     found = jax.make_jaxpr(functools.partial(dense, ops.dot_general))(*drawn_dense(rows, inputs, outputs))
     assert "ffi_call" not in str(found)
 
 
 @pytest.mark.parametrize("asked", [{"precision": "highest"}, {"preferred_element_type": jnp.bfloat16}])
-def test_a_product_of_another_precision_is_xlas(asked):
+def test_a_product_of_another_precision_uses_xla(asked):
     found = jax.make_jaxpr(lambda x, w: ops.dot_general(x, w, MATRICES, **asked))(*drawn_dense(64, 64, 64))
     assert "ffi_call" not in str(found)
 
@@ -132,8 +132,8 @@ def test_a_training_step_copies_no_weights_and_takes_no_gradient_of_the_images()
     assert not [line for line in compiled.splitlines() if " copy(" in line and ",64]" in line.split(" copy(")[0]]
 
 
-def test_operands_that_do_not_fit_are_refused():
-    """The kernels would read beyond their end."""
+def test_operands_of_mismatched_shapes_are_refused():
+    """The kernels would read out of bounds."""
     x, kernel = drawn((2, 5, 5, 4), 6, (3, 3))
     with pytest.raises(ValueError, match="feature"):
         ops.conv_general_dilated(x[..., :3], kernel, (1, 1), "SAME")
@@ -142,7 +142,7 @@ def test_operands_that_do_not_fit_are_refused():
         ops.dot_general(rows[:, :63], w, MATRICES)
 
 
-def test_other_types_are_xlas():
+def test_other_dtypes_use_xla():
     def step(*xs):
         return both_ways(ops.conv_general_dilated, *xs, (1, 1), "SAME")
 
@@ -151,14 +151,14 @@ def test_other_types_are_xlas():
             assert "ffi_call" not in str(jax.make_jaxpr(step)(*drawn((2, 5, 5, 3), 4, (3, 3), dtype)))
 
 
-def test_nothing_to_compute_is_no_fault():
+def test_empty_operands_and_outputs():
     for shape, window in (((0, 5, 5, 3), (3, 3)), ((2, 2, 2, 3), (3, 3))):
         found = both_ways(ops.conv_general_dilated, *drawn(shape, 4, window), (1, 1), "VALID")
         assert found[0].size == 0 and not found[2].any()
 
 
-def test_many_kernels_at_once():
-    """Under vmap, as every image with a kernel of its own."""
+def test_vmap_over_kernels():
+    """With a different kernel for each image."""
     x, _ = drawn((3, 2, 6, 6, 4), 5, (3, 3))
     kernel = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 3, 4, 5)), jnp.float32)
     found = jax.vmap(lambda x, k: ops.conv_general_dilated(x, k, (1, 1), "SAME"))(x, kernel)
@@ -171,7 +171,7 @@ def test_many_kernels_at_once():
         np.testing.assert_array_equal(found, np.stack(expected))
 
 
-def test_under_shard_map_with_its_checks():
+def test_shard_map_with_check_vma():
     x, kernel = drawn((8, 6, 6, 4), 5, (3, 3))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
@@ -207,9 +207,9 @@ print(*(hashlib.sha256(np.asarray(y).tobytes()).hexdigest() for y in found))
 """
 
 
-def test_the_sums_order_does_not_depend_on_the_threads(start):
+def test_results_do_not_depend_on_the_number_of_threads(start):
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one processor alone")
+        pytest.skip("needs two processors")
     runs = [start(BITS, n) for n in (1, 2)]
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout.split()) == 12
@@ -217,7 +217,7 @@ def test_the_sums_order_does_not_depend_on_the_threads(start):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A library of one function in the place of the kernels."""
+    """Replaces the kernels by a library with one function."""
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/answer.c").write_text("int answer(void) { return 42; }\n")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "cpu/answer.c")
@@ -225,7 +225,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path / "cache"
 
 
-def test_what_a_killed_compilation_left_is_removed(small):
+def test_leftovers_of_a_killed_compilation_are_removed(small):
     old, fresh = small / ".kernelsold", small / ".kernelsnew"
     for path in (old, fresh):
         (path / "cache").mkdir(parents=True)
@@ -235,12 +235,12 @@ def test_what_a_killed_compilation_left_is_removed(small):
 
 
 @pytest.mark.parametrize("size", [1000, -1])
-def test_a_library_that_was_cut_short_is_made_again(small, size):
+def test_a_truncated_library_is_compiled_again(small, size):
     build.load_from(small)
     (path,) = small.iterdir()
     whole = path.read_bytes()
     assert len(whole) > size
-    path.unlink()  # The loaded one keeps its pages.
+    path.unlink()  # The loaded library keeps its pages.
     path.write_bytes(whole[:size])
     assert build.load_from(small).answer() == 42
     (again,) = small.iterdir()
@@ -251,13 +251,13 @@ def test_a_library_that_was_cut_short_is_made_again(small, size):
 
 @pytest.fixture
 def cache_at():
-    """cache_at(FOLDER) makes it the folder of jax's compilation cache."""
+    """cache_at(FOLDER) sets the folder of JAX's compilation cache."""
     before = jax.config.jax_compilation_cache_dir
     yield lambda folder: jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_cache_that_is_not_made_yet(small, cache_at):
+def test_a_missing_cache_folder_is_created(small, cache_at):
     cache_at(small / "new/compiled")
     assert build.load().answer() == 42
     assert (small / "new/compiled").stat().st_mode & 0o777 == 0o700
@@ -273,7 +273,7 @@ def test_a_cache_in_which_others_can_write_is_not_used(small, cache_at, mode):
     small.chmod(mode)
     cache_at(small)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build.ctypes, "CDLL", str)  # The path of what would be loaded.
+        patch.setattr(build.ctypes, "CDLL", str)  # Returns the path of the library instead of loading it.
         assert build.load() != str(path) and list(small.iterdir()) == [path]
         small.chmod(0o700)
         assert build.load() == str(path)
@@ -282,7 +282,7 @@ def test_a_cache_in_which_others_can_write_is_not_used(small, cache_at, mode):
 
 
 @pytest.mark.parametrize("place", ["/dev/null/compiled", "/proc/compiled", "gs://bucket/compiled"])
-def test_a_cache_that_can_not_be_used_is_no_fault(small, cache_at, place, monkeypatch):
+def test_an_unusable_cache_folder_is_ignored(small, cache_at, place, monkeypatch):
     monkeypatch.chdir(small)
     cache_at(place)
     assert build.load().answer() == 42 and list(small.iterdir()) == []
@@ -305,10 +305,10 @@ def test_a_damaged_library_that_another_process_removes_first(small, monkeypatch
     assert build.load_from(small).answer() == 42 and list(small.iterdir()) == [path]
 
 
-def test_without_a_compiler_xla_computes(monkeypatch, tmp_path, capsys):
+def test_without_a_compiler_xla_is_used(monkeypatch, tmp_path, capsys):
     (tmp_path / "broken.c").write_text("#error no such processor\n")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.c")
-    # With a memory of its own: a process registers the kernels once.
+    # With a separate cache, because a process registers the kernels only once.
     monkeypatch.setattr(ffi, "available", functools.cache(ffi.available.__wrapped__))
     assert not ffi.available() and not ffi.available()
     line = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Forms of networks for CPUs beside the plain ones: dense blocks by the kernels, equal blocks in a loop."""
+"""Compares CPU implementations of networks with the plain ones: dense blocks by kernels, scans over equal blocks."""
 
 import functools
 
@@ -38,18 +38,18 @@ def batch_of(count, seed=0):
 
 
 def steps(task, devices=1, seeds=(0,)):
-    """For each seed the state after one step of rate 1, which holds the gradients, and updated statistics."""
+    """For each seed, the state after one step with learning rate 1, which reveals the gradients, and new statistics."""
     state = jax.jit(task.init)(jax.random.key(0))
-    # Scales and biases of their own: from ones and zeros many gradients would agree by chance.
-    random = np.random.default_rng(1)  # Not jax's: each shape would be compiled.
+    # Random scales and biases; with ones and zeros many gradients would agree by chance.
+    random = np.random.default_rng(1)  # NumPy, because JAX would compile for each shape.
     params = jax.tree.map(lambda x: np.float32(x + 0.1 * random.normal(size=x.shape)), state.params)
     step = data_parallel.parallelize(task.train_step, devices, donate=False)
     return [step(state._replace(params=params), batch_of(16, seed))[0] for seed in seeds]
 
 
 def least_error(found, expected):
-    """(of the parameters, of the statistics): the smallest over three batches. In one or the other of them an input of
-    a ReLU that is zero but for rounding has another sign, which no rounding error bounds; a mistake is in all."""
+    """The smallest errors over three batches: (of the parameters, of the statistics). In a single batch, rounding may
+    flip the sign of a ReLU input near zero, which causes large errors; a real mistake shows in all batches."""
     pairs = zip(found, expected, strict=True)
     errors = [(tree_error(a.params, b.params), tree_error(a.batch_stats, b.batch_stats)) for a, b in pairs]
     return np.min(errors, axis=0)
@@ -57,7 +57,7 @@ def least_error(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", FORMS[:3])
-def test_a_step_equals_the_plain_networks(monkeypatch, options):
+def test_a_step_with_the_kernels_equals_one_without(monkeypatch, options):
     kept = steps(task_of(**options), seeds=range(3))
     monkeypatch.setattr(ops, "use_cpu_kernels", lambda *operands: False)
     errors = least_error(kept, steps(task_of(**options), seeds=range(3)))
@@ -74,7 +74,7 @@ def test_four_devices_equal_one(options):
     assert errors[0] < 1e-5 and errors[1] < 1e-5
 
 
-def test_the_blocks_are_used_where_they_may_be():
+def test_the_dense_block_kernels_are_used_only_where_they_apply():
     def calls(name, train=True, dtype=jnp.float32, **options):
         model = models.create("densenet", 10, depth=7, blocks=1, **options)
         init = functools.partial(model.init, jax.random.key(0), train=False)
@@ -85,7 +85,7 @@ def test_the_blocks_are_used_where_they_may_be():
         )
         return str(jax.make_jaxpr(apply)(variables, images)).count(f"nutshell_{name}")
 
-    assert calls("convolution") == 6 and calls("affine") == 5  # Of the input, and of five layers.
+    assert calls("convolution") == 6 and calls("affine") == 5  # For the input and for five layers.
     for options in ({"train": False}, {"dropout": 0.2}):
         assert calls("", **options) == 6 and calls("affine", **options) == 0
     assert calls("", dtype=jnp.bfloat16) == 0
@@ -93,7 +93,7 @@ def test_the_blocks_are_used_where_they_may_be():
 
 @pytest.mark.slow
 def test_memory_grows_linearly_with_depth():
-    """Bytes of a step beyond its arguments: two buffers of all maps, and what one layer takes."""
+    """The temporary memory of a step is two buffers of all feature maps plus the memory of one layer."""
 
     def taken(layers):
         task = task_of(depth=layers + 2, blocks=1)
@@ -101,10 +101,10 @@ def test_memory_grows_linearly_with_depth():
         return jax.jit(task.train_step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
     few, more, most = (taken(layers) for layers in (5, 10, 20))
-    assert most - more < 2.5 * (more - few)  # Quadratic growth is by a factor of four.
+    assert most - more < 2.5 * (more - few)  # Quadratic growth would give a factor of four.
 
 
-def test_the_convolution_has_autodiffs_gradients():
+def test_gradients_of_the_fused_convolution_equal_autodiff():
     random = np.random.default_rng(0)
     operands = [
         jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 7, 6, 33), (2, 33), (3, 3, 33, 20))
@@ -125,7 +125,7 @@ def test_the_convolution_has_autodiffs_gradients():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
-def test_equal_blocks_in_a_loop_are_the_same_network(monkeypatch, devices):
+def test_scanning_over_equal_blocks_gives_the_same_network(monkeypatch, devices):
     axis = axis_of(devices)
     plain = steps(task_of(axis, "cifar_resnet20"), devices)[0]
     monkeypatch.setattr(ops, "MANY_BLOCKS", 2)

@@ -1,4 +1,4 @@
-"""Calls that the C kernels of models/cpu_kernels refuse, libraries that are not loaded, and disabled kernels."""
+"""Tests of calls that the C kernels reject, libraries that are not loaded, and disabled kernels."""
 
 import os
 import re
@@ -55,7 +55,7 @@ VALID = {  # A call of each kernel: (operands, results, attributes).
 
 
 def call(name, operands, results, attributes, dtypes=None):
-    """Calls a kernel through XLA, whatever the shapes."""
+    """Calls a kernel through XLA, without checking the shapes."""
     arrays = [jnp.ones(shape, (dtypes or {}).get(key, jnp.float32)) for key, shape in operands.items()]
     shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in results]
     return jax.block_until_ready(jax.ffi.ffi_call(f"nutshell_{name}", shapes)(*arrays, **attributes))
@@ -86,7 +86,7 @@ def test_every_array_and_attribute_of_a_call_is_checked(name):
     bad = [*results[:-1], (*results[-1][:-1], results[-1][-1] + 7)]
     assert f", not {shown(bad[-1])}, in {name}(" in refusal(name, operands, bad, attributes)
     assert f"got {len(operands)} operands and" in refusal(name, operands, [*results, (1,)], attributes)
-    for attribute, value in attributes.items():  # They are found by their names.
+    for attribute, value in attributes.items():  # Attributes are found by name.
         others = {key: other for key, other in attributes.items() if key != attribute}
         for wrong in ({"a" + attribute: value}, {attribute: np.int32(1)}):
             assert f"attribute {attribute} must be" in refusal(name, operands, results, others | wrong)
@@ -128,7 +128,7 @@ def test_the_windows_of_max_pooling_are_checked(window, message):
     assert message in refusal("max_pool", operands, results, {"window": np.array(window, np.int64)})
 
 
-def test_a_convolution_that_no_memory_can_hold_is_refused():
+def test_a_convolution_that_needs_too_much_memory_is_refused():
     operands = {"images": (1, 1, 1, 16), "kernel": (1, 1, 16, 1)}
     window = {"window": np.array([2**20, 2**20, 0, 0], np.int64)}  # 2^20 phases of 2^20 columns.
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: convolution: .* 17592202821632 floats"):
@@ -137,7 +137,7 @@ def test_a_convolution_that_no_memory_can_hold_is_refused():
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """A folder for the library of one function in the place of the kernels."""
+    """A cache folder; the kernels are replaced by a library with one function."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/answer.c").write_text("int answer(void) { return 42; }\n")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "source/answer.c")
@@ -189,8 +189,8 @@ def test_disabled_kernels_are_neither_used_nor_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-def test_kernels_pass_the_address_and_undefined_behaviour_sanitizers(environment):
+@pytest.mark.skipif(not shutil.which("gcc"), reason="requires gcc")
+def test_kernels_pass_the_address_and_undefined_behavior_sanitizers(environment):
     line = [sys.executable, "-P", "tests/kernels/check.py", "--quick"]
     done = subprocess.run(line, cwd=commands.ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

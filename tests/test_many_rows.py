@@ -1,8 +1,8 @@
-"""Sums behind narrow products of many rows, against float64.
+"""Tests reductions after narrow matrix products with many rows, against float64.
 
 On CPUs, jaxlib 0.10.2 computes wrong last rows of `jit(vmap(lambda v: ((W @ v) ** 2).sum()))` for W of [2 or 3, 3] and
-more than 32,768 rows (jax-ml/jax#39103). The compiled steps of this project have no reduction behind a product of
-that form; these are the nearest to it.
+more than 32,768 rows (jax-ml/jax#39103). The compiled steps of this project have no reduction after a product of that
+form; these tests cover the closest cases.
 """
 
 import functools
@@ -44,8 +44,8 @@ def test_loss_and_gradient_of_a_narrow_dense_layer(rows):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_squares_of_colour_noise(rows):
-    """It multiplies a matrix with a vector of each image's own."""
+def test_squares_of_color_noise(rows):
+    """Color noise multiplies a matrix with a different vector for each image."""
     covariance, std = 500 * np.array([[4, 1, 0.5], [1, 3, 0.2], [0.5, 0.2, 2]]), np.full(3, 40.0)
     noise = functools.partial(augment.colour_noise, covariance=covariance, std=std, scale=0.1)
     images, keys = jnp.zeros((rows, 1, 1, 3)), jax.random.split(jax.random.key(0), rows)

@@ -1,4 +1,4 @@
-"""The memory of a process that trains on CPUs."""
+"""Tests of the memory of a process that trains on CPUs."""
 
 import ctypes
 import subprocess
@@ -15,7 +15,7 @@ from train.parallel import host_memory
 def resident():
     return host_memory.resident() >> 20
 
-# As where only CPUs can be used.
+# As if no accelerators were available.
 host_memory.importlib.metadata.entry_points = lambda **options: ()
 host_memory.importlib.util.find_spec = lambda name: None
 host_memory.keep_memory()
@@ -28,15 +28,15 @@ print(*sizes)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
-def test_freed_memory_stays_for_the_next_step_and_goes_back_when_released(environment):
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="requires glibc")
+def test_freed_memory_is_kept_for_the_next_step_and_returned_on_release(environment):
     done = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, kept, released = map(int, done.stdout.split())
     assert kept - before > 100 and released - before < 80
 
 
-def test_memory_is_released_when_a_process_has_grown_past_its_first_step(monkeypatch):
+def test_memory_is_released_when_a_process_grows_beyond_its_first_step(monkeypatch):
     held, released = [900], []
 
     def release():
@@ -48,7 +48,7 @@ def test_memory_is_released_when_a_process_has_grown_past_its_first_step(monkeyp
     monkeypatch.setattr(host_memory, "release_memory", release)
     memory = host_memory.HeldMemory()
     memory.after_step()
-    assert not released  # Before the first step has ended nothing is known.
+    assert not released  # Nothing is known before the first step has finished.
     memory.after_compilation()
     assert released == [900] and memory.limit == 1150
     for held[0] in (1000, 1150):
@@ -57,7 +57,7 @@ def test_memory_is_released_when_a_process_has_grown_past_its_first_step(monkeyp
     held[0] = 1151
     memory.after_step()
     assert released == [900, 1151] and held == [651] and memory.limit == 1150
-    held[0] = 1800  # Of these 1,300 are in use.
+    held[0] = 1800  # 1,300 of these are in use.
     memory.after_step()
     assert released == [900, 1151, 1800] and memory.limit == 1550
     for held[0] in (1300, 1550):

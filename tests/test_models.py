@@ -1,4 +1,4 @@
-"""One contract for every network, and the counts of parameters."""
+"""Tests of every network: common requirements and parameter counts."""
 
 import functools
 
@@ -71,7 +71,7 @@ COUNTS = {
 
 
 def outputs_of(model, images):
-    """The shapes of what a network gives in training, for images and parameters of the images' type."""
+    """The shapes and dtypes of a network's outputs in training, with parameters of the images' dtype."""
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
     def forward(images, variables):
@@ -86,8 +86,8 @@ def outputs_of(model, images):
 @pytest.mark.parametrize(
     "name", ["dcnn", "dcgan", "cnn", "lenet", "lstm", "gru", "vit_tiny", "densenet", "cifar_resnet20", "segnet_small"]
 )
-def test_types(name, x64, dtype):
-    """The output's type is the images', and batch statistics stay float32, whatever jax's default type is."""
+def test_dtypes_of_outputs_and_statistics(name, x64, dtype):
+    """The output has the images' dtype and batch statistics stay float32, whatever JAX's default dtype is."""
     images = jax.ShapeDtypeStruct((4, 32, 32, 1 if name in ("lenet", "cnn") else 3), dtype)
     if name == "lenet":
         images = images.update(shape=(4, 28, 28, 1))
@@ -98,7 +98,7 @@ def test_types(name, x64, dtype):
     assert output.dtype == dtype and {leaf.dtype for leaf in jax.tree.leaves(stats)} <= {jnp.dtype("float32")}
 
 
-def test_latent_vectors_do_not_depend_on_jaxs_default_type():
+def test_latent_vectors_do_not_depend_on_jax_enable_x64():
     keys = jax.random.split(jax.random.key(0), 3)
     for authors in (False, True):
         expected = dcgan.latents(keys, authors=authors)
@@ -111,7 +111,7 @@ def classes_of(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_contract(name):
+def test_forward_and_gradients(name):
     model = TINY.get(name, functools.partial(models.create, name))(num_classes=classes_of(name))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 28, 28, 1)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(1), images)
@@ -142,7 +142,7 @@ def test_tiny_variants(variant, side):
     assert found[-1].shape == (10,) and sum(layer.parameters for layer in found) < 200_000
 
 
-def test_variants_are_the_registrys():
+def test_named_variants_equal_the_registry():
     for module, name in (
         (resnet.ResNet50, "resnet50"),
         (resnet.Plain34, "plain34"),
@@ -160,9 +160,9 @@ def test_variants_are_the_registrys():
     [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, False), (3, 1, 1, False), (2, 2, 0, True), (3, 2, 0, True)],
 )
 @pytest.mark.parametrize("size", [(7, 8), (4, 5)])
-def test_max_pool_against_xlas(window, stride, padding, ceil, size):
+def test_max_pool_equals_flax(window, stride, padding, ceil, size):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
-    # With ceil one window of each row and column may hang over the edge.
+    # With ceil, one window of each row and column may extend beyond the edge.
     high = [padding + (ceil and (side - window) % stride > 0) * (stride - (side - window) % stride) for side in size]
 
     def theirs(x):
@@ -178,7 +178,7 @@ def test_max_pool_against_xlas(window, stride, padding, ceil, size):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_max_pooling_of_overlapping_windows_has_gradients_of_second_order():
+def test_second_order_gradients_of_overlapping_max_pooling():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 6, 3)), jnp.float32)
 
     def squared_gradient(pool, x):
@@ -250,7 +250,7 @@ def test_every_models_specs_are_in_the_registry_and_no_name_is_used_twice():
         ("variational", (28, 28, 1), 10, "reconstruction"),
     ],
 )
-def test_what_a_model_is_for(name, image_shape, num_classes, task):
+def test_image_shape_classes_and_task_of_a_model(name, image_shape, num_classes, task):
     spec = models.spec(name)
     assert (spec.image_shape, spec.num_classes, spec.task) == (image_shape, num_classes, task)
 
@@ -282,8 +282,8 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
     np.testing.assert_array_equal(layers.Dropout(0.25).apply({}, x, False), x)
 
 
-def test_dropouts_masks_are_those_of_the_rows_in_the_global_batch():
-    """A batch in parts, each with its rows' indices, has the masks of the whole, in a network's inner layers too."""
+def test_dropout_masks_depend_on_the_rows_in_the_global_batch():
+    """Parts of a batch, given with their row indices, have the masks of the whole batch, also in hidden layers."""
     model, images = models.create("mlp", 10, hidden=(40,), dropout=0.5), jnp.ones((6, 2, 2, 1))
     variables = jax.jit(model.init)(jax.random.key(1), images)
 
@@ -319,7 +319,7 @@ def test_dcnns_first_filters_whiten_the_patches():
     np.testing.assert_allclose(outputs.T @ outputs / len(outputs), expected, atol=1e-4)
 
 
-def test_dcnns_first_filters_are_both_layers_in_one():
+def test_dcnns_first_filters_combine_both_layers():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 9, 8, 3)).astype(np.float32)
     whitening = rng.normal(size=(2, 2, 3, 12))
@@ -340,7 +340,7 @@ def test_dcnns_first_filters_are_both_layers_in_one():
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 12), (7, 5), (1, 1, 64, 128)])
-def test_initial_weights_follow_the_papers_and_equal_flaxs(shape):
+def test_initial_weights_follow_the_papers_and_equal_flax(shape):
     key = jax.random.key(0)
     kaiming = nn.initializers.variance_scaling(2.0, "fan_in", "normal")(key, shape)
     np.testing.assert_allclose(initializers.kaiming_normal(key, shape), kaiming, rtol=1e-6)
@@ -365,7 +365,7 @@ def test_a_dirac_convolution_begins_as_the_identity(filters):
     np.testing.assert_array_equal(kernel[..., 3:], drawn[..., 3:])
 
 
-def test_a_densenets_least_picture():
+def test_the_smallest_image_of_densenet():
     model = models.create("densenet121", 10)
     summary.layers(model, (29, 29, 3))
     with pytest.raises(ValueError, match="densenet121 needs images of at least 29x29 pixels, not 28x40"):
@@ -374,7 +374,7 @@ def test_a_densenets_least_picture():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("author", [False, True])
-def test_alexnet_starts_as_its_source(author):
+def test_alexnets_initial_weights_follow_its_source(author):
     model = models.create("alexnet_owt", 1000, author_weights=author)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     stds = {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
@@ -399,7 +399,7 @@ def test_author_groups_set_alexnets_first_weights():
         assert model.author_weights == author
 
 
-def test_a_network_that_can_not_share_its_statistics_is_refused_on_several_devices(monkeypatch):
+def test_batch_norm_without_axis_name_is_refused_on_several_devices(monkeypatch):
     class Alone(nn.Module):
         num_classes: int
 

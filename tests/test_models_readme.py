@@ -1,4 +1,4 @@
-"""The table in models/README.md against the networks."""
+"""Checks the table in models/README.md against the networks."""
 
 import dataclasses
 import pathlib
@@ -28,7 +28,7 @@ ROWS = [
     for line in (ROOT / "models/README.md").read_text().splitlines()
     if line.startswith("| `")
 ]
-# Many layers take seconds to trace.
+# Networks with many layers take seconds to trace.
 FAST = {
     "mlp",
     "lenet",
@@ -47,12 +47,12 @@ FAST = {
 
 
 def options(flags: str) -> dict[str, typing.Any]:
-    """The network's options of flags such as `--depth=100 --bottleneck`."""
+    """The options of a network from flags such as `--depth=100 --bottleneck`."""
     found = re.findall(r"--(\w+)(?:=(\S+))?", flags)
     return {name: (float(value) if "." in value else int(value)) if value else True for name, value in found}
 
 
-def test_every_network_has_its_line():
+def test_every_network_has_a_row():
     assert [row.name for row in ROWS if " " not in row.name and row.name not in models.MODELS] == []
     assert {row.name.split()[0] for row in ROWS} == set(models.MODELS)
 
@@ -81,12 +81,12 @@ def test_parameters_and_multiply_adds(row):
 def test_the_recipe_trains_the_network(row):
     flags = pathlib.Path(ROOT / "experiments/recipes" / row.recipe).read_text().splitlines()
     name, _, rest = row.name.partition(" ")
-    # Of classify and segment the networks cnn and segnet_small are the default.
+    # cnn and segnet_small are the default networks of classify and segment.
     model = next((flag for flag in flags if flag.startswith("--model=")), None)
     assert model == f"--model={name}" or (model is None and name in ("cnn", "segnet_small"))
     assert set(rest.split()) <= set(flags)
 
 
-def test_recipes_are_all_named():
+def test_every_recipe_is_in_the_table():
     text = (ROOT / "models/README.md").read_text()
     assert not [path.name for path in (ROOT / "experiments/recipes").glob("*.flags") if f"`{path.name}`" not in text]

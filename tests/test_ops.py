@@ -1,4 +1,4 @@
-"""Which arguments the operations of models/cpu_kernels/ops.py take, and their derivatives of higher order."""
+"""Tests of the arguments and the higher-order derivatives of the operations in models/cpu_kernels/ops.py."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from models import layers
 from models.cpu_kernels import ops
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-MATRICES = (((1,), (0,)), ((), ()))  # The dimensions of a product of two.
+MATRICES = (((1,), (0,)), ((), ()))  # dimension_numbers of a matrix product.
 
 
 def drawn(*shapes):
@@ -28,7 +28,7 @@ def convolution(asked, function=ops.conv_general_dilated, *, strides=(1, 1)):
 
 ARGUMENTS = [
     {"precision": "highest"},
-    {"preferred_element_type": jnp.float32},  # Of bfloat16 operands.
+    {"preferred_element_type": jnp.float32},  # With bfloat16 operands.
     {"batch_group_count": 2},
     {"feature_group_count": 2},
     {"lhs_dilation": (1, 2)},
@@ -47,7 +47,7 @@ def test_a_convolution_drops_no_argument(asked):
     np.testing.assert_array_equal(ours(x, kernel), theirs(x, kernel))
 
 
-def test_a_convolutions_unknown_argument_is_refused():
+def test_an_unknown_argument_of_a_convolution_is_refused():
     with pytest.raises(TypeError, match="accumulate"):
         convolution({"accumulate": "float64"})(*drawn((2, 5, 5, 4), (3, 3, 4, 6)))
 
@@ -67,7 +67,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=[" ".join(options) for options in OPTIONS])
-def test_convolutional_layers_equal_flaxs(options):
+def test_convolutional_layers_equal_flax(options):
     """Values and gradients, for each option of flax.linen.Conv."""
     (x,) = drawn((2, 7, 8, 4))
     ours, theirs = layers.Conv(6, (3, 3), **options), nn.Conv(6, (3, 3), **options)
@@ -100,8 +100,8 @@ HIGHER = {
 
 
 @pytest.mark.parametrize("name", HIGHER)
-def test_gradients_of_gradients_equal_xlas(name):
-    """Of the third order, in reverse mode."""
+def test_higher_order_gradients_equal_xla(name):
+    """Up to third order, in reverse mode."""
     ours, theirs, shapes = HIGHER[name]
     operands = tuple(x / 10 for x in drawn(*shapes))
 
@@ -116,7 +116,7 @@ def test_gradients_of_gradients_equal_xlas(name):
 
 
 @pytest.mark.parametrize("name", HIGHER)
-def test_forward_mode_is_refused_and_never_wrong(name):
+def test_forward_mode_is_refused(name):
     ours, _, shapes = HIGHER[name]
     operands = tuple(jnp.ones(shape) for shape in shapes)
     with pytest.raises(TypeError, match="forward-mode"):
@@ -127,7 +127,7 @@ def test_forward_mode_is_refused_and_never_wrong(name):
         jax.jvp(jax.grad(lambda *a: (ours(*a) ** 2).sum()), operands, operands)
 
 
-def test_a_second_gradient_of_a_dense_blocks_kernels_is_refused():
+def test_a_second_gradient_of_the_fused_convolution_is_refused():
     x, ab, kernel = drawn((2, 5, 5, 4), (2, 4), (3, 3, 4, 6))
     if not ops.use_cpu_kernels(x):
         pytest.skip("no CPU kernels")
@@ -138,7 +138,7 @@ def test_a_second_gradient_of_a_dense_blocks_kernels_is_refused():
 
 
 @pytest.mark.slow
-def test_a_run_without_the_kernels_says_so(start, tmp_path):
+def test_a_run_records_whether_it_used_the_kernels(start, tmp_path):
     options = ["--model=cnn", "--batch_size=8", "--log_every=1", f"--workdir={tmp_path}"]
     outcomes = []
     for steps, flags in ((2, ["--nocpu_kernels"]), (2, [])):

@@ -1,5 +1,5 @@
-"""Logits of torchvision's networks in evaluation mode, with weights and images drawn as benchmarks/parity.py says (salt
-"parity-1"): the values, not the shapes alone, so that a padding or a stride at another place is seen."""
+"""Compares logits with those of torchvision's networks in evaluation mode, for weights and images that
+benchmarks/parity.py draws (salt "parity-1"). Values reveal misplaced padding or strides, which shapes do not."""
 
 import pytest
 
@@ -26,5 +26,5 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_logits_are_the_peers(name):
+def test_logits_equal_torchvisions(name):
     assert parity.relative_error(parity.logits(name, "parity-1"), GOLDEN[name]) < 1e-5

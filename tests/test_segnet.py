@@ -1,4 +1,4 @@
-"""SegNet's networks: what its decoders pass on."""
+"""Tests of SegNet and its decoders."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from models import segnet
 from train import optimizers
 
 
-def test_transposed_convolutions_begin_as_bilinear_interpolation():
+def test_transposed_convolutions_are_initialized_as_bilinear_interpolation():
     x = np.random.default_rng(0).normal(size=(1, 5, 4, 3)).astype(np.float32)
     kernel = segnet.bilinear(None, (4, 4, 3, 3))
     up = jax.lax.conv_transpose(jnp.asarray(x), kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -19,8 +19,8 @@ def test_transposed_convolutions_begin_as_bilinear_interpolation():
 
 
 @pytest.mark.parametrize("decoder", segnet.DECODERS)
-def test_decoders_use_what_they_say(decoder):
-    """The place of a maximum inside its window reaches the output through the indices alone."""
+def test_only_decoders_with_indices_use_the_indices(decoder):
+    """Only through the indices does the position of a maximum within its window affect the output."""
     random = np.random.default_rng(0)
     x, maps = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((1, 2, 2, 3), (1, 4, 4, 3)))
     indices = jnp.asarray(random.integers(0, 4, (1, 2, 2, 3)), jnp.uint8)
@@ -37,7 +37,7 @@ def test_decoders_use_what_they_say(decoder):
     assert by_indices == decoder.startswith("indices") and bool(variables) == (decoder == "transposed")
 
 
-def test_the_encoders_maps_are_added_to_a_decoders_output():
+def test_indices_add_adds_the_encoders_feature_maps():
     add, plain = (segnet.SegNetBasic(5, widths=(4,), decoder=decoder) for decoder in ("indices_add", "indices"))
     x = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 7, 6, 3)), jnp.float32)
     variables = add.init(jax.random.key(0), x)
@@ -47,7 +47,7 @@ def test_the_encoders_maps_are_added_to_a_decoders_output():
     np.testing.assert_allclose(add.apply(variables, x), expected, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="needs encoders of one width, not \\[4, 3\\]"):
         segnet.SegNetBasic(5, widths=(4, 3), decoder="indices_add").init(jax.random.key(0), x)
-    whole = segnet.SegNet(5, decoder="indices_add")  # Its sizes fit.
+    whole = segnet.SegNet(5, decoder="indices_add")  # Its widths match.
     assert jax.eval_shape(whole.init_with_output, jax.random.key(0), jnp.zeros((1, 33, 40, 3)))[0].shape == (
         1,
         33,
@@ -56,7 +56,7 @@ def test_the_encoders_maps_are_added_to_a_decoders_output():
     )
 
 
-def test_segnet_small_adds_the_encoders_maps_before_a_decoders_convolution():
+def test_segnet_small_adds_the_feature_maps_before_the_decoders_convolution():
     add, plain = (segnet.SegNetSmall(5, (4,), (3,), (1,), decoder=decoder) for decoder in ("indices_add", "indices"))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 3)), jnp.float32)
     variables = add.init(jax.random.key(0), x)
@@ -77,7 +77,7 @@ def test_an_unknown_decoder_is_refused():
 
 
 @pytest.mark.parametrize("name", ["segnet_basic", pytest.param("segnet", marks=pytest.mark.slow)])
-def test_the_authors_rates_fit_each_leaf(name):
+def test_the_authors_learning_rates_apply_to_each_parameter(name):
     variables = jax.eval_shape(models.create(name, 11).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["params"])
     optimizer = optimizers.create(
@@ -88,7 +88,7 @@ def test_the_authors_rates_fit_each_leaf(name):
         weight_decay=0.5,
         groups=models.spec(name).author_groups,
     )
-    updates, _ = optimizer.update(params, optimizer.init(params), params)  # Gradients of one, weights of one.
+    updates, _ = optimizer.update(params, optimizer.init(params), params)  # All gradients and weights are one.
     for layer, leaves in updates.items():
         for leaf, value in leaves.items():
             expected = -0.1 * 2 if leaf == "bias" and "bn" not in layer else -0.1 * 1.5

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds as published, from shapes alone."""
+"""Checks parameters and multiply-adds against published numbers, using shapes only."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_the_dense_block_of_the_papers_figure():
     images = jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     kernels = {name: leaves["kernel"].shape for name, leaves in variables["params"].items() if "conv" in name}
-    # Each of the five layers sees all maps before it and adds four.
+    # Each of the five layers reads all previous feature maps and adds four.
     assert kernels == {"conv1": (3, 3, 3, 16)} | {
         f"block1_layer{i}_conv1": (3, 3, 16 + 4 * (i - 1), 4) for i in range(1, 6)
     }
@@ -89,7 +89,7 @@ def test_multiply_adds_of_lenet():
     ("network", "parameters", "multiply_adds"),
     [(segnet.SegNetBasic, 1_416_587, 59.19), (segnet.SegNet, 29_449_355, 106.71)],
 )
-def test_segnets_published_counts(network, parameters, multiply_adds):
+def test_published_counts_of_segnet(network, parameters, multiply_adds):
     found = summary.layers(network(11), (360, 480, 3))
     assert sum(layer.parameters for layer in found) == parameters
     assert sum(layer.multiply_adds for layer in found) / 1e9 == pytest.approx(multiply_adds, abs=0.005)

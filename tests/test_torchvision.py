@@ -1,4 +1,4 @@
-"""Torchvision state dicts as variables, and the command that makes a workdir of them."""
+"""Tests of converting torchvision state dicts to variables, and of the command import_weights."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def entries(name, salt="s"):
     return {key: parity.draw(key, shape, salt=salt) for key, shape in parity.entry_shapes(name).items()}
 
 
-def test_entries_become_variables():
+def test_entries_are_converted_to_variables():
     given = entries("resnet18")
     model, variables = models.from_torchvision("resnet18", {f"module.{key}": array for key, array in given.items()})
     assert model.num_classes == 1000
@@ -30,7 +30,7 @@ def test_entries_become_variables():
     )
 
 
-def test_what_does_not_fit_is_listed():
+def test_missing_and_mismatched_entries_are_listed():
     given = entries("resnet18")
     given["extra.weight"] = given.pop("conv1.weight")
     given["fc.weight"] = given["fc.weight"][:, :100]
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_listed():
 
 
 @pytest.mark.parametrize(
-    "key, change, told",
+    "key, change, message",
     [
         ("conv1.weight", lambda x: x * np.nan, "conv1.weight is not finite"),
         ("fc.weight", lambda x: x.astype(np.float64) * 1e300, "fc.weight is not finite"),
@@ -62,21 +62,21 @@ def test_what_does_not_fit_is_listed():
         ("fc.bias", lambda x: x[:0], "missing: fc.bias, one number for each class"),
     ],
 )
-def test_wrong_values_are_named(key, change, told):
+def test_invalid_values_are_reported_with_their_entry(key, change, message):
     given = entries("resnet18")
     given[key] = change(given[key])
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         models.from_torchvision("resnet18", given)
 
 
-def test_two_names_of_one_entry():
+def test_two_names_of_the_same_entry_are_refused():
     given = entries("resnet18")
     given["module.fc.bias"] = given["fc.bias"]
     with pytest.raises(ValueError, match=r"fc\.bias and module\.fc\.bias are names of the same entry"):
         models.from_torchvision("resnet18", given)
 
 
-def test_other_names_of_the_same_layers():
+def test_alternative_names_of_layers():
     for key, aliases, expected in (
         ("features.denseblock1.denselayer2.norm.1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
         ("features.denseblock1.denselayer2.norm1.weight", {}, "features.denseblock1.denselayer2.norm1.weight"),
@@ -88,7 +88,7 @@ def test_other_names_of_the_same_layers():
         assert torchvision.canonical_name(key, aliases) == expected
 
 
-def test_a_flattened_image_is_put_in_our_order():
+def test_dense_layers_after_flattening_are_reordered():
     weight = np.random.default_rng(0).normal(size=(5, 3 * 2 * 2)).astype(np.float32)
     image_CHW = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
     expected = weight @ image_CHW.ravel()
@@ -121,7 +121,7 @@ def test_error_measure():
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
+def test_the_command_creates_a_complete_workdir(tmp_path, start):
     given = entries("resnet18")
     given["fc.weight"], given["fc.bias"] = given["fc.weight"][:3], given["fc.bias"][:3]
     save_file(given, tmp_path / "w.safetensors")
@@ -130,8 +130,8 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
         for name in ("a", "b", "c"):
             (tmp_path / "d" / split / name).mkdir(parents=True)
             for i in range(2):
-                picture = Image.fromarray(random.integers(0, 256, (80, 70, 3), dtype=np.uint8))
-                picture.save(tmp_path / "d" / split / name / f"{i}.png")
+                image = Image.fromarray(random.integers(0, 256, (80, 70, 3), dtype=np.uint8))
+                image.save(tmp_path / "d" / split / name / f"{i}.png")
 
     def run(name, *arguments):
         done = start(name, f"--workdir={tmp_path / 'w'}", *arguments)
@@ -146,7 +146,7 @@ def test_the_command_makes_a_workdir_like_any_other(tmp_path, start):
     assert json.loads(done.stdout.splitlines()[-1])["classes"] == 3
     again = run("import_weights", *source)
     assert again.returncode == 1 and "holds a run already" in again.stderr
-    # Imported without a folder the classes have no names: those of the folder that it is scored on count.
+    # Imported without a folder, classes have no names; evaluation uses those of its folder.
     elsewhere = f"--workdir={tmp_path / 'unnamed'}"
     assert run("import_weights", *source, elsewhere).returncode == 0
     views = run("evaluate", elsewhere, f"--data_dir={tmp_path / 'd'}", "--split=val", "--tta=ten_view")

@@ -1,4 +1,4 @@
-"""Pooling that returns indices and unpooling by them against written-out loops: ties, odd sizes, gradients."""
+"""Compares max pooling with indices and unpooling with explicit loops: ties, odd sizes, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ def pool_in_loops(x, window):
 
 @pytest.mark.parametrize("window", [2, 3])
 @pytest.mark.parametrize("size", [(6, 4), (5, 7), (1, 2)])
-def test_against_loops(size, window):
-    # Few values, so that ties are common, and windows that are all negative.
+def test_pooling_and_unpooling_against_loops(size, window):
+    # Few values, so that ties and all-negative windows are common.
     x = np.random.default_rng(0).integers(-3, 1, (2, *size, 3)).astype(np.float32)
     expected, places = pool_in_loops(x, window)
     maxima, indices = layers.max_pool_with_indices(jnp.asarray(x), window)
@@ -36,7 +36,7 @@ def test_against_loops(size, window):
     for b, i, j, c in np.ndindex(y.shape):
         unpooled[(b, *places[b, i, j, c], c)] = y[b, i, j, c]
     np.testing.assert_array_equal(layers.unpool(jnp.asarray(y), indices, size, window), unpooled)
-    # Each is linear once the places are known: the gradient of pooling is unpooling, and the other way round.
+    # Both are linear for given indices, so each is the gradient of the other.
     back = jax.grad(lambda x: (layers.max_pool_with_indices(x, window)[0] * y).sum())(jnp.asarray(x))
     np.testing.assert_array_equal(back, unpooled)
     z = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
