@@ -1,4 +1,4 @@
-"""The written-out equations against automatic differentiation, finite differences and loops; the slides' own form."""
+"""Compares the explicit equations with automatic differentiation, finite differences, loops and the slides' form."""
 
 import functools
 
@@ -32,12 +32,12 @@ def prepare(images, keys=None):
 def batch_of(shape, dtype, classes=10):
     random = np.random.default_rng(0)
     images = random.normal(size=shape).astype(dtype)
-    images[:, :5] = 0  # Blank, as digits are: with no bias yet the rectifiers stand at their kink there.
+    images[:, :5] = 0  # Blank margins, as in digits: while biases are 0, ReLU inputs there are exactly 0.
     return {"image": images, "label": np.arange(shape[0], dtype=np.int32) % classes}
 
 
 def tasks(name, options, *, axis=None, optimizer=None):
-    """(by automatic differentiation, by the equations)."""
+    """(the task with automatic differentiation, the task with the explicit equations)."""
     model = models.create(name, 10, **options)
     made = functools.partial(
         classification.create,
@@ -61,7 +61,7 @@ def in_double(state):
 
 @pytest.mark.parametrize("name, options", NETWORKS)
 @pytest.mark.parametrize("double", [False, True])
-def test_one_step_and_many(name, options, double):
+def test_training_steps_equal_autodiff(name, options, double):
     with jax.enable_x64(double):
         dtype, bound = (np.float64, 1e-12) if double else (np.float32, 1e-5)
         batch = batch_of((6, 28, 28, 1), dtype)
@@ -77,7 +77,7 @@ def test_one_step_and_many(name, options, double):
         assert tree_error(one.params, jax.device_get(other.params)) < (1e-9 if double else 1e-5)
 
 
-# Every kind of layer, with what the lecture's networks don't have: strides, windows that overlap, remainders.
+# Every kind of layer, including what the lecture's networks lack: strides, overlapping windows, remainders.
 MIXED: list[layer_specs.Layer] = [
     layer_specs.Padding(((1, 0), (2, 1))),
     layer_specs.Convolution("first", 2),
@@ -122,7 +122,7 @@ def test_every_layer_against_finite_differences():
                     assert found[name][kind][index] == pytest.approx((sides[0] - sides[1]) / (2 * step), abs=1e-7)
 
 
-def test_the_first_of_equal_maxima_gets_the_error():
+def test_max_pooling_passes_the_error_to_the_first_of_equal_maxima():
     a = jnp.asarray([[2.0, 2.0, 1.0], [2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]).reshape(1, 3, 3, 1)
     best, winner = backpropagation.max_pooling(a, 2, 1)
     np.testing.assert_array_equal(best[0, :, :, 0], [[2, 2], [2, 1]])
@@ -131,9 +131,9 @@ def test_the_first_of_equal_maxima_gets_the_error():
     np.testing.assert_array_equal(found[0, :, :, 0], [[1, 10, 0], [100, 0, 1000], [0, 0, 0]])
 
 
-def test_the_slides_own_form():
-    """a = sigma(a * W - b) with a bias for each position: its gradient is -delta, that of a shared one the sum; with
-    the slide's + the difference would have the other sign."""
+def test_equations_in_the_form_of_the_slides():
+    """For a = sigma(a * W - b) with a bias for each position, the gradient of b is -delta; for a shared bias it is the
+    sum of -delta. The slides write +delta, which has the wrong sign."""
     with jax.enable_x64(True):
         random = np.random.default_rng(0)
         a, w = random.normal(size=(2, 6, 5, 2)), random.normal(size=(3, 2, 2, 3))
@@ -152,7 +152,7 @@ def test_the_slides_own_form():
         z = backpropagation.correlate(jnp.asarray(a), w)
         delta = backpropagation.squared_error(jnp.tanh(z), z, target, activation="tanh")
         np.testing.assert_allclose(backpropagation.bias_gradient(delta), by_shared, rtol=1e-10)
-        # The correlation is the slide's sum.
+        # The correlation equals the slide's sum.
         expected = np.zeros((2, 4, 4, 3))
         for i, j, k, m in np.ndindex(4, 4, 3, 2):
             expected[:, i, j] += a[:, i + k, j + m] @ w[k, m]
@@ -162,7 +162,7 @@ def test_the_slides_own_form():
 @pytest.mark.parametrize(
     "through", [pytest.param(through, marks=pytest.mark.slow) for through in ("pmap", "shard_map")]
 )
-def test_devices(through):
+def test_several_devices_equal_one(through):
     batch = batch_of((8, 28, 28, 1), np.float32)
     one = tasks("lenet", {}, optimizer=optax.sgd(1.0))[1]
     several = tasks("lenet", {}, optimizer=optax.sgd(1.0), axis=axis_of(4))[1]

@@ -1,4 +1,4 @@
-"""Checkpoints, fingerprints and the run's folder, whole and damaged."""
+"""Tests of checkpoints, fingerprints and workdirs, intact and damaged."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ def saved(tmp_path, *steps, **options):
     return store, lines
 
 
-def test_a_checkpoint_comes_back_whole_and_the_best_is_kept(tmp_path):
+def test_a_checkpoint_is_restored_exactly_and_the_best_is_kept(tmp_path):
     store, _ = saved(tmp_path, 1, 2, 3, 4)
     assert store.steps() == [1, 3, 4] and store.best_step() == 1
     state, record = store.restore(state_of(0))
@@ -44,7 +44,7 @@ def test_a_checkpoint_comes_back_whole_and_the_best_is_kept(tmp_path):
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(7)))
 
 
-def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
+def test_only_the_newest_and_the_best_are_kept_also_after_a_restart(tmp_path):
     saved(tmp_path, 1, 2, 3, keep=1)
     store = checkpoint.Checkpoints(tmp_path, best=BEST, keep=1)
     for step in (4, 5):
@@ -58,25 +58,25 @@ def test_only_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lr=[0.1]", "a*", "why?", "a\\b"])
-def test_names_that_orbax_takes_for_others_are_refused(tmp_path, name):
-    """Arrays saved below the first are lost, those below the last lie in a/b."""
+def test_paths_that_orbax_misinterprets_are_refused(tmp_path, name):
+    """Orbax loses arrays saved below the first of these paths and writes those below the last to a/b."""
     for path in (tmp_path / name, tmp_path / name / "w"):
-        told = re.escape(f"--workdir={path}: the path of a workdir can't contain ")
+        message = re.escape(f"--workdir={path}: the path of a workdir can't contain ")
         for opened in (workdir.Workdir, checkpoint.Checkpoints):
-            with pytest.raises(workdir.WorkdirError, match=told):
+            with pytest.raises(workdir.WorkdirError, match=message):
                 opened(path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a]b{c}", "a b'c", "#%20&$x", "ünï ☃"])
-def test_other_names_are_not(tmp_path, name):
+def test_paths_with_other_special_characters_are_accepted(tmp_path, name):
     store, _ = saved(tmp_path / name, 1)
     assert int(store.restore(state_of(0))[0].step) == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_part_of_a_checkpoint_that_a_kill_left_is_removed(tmp_path):
-    """By the run that goes on; a reader leaves it, since a run may be writing it."""
+def test_a_partial_checkpoint_of_a_killed_run_is_removed(tmp_path):
+    """The resumed run removes it; a reader does not, since a run may be writing it."""
     saved(tmp_path, 1)
     part = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     for store in (checkpoint.Checkpoints(tmp_path, owner=False), checkpoint.Checkpoints(tmp_path)):
@@ -89,8 +89,8 @@ def test_the_part_of_a_checkpoint_that_a_kill_left_is_removed(tmp_path):
     assert not part.exists() and store.steps() == [1, 3]
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
-    """By the run that it belongs to, which has saved a newer one meanwhile."""
+def test_a_checkpoint_deleted_while_it_is_read_is_not_reported_as_damaged(tmp_path, monkeypatch):
+    """The run that owns it deletes it after saving a newer one."""
     saved(tmp_path, 1, 2)
     reader, lines = checkpoint.Checkpoints(tmp_path, best=BEST, owner=False), []
     reader.report, read = lines.append, reader._read
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(tmp
     assert int(state.step) == 3 and reader.steps() == [1, 3] and not lines
 
 
-def test_a_reader_passes_over_what_is_damaged(tmp_path):
+def test_a_reader_skips_damaged_checkpoints(tmp_path):
     saved(tmp_path, 1, 2)
     for step in "12":
         (tmp_path / "checkpoints" / step / "about" / "metadata").write_text("{")
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, ki
     store, lines = saved(tmp_path, 1, 2)
     folder_of = tmp_path / "checkpoints" / "2"
     files = [p for p in folder_of.glob("state/**/d/*") if p.is_file()]
-    if kind in ("flip", "truncate"):  # Every data file: which of them hold the arrays is orbax's own affair.
+    if kind in ("flip", "truncate"):  # Every data file, since orbax decides which of them hold the arrays.
         for path in files:
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 4
@@ -141,8 +141,8 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(tmp_path, ki
     )
 
 
-def test_a_flipped_bit_that_orbax_restores_silently_is_noticed(tmp_path):
-    weights = jax.random.bits(jax.random.key(0), (64, 64))  # Incompressible: the file holds the very bytes.
+def test_a_flipped_bit_that_orbax_restores_silently_is_detected(tmp_path):
+    weights = jax.random.bits(jax.random.key(0), (64, 64))  # Incompressible, so the file contains these bytes.
     lines: list[str] = []
     store = checkpoint.Checkpoints(tmp_path, best=BEST, report=lines.append)
     state = state_of(1)._replace(params={"w": weights})
@@ -163,7 +163,7 @@ READ_ERRORS = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES]
 
 
 @pytest.mark.parametrize("number", READ_ERRORS, ids=lambda number: errno.errorcode[number])
-def test_a_description_that_can_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
+def test_unreadable_metadata_is_not_reported_as_damaged(tmp_path, monkeypatch, number):
     store, lines = saved(tmp_path, 1, 2, 3)
     before = sorted((tmp_path / "checkpoints").rglob("*"))
     read = pathlib.Path.read_bytes
@@ -183,8 +183,8 @@ def test_a_description_that_can_not_be_read_is_not_called_damaged(tmp_path, monk
     assert not (tmp_path / "damaged_checkpoints").exists() and store.restore(state_of(0))[1] == {"reported": 3}
 
 
-def test_arrays_that_can_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
-    """As tensorstore reports it, and as reading the file shows."""
+def test_unreadable_arrays_are_not_reported_as_damaged(tmp_path, monkeypatch):
+    """Whether tensorstore reports the error or reading the file raises it."""
     store, lines = saved(tmp_path, 1, 2)
     import orbax.checkpoint
 
@@ -209,7 +209,7 @@ def test_arrays_that_can_not_be_read_are_not_called_damaged(tmp_path, monkeypatc
     assert store.steps() == [1, 2] and not lines and not (tmp_path / "damaged_checkpoints").exists()
 
 
-def test_another_failure_of_the_library_is_not_called_damage(tmp_path, monkeypatch):
+def test_other_orbax_errors_are_not_reported_as_damage(tmp_path, monkeypatch):
     store, lines = saved(tmp_path, 1, 2)
     import orbax.checkpoint
 
@@ -227,7 +227,7 @@ def test_another_failure_of_the_library_is_not_called_damage(tmp_path, monkeypat
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_best_checkpoint_that_can_not_be_read_for_a_moment_is_kept(tmp_path, monkeypatch):
+def test_a_temporarily_unreadable_best_checkpoint_is_kept(tmp_path, monkeypatch):
     store, _ = saved(tmp_path, 1, 2, keep=1)
     read = pathlib.Path.read_bytes
 
@@ -244,7 +244,7 @@ def test_a_best_checkpoint_that_can_not_be_read_for_a_moment_is_kept(tmp_path, m
     assert store.steps() == [1, 2, 4] and store.best_step() == 1  # Step 2 is the best of those that could be read.
 
 
-def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
+def test_saving_a_step_again_never_loses_it(tmp_path, monkeypatch):
     store, _ = saved(tmp_path, 1, 2)
     manager = store._open()
 
@@ -272,21 +272,21 @@ def test_another_network_is_refused_with_both_shapes(tmp_path):
     assert store.steps() == [1]
 
 
-def test_nothing_that_is_not_finite_is_saved(tmp_path):
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     store, _ = saved(tmp_path, 1)
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
         store.save(2, state_of(float("nan")), record={})
     assert store.steps() == [1]
 
 
-def test_the_fingerprint_sees_values_names_and_types():
+def test_the_fingerprint_depends_on_values_names_and_types():
     base = {"a": np.zeros(2, np.float32)}
     others = [{"a": np.array([0, 1], np.float32)}, {"b": base["a"]}, {"a": np.zeros(2, np.int32)}]
     assert len({leaves.fingerprint(tree, ()) for tree in [base, *others]}) == 4
     assert leaves.fingerprint(base, ()) == leaves.fingerprint({"a": jnp.zeros(2)}, ())
 
 
-def test_metrics_file_drops_rows_that_come_again(tmp_path):
+def test_metrics_file_drops_rows_after_the_restored_step(tmp_path):
     for step, rows in ((0, [1, 2, 3]), (2, [3, 4])):
         file = workdir.MetricsFile(tmp_path, ["step", "loss", "other"], step=step)
         for number in rows:
@@ -328,7 +328,7 @@ def test_tensorboard_has_grouped_tags_and_images(tmp_path):
     np.testing.assert_array_equal(Image.open(io.BytesIO(value.image.encoded_image_string)), image)
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

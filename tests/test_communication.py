@@ -1,4 +1,4 @@
-"""Bytes on the wire: by hand on a program's text, and by formula against compiled programs."""
+"""Tests of the bytes communicated per step: a hand count of an HLO text, and formulas against compiled programs."""
 
 import json
 
@@ -30,7 +30,7 @@ ENTRY %main.9 (p: f32[2,4]) -> f32[8,4] {
 """
 
 
-def test_a_program_counted_by_hand():
+def test_bytes_of_a_program_against_a_hand_count():
     gather, reduced, scattered = 3 * 3 / 4 * 128, 2 * 3 / 4 * 44, 3 / 4 * 4 * 32
     assert communication.compiled_bytes(PROGRAM, 4) == pytest.approx(gather + reduced + scattered)
     with pytest.raises(ValueError, match="unknown length"):
@@ -51,12 +51,12 @@ class Tiny(AlexNetOWT):
 def test_the_formulas_equal_the_compiled_programs(devices):
     model, shape = Tiny(10, widths=(4, 8, 8, 8, 8), units=14), (15, 15, 3)
     counts = communication_setup.Counts(model, shape)
-    for divided, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
-        found = communication_setup.counted(model, shape, devices=devices, batch_size=16, hybrid_parallel=divided)
+    for hybrid, formula in ((False, counts.data(devices)), (True, counts.hybrid(devices, 16))):
+        found = communication_setup.counted(model, shape, devices=devices, batch_size=16, hybrid_parallel=hybrid)
         assert found == formula["communication_bytes_per_device"]
 
 
-def test_alexnet_on_eight_devices_keeps_the_papers_budget():
+def test_alexnet_on_eight_devices_stays_within_the_papers_budget():
     counts = communication_setup.Counts(AlexNetOWT(1000), (224, 224, 3))
     assert counts.hybrid(8, 1024)["communication_bytes_per_device"] <= 142.2e6
     assert counts.data(8)["communication_bytes_per_device"] == pytest.approx(427.7e6, rel=1e-3)
@@ -92,10 +92,10 @@ def test_numbers_that_do_not_fit_are_refused(wrong, named):
 
 
 @pytest.mark.slow
-def test_summary_counts_as_a_user_starts_it(start):
-    done = start("summary", "--model=cifar_resnet20", "--json")  # Of colour pictures of 32 pixels, without being told.
+def test_the_summary_command(start):
+    done = start("summary", "--model=cifar_resnet20", "--json")  # By default for color images of 32x32 pixels.
     assert json.loads(done.stdout)["parameters"] == 269_722, done.stderr
-    done = start("summary", "--model=segnet_small", "--json")  # Of digit_scenes' pictures.
+    done = start("summary", "--model=segnet_small", "--json")  # By default for images of digit_scenes.
     assert json.loads(done.stdout)["layers"][-1]["shape"] == [64, 64, 11], done.stderr
     done = start("summary", "--model=mlp", "--parallelism=data", "--devices=2", "--batch_size=8", "--json")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A network with one weight that is not a number: training and evaluation must notice it."""
+"""Tests that training and evaluation detect NaN weights and infinite gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def task_of(name):
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_a_weight_that_is_not_a_number_stops_training(name):
+def test_a_nan_weight_stops_training_and_evaluation(name):
     task, shape, classes = task_of(name)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (4, *shape), dtype=np.uint8)
@@ -82,7 +82,7 @@ def test_a_weight_that_is_not_a_number_stops_training(name):
     train(state)
     check_finite(jax.device_get(evaluate(state, batch | mask)), 1)
     leaves, tree = jax.tree.flatten(state.params)
-    kernel = next(i for i, leaf in enumerate(leaves) if leaf.ndim > 1)  # Of one of the first layers by name.
+    kernel = next(i for i, leaf in enumerate(leaves) if leaf.ndim > 1)  # In one of the first layers, sorted by name.
     leaves[kernel] = leaves[kernel].at[(0,) * leaves[kernel].ndim].set(jnp.nan)
     poisoned = state._replace(params=jax.tree.unflatten(tree, leaves))
     with pytest.raises(FloatingPointError, match="at step 1; the checkpoints before it are kept"):
@@ -100,7 +100,7 @@ def test_a_relu_keeps_nan(reduce):
     np.testing.assert_array_equal(jax.grad(lambda x: relu(x).sum())(inputs), [0, 0, 0, 1])
 
 
-def test_max_pooling_keeps_nan_wherever_it_stands():
+def test_max_pooling_keeps_nan_at_any_position():
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
         x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, row, column, 0].set(jnp.nan)
         for pooled in (max_pool(x, 2), max_pool_with_indices(x)[0], max_pool(x, 2, stride=1)[:, ::2, ::2]):
@@ -116,8 +116,8 @@ def test_the_norm_of_the_gradient_is_checked():
         metrics.collect()
 
 
-def test_the_norm_is_that_of_the_whole_batchs_gradient(mnist5k):
-    """On one device and on two, and that of what jax differentiates."""
+def test_the_gradient_norm_is_that_of_the_global_batch(mnist5k):
+    """On one device and on two, and equal to the norm of the gradient that autodiff computes."""
     images, labels = (part[:16] for part in mnist5k.splits["train"])
     norms = []
     for axis, devices in ((None, 1), ("data", 2)):

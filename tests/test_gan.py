@@ -1,4 +1,4 @@
-"""DCGAN: transposed convolution against loops, counts, the step against plain gradients, devices, scores by hand."""
+"""Tests of DCGAN: transposed convolution, parameter counts, training step, several devices, scores."""
 
 import functools
 
@@ -17,7 +17,7 @@ from train.parallel.devices import axis_of
 from train.state import State, step_key
 from train.tasks import gan, gan_scores
 
-SIDE = 16  # A block fewer than published: the same code, compiled in half the time.
+SIDE = 16  # One block fewer than published; the same code compiles in half the time.
 FORM = gan.Form(lambda images: images, lambda made: made, dcgan.latents)
 
 
@@ -59,12 +59,12 @@ def test_transposed_convolution_against_loops(window, stride, padding, more):
         (64, 3, True, 18_885_760, 17_232_768),
     ],
 )
-def test_counts(size, channels, authors, generator, discriminator):
+def test_parameter_counts(size, channels, authors, generator, discriminator):
     model = models.create("dcgan", 10, size=size, channels=channels, authors=authors)
     rows = summary.layers(model, (size, size, channels))
     for name, count in (("generator", generator), ("discriminator", discriminator)):
         assert sum(row.parameters for row in rows if row.name.startswith(name)) == count
-    # The first transposed convolution: 4x4 pixels, each of which meets the whole kernel.
+    # The first transposed convolution applies the whole kernel to each of 4x4 pixels.
     first = next(row for row in rows if row.name == "generator/deconv1")
     assert first.multiply_adds == 16 * first.parameters and first.shape[0] == 8
 
@@ -84,7 +84,7 @@ def task_of(axis=None, *, ema=0.0, conditional=False, optimizer=None, scorer=Non
 
 
 def gradients(after):
-    """Those of the first step, which are its momentum."""
+    """The gradients of the first step, which equal its momentum."""
     return {name: after.opt_state[name][0].trace for name in ("discriminator", "generator")}
 
 
@@ -97,7 +97,7 @@ def batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conditional", [False, True])
-def test_step_is_the_two_gradients(batch, conditional):
+def test_a_step_equals_the_two_gradients(batch, conditional):
     task = task_of(ema=0.9, conditional=conditional)
     model = models.create("dcgan", 3, size=SIDE, channels=1, conditional=conditional)
     start = jax.jit(task.init)(jax.random.key(3))
@@ -137,19 +137,19 @@ def test_step_is_the_two_gradients(batch, conditional):
         rtol=1e-4,
     )
     assert tree_error(after.batch_stats["generator"], jax.device_get(stats["batch_stats"]["generator"])) < 1e-5
-    # The running averages of the discriminator see the real, the generated, and these again.
+    # The discriminator's running averages are updated with the real images, the generated ones, and these again.
     expected = real["batch_stats"]["discriminator"]
     for params in (start.params["discriminator"], after.params["discriminator"]):
         expected = run("discriminator", params, fake, stats=expected)[1]["batch_stats"]["discriminator"]
     assert tree_error(after.batch_stats["discriminator"], jax.device_get(expected)) < 1e-4
-    # The average keeps a tenth at the first step.
+    # The weight average keeps a tenth of the initial weights at the first step.
     halfway = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.params["generator"], after.params["generator"])
     assert tree_error(after.opt_state["average"]["params"], jax.device_get(halfway)) < 1e-5
     assert gan.sampler(after) is after.opt_state["average"]
 
 
 @pytest.mark.parametrize("devices, through", [(2, "shard_map"), pytest.param(4, "pmap", marks=pytest.mark.slow)])
-def test_devices(batch, devices, through):
+def test_several_devices_equal_one(batch, devices, through):
     one = task_of()
     several = task_of(axis_of(devices))
     state = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
@@ -172,7 +172,7 @@ def scorer_of(images, floor=0.5):
 
 
 @pytest.mark.slow
-def test_evaluation_does_not_depend_on_batches_and_devices(batch):
+def test_evaluation_does_not_depend_on_batch_size_and_devices(batch):
     random = np.random.default_rng(1)
     known = random.normal(size=(20, SIDE, SIDE, 1)).astype(np.float32)
     one = task_of(scorer=scorer_of(known))
@@ -187,7 +187,7 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
             yield {"image": images[picked], "label": labels[picked], "mask": kept.astype(np.float32), "row": rows}
 
     def total(task, size, state=state, devices=1):
-        """The sums of both steps of an evaluation."""
+        """The sums of both evaluation steps."""
         sums: dict = {}
         for step in (task.eval_step, task.constant_eval_step):
             step = data_parallel.parallelize(step, devices, donate=False)
@@ -202,9 +202,9 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
     shared = several.compute_metrics(total(several, 8, devices=2))
     for other in (uneven, shared):
         np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
-    # An untrained generator is at the ceiling: its samples are those of step 0.
+    # An untrained generator scores the ceiling, since its samples are those of step 0.
     np.testing.assert_allclose(whole["classifier_fid"], whole["ceiling"], rtol=1e-4)
-    # Without the average samples come from the generator itself.
+    # Without a weight average, samples come from the generator itself.
     other = task_of(scorer=scorer_of(known)).init(jax.random.key(9))
     moved = State(other.params, state.batch_stats, {}, state.step, state.key)
     changed = one.compute_metrics(total(one, 8, moved))
@@ -212,31 +212,31 @@ def test_evaluation_does_not_depend_on_batches_and_devices(batch):
 
 
 def test_frechet_distance_of_known_gaussians():
-    # Covariances that commute: |m|^2 + sum (s1 - s2)^2.
+    # For covariances that commute, the distance is |m|^2 + sum (s1 - s2)^2.
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     a, b = (turn * np.square(s) @ turn.T for s in ([1.0, 2.0, 3.0], [2.0, 2.0, 0.5]))
     found = gan_scores.frechet_distance((np.zeros(3), a), (np.array([1.0, 2.0, 2.0]), b))
     assert found == pytest.approx(9 + 1 + 0 + 6.25)
     assert gan_scores.frechet_distance((np.ones(3), a), (np.ones(3), a)) == pytest.approx(0, abs=1e-9)
-    few = np.random.default_rng(0).normal(size=(5, 16))  # Of fewer examples than features: singular.
+    few = np.random.default_rng(0).normal(size=(5, 16))  # Fewer examples than features, so it is singular.
     singular = few.mean(0), np.cov(few.T)
     assert gan_scores.frechet_distance(singular, singular) == 0.0
 
 
-def test_scores_by_hand():
+def test_scores_against_hand_calculations():
     random = np.random.default_rng(0)
     features, weights = random.normal(size=(50, 4)), np.r_[np.ones(40), np.zeros(10)]
     mean, covariance = gan_scores.gaussian(jax.device_get(gan_scores.moments(features, weights)), 40)
     np.testing.assert_allclose(mean, features[:40].mean(0), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(features[:40].T), atol=1e-5)
-    # Sure of one of four classes, each as often: the score is their number. The same guess for all: 1.
+    # Certain predictions of four equally frequent classes score 4. The same uncertain prediction for all scores 1.
     sure = {"probabilities": np.full(4, 5.0), "negative_entropy": 0.0}
     assert gan_scores.inception_score(sure, 20.0) == pytest.approx(4)
     doubtful = {"probabilities": np.full(4, 5.0), "negative_entropy": 20 * np.log(0.25)}
     assert gan_scores.inception_score(doubtful, 20.0) == pytest.approx(1)
 
 
-def test_nearest():
+def test_nearest_neighbor_distances():
     random = np.random.default_rng(0)
     images, others = (random.integers(0, 256, (n, 3, 3, 2), dtype=np.uint8) for n in (5, 23))
     expected = np.sqrt((((images[:, None] / 255.0 - others[None] / 255.0) ** 2).mean((2, 3, 4))).min(1))

@@ -1,4 +1,4 @@
-"""Krizhevsky's hybrid parallelism against one device, in float64 where rounding must not count."""
+"""Compares Krizhevsky's hybrid parallelism with one device, in float64 where rounding errors would matter."""
 
 import dataclasses
 import functools
@@ -24,11 +24,11 @@ from train.parallel import data_parallel, hybrid
 from train.parallel.devices import axis_of
 from train.tasks import classification
 
-CLASSES = 10  # Neither the classes nor the units divide by four or eight.
+CLASSES = 10  # Neither the classes nor the units are divisible by four or eight.
 
 
 class Tiny(AlexNetOWT):
-    """AlexNet's dense layers behind its first convolution alone, so that it compiles fast."""
+    """AlexNet with only its first convolution before the dense layers, so that it compiles fast."""
 
     def features(self, x, train: bool = False):
         del train
@@ -36,7 +36,7 @@ class Tiny(AlexNetOWT):
 
 
 class TinyVGG(VGG):
-    """The same of VGG, with batch norm."""
+    """Likewise for VGG, with batch norm."""
 
     def features(self, x, train: bool = False):
         x = self.bn1_1(self.conv1_1(x), use_running_average=not train)
@@ -76,7 +76,7 @@ def batch_of(rows, side=SIDES[Tiny]):
 
 
 def start(task):
-    """An initial state whose dense biases are not zero, in the precision of the moment."""
+    """An initial state with nonzero biases, in the current default precision."""
     state = jax.jit(task.init)(jax.random.key(0))
     cast = jnp.zeros(()).dtype
     params = jax.tree.map(lambda x: x.astype(cast) + (0.01 if x.ndim == 1 else 0.0), state.params)
@@ -130,7 +130,7 @@ def test_loss_and_gradients_equal_those_of_one_device(expected, devices, passes,
     "network, options",
     [pytest.param(AlexNetOWT, {}, marks=pytest.mark.slow), (Tiny, {"dropout_after": True}), (TinyVGG, {})],
 )
-def test_other_networks_and_orders_of_dropout(expected, network, options):
+def test_other_networks_and_dropout_orders_equal_one_device(expected, network, options):
     with jax.enable_x64(True):
         _, task = make(4, network=network, passes=4, **options)
         found = one_step(task, start(task), batch_of(16, SIDES[network]), 4, "pmap")
@@ -139,8 +139,8 @@ def test_other_networks_and_orders_of_dropout(expected, network, options):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_each_pass_updates_the_dense_layers(devices):
-    """Against the passes written out: every second row, an update of the dense layers, and the others; on any number of
-    devices."""
+    """Compares with explicit passes, on any number of devices: the first pass takes every second row and updates the
+    dense layers, the second pass takes the other rows."""
     with jax.enable_x64(True):
         _, task = make(devices, passes=2, update="each_pass", dropout=0.0, smoothing=0.0, optimizer=optax.sgd(0.1))
         state, batch = start(task), batch_of(8)
@@ -167,27 +167,27 @@ def test_each_pass_updates_the_dense_layers(devices):
 
 
 @pytest.mark.parametrize("devices, update", [(2, "accumulate"), (8, "each_pass")])
-def test_the_step_reduces_everything(devices, update):
+def test_the_step_reduces_all_gradients(devices, update):
     _, task = make(devices, passes=2, update=update, optimizer=optax.sgd(lambda step: 0.1, momentum=0.9))
     state = jax.eval_shape(task.shard, jax.eval_shape(task.init, jax.random.key(0)))
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32)}
     data_parallel.check_reductions(task.train_step, state, batch=batch, devices=devices, is_sharded=task.is_sharded)
 
 
-def test_dividing_and_putting_together_again():
+def test_sharding_and_unsharding():
     _, task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
     state = jax.jit(task.init)(jax.random.key(0))
-    divided = task.shard(state)
-    assert divided.params["fc7"]["kernel"].shape == (14, 4, 4) and divided.params["logits"]["bias"].shape == (4, 3)
-    assert divided.params["conv1"]["kernel"].shape == state.params["conv1"]["kernel"].shape
-    assert divided.opt_state[0].trace["fc7"]["kernel"].shape == (14, 4, 4)
-    for ours, theirs in zip(jax.tree.leaves(task.unshard(divided)[:3]), jax.tree.leaves(state[:3]), strict=True):
+    sharded = task.shard(state)
+    assert sharded.params["fc7"]["kernel"].shape == (14, 4, 4) and sharded.params["logits"]["bias"].shape == (4, 3)
+    assert sharded.params["conv1"]["kernel"].shape == state.params["conv1"]["kernel"].shape
+    assert sharded.opt_state[0].trace["fc7"]["kernel"].shape == (14, 4, 4)
+    for ours, theirs in zip(jax.tree.leaves(task.unshard(sharded)[:3]), jax.tree.leaves(state[:3]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
 def test_an_evaluation_uploads_the_dense_layers_once():
-    """Before its first batch: the step finds every parameter on all devices, and makes of it what the host's gave."""
+    """They are on all devices before the first batch, and results equal those computed from parameters on the host."""
     task, hybrid_task = make(4, optimizer=optax.sgd(0.1, momentum=0.9))
     steps = data_parallel.DeviceSteps(hybrid_task, 4)
     batch = batch_of(16) | {"image": batch_of(16)["image"].astype(np.float32), "mask": np.ones(16, np.float32)}
@@ -211,11 +211,11 @@ def test_momentum_on_two_then_four_devices_equals_data_parallelism():
     for devices in (2, 4):
         _, task = make(devices, optimizer=optimizer)
         step = data_parallel.parallelize(task.train_step, devices, donate=False, is_sharded=task.is_sharded)
-        divided = task.shard(whole)
+        sharded = task.shard(whole)
         for _ in range(2):
-            divided, _ = step(divided, batch)
+            sharded, _ = step(sharded, batch)
             expected, _ = plain(expected, batch)
-        whole = jax.tree.map(np.asarray, task.unshard(divided)._replace(key=None))._replace(key=expected.key)
+        whole = jax.tree.map(np.asarray, task.unshard(sharded)._replace(key=None))._replace(key=expected.key)
     assert int(whole.step) == 4
     assert tree_error(whole.params, jax.device_get(expected.params)) < 1e-5
     assert tree_error(whole.opt_state[0].trace, jax.device_get(expected.opt_state[0].trace)) < 1e-5
@@ -229,11 +229,11 @@ def test_gradients_are_clipped_by_the_norm_of_all_shards():
     for clip_norm in (0.0, 0.1):
         for devices in (1, 4):
             optimizer = optimizers.create("sgd", lambda step: 0.05, clip_norm=clip_norm, **options)
-            plain, divided = make(devices, optimizer=optimizer)
-            task = plain if devices == 1 else divided
+            plain, hybrid_task = make(devices, optimizer=optimizer)
+            task = plain if devices == 1 else hybrid_task
             found[clip_norm, devices] = one_step(task, start(task), batch, devices, "pmap")
     (whole, sums), (parts, _) = found[0.1, 1], found[0.1, 4]
-    assert sums["gradient_norm"] > 0.2  # Else nothing is clipped here.
+    assert sums["gradient_norm"] > 0.2  # Otherwise nothing would be clipped.
     assert tree_error(whole[0], parts[0]) < 1e-6
     assert tree_error(whole[0], found[0.0, 1][0][0]) > 1e-4
 
@@ -241,7 +241,7 @@ def test_gradients_are_clipped_by_the_norm_of_all_shards():
 @pytest.mark.parametrize(
     "flag, value", [("optimizer", "muon"), ("early_size", 16), ("accumulate", 2), ("remat", True), ("fc_passes", 3)]
 )
-def test_what_hybrid_cannot_do_is_refused_by_its_flag(flag, value):
+def test_flags_unsupported_by_hybrid_are_refused(flag, value):
     config = ClassifyConfig(model="alexnet_owt", batch_size=16, fc_passes=2, parallelism="hybrid")
     dataset = Dataset("", {"train": (None, np.zeros(32))}, ())
 

@@ -1,4 +1,4 @@
-"""Two real processes that train together."""
+"""Tests of training with two processes."""
 
 import contextlib
 import json
@@ -20,8 +20,8 @@ COMMON = ["--steps=80", "--batch_size=32", "--log_every=20", "--eval_every=40", 
 
 
 def free_port():
-    """A port below those that the system gives to outgoing connections, of this worker's own thousand. It is not drawn
-    by the global generator, which plugins seed alike in all workers."""
+    """Returns a port below the system's ephemeral ports, from a range of a thousand that belongs to this worker. It is
+    not drawn by the global random generator, which plugins seed alike in all workers."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = 10_000 + worker % 20 * 1000 + random.SystemRandom().randrange(1000)
@@ -30,7 +30,7 @@ def free_port():
             return port
 
 
-# classify with a small network of AlexNet's form.
+# classify with a small network that has AlexNet's structure.
 HYBRID = """
 import functools
 
@@ -44,14 +44,14 @@ from experiments.cli import app
 
 app.run(classify.main, classify.ClassifyConfig)
 """
-# In the second process alone, when the processes ask each other the third time after a step.
+# Only in the second process, at the third exchange of the processes after a step.
 STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:max_over_processes", 8)
 
 
 @pytest.fixture(scope="module")
 def pair(launch):
-    """pair(*arguments) runs two processes of one run, each with a flag of its `own`: (exit statuses, summary or None,
-    standard errors)."""
+    """pair(*arguments) runs two processes of one run, each with its flag in `own`. Returns (exit statuses, summary or
+    None, standard errors)."""
 
     def run(*arguments, program="classify", own=("--keep=2",) * 2, stop_second=None):
         group = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
@@ -62,7 +62,7 @@ def pair(launch):
         first, second = (process.wait() for process in both)
         errors = first.stderr, second.stderr
         assert "Traceback" not in "".join(errors), errors
-        lines = [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]  # The library's own.
+        lines = [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]  # Output of the library.
         assert lines == [], errors
         summary = json.loads(first.stdout.splitlines()[-1]) if first.returncode == 0 else None
         return [first.returncode, second.returncode], summary, errors
@@ -75,14 +75,14 @@ RUN = ["--model=mlp", "--hidden=16", "--dropout=0.2", "--augment=digits", *COMMO
 
 @pytest.fixture(scope="module")
 def whole(pair, tmp_path_factory):
-    """The folder and the summary of a run of two processes."""
+    """The workdir and the summary of a run with two processes."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     statuses, summary, errors = pair(f"--workdir={workdir}", *RUN)
     assert statuses == [0, 0] and summary["step"] == 80 and "2 cpu devices in 2 processes" in errors[0]
     return workdir, summary
 
 
-def test_two_processes_train_as_two_devices_of_one(whole, start, tmp_path):
+def test_two_processes_equal_two_devices_of_one_process(whole, start, tmp_path):
     alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *RUN))
     stored = json.loads((whole[0] / "run.json").read_text())["flags"]
     assert [stored[name] for name in ("coordinator_address", "num_processes", "process_id")] == [None] * 3
@@ -92,14 +92,14 @@ def test_two_processes_train_as_two_devices_of_one(whole, start, tmp_path):
     assert alone["loss"] == pytest.approx(whole[1]["loss"], rel=1e-3)
 
 
-def test_two_processes_refuse_another_run_together(whole, pair):
+def test_two_processes_both_refuse_another_run(whole, pair):
     statuses, _, errors = pair(f"--workdir={whole[0]}", *RUN, "--seed=1")
     assert statuses == [1, 1], errors
     assert "--seed=0 (stored), 1 (given)" in errors[0] and "another process of this run has stopped" in errors[1]
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
+def test_two_processes_stop_and_resume_together(whole, tmp_path, pair):
     parts = tmp_path / "parts"
     statuses, _, errors = pair(f"--workdir={parts}", *RUN, stop_second=STOP_SECOND)
     assert statuses == [143, 143] and "stopped at step" in errors[0]
@@ -112,20 +112,20 @@ def test_two_processes_stop_and_go_on_together(whole, tmp_path, pair):
 
 
 @pytest.mark.parametrize(
-    "own, told",
+    "own, message",
     [
         (["--seed=1", "--seed=2"], "--seed=2 in this process, --seed=1 in the first"),
         (["--keep=2", "--hidden=5,6"], "--hidden=5,6 in this process, --hidden=none in the first"),
     ],
 )
-def test_processes_with_unlike_flags_are_refused(tmp_path, pair, own, told):
+def test_processes_with_different_flags_are_refused(tmp_path, pair, own, message):
     statuses, _, errors = pair(f"--workdir={tmp_path / 'unlike'}", "--model=mlp", *COMMON, own=own)
-    assert statuses == [1, 2] and told in errors[1], errors
+    assert statuses == [1, 2] and message in errors[1], errors
     assert "another process of this run has stopped" in errors[0]
 
 
 @pytest.mark.slow
-def test_two_processes_divide_the_dense_layers(tmp_path, pair, start):
+def test_two_processes_shard_the_dense_layers(tmp_path, pair, start):
     run = ["--model=alexnet_owt", "--augment=digits", "--learning_rate=0.01", *COMMON]
     run += ["--fc_passes=2", "--parallelism=hybrid"]
     parts, data = tmp_path / "parts", tmp_path / "data"
@@ -134,13 +134,13 @@ def test_two_processes_divide_the_dense_layers(tmp_path, pair, start):
     shutil.copytree(parts, data)
     statuses, resumed, errors = pair(f"--workdir={parts}", *run, program=HYBRID)
     assert statuses == [0, 0] and "resuming from step" in errors[0] and resumed["step"] == 80
-    # The same checkpoint on one device, in data parallelism.
+    # The same checkpoint resumed on one device, with data parallelism.
     done = start(HYBRID, f"--workdir={data}", *run, "--parallelism=data", "--fc_passes=1")
     assert "resuming from step" in done.stderr
     assert result(done)["loss"] == pytest.approx(resumed["loss"], rel=0.01)
 
 
-def test_arguments_that_are_incomplete():
+def test_incomplete_arguments_are_refused():
     for given in (("a:1", None, 0), (None, 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)):
         with pytest.raises(processes.DeviceError, match="all three are needed"):
             processes.join(*given)
@@ -149,13 +149,13 @@ def test_arguments_that_are_incomplete():
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_the_processes_rows_are_those_of_the_whole_batch(streamed):
-    pictures = np.arange(22, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+def test_the_processes_batches_concatenate_to_the_global_batch(streamed):
+    pixels = np.arange(22, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
     labels = np.arange(22, dtype=np.int32)
-    images = pictures
+    images = pixels
     if streamed:
         view = stream.View(4, random=True)
-        images = stream.Stream(lambda example, crop: pictures[example][:4, :4], np.arange(22), channels=3, view=view)
+        images = stream.Stream(lambda example, crop: pixels[example][:4, :4], np.arange(22), channels=3, view=view)
 
     def train(part, start=3):
         found = batches.train_batches(images, labels, batch_size=8, seed=0, start=start, part=part)
@@ -181,20 +181,20 @@ from train.parallel import processes
 initialize = jax.distributed.initialize
 
 
-def told(*arguments, **options):
+def announced(*arguments, **options):
     print("waits", flush=True)
     initialize(*arguments, **options)
 
 
-jax.distributed.initialize = told
-signal.signal(signal.SIGTERM, lambda *_: None)  # As a run has it: a handler in Python waits for the call's end.
+jax.distributed.initialize = announced
+signal.signal(signal.SIGTERM, lambda *_: None)  # As in a run; a Python handler would run only after the call returns.
 processes.WAIT = int(sys.argv[3])
 processes.join(sys.argv[1], 2, int(sys.argv[2]))
 """
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_left_alone_ends_with_one_line(index, start):
+def test_a_process_without_its_peer_fails_with_one_line(index, start):
     port = free_port()
     done = start(WAITING, f"localhost:{port}", index, 2)
     first, last = done.stderr.splitlines()
@@ -204,9 +204,9 @@ def test_a_process_left_alone_ends_with_one_line(index, start):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_left_alone_ends_at_a_signal(index, launch):
+def test_a_process_waiting_for_its_peer_ends_at_a_signal(index, launch):
     waiting = launch(WAITING, f"localhost:{free_port()}", index, 10_000)
     waiting.wait_until(lambda: "waits\n" in waiting.stdout())
-    told = waiting.stderr()  # While it waits.
+    output = waiting.stderr()  # While it waits.
     waiting.send_signal(signal.SIGTERM)
-    assert waiting.wait().returncode == -signal.SIGTERM and "waiting up to 10000 s for " in told
+    assert waiting.wait().returncode == -signal.SIGTERM and "waiting up to 10000 s for " in output

@@ -1,4 +1,4 @@
-"""Properties that hold for any split size, batch size, seed and schedule: batches, evaluation, learning rates."""
+"""Property-based tests over split sizes, batch sizes, seeds and schedules: batches, evaluation, learning rates."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from train import loop, optimizers, task
 from train.parallel import data_parallel
 from train.parallel.devices import AXIS
 
-# The check for slow data generation measures time, so that a busy machine would fail it.
+# The check for slow data generation measures time, so it would fail on a busy machine.
 COMMON = settings(
     deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -36,28 +36,28 @@ def assert_equal(found, expected):
 
 
 def joined(parts):
-    """The batches of one process from the batches of all processes."""
+    """The global batches, concatenated from the batches of all processes."""
     return [{name: np.concatenate([p[name] for p in same]) for name in same[0]} for same in zip(*parts, strict=True)]
 
 
 @st.composite
-def divided_batches(draw, largest):
-    """(number of processes, size of the whole batch)."""
+def sharded_batches(draw, largest):
+    """Draws (number of processes, global batch size)."""
     processes = draw(st.integers(1, 4))
     return processes, processes * draw(st.integers(1, largest // processes))
 
 
 @settings(COMMON, max_examples=100)
-@given(examples=st.integers(1, 40), divided=divided_batches(48), seed=SEEDS, start=st.integers(0, 200), flip=...)
-def test_training_batches(examples: int, divided, seed: int, start: int, flip: bool):
-    """Epochs follow each other without a gap; each holds every example once, in an order of the seed and epoch."""
-    processes, batch_size = divided
+@given(examples=st.integers(1, 40), sharding=sharded_batches(48), seed=SEEDS, start=st.integers(0, 200), flip=...)
+def test_training_batches(examples: int, sharding, seed: int, start: int, flip: bool):
+    """Epochs follow each other without gaps. Each has every example once, in an order given by the seed and epoch."""
+    processes, batch_size = sharding
     labels = np.arange(examples, dtype=np.int32)
     images = np.stack([labels, labels + 100], 1).astype(np.uint8)[:, None, :, None]
     options = {"seed": seed, "flip": flip}
     steps = -(-3 * examples // batch_size)
     whole = take(steps, images, labels, batch_size=batch_size, **options)
-    assert all(len(batch["label"]) == batch_size for batch in whole), "no batch is cut short"
+    assert all(len(batch["label"]) == batch_size for batch in whole), "no batch may be incomplete"
     seen, shown = (np.concatenate([batch[name] for batch in whole]) for name in ("label", "image"))
     turned = shown[:, 0, 0, 0] >= 100
     np.testing.assert_array_equal(shown[:, 0, :, 0].min(1), seen)
@@ -72,7 +72,7 @@ def test_training_batches(examples: int, divided, seed: int, start: int, flip: b
         assert (sides[0] != sides[1]).all() and (sides[0] == sides[2]).all()
     else:
         assert not turned.any()
-    again = take(steps * batch_size, images, labels, batch_size=1, **options)  # The batch size changes no order.
+    again = take(steps * batch_size, images, labels, batch_size=1, **options)  # The order stays the same.
     np.testing.assert_array_equal([batch["label"][0] for batch in again], seen)
     middle = start % steps
     assert_equal(take(steps - middle, images, labels, batch_size=batch_size, start=middle, **options), whole[middle:])
@@ -85,10 +85,10 @@ def test_training_batches(examples: int, divided, seed: int, start: int, flip: b
 
 
 @settings(COMMON, max_examples=15)
-@given(examples=st.integers(1, 12), divided=divided_batches(12), seed=SEEDS, start=st.integers(0, 20))
-def test_training_batches_of_a_stream(examples, divided, seed, start):
-    """A stream gives the order of pictures in memory; its random crops depend on the seed and the position alone."""
-    (processes, batch_size), labels = divided, np.arange(examples, dtype=np.int32)
+@given(examples=st.integers(1, 12), sharding=sharded_batches(12), seed=SEEDS, start=st.integers(0, 20))
+def test_training_batches_of_a_stream(examples, sharding, seed, start):
+    """A stream has the order of images in memory; its random crops depend only on the seed and the position."""
+    (processes, batch_size), labels = sharding, np.arange(examples, dtype=np.int32)
 
     def read(example, crop):
         return np.array([example, *crop(90, 80)[0]], np.uint8).reshape(1, 1, 5)
@@ -104,19 +104,19 @@ def test_training_batches_of_a_stream(examples, divided, seed, start):
     assert_equal(joined(parts), whole[start:])
 
 
-PLACES = st.tuples(SEEDS, st.integers(0, 1000))
+SEEDS_AND_EPOCHS = st.tuples(SEEDS, st.integers(0, 1000))
 
 
 @settings(COMMON, max_examples=200)
-@given(one=PLACES, other=PLACES, examples=st.integers(20, 60))  # Of 20 examples there are 2e18 orders.
-def test_other_seeds_and_epochs_give_other_orders(one, other, examples):
+@given(one=SEEDS_AND_EPOCHS, other=SEEDS_AND_EPOCHS, examples=st.integers(20, 60))  # 20 examples have 2e18 orders.
+def test_different_seeds_and_epochs_give_different_orders(one, other, examples):
     assume(one != other)
     first = batches.order(*one, examples=examples)
     assert (first != batches.order(*other, examples=examples)).any() and (first != np.arange(examples)).any()
 
 
 def eval_size(examples, batch_size, rows, devices):
-    """As a run chooses it: rounded up to a multiple of the devices."""
+    """The evaluation batch size of a run, rounded up to a multiple of the number of devices."""
     size = task.eval_batch_size(
         types.SimpleNamespace(min_eval_batch_size=rows), batch_size=batch_size, examples=examples
     )
@@ -124,7 +124,7 @@ def eval_size(examples, batch_size, rows, devices):
 
 
 def check_sums(sums, examples):
-    """Checks that each row was counted once and none beyond the last."""
+    """Checks that each row was counted exactly once, and none beyond the last."""
     np.testing.assert_array_equal(sums["seen"], np.arange(len(sums["seen"])) < examples)
     assert sums["label"] == examples * (examples + 1) / 2
 
@@ -178,23 +178,23 @@ def device_step(devices):
 @settings(COMMON, max_examples=12)
 @given(examples=st.integers(1, 32), rows=st.sampled_from([1, 3]))
 def test_evaluation_on_devices_counts_each_example_once(devices, examples, rows):
-    size = rows * devices  # Few sizes: each is compiled.
+    size = rows * devices  # Few sizes, since each is compiled.
     found = batches.eval_batches(*split(examples), batch_size=size)
     check_sums(evaluated(np.zeros(()), device_step(devices), found, examples), examples)
 
 
-LONGEST = 250  # Steps. All schedules are computed for as many, so that each operation is compiled once.
+LONGEST = 250  # All schedules are computed for this number of steps, so that each operation is compiled once.
 
 
 def rates(name, steps, **options):
-    """The learning rate [steps + 1] after each number of steps."""
+    """The learning rates [steps + 1] after 0 to `steps` steps."""
     rate = optimizers.schedule(name, steps=steps, **options)
     return np.broadcast_to(rate(jnp.arange(LONGEST + 1)), LONGEST + 1)[: steps + 1].astype(np.float64)
 
 
 @st.composite
 def warmed_up(draw, smallest=1):
-    """(steps of a run, those of its warm-up): the warm-up is shorter."""
+    """Draws (steps of a run, fewer warm-up steps)."""
     steps = draw(st.integers(smallest, LONGEST))
     return steps, draw(st.integers(0, steps - 1))
 

@@ -1,4 +1,4 @@
-"""What the loop does at which step: images per second, by a clock that the test moves, and constant evaluations."""
+"""Tests of the training loop's schedule: images per second, measured by a fake clock, and constant evaluations."""
 
 import time
 import types
@@ -17,7 +17,7 @@ BATCH = 8
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock on which only what the test says takes time."""
+    """A fake clock that only the test advances."""
     now = types.SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(time, "perf_counter", lambda: now.seconds)
     return now
@@ -28,7 +28,7 @@ def counted(state, batch):
 
 
 def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
-    """A step takes a second, an evaluation a hundred, a checkpoint a thousand, with or without a row of metrics."""
+    """A step takes one second, an evaluation 100, a checkpoint 1000, whether or not the step has a row of metrics."""
     rows, saved, evaluations = [], [], []
 
     def step(state, batch):
@@ -69,6 +69,6 @@ def test_images_per_second_leave_out_evaluations_and_checkpoints(clock):
         stop=types.SimpleNamespace(number=0),
     )
     assert saved == [3, 6, 8, 9, 12] and [row["step"] for row in rows] == [4, 8, 12]
-    # After a start the first evaluation computes what stays the same; the second has it too.
+    # The first evaluation after a start computes the constant metrics, which the second reports too.
     assert evaluations == [1, 1, 2] and [row.get("eval_constant") for row in rows] == [None, BATCH / 2, BATCH / 2]
     assert [row["images_per_second"] for row in rows] == [BATCH] * 3 and result.images_per_second == BATCH

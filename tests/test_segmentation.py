@@ -1,4 +1,4 @@
-"""The segmentation task against numpy: weighted loss, void pixels, devices, boundaries."""
+"""Compares the segmentation task with NumPy: weighted loss, void pixels, several devices, boundaries."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def batch_of(rows):
     return {"image": random.integers(0, 256, (rows, 9, 10, 3), dtype=np.uint8), "label": labels}
 
 
-def test_loss_and_metrics_by_hand():
+def test_loss_and_metrics_against_loops():
     task, batch = make(1), batch_of(4)
     state = jax.jit(task.init)(jax.random.key(0))
     logits = np.asarray(task.predict_step(state, batch), np.float64)
@@ -83,7 +83,7 @@ def test_devices_with_unequal_void_give_the_same_gradient(through):
     assert found[1][1]["pixels"] == (batch["label"] < VOID).sum()
 
 
-def test_void_pixels_change_nothing():
+def test_void_pixels_have_no_effect():
     task, batch = make(1), batch_of(2)
     state, step = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.train_step)
     grads = []
@@ -111,12 +111,12 @@ def boundary_in_loops(labels, c):
 
 @pytest.mark.parametrize("size", [(12, 16), (150, 8), (240, 320)])
 def test_boundary_f1_against_loops(size):
-    """Tolerances of 0.15, 1.1 and 2.4 pixels."""
+    """For these sizes the tolerances are 0.15, 1.1 and 2.4 pixels."""
     random = np.random.default_rng(1)
     true = np.kron(random.integers(0, VOID + 1, (2, *(-(-side // 4) for side in size))), np.ones((1, 4, 4), int))
     true = true[:, : size[0], : size[1]]
     guess = np.where(random.random(true.shape) < 0.9, np.minimum(np.roll(true, 1, 1), 2), 1)
-    true[1] = 0  # No boundary: the picture does not count.
+    true[1] = 0  # No boundary, so the image does not count.
     if size[0] > 200:
         true, guess = true[:, :40], guess[:, :40]
     distance = segmentation.TOLERANCE * np.hypot(*true.shape[1:])
@@ -132,7 +132,7 @@ def test_boundary_f1_against_loops(size):
     assert score[0] == pytest.approx(np.mean(scores), rel=1e-5) and 0 < score[0] < 1
 
 
-def test_precise_batch_norm_is_the_mean_over_the_batches():
+def test_precise_batch_norm_averages_over_the_batches():
     task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
     state = jax.jit(task.init)(jax.random.key(0))
     model = SegNetBasic(CLASSES, widths=(4,), window=3)
@@ -140,7 +140,7 @@ def test_precise_batch_norm_is_the_mean_over_the_batches():
         model=model, prepare=lambda images, labels, keys: (images * 1.0, labels), batches=lambda: iter(batches)
     )
     stops = iter((None, 15))
-    assert function(state, lambda: next(stops)) is state, "a signal came before the second batch"
+    assert function(state, lambda: next(stops)) is state, "unchanged, since a signal came first"
     precise = function(state, lambda: None)
     from models.layers import local_response_norm
 
@@ -157,7 +157,7 @@ def test_precise_batch_norm_is_the_mean_over_the_batches():
     assert precise.params is state.params
 
 
-def test_a_picture_and_its_labels_are_cut_and_mirrored_alike():
+def test_an_image_and_its_labels_are_cropped_and_flipped_together():
     labels = np.arange(2 * 5 * 7, dtype=np.int32).reshape(2, 5, 7)
     images, labels = np.repeat(labels, 100, 0)[..., None] + np.array([0, 100]), np.repeat(labels, 100, 0)
     keys = jax.random.split(jax.random.key(0), 200)
@@ -169,8 +169,8 @@ def test_a_picture_and_its_labels_are_cut_and_mirrored_alike():
     assert (straight[:, 0, 1] - straight[:, 0, 0] == 1).all()
 
 
-def test_classes_that_do_not_occur_are_left_out_of_the_means():
-    """Class 1 is neither there nor predicted; class 3 is predicted alone."""
+def test_absent_classes_are_excluded_from_the_means():
+    """Class 1 is neither present nor predicted; class 3 is predicted but not present."""
     confusion = np.array([[8, 0, 0, 0], [0, 0, 0, 0], [0, 0, 5, 5], [0, 0, 0, 0]], np.float64)
     np.testing.assert_array_equal(segmentation.intersection_over_union(confusion), [1.0, np.nan, 0.5, 0.0])
     sums = {"confusion": confusion, "pixels": 18.0, "loss": 9.0, "boundary": 1.0, "boundary_count": 2.0}

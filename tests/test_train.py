@@ -1,4 +1,4 @@
-"""The step on any number of devices, the loop and losses."""
+"""Tests of the training step on any number of devices, the training loop, and losses."""
 
 import functools
 
@@ -55,13 +55,13 @@ def run(mnist5k, devices, steps, seed=0):
 
 @pytest.fixture(scope="module")
 def one_device(mnist5k):
-    """seed -> five steps on one device."""
+    """one_device(seed) is the result of five steps on one device."""
     return functools.cache(lambda seed: run(mnist5k, 1, 5, seed))
 
 
 @pytest.mark.parametrize("devices", [*(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4)), 8])
 def test_any_number_of_devices_gives_the_same_parameters(mnist5k, one_device, devices):
-    """Of three orders one must agree: where a ReLU's input is zero but for rounding no bound holds."""
+    """For one of three data orders results must agree. In the others rounding may flip the sign of a ReLU input."""
     for seed in range(3):
         (trees, sums), (expected, expected_sums) = run(mnist5k, devices, 5, seed), one_device(seed)
         if tree_error(trees, expected) < 1e-5:
@@ -70,7 +70,7 @@ def test_any_number_of_devices_gives_the_same_parameters(mnist5k, one_device, de
     assert sums == pytest.approx(expected_sums, rel=1e-5)
 
 
-def test_golden_step(mnist5k):
+def test_golden_loss_of_the_first_step(mnist5k):
     _, sums = run(mnist5k, 1, 1)
     assert sums["count"] == 16
     # Update this only for a change that is meant to change the first step.
@@ -78,7 +78,7 @@ def test_golden_step(mnist5k):
 
 
 def test_momentum_is_carried_from_step_to_step(mnist5k):
-    """With and without the first step's momentum m the second step differs by 0.9 m, and m is the first step."""
+    """With and without the momentum m of the first step, second steps differ by 0.9 m, where m is the first step."""
     task = classification.create(
         model=models.create("perceptron", 10),
         optimizer=optax.sgd(0.1, momentum=0.9),
@@ -98,7 +98,7 @@ def test_momentum_is_carried_from_step_to_step(mnist5k):
     assert tree_error(found, expected) < 1e-5 and tree_error(once.params, start.params) > 1e-3
 
 
-def test_a_forgotten_reduction_is_named():
+def test_a_missing_reduction_is_reported():
     def forgetful(state, batch):
         return {"weights": state["weights"] - batch["x"].mean(), "count": lax.psum(batch["x"].sum(), "data")}
 
@@ -128,11 +128,11 @@ def step_of(mnist5k, devices=1, **options):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_accumulated_gradients_equal_the_whole_batchs(mnist5k, devices):
+def test_accumulated_gradients_equal_those_of_the_whole_batch(mnist5k, devices):
     assert tree_error(step_of(mnist5k, devices, accumulate=4), step_of(mnist5k)) < 1e-5
 
 
-def test_rematerialisation_and_bfloat16(mnist5k):
+def test_rematerialization_and_bfloat16(mnist5k):
     expected = step_of(mnist5k)
     assert tree_error(step_of(mnist5k, remat=True), expected) < 1e-5
     found = step_of(mnist5k, dtype="bfloat16")
@@ -140,7 +140,7 @@ def test_rematerialisation_and_bfloat16(mnist5k):
     assert 1e-4 < tree_error(found, expected) < 0.05
 
 
-def test_rematerialisation_keeps_products_alone():
+def test_rematerialization_saves_only_products():
     task = make_task(None, model="cnn", remat=True)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": np.zeros((16, 28, 28, 1), np.uint8), "label": np.zeros(16, np.int32)}
@@ -148,14 +148,14 @@ def test_rematerialisation_keeps_products_alone():
     plain = str(jax.make_jaxpr(make_task(None).train_step)(state, batch))
     for product in ("= conv_general_dilated[", "=nutshell_convolution"):
         assert text.count(product) == plain.count(product)
-    norms = (" rsqrt ", "=nutshell_batch_moments")  # XLA's and the kernels'.
+    norms = (" rsqrt ", "=nutshell_batch_moments")  # By XLA and by the kernels.
     assert sum(map(text.count, norms)) > sum(map(plain.count, norms))
-    assert text.count(" gt ") > plain.count(" gt ")  # Of max pooling.
+    assert text.count(" gt ") > plain.count(" gt ")  # In max pooling.
 
 
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("options", [{}, {"model": "dcnn", "early": (2, (20, 20)), "axis_name": "data"}])
-def test_the_steps_reduce_everything(devices, options):
+def test_all_steps_reduce_over_devices(devices, options):
     task = make_task("data", **options)
     state = jax.eval_shape(task.init, jax.random.key(0))
     assert (task.early_step is None) == ("early" not in options)
@@ -217,7 +217,7 @@ def test_losses_against_optax_and_a_sort():
 
 
 def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
-    """train() with everything but its state, record and plan."""
+    """Returns the task, a function that calls loop.train() with all other arguments, and counts of traces."""
     task = make_task(None, **options)
     counts = {"train": 0, "eval": 0}
 
@@ -255,7 +255,7 @@ def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
 
 
 class Signal:
-    """Stands for loop.Stop: a signal that has come, or not."""
+    """A stand-in for the stop object: `number` is that of a received signal, or 0."""
 
     number = 0
 
@@ -283,7 +283,7 @@ def test_the_first_steps_see_smaller_images(mnist5k, tmp_path, start, sizes):
     assert list(dict.fromkeys(seen)) == sizes
 
 
-def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnist5k, tmp_path):
+def test_a_signal_during_an_evaluation_saves_and_the_evaluation_is_repeated(mnist5k, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for path in (whole, parts):
         path.mkdir()
@@ -311,8 +311,8 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_comes_again(mnis
 
 
 @pytest.mark.parametrize("devices", [3, 7])
-def test_constants_of_the_network_are_not_averaged(mnist5k, devices):
-    """The mean of K equal numbers is another number where K is no power of two."""
+def test_constants_of_the_network_are_not_averaged_over_devices(mnist5k, devices):
+    """The mean of K equal numbers may differ from the number if K is not a power of two."""
     task = make_task("data", model="dcnn", axis_name="data", widths=(4, 4, 4))
     state = jax.jit(task.init)(jax.random.key(0))
     whitening = jax.random.normal(jax.random.key(1), state.batch_stats["whitening"].shape)
