@@ -1,4 +1,4 @@
-"""The lecture page and what its topics share: cached results, resuming, rejected flags."""
+"""Tests of the lecture page and of the code shared by its topics: cached results, resuming, rejected flags."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The topics convolution, pooling and abstraction: their mathematics, and short runs of each."""
+"""Tests of the topics convolution, pooling and abstraction: their mathematics, and a short run of each."""
 
 import functools
 import json
@@ -56,14 +56,14 @@ def test_unshared_weights_start_at_the_scale_of_shared_ones():
 def test_shifted_digits():
     images = np.zeros((9, 7, 7, 1), np.uint8)
     images[:, 3, 3] = 255
-    places = [tuple(np.argwhere(image[..., 0])[0]) for image in convolution.shifted(images, 2)]
-    assert len(set(places[:8])) == 8 and places[0] == places[8]
-    assert {(y - 3, x - 3) for y, x in places} == {(2 * y, 2 * x) for y, x in convolution.DIRECTIONS}
+    positions = [tuple(np.argwhere(image[..., 0])[0]) for image in convolution.shifted(images, 2)]
+    assert len(set(positions[:8])) == 8 and positions[0] == positions[8]
+    assert {(y - 3, x - 3) for y, x in positions} == {(2 * y, 2 * x) for y, x in convolution.DIRECTIONS}
     assert not convolution.shifted(images, 4).any()  # Shifted out of the image, not wrapped around.
     np.testing.assert_array_equal(convolution.shifted(images, 0), images)
 
 
-def test_moves():
+def test_shifting_and_rotating_images():
     images = np.random.default_rng(0).uniform(size=(2, 9, 9, 1)).astype(np.float32)
     move = pooling.moved
     down = np.pad(images, ((0, 0), (2, 0), (0, 0), (0, 0)))[:, :9]
@@ -73,7 +73,7 @@ def test_moves():
 
 
 def test_pooling_is_invariant_within_a_window():
-    """If one feature moves within its window the maximum stays; the unpooled features change by sqrt(2)."""
+    """If a feature moves within its window, the maximum stays; the unpooled features change by sqrt(2)."""
     before, after = np.zeros((2, 1, 8, 8, 1), np.float32)
     before[0, 4, 4], after[0, 7, 6] = 3.0, 3.0
     pools = {name: pool for name, (*_, pool) in pooling.POOLS.items()}
@@ -81,7 +81,7 @@ def test_pooling_is_invariant_within_a_window():
     found = change(before, after)
     assert float(found["none"]) == pytest.approx(2**0.5) and float(found["max_2"]) == pytest.approx(2**0.5)
     assert found["max_4"] == found["average_4"] == 0
-    # The lecture's maximum over the neighbourhood K(i'j').
+    # The lecture's maximum over the neighborhood K(i'j').
     a = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32)
     expected = [[a[0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].max() for j in range(2)] for i in range(2)]
     one, two = jax.jit(lambda a: (pools["max_4"](a), max_pool(max_pool(a, 2), 2)))(a)
@@ -89,7 +89,7 @@ def test_pooling_is_invariant_within_a_window():
     np.testing.assert_array_equal(two, one)  # convolution.OneLayer pools like this.
 
 
-def test_oriented_filters():
+def test_gabor_filters():
     bank = pooling.gabor(np.random.default_rng(0))
     assert bank.shape == (7, 7, 1, 8)
     np.testing.assert_allclose(bank.sum((0, 1, 2)), 0, atol=1e-6)  # No response to a constant image.
@@ -97,7 +97,7 @@ def test_oriented_filters():
     assert np.abs(np.corrcoef(bank.reshape(49, 8).T) - np.eye(8)).max() < 0.95
 
 
-def test_probe():
+def test_linear_probe():
     """The probe separates linearly separable classes at any feature scale, and no others."""
     random = np.random.default_rng(0)
     labels = np.arange(200) % 10
@@ -121,17 +121,17 @@ def test_features_are_inputs_of_the_next_layer():
     assert tuple(abstraction.LAYERS) == ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
     layer = variables["params"]["logits"]
     np.testing.assert_allclose(seen["logits"], seen["dense"] @ layer["kernel"] + layer["bias"][None], atol=1e-5)
-    scale = (1 + 1e-5) ** -0.5  # Of an untrained batch norm.
+    scale = (1 + 1e-5) ** -0.5  # The scale of an untrained batch norm.
     dense = np.maximum(seen["conv3"] @ variables["params"]["dense"]["kernel"] * scale, 0)
     np.testing.assert_allclose(seen["dense"], dense, atol=1e-5)
 
 
-def test_signals():
+def test_signal_networks():
     """The output of the convolution does not depend on the position; that of the larger dense network does."""
-    x, labels, places = abstraction.signals(np.random.default_rng(0), 200)
-    for signal, label, place in zip(x, labels, places, strict=True):
+    x, labels, positions = abstraction.signals(np.random.default_rng(0), 200)
+    for signal, label, place in zip(x, labels, positions, strict=True):
         signal[place : place + 32, 0] -= list(abstraction.SHAPES.values())[label]
-    assert x.shape == (200, 128, 1) and set(labels) == {0, 1, 2} and places.min() >= 0 and places.max() <= 96
+    assert x.shape == (200, 128, 1) and set(labels) == {0, 1, 2} and positions.min() >= 0 and positions.max() <= 96
     assert x.std() == pytest.approx(abstraction.NOISE, rel=0.02)
     for shape in abstraction.SHAPES.values():
         assert (shape**2).mean() == pytest.approx(1, abs=0.05)

@@ -1,4 +1,4 @@
-"""Both forms of dropout, correlations, the scanned network against the unrolled one, small runs of both topics."""
+"""Tests of both forms of dropout, correlations, the scanned and the unrolled network, and a short run of each topic."""
 
 import json
 import xml.etree.ElementTree
@@ -179,7 +179,7 @@ def test_standard_error_of_gap():
 
 @pytest.mark.slow
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
-    """With stand-in networks, of which plain-56 learns nothing; text and numbers must show it."""
+    """With stand-in networks, of which plain-56 learns nothing; the text and numbers must say so."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(narrow_nets, "NarrowNet", Shallow)
     found, numbers = run_small(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)

@@ -1,4 +1,4 @@
-"""Gradients by layer against the chain rule, initial weights against the equations, small runs of both topics."""
+"""Tests of gradients against the chain rule, initial weights against equations, and short runs of both topics."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def plain(model, inputs=784):
 
 
 @pytest.mark.parametrize("name", initialization.SHAPES)
-def test_draws_are_the_equations(name):
+def test_initial_weights_follow_the_equations(name):
     """m is the fan-in and n the fan-out; the window of a convolution counts in both."""
     shape = initialization.SHAPES[name]
     m, n = (784, 128) if name.startswith("dense") else (3 * 3 * 64, 3 * 3 * 128)
@@ -39,14 +39,14 @@ def test_draws_are_the_equations(name):
         np.testing.assert_allclose(w.var(), bound**2 / 3, rtol=0.02)  # U(-b, b) has variance b^2 / 3.
     for slope in (0.0, 0.25, 1.0):
         w = np.asarray(initialization.kaiming(slope)(key, shape), np.float64)
-        said = 2 / ((1 + slope**2) * m)
-        np.testing.assert_allclose(w.var(), said, rtol=0.02)
-        assert abs(w.mean()) < 0.02 * math.sqrt(said)
+        expected = 2 / ((1 + slope**2) * m)
+        np.testing.assert_allclose(w.var(), expected, rtol=0.02)
+        assert abs(w.mean()) < 0.02 * math.sqrt(expected)
         np.testing.assert_allclose((w**4).mean() / w.var() ** 2, 3.0, rtol=0.05)  # Kurtosis of a normal distribution.
     np.testing.assert_array_equal(initialization.kaiming(0.0)(key, shape), kaiming_normal(key, shape))
 
 
-def test_kaiming_keeps_the_signal_of_a_leaky_rectifier():
+def test_kaiming_preserves_the_signal_of_leaky_relu():
     """E[s^2] of the pre-activations is the same in each layer, for any slope (He et al. 2015, eq. 15)."""
     for slope in (0.0, 0.25, 0.9):
         s = np.asarray(jax.random.normal(jax.random.key(0), (200, 900)))
@@ -55,7 +55,7 @@ def test_kaiming_keeps_the_signal_of_a_leaky_rectifier():
         np.testing.assert_allclose((after**2).mean(), (s**2).mean(), rtol=0.05)
 
 
-def test_gradient_norms_are_the_chain_rule():
+def test_gradient_norms_against_the_chain_rule():
     """A three-layer sigmoid network by hand: delta_l = (W delta_{l+1}) s (1 - s), with gradient h delta^T."""
     model = deep_nets.DeepMLP(3, 5, "sigmoid")
     params, images, labels = plain(model)
@@ -67,8 +67,8 @@ def test_gradient_norms_are_the_chain_rule():
     delta3 = scores / scores.sum(1, keepdims=True) - np.eye(10)[labels]
     delta2 = delta3 @ w3.T * h2 * (1 - h2)
     delta1 = delta2 @ w2.T * h1 * (1 - h1)
-    said = [np.linalg.norm(h.T @ delta / 7) for h, delta in ((x, delta1), (h1, delta2), (h2, delta3))]
-    np.testing.assert_allclose(deep_nets.gradient_norms(params, images, labels, model=model), said, rtol=1e-4)
+    expected = [np.linalg.norm(h.T @ delta / 7) for h, delta in ((x, delta1), (h1, delta2), (h2, delta3))]
+    np.testing.assert_allclose(deep_nets.gradient_norms(params, images, labels, model=model), expected, rtol=1e-4)
     for ours, theirs in zip(deep_nets.hidden_activations(params, images, model=model), (h1, h2), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     found = deep_nets.hidden_gradients(params, images, labels, model=model)
@@ -104,12 +104,12 @@ def test_tasks_differ_only_in_their_weights():
     assert [row["step"] for row in curve] == [0, 2, 4, 5] and curve[-1]["loss"] < curve[0]["loss"]
 
 
-def test_words():
+def test_formatting_of_numbers_and_verdicts():
     words = {1.2e-12: "1.2·10⁻¹²", 0.034: "0.034", 3.75: "3.8", 250.0: "250", 4.2e6: "4.2·10⁶", 0.0: "0"}
     assert {value: deep_nets.power_of_ten(value) for value in words} == words
     assert deep_nets.tick(1e-11) == "10⁻¹¹"
-    said = {0.1: "does not learn", 0.3: "learns little", 0.9: "learns"}
-    assert {value: deep_nets.verdict(value) for value in said} == said
+    expected = {0.1: "does not learn", 0.3: "learns little", 0.9: "learns"}
+    assert {value: deep_nets.verdict(value) for value in expected} == expected
 
 
 @pytest.fixture
@@ -120,12 +120,12 @@ def start(tmp_path, monkeypatch, capsys):
         options = {key: default for key, (default, _) in module.OPTIONS.items()} | {"seeds": 1, **options}
         assert topic.run(name, module.experiment, workdir=str(tmp_path / where), options=options) == 0
         numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
-        said = json.loads((tmp_path / where / "lesson.json").read_text())
-        page.checked_formula(said["formula"])
+        lesson = json.loads((tmp_path / where / "lesson.json").read_text())
+        page.checked_formula(lesson["formula"])
         assert all(
-            (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in said["figures"]
+            (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in lesson["figures"]
         )
-        return numbers, " ".join(said["text"]), said["tables"][0][2]
+        return numbers, " ".join(lesson["text"]), lesson["tables"][0][2]
 
     return run
 
@@ -154,9 +154,9 @@ def test_initialization(start, monkeypatch):
         ratio = {name: value["mean"] for name, value in numbers["tanh"][what]["first_over_last"].items()}
         assert order * ratio["standard"] > order * ratio["glorot"]
         assert len(numbers["tanh"][what]["std_by_layer"]["glorot"]) == 5
-    for _, what, m, n, said, found in table:
+    for _, what, m, n, expected, found in table:
         assert (m, n) in ((784, 128), (9 * 64, 9 * 128))
-        np.testing.assert_allclose(float(found), float(said), rtol=0.02, err_msg=what)
+        np.testing.assert_allclose(float(found), float(expected), rtol=0.02, err_msg=what)
     deep = numbers["relu"]["4"]
     assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
     assert deep["glorot"]["steps_to_half"] is None and "here, with 4 layers, Glorot does not learn" in text

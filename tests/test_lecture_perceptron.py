@@ -1,4 +1,4 @@
-"""The topics on single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
+"""Tests of the topics on single units: Rosenblatt's rule, logistic regression, XOR, activations, softmax."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from train.workdir import Workdir
 
 
 def run_small(module, path, *, seeds=1, **options):
-    """The TopicResult of a small run; checks that it has the form that the lecture page needs."""
+    """Returns the TopicResult of a short run, after checking that it has the form that the lecture page needs."""
     with contextlib.closing(Workdir(str(path))) as workdir:
         this_topic = topic.Topic(workdir, {"seeds": seeds, **options})
         result = module.experiment(this_topic)
@@ -27,7 +27,7 @@ def run_small(module, path, *, seeds=1, **options):
     return result
 
 
-def test_points():
+def test_point_data_sets():
     x, y = points.draw("separable", 500, seed=1, split="train")
     height = x @ points.LINE[:2] + points.LINE[2]
     assert ((height > 0) == y).all() and np.abs(height).min() > 0.99 * points.GAP and 0.2 < y.mean() < 0.8
@@ -36,11 +36,11 @@ def test_points():
     again, _ = points.draw("xor", 500, seed=1, split="train")
     other, _ = points.draw("xor", 500, seed=1, split="test")
     assert (again == x).all() and not (other[:, None] == x[None]).all(-1).any()
-    peer = pytest.importorskip("sklearn.datasets")
+    reference = pytest.importorskip("sklearn.datasets")
     for count in (7, 10):
         ours, theirs = (
             points.moons(np.random.default_rng(0), count, noise=0.0),
-            peer.make_moons(count, shuffle=False),
+            reference.make_moons(count, shuffle=False),
         )
         np.testing.assert_allclose(ours[0], theirs[0], atol=1e-12)
         np.testing.assert_array_equal(ours[1], theirs[1])
@@ -141,7 +141,7 @@ def test_strongest_images():
 
 @pytest.mark.slow
 def test_output_units(tmp_path):
-    said = run_small(softmax, tmp_path, steps=15)
-    share, untrained = said.numbers["share_of_own_class"]["mean"], said.numbers["share_untrained"]["mean"]
+    result = run_small(softmax, tmp_path, steps=15)
+    share, untrained = result.numbers["share_of_own_class"]["mean"], result.numbers["share_untrained"]["mean"]
     assert share > 0.5 > untrained
-    assert said.numbers["entropy_T0.25"] < said.numbers["entropy_T1"] < said.numbers["entropy_T4"] < math.log(10)
+    assert result.numbers["entropy_T0.25"] < result.numbers["entropy_T1"] < result.numbers["entropy_T4"] < math.log(10)

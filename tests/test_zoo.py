@@ -1,4 +1,4 @@
-"""The frame of the neural-network zoo: drawings, the page, resuming, rejected flags."""
+"""Tests of the code shared by the networks of the zoo: drawings, the page, resuming, rejected flags."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def card(name: str, run) -> Card:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Two networks; a list of (name, seed) of what was trained."""
+    """Replaces the zoo by two networks; a list of the (name, seed) pairs that were trained."""
     done: list[tuple[str, int]] = []
 
     def make(name):
@@ -60,7 +60,7 @@ def start(workdir, only=(), seeds=1) -> int:
     return zoo.main(zoo.ZooConfig(workdir=str(workdir), only=only, seeds=seeds))
 
 
-def test_networks_are_trained_once_and_all_that_were_trained_are_shown(trained, tmp_path, capsys):
+def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, capsys):
     assert start(tmp_path / "w", only=("two",), seeds=2) == 0 and trained == [("two", 0), ("two", 1)]
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((tmp_path / "w/summary.json").read_text())
@@ -131,23 +131,23 @@ def test_a_drawing_has_every_cell_and_every_connection():
 
 
 @pytest.mark.parametrize("form", ["scattered", "grid"])
-def test_the_cells_of_a_drawing_do_not_touch_and_lie_inside(form):
+def test_the_cells_of_a_drawing_lie_inside_and_do_not_overlap(form):
     svg = drawn(Diagram((Layer("input", 3), Layer("hidden", 16), Layer("output", 3)), form))
-    centres = np.array([(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle") if c.get("r") == "8"])
-    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1) + 1e3 * np.eye(len(centres))
+    centers = np.array([(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle") if c.get("r") == "8"])
+    distances = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + 1e3 * np.eye(len(centers))
     width, height = map(float, svg.get("viewBox").split()[2:])
-    assert len(centres) == 22 and distances.min() >= 2 * drawing.RADIUS
-    assert (centres > drawing.RADIUS).all() and (centres + drawing.RADIUS < (width, height)).all()
+    assert len(centers) == 22 and distances.min() >= 2 * drawing.RADIUS
+    assert (centers > drawing.RADIUS).all() and (centers + drawing.RADIUS < (width, height)).all()
 
 
-def test_every_kind_of_cell_is_told_from_the_others_without_its_colour_or_by_it():
+def test_kinds_of_cells_differ_in_color_or_mark():
     looks = {(kind.colour, kind.mark) for kind in drawing.KINDS.values()}
     assert len(looks) == len(drawing.KINDS)
     legend = drawing.legend(["hidden", "input"])
     assert legend.count("<li>") == 2 and legend.index("</svg> input") < legend.index("</svg> hidden")
 
 
-def test_every_card_of_the_zoo_can_be_shown():
+def test_every_card_of_the_zoo_is_valid():
     for name, each in networks.cards().items():
         assert each.name == name and len(re.findall(r"\.(\s|$)", each.idea)) == 2, f"{name}: an idea has two sentences"
         assert lecture_page.checked_formula(each.formula) and each.rule.endswith(".") and each.reference

@@ -1,4 +1,4 @@
-"""Attention and the vision transformer against loops in numpy, and the card."""
+"""Compares attention and the vision transformer with NumPy loops, and tests the card."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from models.errors import ModelError
 
 
 def by_hand(queries, keys, values):
-    """One head: queries [Q, D], keys and values [K, D], as loops."""
+    """One head in loops: queries [Q, D], keys and values [K, D]."""
     out, weights = np.zeros(queries.shape), np.zeros((len(queries), len(keys)))
     for i, query in enumerate(queries):
         scores = np.array([sum(q * k for q, k in zip(query, key, strict=True)) for key in keys]) / np.sqrt(len(query))
@@ -25,7 +25,7 @@ def by_hand(queries, keys, values):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_attention_is_the_equation(count):
+def test_attention_equals_the_equation(count):
     random = np.random.default_rng(0)
     queries, (keys, values) = random.normal(size=(2, 4, 3, 6)), random.normal(size=(2, 2, count, 3, 6))
     mixed, weights = attention.attention(*(jnp.asarray(x, jnp.float32) for x in (queries, keys, values)))
@@ -39,7 +39,7 @@ def test_attention_is_the_equation(count):
 
 
 def drawn(model, shape):
-    """Parameters from N(0, 0.3^2): larger than initial ones, so that no map is even."""
+    """Parameters from N(0, 0.3^2), larger than initial ones, so that no attention map is uniform."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))["params"]
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
@@ -82,7 +82,7 @@ def transformer_by_hand(params, image, *, patch, heads, blocks):
 SMALL = {"patch": 2, "width": 6, "heads": 3, "blocks": 2}
 
 
-def test_the_vision_transformer_is_its_equations():
+def test_the_vision_transformer_equals_its_equations():
     model, shape = models.create("vit_tiny", 4, **SMALL), (2, 4, 6, 2)
     params, images = drawn(model, shape), np.random.default_rng(1).normal(size=shape).astype(np.float32)
     logits, maps = jax.jit(model.apply)({"params": params}, images), zoo.attention_maps(model, params, images)
@@ -93,7 +93,7 @@ def test_the_vision_transformer_is_its_equations():
         np.testing.assert_allclose(shown, weights[-1][:, 0, 1:].reshape(3, 2, 3), rtol=1e-3, atol=1e-5)
 
 
-def test_without_positions_the_order_of_the_patches_does_not_matter():
+def test_without_position_embeddings_the_order_of_patches_has_no_effect():
     model, shape = models.create("vit_tiny", 4, **SMALL), (1, 4, 4, 1)
     params, images = drawn(model, shape), np.random.default_rng(1).normal(size=shape).astype(np.float32)
     swapped = np.concatenate([images[:, :, 2:], images[:, :, :2]], axis=2)
@@ -111,7 +111,7 @@ def test_without_positions_the_order_of_the_patches_does_not_matter():
         ({"heads": 3}, (28, 28, 1), "a multiple of its 3 heads, not 64"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(options, shape, message):
+def test_invalid_sizes_are_refused(options, shape, message):
     with pytest.raises(ModelError, match=message):
         models.create("vit_tiny", 10, **options).init(jax.random.key(0), jnp.zeros((1, *shape)))
 
@@ -141,7 +141,7 @@ def check_report(result):
 
 
 def test_report():
-    """The maps of an untrained network, and accuracies that are no network's."""
+    """With the maps of an untrained network and made-up accuracies."""
     digits = np.random.default_rng(0).integers(0, 256, (1, 4, 4))
     model = models.create("vit_tiny", 4, **SMALL)
     maps = zoo.attention_maps(model, drawn(model, (1, 4, 4, 1)), digits[..., None] / np.float32(255))

@@ -1,4 +1,4 @@
-"""The zoo's autoencoders: losses against written-out numpy, the ELBO against quadrature, baselines, small runs."""
+"""Tests of the zoo's autoencoders: losses against NumPy, the ELBO against quadrature, baselines, short runs."""
 
 import functools
 import json
@@ -43,12 +43,12 @@ def few_digits(monkeypatch, mnist5k):
     return digits
 
 
-def test_kl_is_the_closed_form_and_a_mean_over_draws():
+def test_kl_divergence_against_the_closed_form_and_samples():
     random = np.random.default_rng(0)
     mean, log_variance = random.normal(size=(3, 4)), random.normal(size=(3, 4))
     found = np.asarray(reconstruction.gaussian_kl(mean, log_variance))
-    said = sum((np.exp(log_variance) + mean**2 - 1 - log_variance).T) / 2
-    np.testing.assert_allclose(found, said, rtol=1e-5)
+    expected = sum((np.exp(log_variance) + mean**2 - 1 - log_variance).T) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     noise = random.normal(size=(100_000, 3, 4))
     z = mean + np.exp(log_variance / 2) * noise
     log_ratios = ((z**2 - noise**2 - log_variance) / 2).sum(-1)  # log q(z) - log p(z).
@@ -73,7 +73,7 @@ def test_the_reparameterized_gradient():
 
 
 def test_the_elbo_against_quadrature():
-    """With one latent variable log p(x) is an integral over a line, and the ELBO is it minus KL(q || posterior)."""
+    """With one latent variable, log p(x) is a one-dimensional integral; the ELBO is log p(x) - KL(q || posterior)."""
     model = VariationalAutoencoder(shape=(2, 2, 1), code=1, hidden=())
     random = np.random.default_rng(3)
     sizes = {"encoder_0": (4, 2), "decoder_0": (1, 4)}
@@ -115,15 +115,15 @@ def test_likelihood_and_psnr():
         random.normal(size=(3, 2, 2, 1)).astype(np.float32),
         random.integers(2, size=(3, 2, 2, 1)).astype(np.float32),
     )
-    said = bernoulli_nll(sigmoid(logits).reshape(3, -1), x.reshape(3, -1))
-    np.testing.assert_allclose(reconstruction.bernoulli_nll(logits, x), said, rtol=1e-5)
+    expected = bernoulli_nll(sigmoid(logits).reshape(3, -1), x.reshape(3, -1))
+    np.testing.assert_allclose(reconstruction.bernoulli_nll(logits, x), expected, rtol=1e-5)
     np.testing.assert_allclose(reconstruction.psnr(np.array([1.0, 0.01])), [0.0, 20.0], atol=1e-5)
     found = pixels.errors(np.array([[0.1, 0.1], [0.5, 0.7]]), np.array([[0.0, 0.0], [0.5, 0.5]]))
-    said = {"squared_error": (0.01 + 0.02) / 2, "psnr": (20 + 10 * math.log10(50)) / 2}
-    assert found == pytest.approx(said, rel=1e-5)
+    expected = {"squared_error": (0.01 + 0.02) / 2, "psnr": (20 + 10 * math.log10(50)) / 2}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_noise_is_that_of_an_example():
+def test_noise_depends_only_on_the_examples_key():
     keys, images = row_keys(jax.random.key(2), jnp.arange(40)), jnp.full((40, 5, 5, 1), 0.5)
     for noise in (functools.partial(reconstruction.masked, rate=0.3), reconstruction.binarized):
         found = np.asarray(noise(images, keys))
@@ -136,7 +136,7 @@ def test_noise_is_that_of_an_example():
 
 
 def test_a_step_against_backpropagation_by_hand():
-    """One step of gradient descent of a 4-3-4 network: rectified code, sigmoid output, half the squared error."""
+    """One step of gradient descent for a 4-3-4 network with ReLU code, sigmoid output and half the squared error."""
     model, rate = Autoencoder(shape=(2, 2, 1), code=3, hidden=()), 0.1
     task = reconstruction.create(
         model=model, optimizer=optax.sgd(rate), image_shape=(2, 2, 1), loss=reconstruction.squared_loss
@@ -173,13 +173,13 @@ def test_the_sparse_loss():
     apply = functools.partial(model.apply, {"params": params | {"offset": offset, "bias": bias}})
     flat = x.reshape(5, -1)
     code = np.maximum((flat - offset) @ parts.T + bias, 0)
-    said = 0.5 * ((code @ parts + offset - flat) ** 2).sum(1) + 0.7 * code.sum(1)
+    expected = 0.5 * ((code @ parts + offset - flat) ** 2).sum(1) + 0.7 * code.sum(1)
     loss, terms = reconstruction.sparse_loss(apply, x, None, penalty=0.7)
-    np.testing.assert_allclose(loss, said, rtol=1e-5)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(terms["active"], (code > 0).mean(1))
 
 
-def test_pca_is_that_of_the_covariance():
+def test_pca_against_the_covariance():
     digits = pixels.Digits(*(part[::8] for part in pixels.digits()))
     train, test = pixels.flat(digits.train).astype(np.float64), pixels.flat(digits.test)
     mean = train.mean(0)
@@ -190,7 +190,7 @@ def test_pca_is_that_of_the_covariance():
     assert found["squared_error"] == pytest.approx(((output - test) ** 2).mean(), rel=1e-4)
 
 
-def test_the_mixture_is_a_distribution():
+def test_the_mixtures_probabilities_sum_to_one():
     random = np.random.default_rng(0)
     train = (random.random((60, 4)) < np.repeat([[0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.9, 0.9]], 30, 0)).astype(np.float64)
     images = np.array([[n >> i & 1 for i in range(4)] for n in range(16)], np.float64)
@@ -204,7 +204,7 @@ def test_the_mixture_is_a_distribution():
     assert total == pytest.approx(1, rel=1e-6)
     p = (train.sum(0) + train.mean(0)) / 61
     one = (images @ np.log(p) + (1 - images) @ np.log1p(-p)).mean()
-    assert log_p(images, 1, 3) == pytest.approx(one, rel=1e-6)  # A single component is fitted at once.
+    assert log_p(images, 1, 3) == pytest.approx(one, rel=1e-6)  # A single component is fitted in one step.
     assert log_p(train, 2, 5) > log_p(train, 1, 5) + 0.3
 
 
@@ -251,7 +251,7 @@ def test_the_autoencoder_beats_pca():
 
 
 @pytest.mark.slow
-def test_the_denoising_autoencoder_gains():
+def test_the_denoising_autoencoder_improves_psnr():
     found = CARDS["denoising"].report([CARDS["denoising"].run(0)])
     assert found.numbers["psnr_gain"]["mean"] > 4
     assert found.numbers["psnr"]["mean"] > found.baseline["psnr"]["mean"] + 0.5

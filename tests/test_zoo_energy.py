@@ -1,4 +1,4 @@
-"""The zoo's networks with an energy: Hopfield network, Boltzmann machines, deep belief network."""
+"""Tests of the zoo's energy-based networks: Hopfield network, Boltzmann machines, deep belief network."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from train.tasks import hebb
 
 
 def reported(card, results):
-    """The findings of a card; checks that it has the form that the page needs."""
+    """Returns the findings of a card, after checking that they have the form that the page needs."""
     checked_formula(card.formula)
     assert drawing.svg(card.diagram, card.title).startswith("<svg")
     findings = card.report(results)
@@ -35,7 +35,7 @@ def patterns_of(units, count, seed=0):
     return np.random.default_rng(seed).choice([-1.0, 1.0], (count, units)).astype(np.float32)
 
 
-def test_hebbs_rule():
+def test_hebbian_learning():
     patterns = patterns_of(6, 3)
     expected = sum(np.outer(pattern, pattern) for pattern in patterns)
     np.fill_diagonal(expected, 0)
@@ -48,7 +48,7 @@ def test_hebbs_rule():
     np.testing.assert_array_equal(one_by_one, expected)
 
 
-def test_recall_updates_one_unit_after_the_other_and_the_energy_never_rises():
+def test_recall_updates_units_sequentially_and_never_raises_the_energy():
     patterns, key = patterns_of(24, 7), jax.random.key(3)
     weights = np.array(jax.jit(hebb.train_step)(jnp.zeros((24, 24)), patterns)[0])
     starts = hopfield.damaged(np.random.default_rng(1), patterns)
@@ -76,7 +76,7 @@ def test_a_unit_without_a_field_keeps_its_state():
     np.testing.assert_array_equal(after, state)
 
 
-def test_load_of_collapse():
+def test_the_load_at_which_recall_collapses():
     loads = (0.1, 0.2, 0.3)
     assert hopfield.crossing(loads, [0.0, 0.05, 0.25], 0.1) == pytest.approx(0.225)
     assert hopfield.crossing(loads, [0.0, 0.05, 0.06], 0.1) is None
@@ -91,7 +91,7 @@ def small_machine(units=4, seed=0):
 
 
 def joint(machine: Boltzmann):
-    """The states and their probabilities, by a loop in float64."""
+    """All states and their probabilities, by loops in float64."""
     weights, biases = (np.asarray(leaf, np.float64) for leaf in machine)
     states = np.array([[n >> bit & 1 for bit in reversed(range(len(biases)))] for n in range(2 ** len(biases))])
     scores = [sum(weights[i, j] * s[i] * s[j] for i in range(len(s)) for j in range(i)) + biases @ s for s in states]
@@ -99,7 +99,7 @@ def joint(machine: Boltzmann):
     return states, chances / chances.sum()
 
 
-def test_probabilities_are_those_of_enumeration():
+def test_boltzmann_probabilities_against_enumeration():
     machine = small_machine()
     states, chances = joint(machine)
     np.testing.assert_array_equal(boltzmann.all_states(4), states)
@@ -121,7 +121,7 @@ def test_probabilities_are_those_of_enumeration():
 
 
 def test_the_learning_step_follows_the_exact_gradient():
-    """Clamped minus free statistics, against enumeration, with chains that start in equilibrium."""
+    """Compares clamped minus free statistics with enumeration; the chains start in equilibrium."""
     machine, rows, random = small_machine(), 6000, np.random.default_rng(0)
     states, chances = joint(machine)
     seen = np.array([[1, 0], [1, 1], [0, 0]])
@@ -157,14 +157,14 @@ def small_restricted(seed=0, shape=(3, 2)):
 
 
 def restricted_joint(machine: Restricted):
-    """All states of either layer and the probability of each pair, by a loop in float64."""
+    """All states of both layers and the unnormalized probability of each pair, by loops in float64."""
     weights, a, b = (np.asarray(leaf, np.float64) for leaf in machine)
     visible, hidden = (boltzmann.all_states(size).astype(np.float64) for size in weights.shape)
     scores = np.array([[v @ weights @ h + a @ v + b @ h for h in hidden] for v in visible])
     return visible, hidden, np.exp(scores), scores
 
 
-def test_restricted_probabilities_and_free_energies_are_those_of_enumeration():
+def test_restricted_probabilities_and_free_energies_against_enumeration():
     @jax.jit
     def found(machine, v, h):
         given = boltzmann.hidden_probabilities(machine, v), boltzmann.visible_probabilities(machine, h)
@@ -184,19 +184,20 @@ def test_restricted_probabilities_and_free_energies_are_those_of_enumeration():
         np.testing.assert_allclose(np.exp(likelihood), chances.sum(1) / chances.sum(), rtol=1e-5)
 
 
-def test_free_energy_is_that_of_scikit_learn():
-    peer = pytest.importorskip("sklearn.neural_network").BernoulliRBM(n_components=2)
+def test_free_energy_equals_scikit_learn():
+    expected = pytest.importorskip("sklearn.neural_network").BernoulliRBM(n_components=2)
     machine = small_restricted()
-    peer.components_ = np.asarray(machine.weights).T
-    peer.intercept_hidden_, peer.intercept_visible_ = np.asarray(machine.hidden), np.asarray(machine.visible)
+    expected.components_ = np.asarray(machine.weights).T
+    expected.intercept_hidden_, expected.intercept_visible_ = np.asarray(machine.hidden), np.asarray(machine.visible)
     states = boltzmann.all_states(3)
-    np.testing.assert_allclose(jax.jit(boltzmann.free_energy)(machine, states), peer._free_energy(states), rtol=1e-5)
+    free_energy = jax.jit(boltzmann.free_energy)(machine, states)
+    np.testing.assert_allclose(free_energy, expected._free_energy(states), rtol=1e-5)
     found = jax.jit(boltzmann.hidden_probabilities)(machine, states)
-    np.testing.assert_allclose(found, peer._mean_hiddens(states), rtol=1e-5)
+    np.testing.assert_allclose(found, expected._mean_hiddens(states), rtol=1e-5)
 
 
 def contrast_by_hand(machine, data, model):
-    """The difference of the statistics under two distributions over all visible states."""
+    """The difference of statistics between two distributions over all visible states."""
     visible, hidden, chances, _ = restricted_joint(machine)
     on = chances / chances.sum(1, keepdims=True) @ hidden
     change = data - model
@@ -204,7 +205,7 @@ def contrast_by_hand(machine, data, model):
 
 
 def change(state, before, rate=0.5):
-    """What a step added to the parameters, divided by the rate."""
+    """The change of the parameters in a step, divided by the rate."""
     return [(np.asarray(new) - np.asarray(old)) / rate for new, old in zip(state.params, before, strict=True)]
 
 
@@ -214,10 +215,10 @@ def close(found, expected, **tolerance):
 
 
 def test_contrastive_divergence_against_enumeration():
-    """The exact gradient; the expectation of CD-k; and the estimates of CD-k and PCD over many rows. PCD from chains in
-    equilibrium is unbiased, CD-1 is not, and CD-k comes closer with k."""
+    """Tests the exact gradient, the expectation of CD-k, and estimates by CD-k and PCD over many rows. PCD with chains
+    in equilibrium is unbiased; CD-k is biased, and its bias falls with k."""
     rows, random = 8000, np.random.default_rng(0)
-    weights = 2 + np.arange(6, dtype=np.float32).reshape(3, 2) / 5  # Most units are 1 together, or all are 0.
+    weights = 2 + np.arange(6, dtype=np.float32).reshape(3, 2) / 5  # Most units are 1 together or 0 together.
     machine = Restricted(weights, np.full(3, -2, np.float32), np.full(2, -3, np.float32))
     _, _, chances, _ = restricted_joint(machine)
     seen = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 1], [0, 1, 0]], np.float32)
@@ -226,7 +227,7 @@ def test_contrastive_divergence_against_enumeration():
     model = chances.sum(1) / chances.sum()
     exact = contrast_by_hand(machine, data, model)
     step_of_chain = chances / chances.sum(1, keepdims=True) @ (chances / chances.sum(0)).T
-    np.testing.assert_allclose(model @ step_of_chain, model, rtol=1e-5)  # The Gibbs step keeps the equilibrium.
+    np.testing.assert_allclose(model @ step_of_chain, model, rtol=1e-5)  # A Gibbs step preserves the equilibrium.
     batch, distances = np.tile(seen, (rows // 4, 1)), []
     for k in (1, 3):
         expected = contrast_by_hand(machine, data, data @ np.linalg.matrix_power(step_of_chain, k))
@@ -271,7 +272,7 @@ def test_cosine():
 
 
 # --- The deep belief network.
-def test_the_layers_of_the_machines_become_those_of_the_network():
+def test_the_network_is_initialized_from_the_machines():
     pixels = np.random.default_rng(0).random((4, 6)).astype(np.float32)
     first, second = small_restricted(1, (6, 5)), small_restricted(2, (5, 3))
     model = mlp.MLP(2, hidden=(5, 3), activation="sigmoid")
@@ -282,7 +283,7 @@ def test_the_layers_of_the_machines_become_those_of_the_network():
     np.testing.assert_allclose(logits, above @ kernel + bias, rtol=1e-4, atol=1e-6)
 
 
-def test_few_labels_have_equally_many_of_each_class():
+def test_few_labels_are_balanced_over_classes():
     labels = np.arange(60) % 3
     rows = deep_belief.few(labels, 12, seed=0)
     assert len(set(rows)) == 12 and (np.bincount(labels[rows]) == 4).all()

@@ -1,4 +1,4 @@
-"""The zoo's cards of networks that the project has: their measurements by hand, small runs, the claims of full runs."""
+"""Tests of the zoo's cards for feed-forward networks and the GAN: measurements, short runs, claims of full runs."""
 
 import json
 
@@ -19,7 +19,7 @@ CARDS = {card.name: card for module in (feed_forward, depth, gan) for card in mo
 
 
 def card_of(name, *seeds, **sizes):
-    """The findings of small runs; checks that the card has what the page needs."""
+    """Returns the findings of short runs, after checking that they have what the page needs."""
     card = CARDS[name]
     findings = card.report([json.loads(json.dumps(card.run(seed, **sizes))) for seed in seeds or (0,)])
     assert findings.figure.get_axes() and json.loads(json.dumps([findings.numbers, findings.baseline]))
@@ -38,7 +38,7 @@ def parameters(model, image=(28, 28, 1)) -> int:
 
 
 def test_rosenblatts_rule_for_some_passes():
-    """The parameters and the errors after each pass against a loop."""
+    """Compares the parameters and the errors after each pass with a loop."""
     random = np.random.default_rng(0)
     x, y = random.standard_normal((20, 3)).astype(np.float32), (random.uniform(size=20) > 0.5).astype(np.float32)
     params, errors = feed_forward.rosenblatt(jax.random.key(1), x, y, passes=4)
@@ -53,7 +53,7 @@ def test_rosenblatts_rule_for_some_passes():
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
 
 
-def test_pair():
+def test_the_pair_of_digits():
     x, y = feed_forward.pair("train")
     assert x.shape == (800, 784) and x.min() == 0 and x.max() == 1 and y.sum() == 400
 
@@ -65,7 +65,7 @@ def test_the_card_of_the_perceptron():
     assert findings.numbers["lowest_training_error_digits"]["mean"] < 0.2
 
 
-def test_learn(mnist5k):
+def test_training_curve_and_determinism(mnist5k):
     images, labels = mnist5k.splits["test"]
     net = digits.learn(models.create("perceptron", 10), steps=5, seed=0, rate=0.002)
     assert [step for step, _ in net.curve] == list(range(6)) and net.curve[0][1] == pytest.approx(0.1)
@@ -91,7 +91,7 @@ def test_spirals(count, monkeypatch):
     assert set(labels) == set(range(min(count, 2))) and abs(labels.mean() - 0.5) <= 0.5 / count
 
 
-def test_networks_that_are_compared_have_as_many_parameters():
+def test_compared_networks_have_equally_many_parameters():
     for on, shape, classes in (("digits", (28, 28, 1), 10), ("plane", (2,), 2)):
         deep, shallow = (
             parameters(models.create("mlp", classes, hidden=depth.HIDDEN[name][on]), shape) for name in ("three", "one")
@@ -120,7 +120,7 @@ def test_the_sentence_on_depth_follows_the_numbers(deep, verdict):
     assert f"depth {verdict}" in depth.compared("digits", {"mean": deep}, {"mean": 0.6})
 
 
-def test_moved():
+def test_shifted_images():
     images = np.arange(2 * 3 * 3).reshape(2, 3, 3, 1)
     np.testing.assert_array_equal(depth.moved(images, 0), images)
     np.testing.assert_array_equal(depth.moved(images, 1)[1, ..., 0], [[0, 0, 0], [0, 9, 10], [0, 12, 13]])
@@ -128,7 +128,7 @@ def test_moved():
 
 
 def test_report_of_the_convolutional_network():
-    """The verdict is for digits as they are and moved by 2 pixels."""
+    """The verdict is about digits unchanged and shifted by 2 pixels."""
     good, bad, mixed = [0.9] * 6, [0.8] * 6, [0.9] * 2 + [0.7] * 4
     findings = depth.report_deep_convolutional([{"lenet": good, "mlp": bad}])
     assert findings.numbers.keys() == findings.baseline.keys() == {"test_accuracy", "test_accuracy_moved_2_pixels"}
@@ -138,7 +138,7 @@ def test_report_of_the_convolutional_network():
 
 
 def test_report_of_the_residual_network():
-    """The verdict by curves whose last tenth decides."""
+    """The verdict depends on the last tenth of the curves."""
     falls, stays = np.linspace(0.9, 0.1, 20).tolist(), [0.9] * 20
     findings = depth.report_deep_residual([{"residual": falls, "plain": stays}])
     assert findings.numbers["training_error_56_layers"]["mean"] == pytest.approx(np.mean(falls[-2:]))
@@ -147,7 +147,7 @@ def test_report_of_the_residual_network():
 
 
 def test_width_of_a_dcgan():
-    """At its own width the network is the published one; a quarter has about a sixteenth of the weights."""
+    """The default width is the published one; a quarter of it has about a sixteenth of the weights."""
     common = {"size": 32, "channels": 1}
     whole = jax.eval_shape(dcgan.DCGAN(10, **common).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     same = jax.eval_shape(dcgan.DCGAN(10, width=64, **common).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
@@ -157,7 +157,7 @@ def test_width_of_a_dcgan():
     assert "width" not in models.options("dcgan")
 
 
-def test_images_of_the_gan_come_back():
+def test_images_of_the_gan_round_trip():
     images = data.load("mnist5k").splits["test"][0][:3]
     form = gan.form()
     whole = form.to_network(images)
@@ -166,8 +166,8 @@ def test_images_of_the_gan_come_back():
     np.testing.assert_array_equal(form.to_image(whole), images)
 
 
-def test_scores():
-    """Of a classifier with known outputs: distances of means, classes that are certain or not."""
+def test_scores_of_the_gan():
+    """For a classifier with known outputs: distances of means, certain and uncertain classes."""
     random = np.random.default_rng(0)
     found = random.standard_normal((100, 2))
     logits = np.zeros((100, 4))
@@ -197,7 +197,7 @@ def test_report_of_the_gan(distance, verdict):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
 def test_claims(name):
-    """What the full run of one seed has to show, with a margin."""
+    """The claims hold with a margin in the full run of one seed."""
     found, baseline = ({key: value["mean"] for key, value in values.items()} for values in card_of(name)[1:3])
     if name == "perceptron":
         assert found["lowest_training_error_digits"] == 0 and found["lowest_training_error_xor"] > 0.15

@@ -1,5 +1,5 @@
-"""The zoo's deconvolutional network and inverse graphics: features, rotations and clamping against written-out numpy,
-small and full runs."""
+"""Tests of the zoo's deconvolutional network and inverse graphics: features, rotations and clamping against NumPy,
+short and full runs."""
 
 import functools
 import json
@@ -29,8 +29,8 @@ def few_digits(monkeypatch, mnist5k):
     return digits
 
 
-def test_features_are_what_the_layers_read():
-    """The features of the dense layer give the logits, and those of conv3 the features of the dense layer."""
+def test_features_are_the_inputs_of_the_layers():
+    """The features of conv3 determine those of the dense layer, which determine the logits."""
     model, x = TinyCNN(num_classes=10), np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     found = jax.jit(functools.partial(deconvolutional.features, model=model, variables=variables))(x)
@@ -43,12 +43,12 @@ def test_features_are_what_the_layers_read():
         "logits": (2, 10),
     }
     np.testing.assert_allclose(found["dense"] @ params["logits"]["kernel"], found["logits"], atol=1e-5)
-    sums = np.asarray(found["conv3"] @ params["dense"]["kernel"])  # Batch norm at the start divides by sqrt(1 + 1e-5).
+    sums = np.asarray(found["conv3"] @ params["dense"]["kernel"])  # Initial batch norm divides by sqrt(1 + 1e-5).
     np.testing.assert_allclose(np.maximum(sums, 0) / np.sqrt(1 + 1e-5), found["dense"], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(10,), (2, 2, 6), (3, 3, 5), (6, 6, 4)])
-def test_up_convolution_makes_images(shape):
+def test_output_shapes_of_up_convolution(shape):
     model, x = UpConvolution(side=3, width=4), np.ones((2, *shape), np.float32)
     found = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x)[0])
     assert found.shape == (2, 12, 12, 1)
@@ -64,7 +64,7 @@ def test_rotation():
 
 
 def test_clamping():
-    """Forward the batch mean, backward the difference from it times the pull; active variables are not touched."""
+    """The output is the batch mean, the gradient the difference from it times the pull; active variables are kept."""
     z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     active = jnp.array([True, False, True])
     out, pull_back = jax.vjp(lambda z: inverse_graphics.clamped(z, active, 0.25), z)
@@ -78,7 +78,7 @@ def test_clamping():
     )
 
 
-def test_a_mini_batch_varies_one_factor():
+def test_a_batch_varies_only_one_factor():
     given = np.random.default_rng(0).random((4, 6, 6, 1)).astype(np.float32)
     seen, make = set(), jax.jit(inverse_graphics.one_factor)
     for number in range(12):
@@ -86,17 +86,17 @@ def test_a_mini_batch_varies_one_factor():
         key, limit = jax.random.key(number), inverse_graphics.LIMIT
         degrees = jax.random.uniform(jax.random.fold_in(key, 1), (4,), minval=-limit, maxval=limit)
         if active[0]:
-            said = inverse_graphics.rotated(np.repeat(given[:1], 4, 0), degrees)
+            expected = inverse_graphics.rotated(np.repeat(given[:1], 4, 0), degrees)
         else:
-            said = inverse_graphics.rotated(given, jnp.repeat(degrees[:1], 4))
-        np.testing.assert_allclose(found, said, atol=1e-5)
+            expected = inverse_graphics.rotated(given, jnp.repeat(degrees[:1], 4))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
         assert active.tolist() in ([True, False], [False, True])
         seen.add(bool(active[0]))
     assert seen == {True, False}
 
 
-def test_the_bound_without_clamping_is_that_of_the_task():
-    """With z passed through, the loss is the reconstruction's plus the KL divergence; the pull changes no value."""
+def test_the_loss_without_clamping_equals_the_elbo():
+    """Without clamping, the loss is the reconstruction error plus the KL divergence; the pull does not change it."""
 
     def apply(x, *, method):
         flat = x.reshape(len(x), -1)
@@ -108,16 +108,16 @@ def test_the_bound_without_clamping_is_that_of_the_task():
     mean, log_variance = apply(turned, method="encode")
     noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, 1), (2,)) for key in keys])
     z = mean + jnp.exp(log_variance / 2) * noise
-    said = reconstruction.bernoulli_nll(apply(z, method="decode"), turned) + reconstruction.gaussian_kl(
+    expected = reconstruction.bernoulli_nll(apply(z, method="decode"), turned) + reconstruction.gaussian_kl(
         mean, log_variance
     )
-    np.testing.assert_allclose(inverse_graphics.variational_loss(apply, given, keys)[0], said, rtol=1e-5)
+    np.testing.assert_allclose(inverse_graphics.variational_loss(apply, given, keys)[0], expected, rtol=1e-5)
     one, two = (inverse_graphics.one_factor_loss(apply, given, keys, pull=pull, size=2)[0] for pull in (0.0, 1.0))
     np.testing.assert_array_equal(one, two)
 
 
 def test_responses():
-    """The first variable is the angle, the second the digit, the third half of each."""
+    """The first variable follows the angle, the second the digit, the third both equally."""
     angle, digit = np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 20))
     means = np.stack([2 * angle, digit, angle + digit], -1)
     found = zoo_graphics.responses(means)

@@ -1,4 +1,4 @@
-"""The self-organizing map: Kohonen's rule against a written-out loop, its scores by enumeration, the card."""
+"""Tests of the self-organizing map: Kohonen's rule against a loop, its scores by enumeration, the card."""
 
 import copy
 
@@ -13,8 +13,8 @@ from train.tasks import kohonen
 
 
 @pytest.mark.parametrize("rows,columns", [(3, 4), (1, 1), (1, 5)])
-def test_step_is_the_rule(rows, columns):
-    """One input after the other; rate and radius depend on the number of finished steps."""
+def test_a_step_follows_kohonens_rule(rows, columns):
+    """Inputs are processed one by one; rate and radius depend on the number of finished steps."""
     random = np.random.default_rng(0)
     mean, std = random.normal(size=2), np.array([1.0, 0.0])
     state = kohonen.init(
@@ -57,8 +57,8 @@ def test_scores_by_enumeration():
     assert sums["topographic"] == topographic and 0 < topographic < 50 and sums["count"] == 50
 
 
-def test_units_that_are_adjacent():
-    """On a grid of 3 x 4: unit 5 touches the eight around it; the ends of two rows do not touch."""
+def test_adjacent_units():
+    """On a grid of 3 x 4, unit 5 is adjacent to the eight around it; ends of consecutive rows are not adjacent."""
     found = [n for n in range(12) if som.are_adjacent(jnp.asarray(5), jnp.asarray(n), 4)]
     assert found == [0, 1, 2, 4, 5, 6, 8, 9, 10]
     assert not som.are_adjacent(jnp.asarray(3), jnp.asarray(4), 4)
@@ -77,7 +77,7 @@ def test_card():
 
 
 @pytest.mark.slow
-def test_map_of_digits_keeps_neighbours():
+def test_the_map_of_digits_preserves_neighborhoods():
     result = maps.run_kohonen(0)
     assert result["map"]["topographic"] < 0.3 < 0.8 < result["k_means"]["topographic"]
     assert result["map"]["quantization"] < 1.1 * result["k_means"]["quantization"]

@@ -1,4 +1,4 @@
-"""The zoo's Markov chain over characters."""
+"""Tests of the zoo's Markov chain over characters."""
 
 import collections
 import copy
@@ -20,7 +20,7 @@ def counted(text=TEXT, symbols=3, order=2):
     return jax.jit(counting.train_step)(markov_chain.no_counts(symbols, order), text)
 
 
-def test_counts():
+def test_context_counts():
     counts, sums = counted()
     assert sums["count"] == len(TEXT) - 2
     for order, table in enumerate(counts):
@@ -46,7 +46,7 @@ def test_smoothed_probabilities():
             after_b = (one[b] + 1.5 * alone) / (one[b].sum() + 1.5)
             np.testing.assert_allclose(found[a, b], (two[a, b] + 1.5 * after_b) / (two[a, b].sum() + 1.5), rtol=1e-5)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
-    assert two[2, 2].sum() == 0 and found.min() > 0  # A context that was never seen, too.
+    assert two[2, 2].sum() == 0 and found.min() > 0  # Even for a context without counts.
 
 
 def test_bits_and_the_most_likely_chain():
@@ -72,7 +72,7 @@ def test_samples_follow_the_probabilities():
     np.testing.assert_array_equal(alone, [1, 1, 1])
 
 
-def test_book():
+def test_text_encoding_and_split():
     text = markov.book()
     assert (
         len(text) > 15_000

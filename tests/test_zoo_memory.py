@@ -1,4 +1,4 @@
-"""The neural Turing machine: every equation of its heads and the LSTM against numpy, the copy task, a small run."""
+"""Tests of the neural Turing machine: its equations and the LSTM's against NumPy, the copy task, a full run."""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_write_is_equations_3_and_4(cells, weighting, random):
         kept = cells[b, i] * (1 - weighting[b, i] * erase[b])
         expected[b, i] = kept + weighting[b, i] * add[b]
     close(memory.write(cells, weighting, erase, add), expected)
-    one = np.eye(N, dtype=np.float32)[[0, 2, 4]]  # A sharp head that erases all replaces its row and no other.
+    one = np.eye(N, dtype=np.float32)[[0, 2, 4]]  # A sharp head that erases everything replaces only its row.
     after = np.asarray(memory.write(cells, one, np.ones((B, W), np.float32), add))
     for b, row in enumerate((0, 2, 4)):
         close(after[b, row], add[b])
@@ -79,7 +79,7 @@ def test_content_is_equations_5_and_6(cells, random):
         expected[b] = raised / raised.sum()
     close(memory.similarity(key, cells), cosine)
     close(memory.by_content(key, strength, cells), expected, rtol=1e-4)
-    close(memory.by_content(key, strength, cells)[0], np.full(N, 1 / N))  # Of strength 0 all rows are equal.
+    close(memory.by_content(key, strength, cells)[0], np.full(N, 1 / N))  # With strength 0 all rows are equal.
 
 
 def test_interpolation_is_equation_7(weighting, random):
@@ -94,13 +94,13 @@ def test_shift_is_equation_8(rows, random):
     shift = softmax(random.standard_normal((B, 3))).astype(np.float32)
     expected = np.zeros((B, rows))
     for b, i, j in np.ndindex(B, rows, rows):
-        # s(i - j) of the shifts -1, 0 and 1, modulo the number of rows; in few rows several shifts meet.
+        # s(i - j) for the shifts -1, 0 and 1, modulo the number of rows; with few rows, several shifts coincide.
         share = sum(shift[b, n] for n, move in enumerate(memory.SHIFTS) if (i - j - move) % rows == 0)
         expected[b, i] += weighting[b, j] * share
     close(memory.shifted(weighting, shift), expected)
 
 
-def test_a_head_moves_forward_by_the_last_shift():
+def test_the_last_shift_moves_a_head_forward():
     one = np.eye(4, dtype=np.float32)[[3]]
     close(memory.shifted(one, np.array([[0, 0, 1]], np.float32)), [[1, 0, 0, 0]])
     close(memory.shifted(one, np.array([[1, 0, 0]], np.float32)), [[0, 0, 1, 0]])
@@ -122,7 +122,7 @@ def test_gradients_are_finite_where_weightings_and_memory_are_zero():
 
 
 def by_hand(raw, before, cells):
-    """A head's weighting from its layer's outputs [W + 6], for one example, as the paper writes it."""
+    """The weighting of a head from its layer's outputs [W + 6] for one example, by the paper's equations."""
     key, strength, gate = np.tanh(raw[:W]), softplus(raw[W]), sigmoid(raw[W + 1])
     power, shift = 1 + softplus(raw[W + 2]), softmax(raw[W + 3 :])
     cosine = cells @ key / (np.linalg.norm(cells, axis=1) * np.linalg.norm(key))
@@ -143,7 +143,7 @@ def test_lstm_equals_its_equations(random):
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     layer, logits = params["layer1"], params["logits"]
     assert layer["input"]["kernel"].shape == (2, 4 * H) and layer["recurrent"].shape == (H, 4 * H)
-    np.testing.assert_array_equal(layer["input"]["bias"], [0, 0, 1, 1, 0, 0, 0, 0])  # The forget gates start open.
+    np.testing.assert_array_equal(layer["input"]["bias"], [0, 0, 1, 1, 0, 0, 0, 0])  # Forget gates are initially open.
     found = jax.jit(model.apply)({"params": params}, x)
     for b in range(B):
         output = cell = np.zeros(H)
@@ -199,7 +199,7 @@ def test_wrong_bits():
     logits = np.asarray(batch.targets) - 0.5
     np.testing.assert_array_equal(zoo.wrong_bits(logits, batch), np.zeros(4))
     logits[1, 3, 0] *= -1
-    logits[1, 0, 0] *= -1  # Before the end mark nothing counts.
+    logits[1, 0, 0] *= -1  # Nothing counts before the end marker.
     logits[2] *= -1
     np.testing.assert_array_equal(zoo.wrong_bits(logits, batch), [0, 1, 2 * zoo.BITS, 0])
 
@@ -214,7 +214,7 @@ def test_wrong_bits():
     ],
 )
 def test_report(machine, lstm, verdict):
-    """The verdict by the wrong bits in sequences of 8 and 16 vectors."""
+    """The verdict depends on the wrong bits in sequences of 8 and 16 vectors."""
     steps, rows = 33, 24
     made = {"steps": 10, "longest": 8, "input": np.zeros((steps, 7)).tolist()}
     made |= {name: np.full((steps, rows), 1 / rows).tolist() for name in ("reads", "writes")}
@@ -226,7 +226,7 @@ def test_report(machine, lstm, verdict):
     assert findings.baseline["wrong_bits_of_96"]["mean"] == lstm[1]
 
 
-def test_the_networks_have_about_as_many_weights():
+def test_both_networks_have_about_equally_many_weights():
     machine, lstm = (
         parameter_count(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, zoo.BITS + 1)))["params"])
         for model in zoo.networks(zoo.LONGEST).values()
@@ -235,8 +235,8 @@ def test_the_networks_have_about_as_many_weights():
     checked_formula(zoo.NEURAL_TURING.formula)
 
 
-def test_a_training_step_learns():
-    """The loss and its gradient against numpy; only masked bits count."""
+def test_loss_and_gradient_of_a_training_step():
+    """Compares the loss and its gradient with NumPy; only bits inside the mask count."""
     batch = zoo.sequences(jax.random.key(0), count=2, longest=2, shortest=1)
     model = memory.LSTM(zoo.BITS, 2)
     params = jax.jit(model.init)(jax.random.key(0), batch.inputs)["params"]

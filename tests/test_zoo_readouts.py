@@ -1,5 +1,5 @@
-"""Radial basis functions and the extreme learning machine: features against written-out equations, the readout against
-numpy's lstsq and the normal equations, and the cards."""
+"""Tests of radial basis functions and the extreme learning machine: features against equations, the readout against
+numpy.linalg.lstsq and the normal equations, and the cards."""
 
 import copy
 
@@ -14,13 +14,13 @@ from models import rbf, reservoir
 from train.tasks import least_squares
 
 
-def test_radial_basis_functions_are_the_equation():
+def test_radial_basis_functions_equal_the_equation():
     random = np.random.default_rng(0)
-    centres, x = random.normal(size=(5, 3)), random.normal(size=(7, 3))
-    units = jax.jit(rbf.create)(centres.astype(np.float32))
-    pairs = [np.sum((a - b) ** 2) for n, a in enumerate(centres) for b in centres[:n]]
+    centers, x = random.normal(size=(5, 3)), random.normal(size=(7, 3))
+    units = jax.jit(rbf.create)(centers.astype(np.float32))
+    pairs = [np.sum((a - b) ** 2) for n, a in enumerate(centers) for b in centers[:n]]
     np.testing.assert_allclose(units.width, np.sqrt(np.mean(pairs)), rtol=1e-5)
-    apart = ((x[:, None] - centres[None]) ** 2).sum(-1)
+    apart = ((x[:, None] - centers[None]) ** 2).sum(-1)
     distances = jax.jit(rbf.squared_distances)
     np.testing.assert_allclose(distances(jnp.asarray(x, jnp.float32), units.centres), apart, rtol=1e-4)
     found = np.asarray(jax.jit(rbf.features)(units, jnp.asarray(x, jnp.float32)))
@@ -30,22 +30,22 @@ def test_radial_basis_functions_are_the_equation():
 
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
-def test_readout_is_ridge_regression(penalty):
-    """In one batch and in several; without a penalty it is numpy's lstsq."""
+def test_the_readout_equals_ridge_regression(penalty):
+    """With one batch and with several; without a penalty it equals numpy.linalg.lstsq."""
     random = np.random.default_rng(1)
     x, y = random.normal(size=(40, 6)).astype(np.float32), random.normal(size=(40, 2)).astype(np.float32)
-    said = np.linalg.solve(x.T.astype(float) @ x + penalty * np.eye(6), x.T.astype(float) @ y)
+    expected = np.linalg.solve(x.T.astype(float) @ x + penalty * np.eye(6), x.T.astype(float) @ y)
     if not penalty:
-        np.testing.assert_allclose(said, np.linalg.lstsq(x.astype(float), y, rcond=None)[0], rtol=1e-9)
-    np.testing.assert_allclose(least_squares.fit(x, y, penalty), said, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(expected, np.linalg.lstsq(x.astype(float), y, rcond=None)[0], rtol=1e-9)
+    np.testing.assert_allclose(least_squares.fit(x, y, penalty), expected, rtol=1e-5, atol=1e-7)
     state = least_squares.init(6, 2, penalty)
     for rows in (slice(0, 1), slice(1, 30), slice(30, 40)):
         state, sums = least_squares.step(state, {"features": x[rows], "targets": y[rows]})
         assert float(sums["count"]) == len(x[rows])
-    np.testing.assert_allclose(least_squares.weights(state), said, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(least_squares.weights(state), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_random_hidden_units_are_the_equation():
+def test_random_hidden_units_equal_the_equation():
     layer = reservoir.random_hidden(np.random.default_rng(0), 400, 50)
     kernel, bias = (np.asarray(leaf, np.float64) for leaf in layer)
     np.testing.assert_allclose(kernel.var(), 1 / 400, rtol=0.05)
@@ -91,14 +91,14 @@ def test_extreme_learning_card():
 
 
 @pytest.mark.slow
-def test_radial_basis_functions_recognise_digits():
+def test_radial_basis_functions_classify_digits():
     result = readouts.run_rbf(0)
     assert result["k_means"][-1] >= 0.925 and result["k_means"][-1] > result["pixels"] + 0.04
     assert result["lstsq_difference"] < 5e-3
 
 
 @pytest.mark.slow
-def test_random_units_recognise_digits():
+def test_random_hidden_units_classify_digits():
     result = readouts.run_extreme_learning(0)
     scores = [machine["accuracy"] for machine in result["machines"]]
     assert scores[-1] > 0.91 and scores[-1] > scores[0] + 0.05

@@ -1,4 +1,4 @@
-"""Recurrent cells against the papers' equations in numpy, the adding problem, gradients through time, the cards."""
+"""Tests of recurrent cells against the papers' equations in NumPy, the adding problem, state gradients, the cards."""
 
 import functools
 
@@ -28,7 +28,7 @@ def sigmoid(x):
 
 
 def by_hand(cell, state, x, w, u, b):
-    """One step in numpy, with the gates as matrices of their own."""
+    """One step in NumPy, with a separate matrix for each gate."""
     w, u, b = (np.split(each, recurrent.CELLS[cell].parts, axis=-1) for each in (w, u, b))
     s, h = [x @ kernel + bias for kernel, bias in zip(w, b, strict=True)], state[0]
     if cell == "rnn":
@@ -55,7 +55,7 @@ def drawn(model, shape):
 
 
 def rest_by_hand(cell, state, xs, layer):
-    """The outputs at all times of a sequence xs [T, B, D], from a state on."""
+    """The outputs at all times for a sequence xs [T, B, D], starting from `state`."""
     found = []
     for x in xs:
         state = by_hand(cell, state, x, *layer)
@@ -68,8 +68,8 @@ def start(cell, batch, units):
 
 
 @pytest.mark.parametrize("cell, length", [("rnn", 6), ("lstm", 1), ("lstm", 6), ("gru", 6)])
-def test_the_networks_are_the_papers_equations(cell, length):
-    """Two layers, rows of 3x2 values."""
+def test_the_networks_equal_the_papers_equations(cell, length):
+    """With two layers and rows of 3x2 values."""
     model, shape = models.create(cell, 4, hidden=(5, 3)), (2, length, 3, 2)
     params, x = drawn(model, shape), np.random.default_rng(1).normal(size=shape).astype(np.float32)
     h = x.reshape(2, length, 6).swapaxes(0, 1).astype(np.float64)
@@ -81,7 +81,7 @@ def test_the_networks_are_the_papers_equations(cell, length):
 
 @pytest.mark.parametrize("cell", recurrent.CELLS)
 def test_initial_weights(cell):
-    """Each gate is drawn by Glorot's rule for itself; the bias is zero but for the gate that keeps the state."""
+    """Each gate is initialized separately by Glorot's rule; biases are 0 except for the gate that keeps the state."""
     layer = recurrent.Recurrent(cell, 30, 2.5)
     params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 2, 20)))["params"]
     parts = recurrent.CELLS[cell].parts
@@ -96,7 +96,7 @@ def test_initial_weights(cell):
     np.testing.assert_array_equal(bias, np.repeat(np.reshape(open_gates, (-1, 1)), 30, axis=1))
 
 
-def test_multiply_adds_are_those_of_the_recurrent_products_too():
+def test_multiply_adds_include_the_recurrent_products():
     layers = {layer.name: layer for layer in summary.layers(models.create("gru", 10, hidden=(8,)), (7, 3, 2))}
     assert layers["layer1/input"].multiply_adds == 7 * 6 * 24 and layers["layer1"].multiply_adds == 7 * 8 * 24
     assert layers["layer1"].shape == (7, 8) and layers["layer1"].parameters == 8 * 24
@@ -108,7 +108,7 @@ def test_a_network_without_hidden_layers_is_refused():
 
 
 def test_a_closed_gate_keeps_the_state_and_an_open_one_adds_to_it():
-    """The constant error carousel: with a forget gate of 1 and an input gate of 0 the cell stays to the last bit."""
+    """The constant error carousel: with a forget gate of 1 and an input gate of 0 the cell state is unchanged."""
     wide = jnp.array([[-200.0, 200, 0, 3]]), jnp.zeros((1, 4))
     h, c = recurrent.lstm_step((jnp.ones((1, 1)), jnp.full((1, 1), 0.7)), *wide)
     assert float(c[0, 0]) == np.float32(0.7) and float(h[0, 0]) == pytest.approx(0.5 * np.tanh(0.7))
@@ -117,7 +117,7 @@ def test_a_closed_gate_keeps_the_state_and_an_open_one_adds_to_it():
 
 
 @pytest.mark.parametrize("cell", recurrent.CELLS)
-def test_gradients_with_respect_to_the_state_are_difference_quotients(cell):
+def test_gradients_with_respect_to_the_state_equal_finite_differences(cell):
     model, (xs, targets) = models.create(cell, 1, hidden=(3,)), adding.sequences(np.random.default_rng(0), 2, 24)
     params = drawn(model, xs.shape)
     found = adding.state_gradients(params, xs, targets, cell=cell)
@@ -125,7 +125,7 @@ def test_gradients_with_respect_to_the_state_are_difference_quotients(cell):
     logits = params["logits"]["kernel"][:, 0].astype(np.float64), float(params["logits"]["bias"][0])
 
     def error(state, t):
-        """Each sequence's squared error from the state after step t on."""
+        """Each sequence's squared error, continued from the state after step t."""
         h = rest_by_hand(cell, state, inputs[t + 1 :], layer)[-1] if t + 1 < len(inputs) else state[0]
         return (h @ logits[0] + logits[1] - targets) ** 2
 
@@ -158,12 +158,12 @@ def test_adding_problem(length):
     places = np.flatnonzero((marks == 1).any(0))
     assert places[0] == 1 and places[-1] == length // 2 - 1 and len(places) == length // 2 - 1
     assert np.abs(numbers).max() <= 1 and abs(numbers.mean()) < 0.01
-    # Guessing 0.5: (X1 + X2) / 4 has variance 2 / 3 / 16, and |X1 + X2| < 0.16 has probability 0.08 (2 - 0.08).
+    # For the guess 0.5: (X1 + X2) / 4 has variance 2 / 3 / 16, and |X1 + X2| < 0.16 has probability 0.08 (2 - 0.08).
     assert ((targets - 0.5) ** 2).mean() == pytest.approx(1 / 24, rel=0.05)
     assert (np.abs(targets - 0.5) < adding.RIGHT).mean() == pytest.approx(0.1536, abs=0.02)
 
 
-def test_templates_of_a_report_are_rows():
+def test_weight_images_of_a_report_are_image_rows():
     model, random = models.create("lstm", 10, hidden=(3,)), np.random.default_rng(0)
     (name, *_) = (layer.name for layer in summary.layers(model, (5, 4, 2)))
     kernel = random.normal(size=(8, 12)).astype(np.float32)
@@ -176,7 +176,7 @@ def test_templates_of_a_report_are_rows():
 
 @pytest.mark.parametrize("name", ["gru", pytest.param("vit_tiny", marks=pytest.mark.slow)])
 def test_no_reduction_over_devices_is_missing(name):
-    """The loop over time starts from zeros, which must be those of each device."""
+    """The initial state of the scan over time must be marked as varying over devices."""
     options = {"hidden": (3,)} if name == "gru" else {"width": 4, "heads": 2, "blocks": 1, "dropout": 0.5}
     optimizer = optax.sgd(0.1)
     model = models.create(name, 4, **options, **({"axis_name": AXIS} if name == "vit_tiny" else {}))
@@ -196,7 +196,7 @@ def test_no_reduction_over_devices_is_missing(name):
 
 @functools.cache
 def tiny(cell):
-    """Results of two steps of the adding problem, with accuracies that are no network's."""
+    """Results of two steps of the adding problem, with made-up accuracies."""
     learned = [adding.learn("gru", 24, seed=0, steps=2, batch=4, units=3)]
     both = {"own": {"accuracy": 0.75, "adding": learned}, "other": {"accuracy": 0.5, "adding": learned}}
     plain = {**both, "other": {"accuracy": 0.5}}
@@ -211,7 +211,7 @@ def check_report(card, result):
     assert found.baseline["test_accuracy"]["mean"] == pytest.approx(result["other"]["accuracy"])
     norms = [own["adding"][0][when] for when in ("before", "after")]
     assert [len(each) for each in norms] == [24, 24] and norms[0] != norms[1] and norms[1][-1] == 1
-    seen = card.name == "rnn"  # Nothing is learned in two steps: a plain network fails, and so do the others.
+    seen = card.name == "rnn"  # Two steps learn nothing, so all networks fail.
     assert ("was seen" in found.text) == seen and ("was not seen" in found.text) != seen and "fails on" in found.text
     assert f"{100 * own['accuracy']:.1f} %" in found.text
 
@@ -231,7 +231,7 @@ def test_short_runs(cell):
 
 
 def better(result, rights):
-    """The result with these fractions of right answers, (own, other) for each length."""
+    """Replaces the accuracies in the result, given as (own, other) for each length."""
     own, other = (
         [{**result[whose]["adding"][0], "right": pair[i]} for pair in rights]
         for i, whose in enumerate(("own", "other"))
@@ -245,7 +245,7 @@ def better(result, rights):
 
 
 @pytest.mark.parametrize("rights, seen", [([(0.95, 0.1)], True), ([(0.95, 0.5)], False), ([(0.6, 0.1)], False)])
-def test_the_claim_is_seen_where_the_gates_solve_what_the_plain_network_fails_on(rights, seen):
+def test_the_claim_holds_only_if_the_gates_solve_what_the_plain_network_fails_on(rights, seen):
     text = CARDS["gru"].report([better(tiny("gru"), rights)]).text
     assert ("was seen" in text) == seen
     assert [zoo.verdict(right, 0.15) for right in (0.9, 0.89, 0.3, 0.29)] == [

@@ -1,4 +1,4 @@
-"""Reservoirs: echo states and spiking neurons against written-out loops, NARMA-10 against its equation, the cards."""
+"""Tests of reservoirs: echo states and spiking neurons against loops, NARMA-10 against its equation, the cards."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from experiments.lecture.zoo import reservoirs
 from models import reservoir
 
 
-def test_echo_states_are_the_equation():
+def test_echo_states_equal_the_equation():
     network = reservoir.random_echo_state(np.random.default_rng(1), 2, 30, density=0.2, scale=0.5)
     recurrent, inputs, bias = (np.asarray(leaf, np.float64) for leaf in network)
     np.testing.assert_allclose(np.abs(np.linalg.eigvals(recurrent)).max(), 1, rtol=1e-5)
@@ -17,16 +17,16 @@ def test_echo_states_are_the_equation():
     random = np.random.default_rng(0)
     u, start = random.normal(size=(6, 2)), random.normal(size=30)
     for radius, first in ((0.7, None), (1.3, start)):
-        x, said = np.zeros(30) if first is None else first, []
+        x, expected = np.zeros(30) if first is None else first, []
         for t in range(6):
             x = np.tanh(radius * recurrent.T @ x + inputs.T @ u[t] + bias)
-            said.append(x)
+            expected.append(x)
         given = None if first is None else jnp.asarray(first, jnp.float32)
         found = reservoir.echo_states(network, jnp.asarray(u, jnp.float32), radius, given)
-        np.testing.assert_allclose(found, said, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_narma10_is_its_equation():
+def test_narma10_equals_its_equation():
     u, target = reservoirs.narma10(np.random.default_rng(3), 60)
     y = np.concatenate([[0], target])
     assert not y[:10].any() and 0 <= u.min() and u.max() <= 0.5
@@ -39,7 +39,7 @@ def test_narma10_is_its_equation():
 
 def test_diverging_sequences_are_drawn_again():
     class Largest:
-        """Draws the largest inputs at first, for which NARMA-10 diverges."""
+        """First draws the largest inputs, for which NARMA-10 diverges."""
 
         calls = 0
 
@@ -52,8 +52,8 @@ def test_diverging_sequences_are_drawn_again():
     assert random.calls == 2 and (u == 0.1).all() and y.max() < 1
 
 
-def test_spiking_neurons_are_the_equations():
-    """Potential, synapses, traces and the silent time, in a loop over neurons."""
+def test_spiking_neurons_equal_the_equations():
+    """Compares potentials, synapses, traces and the refractory period with a loop over neurons."""
     times = reservoir.Times(membrane=5.0, synapse=2.0, trace=4.0, silent=2)
     random = np.random.default_rng(0)
     recurrent, inputs = random.normal(0, 0.4, (6, 6)), random.normal(0, 0.8, (3, 6))
@@ -74,13 +74,13 @@ def test_spiking_neurons_are_the_equations():
             np.testing.assert_array_equal(spikes[t, example], fired)
             np.testing.assert_allclose(traces[t, example], trace, rtol=1e-4, atol=1e-6)
     assert 10 < spikes.sum() < 300
-    # A constant current of 0.6 reaches 1 at each second step; then the neuron is silent for two.
+    # With a constant current of 0.6 the potential reaches 1 at the second step; then the neuron is silent for two.
     one = reservoir.Liquid(jnp.zeros((1, 1)), jnp.full((1, 1), 0.6))
     fired = reservoir.liquid_states(one, jnp.ones((9, 1, 1)), reservoir.Times(silent=2))[0]
     assert fired[:, 0, 0].tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0]
 
 
-def test_synapses_of_a_liquid():
+def test_synapses_of_a_random_liquid():
     liquid = reservoir.random_liquid(np.random.default_rng(0), 7, (5, 6, 10))
     between = np.asarray(liquid.recurrent)
     signs = np.sign(between).sum(1)
@@ -94,13 +94,13 @@ def test_synapses_of_a_liquid():
     for squared in (1, 4, 9):
         for kinds, chance in (((0, 0), 0.3), ((0, 1), 0.2), ((1, 0), 0.4), ((1, 1), 0.1)):
             pairs = (apart == squared) & (inhibitory[:, None] == kinds[0]) & (inhibitory[None] == kinds[1])
-            said, spread = chance * np.exp(-squared / 4), np.sqrt(0.25 / pairs.sum())
-            assert abs((between != 0)[pairs].mean() - said) < 4 * spread
+            expected, spread = chance * np.exp(-squared / 4), np.sqrt(0.25 / pairs.sum())
+            assert abs((between != 0)[pairs].mean() - expected) < 4 * spread
     assert 0.2 < (np.asarray(liquid.inputs) != 0).mean() < 0.4
 
 
-def test_traces_of_rows_and_chunks(monkeypatch):
-    """A neuron that spikes at each positive input has the input's own trace; chunks do not change the features."""
+def test_row_traces_and_chunked_evaluation(monkeypatch):
+    """A neuron that spikes at each positive input has the trace of the input; chunks do not change the features."""
     random = np.random.default_rng(0)
     pixels = (random.uniform(size=(5, 784)) < 0.5).astype(np.float32)
     decay = np.exp(-2 / reservoir.TIMES.trace)
@@ -108,8 +108,8 @@ def test_traces_of_rows_and_chunks(monkeypatch):
     def trace(image, last):
         return sum(decay ** (last - 1 - row) * image.reshape(28, 28)[row] for row in range(last))
 
-    said = [np.concatenate([trace(image, last) for last in (7, 14, 21, 28)]) for image in pixels]
-    np.testing.assert_allclose(reservoirs.row_traces(pixels, 2), said, rtol=1e-5)
+    expected = [np.concatenate([trace(image, last) for last in (7, 14, 21, 28)]) for image in pixels]
+    np.testing.assert_allclose(reservoirs.row_traces(pixels, 2), expected, rtol=1e-5)
     liquid = reservoir.random_liquid(np.random.default_rng(0), 28, (2, 2, 5))
     whole, rate = reservoirs.traces(liquid, pixels, 2)
     monkeypatch.setattr(reservoirs, "CHUNK", 2)
@@ -137,10 +137,10 @@ def test_liquid_state_card():
     findings = reservoirs.report_liquid_state([result])
     assert findings.numbers["test_accuracy"]["mean"] == result["liquid"]
     words = {0.9: "connections between the neurons help.", 0.805: "was not seen", 0.7: "even hurt"}
-    for score, said in words.items():
+    for score, expected in words.items():
         other = result | {"liquid": score, "unconnected": 0.8, "pixels": 0.85}
         text = reservoirs.report_liquid_state([other]).text
-        assert said in text and ("not more than" in text) == (score < 0.85)
+        assert expected in text and ("not more than" in text) == (score < 0.85)
 
 
 @pytest.mark.slow
@@ -153,6 +153,6 @@ def test_echo_state_network_predicts_narma10():
 
 
 @pytest.mark.slow
-def test_spiking_reservoir_recognises_digits():
+def test_the_spiking_reservoir_classifies_digits():
     result = reservoirs.run_liquid_state(0)
     assert result["liquid"] > result["pixels"] + 0.01

@@ -1,5 +1,5 @@
-"""Support-vector machines: primal and dual steps against written-out equations, solutions against scikit-learn's and
-closed forms, the card."""
+"""Tests of support-vector machines: primal and dual steps against equations, solutions against scikit-learn and closed
+forms, the card."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ def points(count=40, machines=1):
     return (random.normal(size=(count, 3)) + 0.7 * y[:, :1]).astype(np.float32), y
 
 
-def test_primal_step_is_the_subgradient():
+def test_a_primal_step_follows_the_subgradient():
     x, y = points(12, 2)
     state, cost = support_vector.primal_init(3, 2), 0.3
     step = jax.jit(functools.partial(support_vector.primal_step, cost=cost, examples=100))
@@ -48,15 +48,15 @@ def test_primal_step_is_the_subgradient():
 def test_gradient_descent_reaches_the_objective_of_scikit_learn():
     x, y = points(60, 2)
     weights, theirs = margins.linear(x, y, cost=0.1, steps=2000, seed=0), margins.sklearn_linear(x, y, 0.1)
-    ours, said = (margins.primal_objective(w, x, y, 0.1) for w in (weights, theirs))
-    assert (ours >= said * (1 - 1e-4)).all() and (ours <= 1.01 * said).all()
+    ours, expected = (margins.primal_objective(w, x, y, 0.1) for w in (weights, theirs))
+    assert (ours >= expected * (1 - 1e-4)).all() and (ours <= 1.01 * expected).all()
     zeros = margins.primal_objective(np.zeros((4, 2)), x, y, 0.1)
-    assert (said < 0.9 * zeros).all()
+    assert (expected < 0.9 * zeros).all()
 
 
-def test_dual_step_takes_the_best_pair():
-    """i is the example whose excess is largest; j gains most of all that can fall, before the bounds; the step ends
-    where the objective is largest within the bounds (by a search over 10,001 places)."""
+def test_a_dual_step_optimizes_the_best_pair():
+    """i is the example with the largest excess whose coefficient can grow; of those that can fall, j gives the largest
+    gain without bounds. The step maximizes the objective within the bounds (checked on a grid of 10,001 points)."""
     x, y = points(15)
     y, cost = y[:, 0], 0.6
     kernel = np.asarray(machines.gaussian_kernel(x, x, 0.4), np.float64)
@@ -88,26 +88,25 @@ def test_dual_step_takes_the_best_pair():
 
 
 @pytest.mark.parametrize("cost", [0.5, 20.0])
-def test_kernel_machine_is_scikit_learns(cost):
-    """Objective, coefficients, bias and scores of two machines at once, one with free and one with bounded support
-    vectors."""
+def test_the_kernel_machine_equals_scikit_learn(cost):
+    """Compares objective, coefficients, bias and scores of two machines at once, for a small and a large cost."""
     x, y = points(40, 2)
     machine, objectives, kernel, gaps, _ = margins.kernel_machine(x, y.T, cost=cost, gamma=0.3)
     scores = np.asarray(margins.SCORES(machine, x[:7]))
     assert gaps.max() < margins.TOLERANCE
     for k in range(2):
-        said, coefficients, bias = margins.sklearn_dual(kernel, y[:, k], cost)
+        expected, coefficients, bias = margins.sklearn_dual(kernel, y[:, k], cost)
         beta = np.asarray(machine.coefficients[k], np.float64)
-        np.testing.assert_allclose(objectives[k], said, rtol=2e-3)
+        np.testing.assert_allclose(objectives[k], expected, rtol=2e-3)
         np.testing.assert_allclose(beta, coefficients, atol=2e-2 * cost)
         np.testing.assert_allclose(machine.bias[k], bias, atol=2e-2)
         assert abs(beta.sum()) < 1e-4 * cost and (beta * y[:, k] >= 0).all() and (beta * y[:, k] <= cost).all()
-        peer = SVC(C=cost, gamma=0.3).fit(x, y[:, k])
-        np.testing.assert_allclose(scores[:, k], peer.decision_function(x[:7]), atol=2e-2)
+        reference = SVC(C=cost, gamma=0.3).fit(x, y[:, k])
+        np.testing.assert_allclose(scores[:, k], reference.decision_function(x[:7]), atol=2e-2)
 
 
 def test_two_examples_have_a_closed_form():
-    """alpha = 2 / |x_1 - x_2|^2 for a linear kernel, or the cost if that is smaller; the boundary is half-way."""
+    """For a linear kernel, alpha = min(cost, 2 / |x_1 - x_2|^2), and the boundary is halfway between the examples."""
     x, y = np.array([[0.0, 1.0], [2.0, 1.0]], np.float32), np.array([-1.0, 1.0], np.float32)
     for cost, alpha in ((10.0, 0.5), (0.2, 0.2)):
         states, gaps, _ = margins.dual(jnp.asarray(x @ x.T), jnp.asarray(y[None]), cost=cost)
@@ -116,7 +115,7 @@ def test_two_examples_have_a_closed_form():
     np.testing.assert_allclose(support_vector.dual_bias(first, y, 10.0), -1, atol=1e-5)  # w = (1, 0), boundary at 1.
 
 
-def test_one_class_has_nothing_to_move():
+def test_with_one_class_a_dual_step_changes_nothing():
     x, y = points(5)
     state = support_vector.DualState(jnp.zeros(5), jnp.arange(5.0))  # The last could grow, but none can fall.
     kernel = margins.KERNEL(x, x, 1.0)
