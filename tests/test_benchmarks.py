@@ -1,4 +1,4 @@
-"""The comparison with a peer, whose script is a fake that prints what the real one would."""
+"""Tests of the benchmarks; the peer's script is replaced by a fake that prints the same kind of output."""
 
 import json
 import pathlib
@@ -19,15 +19,15 @@ if "--compile" in sys.argv and (COMPILES is None or given["layout"] != COMPILES)
 slow = given["layout"] == "nchw"
 ms = 400.0 if slow else 120.0 if given["threads"] == "2" else 1000.0 if calls == 1 else 100.0
 ms = 50.0 if "--compile" in sys.argv else ms
-print("a line that is no JSON")
+print("a line that is not JSON")
 print(json.dumps({"parameters": PARAMETERS, "median_ms": ms}))
 """
 
 
 @pytest.fixture
 def fake(tmp_path):
-    """(parameters) -> the path of a peer that is fastest in one thread, but for its first call, which something
-    disturbs; --compile fails but for the layout `compiles`, where it is faster still."""
+    """fake(parameters) returns the path of a peer that is fastest with one thread, except for a slow first call.
+    --compile fails except with the layout `compiles`, where it is even faster."""
 
     def write(parameters, compiles=None):
         text = FAKE.replace("PARAMETERS", str(parameters)).replace("COMPILES", repr(compiles))
@@ -39,7 +39,7 @@ def fake(tmp_path):
 
 @pytest.fixture
 def measure(start, tmp_path):
-    """measure(*arguments) runs benchmarks.MODULE."""
+    """measure(*arguments) runs benchmarks.MODULE to completion."""
 
     def run(*arguments, module="classifiers"):
         only = ["--models=mlp"] * (module == "classifiers")
@@ -49,8 +49,8 @@ def measure(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_ours_and_the_peer_take_turns(measure, fake, tmp_path):
-    peer = fake(5_256_202)  # As many parameters as in 3072-1024-1024-1024-10.
+def test_measurements_of_ours_and_the_peer_alternate(measure, fake, tmp_path):
+    peer = fake(5_256_202)  # The number of parameters of the MLP 3072-1024-1024-1024-10.
     done = measure(f"--peer={peer}", "--rounds=2", "--seconds=0.01", "--json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -72,7 +72,7 @@ def test_ours_and_the_peer_take_turns(measure, fake, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_compiled_peer_has_a_column_of_its_own(measure, fake):
+def test_the_compiled_peer_is_reported_separately(measure, fake):
     done = measure(f"--peer={fake(5_256_202, 'nchw')}", "--rounds=1", "--seconds=0.01", "--forward_only", "--batch=3")
     assert done.returncode == 0, done.stderr
     row = json.loads(next(line for line in done.stderr.splitlines() if line.startswith("{")))
@@ -86,20 +86,20 @@ def test_the_compiled_peer_has_a_column_of_its_own(measure, fake):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "densenet100_bc")] + ["resnet18"]
 )
-def test_the_other_networks_are_the_peers_twins(measure, fake, name):
+def test_another_parameter_count_is_refused_for_other_networks(measure, fake, name):
     parameters = {"alexnet": 61_100_840, "resnet18": 11_689_512, "densenet100_bc": 769_162}[name]
     done = measure(f"--peer={fake(parameters - 1)}", f"--models={name}")
     line = f"error: {name} has {parameters:,} parameters here and {parameters - 1:,} in the peer\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
-def test_segnet_basic_is_the_peers_twin(measure, fake):
+def test_another_parameter_count_is_refused_for_segnet_basic(measure, fake):
     done = measure(f"--peer={fake(1_416_586)}", module="segmentation")
     line = "error: segnet_basic has 1,416,587 parameters here and 1,416,586 in the peer\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
-def test_the_peers_figure_is_the_median_of_its_best_setting():
+def test_the_peers_time_is_the_median_of_its_best_setting():
     peer = {
         "--threads=1": [90.0, 20.0, 95.0],
         "--threads=2": [40.0, 50.0, 300.0],
@@ -119,19 +119,19 @@ def test_the_peers_figure_is_the_median_of_its_best_setting():
     ]
 
 
-def test_without_a_peer_ours_stands_alone():
+def test_without_a_peer_only_our_time_is_reported():
     row = twins.summarise("mlp", {"steps": 5, "ours": [24.0], "peer": {}, "others": {}}, batch_size=128)
     assert "ratio" not in row and twins.table([row])[1].split() == ["mlp", "128", "24.0", *"-----"]
 
 
-def test_another_count_of_parameters_is_refused(measure, fake):
+def test_another_parameter_count_is_refused(measure, fake):
     done = measure(f"--peer={fake(5_256_201)}")
     line = "error: mlp has 5,256,202 parameters here and 5,256,201 in the peer\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_one_line(measure, tmp_path):
+def test_errors_are_one_line(measure, tmp_path):
     needs_torch = tmp_path / "needs_torch.py"
     needs_torch.write_text("import json\nraise ModuleNotFoundError(\"No module named 'torch'\")\n")
     silent = tmp_path / "silent.py"
@@ -154,7 +154,7 @@ def test_what_is_wrong_is_one_line(measure, tmp_path):
         assert done.stderr.startswith(line)
 
 
-def test_the_gans_twin_is_its_own(start, without_torch):
+def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torch):
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
     line = f"error: {sys.executable} has no torch: give --peer_python=PYTHON with one that has it\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
@@ -172,9 +172,9 @@ for batch_size, seconds, peak_tflops in ((128, 0.25, 4.0), (1, 1.0, None)):
 
 
 @pytest.mark.slow
-def test_the_rates_of_a_step(start):
-    """Of AlexNet, with 714.19 M multiply-adds (tests/test_summary.py): three passes of two operations each."""
-    done = start(RATES)  # In a process of its own: the module defines flags.
+def test_throughput_and_flops_of_a_step(start):
+    """AlexNet has 714.19 M multiply-adds (tests/test_summary.py); a step takes 3 * 2 FLOPs per multiply-add."""
+    done = start(RATES)  # In a separate process, because the module defines flags.
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"images_per_second": 512.0, "step_ms": 250.0, "tflops": 2.19, "share_of_peak": 0.5485},
         {"images_per_second": 1.0, "step_ms": 1000.0, "tflops": 0.0},
@@ -182,7 +182,7 @@ def test_the_rates_of_a_step(start):
 
 
 @pytest.mark.slow
-def test_the_accelerators_table(measure):
+def test_the_accelerator_benchmark_prints_its_rows(measure):
     options = ["--models=alexnet_owt", "--batch_size=2", "--steps=1", "--dtype=float32", "--peak_tflops=0.5"]
     done = measure(*options, module="accelerator")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Configs: flags from the fields of a dataclass, checked when they are parsed, written and read again."""
+"""Tests of configs: dataclass fields that become flags, are validated at parsing, stored and read back."""
 
 import dataclasses
 import functools
@@ -77,7 +77,7 @@ def test_a_value_out_of_bounds_is_refused_when_it_is_parsed(flag, accepted):
 
 
 def test_paths_are_absolute_and_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    """A shell leaves the tilde of --workdir=~/w alone; and a stored relative path would fail in any other folder."""
+    """A shell does not expand the tilde of --workdir=~/w, and a stored relative path would fail in another folder."""
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.chdir(tmp_path)
     config = parsed(ClassifyConfig, "--workdir=~/w", "--data_dir=../d", "--init_from=/i/../j")
@@ -108,7 +108,7 @@ def test_every_flag_of_a_file_or_folder_is_a_path(config_class, names):
     assert {name for name, spec in options.specs(config_class).items() if spec.path} == names
 
 
-def test_a_path_without_the_folder_that_it_is_relative_to_is_refused(tmp_path, monkeypatch):
+def test_a_relative_path_in_a_removed_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -128,7 +128,7 @@ def test_every_field_has_a_help_text_and_a_default_that_is_accepted():
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
-def test_json_and_flag_lines_give_the_config_again(config_class):
+def test_configs_survive_json_and_flag_lines(config_class):
     config = config_class(workdir="/a b", drops=(0.25, 0.5), nesterov=True, steps=3, eval_split="val")
     assert options.from_json(config_class, json.loads(json.dumps(options.to_json(config)))) == config
     assert parsed(config_class, *options.flag_lines(config)) == config
@@ -146,7 +146,7 @@ def test_flags_added_later_have_their_defaults_in_older_runs():
         options.from_json(ClassifyConfig, {"model": None})
 
 
-def test_an_empty_text_is_a_flag_that_is_not_given():
+def test_an_empty_value_means_that_the_flag_is_not_given():
     config = parsed(ClassifyConfig, "--positive=", "--eval_split=", "--init_from=", "--train_batches=")
     assert config == ClassifyConfig(workdir="/W")
     with pytest.raises(flags.IllegalFlagValueError, match="^--workdir must be given: the folder of the run$"):
@@ -154,7 +154,7 @@ def test_an_empty_text_is_a_flag_that_is_not_given():
 
 
 @pytest.mark.parametrize("name", [name for name, kind in options._kinds(ClassifyConfig).items() if kind.scalar is int])
-def test_whole_numbers_of_any_size_are_one_line(name):
+def test_integers_of_any_size_are_parsed_or_refused_in_one_line(name):
     for text in ("9" * 400, "-" + "9" * 400, "9007199254740993"):
         try:
             assert getattr(parsed(ClassifyConfig, f"--{name}={text}"), name) in (int(text), (int(text),))
@@ -174,7 +174,7 @@ class Scaled(nn.Module):
 
 
 def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
-    """The field alone makes the flag, checks it, stores it in run.json and hands it to the network."""
+    """The field defines the flag, validates it, stores it in run.json and passes it to the network."""
 
     @dataclasses.dataclass(frozen=True)
     class Extended(ClassifyConfig):
@@ -213,13 +213,13 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
         ({"early_share": 0.2}, "--early_share=0.2 has no effect without --early_size"),
     ],
 )
-def test_flags_that_depend_on_each_other(given, message):
+def test_invalid_combinations_of_flags_are_refused(given, message):
     with pytest.raises(UsageError, match=message):
         validation.check_classify(ClassifyConfig(**given))
     validation.check_classify(ClassifyConfig())
 
 
-def test_steps_beyond_any_number_are_one_line():
+def test_steps_of_epochs_are_exact_and_too_many_are_refused():
     dataset = Dataset("", {"train": (None, np.zeros(256))}, ())
     assert training.total_steps(ClassifyConfig(epochs=2.5), dataset, 1) == 5
     for epochs, expected in ((1.1, 11), (2.2, 22), (8.3, 83), (0.07, 1), (1.11, 12)):
@@ -275,7 +275,7 @@ def test_batch_norm_over_one_value_is_refused_for_generate(size, devices, given)
     assert create(GenerateConfig(**given))  # 16 values in the lowest resolution.
 
 
-def test_a_stored_run_of_a_small_batch_is_read():
+def test_a_stored_run_with_a_small_batch_can_be_loaded():
     info = SegmentationInfo((2, 2, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"), (1.0, 1.0))
     config = SegmentConfig(model="segnet_basic", dataset="camvid", batch_size=1)
     with pytest.raises(UsageError, match="would normalise one value"):
@@ -283,7 +283,7 @@ def test_a_stored_run_of_a_small_batch_is_read():
     assert segmentation.create_experiment(config, info, devices=1, steps=1, checked=False)
 
 
-def test_only_these_files_read_absls_flags():
+def test_only_two_files_import_absl():
     readers = {
         str(path.relative_to(ROOT))
         for package in ("data", "models", "train", "experiments")

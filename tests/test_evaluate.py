@@ -1,4 +1,4 @@
-"""A run scored on other pictures than its own, and started again on other data."""
+"""Tests of evaluating a run on other images, and of restarting a run on other data."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def make(folder, *, size, splits=("train", "test"), seed=0):
 
 
 @pytest.mark.slow
-def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
+def test_evaluation_on_images_of_another_size_agrees_with_predict(start, tmp_path):
     make(tmp_path / "d", size=(10, 8))
     options = ["--model=mlp", "--hidden=8", "--dataset=folder", "--steps=4", "--batch_size=4", "--augment=flip_shift"]
     options += ["--shift=1", "--alternate_flip"]
@@ -30,7 +30,7 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
     assert done.returncode == 0, done.stderr
 
     make(tmp_path / "e", size=(70, 90), splits=("val",), seed=1)
-    (tmp_path / "e" / "val" / "dog" / "a\nbad.png").write_bytes(b"no picture")
+    (tmp_path / "e" / "val" / "dog" / "a\nbad.png").write_bytes(b"no image")
     os.symlink("nothing", tmp_path / "e" / "val" / "dog" / "lost.png")
     there = f"--data_dir={tmp_path / 'e'}"
     done = start("evaluate", workdir, there)
@@ -53,7 +53,7 @@ def test_pictures_of_another_size_count_as_predict_labels_them(start, tmp_path):
 
     first = tmp_path / "d" / "train" / "cat" / "0.png"
     kept = first.read_bytes()
-    Image.new("RGB", (8, 10)).save(first)  # As many pictures of that size, but not the same.
+    Image.new("RGB", (8, 10)).save(first)  # The same number and size of images, but different pixels.
     done = start("classify", workdir, f"--data_dir={tmp_path / 'd'}", *options)
     assert done.returncode == 1 and "was created with different data: mean [" in done.stderr
     first.write_bytes(kept)

@@ -1,4 +1,4 @@
-"""Every entry point as a user starts it, runs that are killed, and bad input."""
+"""Tests of the commands as users run them, of killed runs, and of bad input."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def rows(workdir):
     return [{k: v for k, v in zip(names, line.split(","), strict=True) if k not in TIMES} for line in lines[1:]]
 
 
-def test_what_a_run_leaves_behind(whole):
+def test_outputs_of_a_run(whole):
     workdir, summary = whole
     assert json.loads((workdir / "summary.json").read_text()) == summary
     names = ["model", "dataset", "split", "loss", "accuracy", "accuracy_top5", "examples", "step", "seed", "parameters"]
@@ -74,7 +74,7 @@ def test_the_compilation_cache_is_private(tmp_path, monkeypatch, capsys):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_evaluate_scores_the_same(whole, start):
+def test_evaluate_equals_the_runs_own_evaluation(whole, start):
     workdir, summary = whole
     scores = result(start("evaluate", f"--workdir={workdir}", "--batch_size=300"))
     assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
@@ -86,12 +86,12 @@ def test_evaluate_scores_the_same(whole, start):
 
 
 def after_row(count, number=signal.SIGKILL):
-    """A signal after so many rows of metrics.csv."""
+    """A signal after `count` rows of metrics.csv."""
     return SignalAt(number, "train.workdir:MetricsFile.append", count)
 
 
 @pytest.mark.parametrize("kills", [(1,), pytest.param((3, 2), marks=pytest.mark.slow)])
-def test_a_killed_run_ends_bit_identical(whole, start, tmp_path, kills):
+def test_a_killed_run_resumes_bit_identically(whole, start, tmp_path, kills):
     """Kills the run before its first checkpoint, or twice, each time while a checkpoint may still be written."""
     arguments = [f"--workdir={tmp_path / 'killed'}", *SMALL]
     for count in kills:
@@ -102,7 +102,7 @@ def test_a_killed_run_ends_bit_identical(whole, start, tmp_path, kills):
 
 
 @pytest.mark.slow
-def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
+def test_a_killed_convolutional_run_resumes_bit_identically(start, tmp_path):
     whole, killed = (["classify", f"--workdir={tmp_path / name}", *CNN] for name in ("whole", "killed"))
     summary = result(start(*whole))
     assert start(*killed, signal_at=after_row(4)).returncode == -signal.SIGKILL
@@ -113,14 +113,14 @@ def test_a_killed_convolutional_run_ends_bit_identical(start, tmp_path):
 @pytest.mark.parametrize(
     "at, step",
     [
-        (after_row(3, signal.SIGTERM), 10),  # No checkpoint was due there.
+        (after_row(3, signal.SIGTERM), 10),  # No checkpoint was due at that step.
         pytest.param(  # Between two rows of metrics.csv.
             SignalAt(signal.SIGTERM, "train.checkpoint:Checkpoints.save", 1), 7, marks=pytest.mark.slow
         ),
         pytest.param(after_row(3, signal.SIGINT), 10, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_path, at, step):
+def test_a_signal_saves_at_the_next_step_and_the_run_resumes(whole, start, tmp_path, at, step):
     arguments = [f"--workdir={tmp_path / 'stopped'}", *SMALL, "--save_every=7"]
     done = start("classify", *arguments, signal_at=at)
     assert done.returncode == 128 + at.number and "the same command resumes" in done.stderr.splitlines()[-1]
@@ -131,10 +131,10 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(whole, start, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, start, tmp_path):
+def test_a_run_resumes_on_two_devices_and_initializes_another(whole, start, tmp_path):
     workdir = tmp_path / "moved"
     arguments = [f"--workdir={workdir}", *SMALL]
-    # The row of step 20: the checkpoint of step 8 was complete before that of step 16 was begun.
+    # At the row of step 20: the checkpoint of step 8 was complete before that of step 16 began.
     assert start("classify", *arguments, signal_at=after_row(6)).returncode == -signal.SIGKILL
     done = start("classify", *arguments, "--devices=2")
     summary = result(done)
@@ -148,11 +148,11 @@ def test_a_run_stopped_on_one_device_goes_on_on_two_and_starts_another(whole, st
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tmp_path):
+def test_predict_labels_files_and_reports_unreadable_ones(whole, start, mnist5k, tmp_path):
     images, labels = mnist5k.splits["test"]
     for i in (0, 500):
         Image.fromarray(images[i, ..., 0]).resize((56, 56)).save(tmp_path / f"{labels[i]}.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     done = start("predict", f"--workdir={whole[0]}", *sorted(tmp_path.glob("*.png")), "--top=2")
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and "bad.png" in done.stderr and "Traceback" not in done.stderr
@@ -164,14 +164,14 @@ def test_predict_labels_files_and_names_the_unreadable(whole, start, mnist5k, tm
 def test_predict_counts_many_unreadable_files(whole, start, tmp_path):
     files = [tmp_path / f"{i:03}.png" for i in range(123)]
     for path in files:
-        path.write_text("no picture")
+        path.write_text("no image")
     done = start("predict", f"--workdir={whole[0]}", *files)
     *named, last = done.stderr.splitlines()
     assert done.returncode == 1 and [line.split(":")[1].strip() for line in named] == [str(path) for path in files[:20]]
     assert last == "error: 103 more of the 123 files can't be read"
 
 
-def test_a_full_standard_output_is_named(environment, tmp_path):
+def test_a_full_standard_output_is_reported(environment, tmp_path):
     for arguments in (["evaluate", "--help"], ["summary", "--model=mlp"]):
         command = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
         with open("/dev/full", "w") as full:
@@ -181,7 +181,7 @@ def test_a_full_standard_output_is_named(environment, tmp_path):
         assert (done.returncode, done.stderr) == (1, "error: No space left on device: standard output\n")
 
 
-def test_a_working_folder_that_was_removed_is_named(launch, tmp_path):
+def test_a_removed_current_folder_is_reported(launch, tmp_path):
     program = "import os\nos.rmdir(os.getcwd())\nfrom experiments import classify\nfrom experiments.cli import app\n"
     program += "app.run(classify.main, classify.ClassifyConfig)\n"
     (tmp_path / "gone").mkdir()
@@ -203,7 +203,7 @@ def test_dry_run_and_summary(start, tmp_path, model):
 
 
 @pytest.mark.slow
-def test_a_dry_run_on_generated_pictures(start, tmp_path):
+def test_a_dry_run_on_generated_images(start, tmp_path):
     flags = ["--model=mlp", "--hidden=4", "--dataset=folder", "--data_dir=absent", "--dry_run", "--dry_run_data"]
     flags += ["--image_size=32", "--augment=crop", "--colour_noise=0.1", "--tta=ten_view"]
     (tmp_path / "w/.dry_run_of_a_killed_one").mkdir(parents=True)
@@ -244,7 +244,7 @@ BAD_FLAGS = {
     "--hidden=99999999999999": "must be between 1 and 1000000",
     "--model=lenett": "did you mean lenet",
     "--dataset=mnst5k": "did you mean mnist5k",
-    "--data_dir=pictures": "/pictures is not supported by --dataset=mnist5k",
+    "--data_dir=images": "/images is not supported by --dataset=mnist5k",
     "--learning_rat=1": "learning_rat",
     "--batch_size=0": "--batch_size=0",
     "--steps=-1": "--steps=-1",
@@ -276,12 +276,12 @@ def test_a_bad_flag_is_one_line_and_status_2(start, tmp_path, flag):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest(start, tmp_path):
+def test_an_indivisible_batch_size_suggests_the_nearest(start, tmp_path):
     done = start("classify", f"--workdir={tmp_path / 'w'}", "--batch_size=30", "--devices=4")
     assert done.returncode == 2 and "try 28 or 32" in done.stderr
 
 
-def test_folders_that_can_not_be_used(whole, start, tmp_path):
+def test_unusable_workdirs_are_reported(whole, start, tmp_path):
     (tmp_path / "file").write_text("")
     done = start("classify", f"--workdir={tmp_path / 'file' / 'w'}")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
@@ -339,7 +339,7 @@ def test_lines_for_a_closed_standard_error_are_dropped(environment, tmp_path):
         assert (json.loads(done.stdout)["parameters"] == 7850) if status == 0 else (done.stdout == "")
 
 
-def test_an_interrupt_that_a_destructor_swallows_still_stops(launch):
+def test_an_interrupt_swallowed_by_a_destructor_still_stops(launch):
     lines = """
 import signal, time
 from experiments.cli import app
@@ -355,7 +355,7 @@ app.run(main)
     assert (done.returncode, done.stderr) == (130, "interrupted\n"), done
 
 
-def test_changed_data_is_refused_and_a_copy_is_not(start, tmp_path):
+def test_changed_data_is_refused_and_a_copy_is_accepted(start, tmp_path):
     random = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("blue", "red"):
@@ -382,8 +382,8 @@ def test_changed_data_is_refused_and_a_copy_is_not(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reader_that_has_gone_ends_a_command_without_a_word(environment, tmp_path):
-    """As in `| head -1`: the output is more than a pipe holds, or comes after its reader has gone."""
+def test_a_closed_pipe_ends_a_command_silently(environment, tmp_path):
+    """As with `| head -1`: the reader of the pipe has exited before all output is written."""
     for arguments in (["classify", "--help"], ["summary", "--model=resnet152"]):
         command = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
         reader, writer = os.pipe()
@@ -411,7 +411,7 @@ def test_without_a_home_folder_there_is_no_cache(environment, tmp_path, monkeypa
 X64 = """
 import os
 import jax
-jax.config.update("jax_enable_x64", True)  # As with JAX_ENABLE_X64, which the server of the tests has not.
+jax.config.update("jax_enable_x64", True)  # As with JAX_ENABLE_X64, which the fork server does not have.
 os.environ["JAX_ENABLE_X64"] = "true"
 from experiments import classify
 from experiments.cli import app
@@ -420,7 +420,7 @@ app.run(classify.main, classify.ClassifyConfig)
 
 
 @pytest.mark.slow
-def test_results_do_not_depend_on_jaxs_default_type(start, tmp_path):
+def test_results_do_not_depend_on_jax_enable_x64(start, tmp_path):
     options = ["--model=mlp", "--hidden=4", "--dropout=0.5", "--augment=digits", "--steps=4", "--batch_size=8"]
     single = start("classify", f"--workdir={tmp_path / 'a'}", *options)
     double = start(X64, f"--workdir={tmp_path / 'b'}", *options)
@@ -440,7 +440,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tm
 def test_a_full_disk_names_the_folder_and_keeps_the_earlier_checkpoint(start, environment, tmp_path):
     arguments = [f"--workdir={tmp_path / 'w'}", "--model=mlp", "--steps=40", "--eval_every=10"]
     assert start("classify", *arguments, signal_at=after_row(3)).returncode == -signal.SIGKILL
-    # Files of at most 200 kB; the parameters need more. The cache of compiled programs would be cut short, too.
+    # Files of at most 200 kB, less than the parameters need. A separate cache, since its files would be truncated too.
     limited = {"file_limit": 200 << 10, "environment": environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}}
     done = start("classify", *arguments, **limited)
     assert done.returncode == 1 and f"{tmp_path / 'w' / 'checkpoints'}: File too large" in done.stderr, done.stderr

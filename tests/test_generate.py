@@ -1,4 +1,4 @@
-"""generate as a user starts it: killed and gone on with, scored again, samples as files, bad input; its classifier."""
+"""Tests of generate: resuming, evaluation, samples as files, bad input, and its FID classifier."""
 
 import csv
 import json
@@ -24,20 +24,20 @@ SHORT = ["--dataset=folder", "--batch_size=8", "--steps=4", "--save_every=1", "-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Pictures of 30 pixels: dark with a bright side, left or right."""
+    """Dark images of 30 pixels with a bright half, left or right."""
     place, random = tmp_path_factory.mktemp("data") / "sides", np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 5)):
         for side, name in enumerate(("left", "right")):
             (place / split / name).mkdir(parents=True)
             for i in range(count):
-                picture = random.integers(0, 60, (30, 30, 3), dtype=np.uint8)
-                picture[:, 15 * side : 15 * side + 15] += 150
-                Image.fromarray(picture).save(place / split / name / f"{i}.png")
+                image = random.integers(0, 60, (30, 30, 3), dtype=np.uint8)
+                image[:, 15 * side : 15 * side + 15] += 150
+                Image.fromarray(image).save(place / split / name / f"{i}.png")
     return place
 
 
 @pytest.mark.slow
-def test_a_run(root, start, tmp_path):
+def test_a_run_of_generate(root, start, tmp_path):
     run = [*SHORT, f"--data_dir={root}", "--conditional"]
     workdir = tmp_path / "whole"
     done = start("generate", f"--workdir={workdir}", *run)
@@ -50,22 +50,22 @@ def test_a_run(root, start, tmp_path):
         assert (workdir / name).exists()
     shown = sorted((workdir / "samples").iterdir())
     assert [path.name for path in shown] == ["step_0000002.png", "step_0000004.png"]
-    with Image.open(shown[0]) as grid:  # Two classes, two columns; cropped as the pictures are.
+    with Image.open(shown[0]) as grid:  # Two classes in two columns, cropped like the images.
         assert grid.size == (2 * 30, 8 * 30)
     assert json.loads((workdir / "run.json").read_text())["classifier"]
     assert same(whole, result(start("evaluate", f"--workdir={workdir}")))
 
-    # Killed before its last step: the rest has the same bits, both optimizers, statistics and the average too.
+    # A run killed before its last step resumes bit-identically, with both optimizers, statistics and weight average.
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "4")
     (again / "summary.json").unlink()
-    (again / "samples" / "step_0000002.png").write_text("damaged")  # Costs the strip over time a row, no more.
+    (again / "samples" / "step_0000002.png").write_text("damaged")  # Only removes one row of the figure over time.
     (again / "samples" / "step_note.png").write_text("another's")
     done = start("generate", f"--workdir={again}", *run)
     assert "resuming from step 3" in done.stderr and "training the classifier" not in done.stderr
     assert same(whole, result(done))
-    (again / "run.json").unlink()  # Whose are the checkpoints now?
+    (again / "run.json").unlink()  # The checkpoints' run is now unknown.
     done = start("generate", f"--workdir={again}", *run, "--seed=1")
     assert (done.returncode, done.stdout) == (1, "") and "holds checkpoints, but no run.json" in done.stderr
 
@@ -75,15 +75,15 @@ def test_a_run(root, start, tmp_path):
         rows = list(csv.DictReader(done.stdout.splitlines()))
         assert [row["class"] for row in rows] == ["left", "right", "left", "right", "left"]
         assert [row["file"] for row in rows] == [str(out / f"sample_{i:05d}.png") for i in range(5)]
-    pictures = [[np.asarray(Image.open(out / f"sample_{i:05d}.png")) for i in range(5)] for out in made]
-    assert pictures[0][0].shape == (30, 30, 3) and (np.array(pictures[0]) != pictures[1]).any((1, 2, 3)).all()
+    images = [[np.asarray(Image.open(out / f"sample_{i:05d}.png")) for i in range(5)] for out in made]
+    assert images[0][0].shape == (30, 30, 3) and (np.array(images[0]) != images[1]).any((1, 2, 3)).all()
     start("predict", f"--workdir={workdir}", "--samples=2", "--seed=3", f"--out={made[1]}")
-    for i in range(2):  # The same seed, the same pictures, whatever their number.
-        np.testing.assert_array_equal(pictures[0][i], np.asarray(Image.open(made[1] / f"sample_{i:05d}.png")))
+    for i in range(2):  # The same seed gives the same images, whatever their number.
+        np.testing.assert_array_equal(images[0][i], np.asarray(Image.open(made[1] / f"sample_{i:05d}.png")))
     with Image.open(made[0] / "grid.png") as grid:
         assert grid.size == (60, 90)
     names = ["grid.png", "sample_00000.png", "sample_00001.png"]
-    assert sorted(path.name for path in made[1].iterdir()) == names  # None of the call before.
+    assert sorted(path.name for path in made[1].iterdir()) == names  # None of the previous call.
 
     for command, flags, message in (
         ("predict", ["--samples=0"], "--samples=0: must be between 1 and 100000"),
@@ -113,8 +113,8 @@ def test_bad_input_is_one_line(root, start, tmp_path):
             generation.load_dataset(GenerateConfig(**changed))
 
 
-def write_pictures(place, **counts):
-    """Splits of so many pictures of each of two classes."""
+def write_images(place, **counts):
+    """Writes splits with the given numbers of images per class, for two classes."""
     for split, count in counts.items():
         for name in "ab":
             (place / split / name).mkdir(parents=True)
@@ -128,8 +128,8 @@ def loaded(place, **changed):
     return generation.load_dataset(GenerateConfig(dataset="folder", data_dir=str(place), **changed))
 
 
-def test_pictures_of_several_sizes(tmp_path):
-    place = write_pictures(tmp_path / "some", train=2, test=2)
+def test_images_of_several_sizes(tmp_path):
+    place = write_images(tmp_path / "some", train=2, test=2)
     assert loaded(place).splits["train"][0].shape == (4, 32, 32, 3)
     Image.new("RGB", (40, 20), (0, 200, 0)).save(place / "train" / "a" / "wide.png")
     with pytest.raises(DataError, match="wide.png is 20x40, expected 20x20 like the others; --image_size=N crops"):
@@ -139,31 +139,31 @@ def test_pictures_of_several_sizes(tmp_path):
     assert (images[2] == (0, 200, 0)).all() and (images[1] == (10, 0, 0)).all()
 
 
-def test_damaged_pictures_can_be_left_out(tmp_path):
-    place = write_pictures(tmp_path / "some", train=3, test=2)
-    (place / "train" / "b" / "0.png").write_text("no picture")
+def test_corrupt_images_can_be_skipped(tmp_path):
+    place = write_images(tmp_path / "some", train=3, test=2)
+    (place / "train" / "b" / "0.png").write_text("no image")
     with pytest.raises(DataError, match="--skip_corrupt skips such images"):
         loaded(place)
     assert len(loaded(place, skip_corrupt=True).splits["train"][1]) == 5
 
 
-def test_too_few_pictures(tmp_path):
+def test_too_few_images_are_refused(tmp_path):
     with pytest.raises(UsageError, match="folder has no split train, only test"):
-        loaded(write_pictures(tmp_path / "untrained", test=2))
-    place = write_pictures(tmp_path / "few", train=2, test=1)
+        loaded(write_images(tmp_path / "untrained", test=2))
+    place = write_images(tmp_path / "few", train=2, test=1)
     (place / "test" / "b" / "0.png").unlink()
     with pytest.raises(DataError, match="1 image in the split test; scores need 2 or more"):
         loaded(place)
 
 
-def test_epochs_in_the_place_of_the_default_steps(root, start, tmp_path):
+def test_epochs_replace_the_default_steps(root, start, tmp_path):
     few = ["--dataset=folder", f"--data_dir={root}", "--batch_size=8", "--epochs=1e9"]
     done = start("generate", f"--workdir={tmp_path / 'w'}", *few)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and " steps: must be fewer than" in done.stderr
 
 
-def test_sizes_of_pictures():
-    """A little too small: as they are, padded by the task; others are resized to the networks' size."""
+def test_images_are_resized_or_padded_to_the_networks_size():
+    """Slightly smaller images are kept, and padded by the task; others are resized to the network's size."""
     random = np.random.default_rng(0)
     for shape, asked, expected in (
         ((28, 28, 1), None, (28, 28, 1)),
@@ -188,14 +188,14 @@ def test_sizes_of_pictures():
     assert z.shape == (50, 100) and -1 <= z.min() < -0.9 and 0.9 < z.max() <= 1
 
 
-def test_tiles():
+def test_tiled_images():
     images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 0, 0], [10, 11, 0, 0]]
     np.testing.assert_array_equal(generation_report.tiled(images, 2)[..., 0], expected)
 
 
 @pytest.mark.slow
-def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
+def test_the_fid_classifier_is_cached(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(fid_classifier, "EPOCHS", 1)
     images, labels = (part[::31] for part in mnist5k.splits["train"])
@@ -208,10 +208,10 @@ def test_classifier_is_kept(tmp_path, monkeypatch, mnist5k):
     assert features.shape == (4, 64) and logits.shape == (4, 10) and float(features.min()) >= 0
     other = fid_classifier.load(images, labels[::-1].copy(), 10)
     assert len(trained) == 2 and other.fingerprint != first.fingerprint
-    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # A damaged file is made again.
+    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # A damaged file is recreated.
         path.write_bytes(path.read_bytes()[:-1000])
     assert fid_classifier.load(images, labels, 10).fingerprint == first.fingerprint and len(trained) == 3
-    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # One bit, by which an entry seems encrypted.
+    for path in (tmp_path / "nutshell" / "classifiers").iterdir():  # One flipped bit marks an entry as encrypted.
         content = bytearray(path.read_bytes())
         content[content.rfind(b"PK\x01\x02") + 8] ^= 1
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The console script: from any folder, and from a wheel that was built from this checkout."""
+"""Tests of the console script, from any folder and from a wheel built from this checkout."""
 
 import os
 import pathlib
@@ -18,14 +18,14 @@ TINY = ["--model=perceptron", "--steps=2"]
 
 @pytest.fixture
 def own_modules(tmp_path):
-    """A user's folder, with modules of the names of this project's packages."""
+    """A user's folder with modules that have the names of this project's packages."""
     for name in ("train", "data", "models", "experiments", "ziglang"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the {name}.py of the current folder was imported')\n")
     return tmp_path
 
 
 def run(environment, folder, *command, **own):
-    """A command without the checkout on its path, with variables of its `own`."""
+    """Runs a command without the checkout on its path, with the additional environment variables `own`."""
     names = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | own
     return subprocess.run(
         [str(word) for word in command],
@@ -33,7 +33,7 @@ def run(environment, folder, *command, **own):
     )  # fmt: skip
 
 
-def test_it_lists_every_command_with_a_summary(start):
+def test_the_script_lists_every_command_with_a_summary(start):
     done = start("__main__")
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[2:])
@@ -54,14 +54,14 @@ def test_a_command_keeps_its_flags_and_its_exit_status(start):
     assert start("__main__", "summary", "--model=lenett").returncode == 2
 
 
-def test_it_starts_beside_the_users_own_modules(environment, own_modules):
+def test_the_script_runs_despite_user_modules_with_the_same_names(environment, own_modules):
     done = run(environment, own_modules, SCRIPT, "summary", "--model=cnn", "--json")
     assert result(done)["parameters"] == 94_058
 
 
 @pytest.mark.slow
-def test_children_start_beside_the_users_own_modules(environment, own_modules):
-    new_cache = environment | {"XDG_CACHE_HOME": str(own_modules / "cache")}  # The compiler starts there, too.
+def test_subprocesses_run_despite_user_modules_with_the_same_names(environment, own_modules):
+    new_cache = environment | {"XDG_CACHE_HOME": str(own_modules / "cache")}  # The kernels are compiled too.
     grid = ["--workdir=s", "--grid=seed=0", "--", *TINY]
     done = run(new_cache, own_modules, SCRIPT, "sweep", *grid)
     assert done.returncode == 0 and (own_modules / "s" / "seed=0" / "report.html").exists(), done.stderr
@@ -69,11 +69,11 @@ def test_children_start_beside_the_users_own_modules(environment, own_modules):
 
 @pytest.mark.slow
 def test_a_wheel_runs_the_demo_without_the_checkout(environment, own_modules, tmp_path_factory):
-    """By the interpreter that the environment was made from, with the environment's packages but for the checkout."""
+    """Uses the base interpreter of the virtual environment, with its packages except for the checkout."""
     build, target = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     source = tmp_path_factory.mktemp("source") / "nutshell"
-    # A copy: the build writes beside its sources.
+    # A copy, because the build writes next to its sources.
     left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests")
     shutil.copytree(commands.ROOT, source, ignore=left_out)
     done = run(environment, build, *pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", build, source)

@@ -1,4 +1,4 @@
-"""Every flagfile is read and checked, and one of each form traced at full size; nothing is allocated."""
+"""Validates every flag file and traces one recipe of each kind at full size, without allocating memory."""
 
 import re
 
@@ -22,8 +22,8 @@ TASKS = {path: models.spec(re.findall(r"^--model=(\w+)", path.read_text(), re.MU
 RECIPES = [path for path, task in TASKS.items() if task == "classification"]
 PARAMETERS = {"cifar_resnet20": 269_722, "cifar_plain20": 269_722, "densenet40": 1_019_722, "densenet100_bc": 769_162}
 
-# (share of the run, learning rate) as the sources have them: the author's files divide by 250^(1/3) three times, from
-# 0.01 for a batch of 128 to 4e-5; the others by ten.
+# (fraction of the run, learning rate) as in the sources: the AlexNet author's files divide by 250^(1/3) three times,
+# from 0.01 for a batch of 128 to 4e-5; the others divide by ten.
 TENTHS = [(0.1, 0.1), (0.5, 0.01), (0.9, 0.001)]
 RATES = {
     "alexnet_owt": [(0.1, 0.01), (0.5, 0.001), (0.9, 0.0001)],
@@ -33,7 +33,7 @@ RATES = {
     "densenet40": [(0.4, 0.1), (0.6, 0.01), (0.8, 0.001)],
     **dict.fromkeys(("plain34", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121"), TENTHS),
 }
-# The same code as a network of fewer layers, whose step is traced.
+# Deeper versions of networks whose step is traced.
 DEEPER = {f"cifar_{kind}{depth}" for kind in ("resnet", "plain") for depth in (32, 44, 56, 110)}
 DEEPER |= {"resnet34", "resnet101", "resnet152"}
 

@@ -1,4 +1,4 @@
-"""The report: metrics read back, figures that repeat byte for byte, and a page that stands alone."""
+"""Tests of the report: reading metrics, deterministic figures, and a self-contained page."""
 
 import re
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class Outline(HTMLParser):
-    """Collects what the tests ask of a page: all tags, the sources of pictures, what was not closed in order."""
+    """Collects all tags of a page, the attributes of its images, its text, and tags closed out of order."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -53,7 +53,7 @@ def metric_rows() -> list[dict[str, float | None]]:
 
 @pytest.fixture
 def page_parts(tmp_path):
-    """The arguments of html_page, with markup in every place that takes a name."""
+    """The arguments of html_page, with markup in every argument that is text."""
     path = tmp_path / "confusion.png"
     figures.save_figure(figures.confusion_matrix([[5, 1], [0, 4]], [EVIL, "b"]), path)
     return {
@@ -78,7 +78,7 @@ def test_page_is_well_formed_and_self_contained(page_parts):
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
 
-def test_names_come_out_escaped(page_parts):
+def test_names_are_escaped(page_parts):
     page = report.html_page(**page_parts)
     assert EVIL not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
@@ -88,7 +88,7 @@ def test_names_come_out_escaped(page_parts):
     assert page_parts["command"] in outline(page).text, "the command must be readable exactly as typed"
 
 
-def test_headline_numbers_are_written_for_people(page_parts):
+def test_headline_numbers_are_formatted_for_readers(page_parts):
     text = outline(report.html_page(**page_parts)).text
     assert "99.12 %" in text and "1,234,567" in text and "–" in text
 
@@ -99,7 +99,7 @@ def test_sections_without_content_are_left_out():
     assert outline(page).open == []
 
 
-def test_page_refuses_what_is_no_png_and_ragged_tables(tmp_path, page_parts):
+def test_page_refuses_invalid_images_and_ragged_tables(tmp_path, page_parts):
     (tmp_path / "fake.png").write_text("hello")
     with pytest.raises(ValueError, match="not a PNG"):
         report.html_page(**{**page_parts, "figures": [("t", "c", tmp_path / "fake.png")]})
@@ -134,7 +134,7 @@ def test_read_metrics_handles_empty_cells(tmp_path):
     assert np.isnan(rows[2]["train_loss"]) and rows[2]["eval_loss"] is None
 
 
-def test_read_metrics_drops_only_a_cut_last_line(tmp_path):
+def test_read_metrics_drops_only_an_incomplete_last_line(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n1,2\n2,1.5e-")
     assert report.read_metrics(path) == [{"step": 1.0, "loss": 2.0}]
@@ -160,7 +160,7 @@ def test_curves_pair_train_and_eval(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG_START)
 
 
-def test_what_is_best_at_its_first_step_has_no_ring():
+def test_a_metric_best_at_its_first_step_is_not_marked():
     rows = [{"step": float(s), "eval_coverage_max": v} for s, v in ((1, 1.0), (2, 0.2))]
     axes = report.curves(rows, split="val", selects=True)["coverage_max"].axes[0]
     assert "best" not in axes.get_title("left") and len(axes.lines) == 1
@@ -175,7 +175,7 @@ def test_curves_say_where_values_stop_being_finite(tmp_path):
     assert (tmp_path / "nothing.png").stat().st_size > 1000
 
 
-def test_confusion_figure_is_the_same_bytes_twice(tmp_path):
+def test_confusion_figure_is_deterministic(tmp_path):
     for name in ("a.png", "b.png"):
         figures.save_figure(
             figures.confusion_matrix(np.array([[9, 1], [2, 8]]), ["cost $5 and $6", "猫"]), tmp_path / name
@@ -191,7 +191,7 @@ def test_confusion_matrix_writes_counts_for_few_classes(size, with_text):
     counts = np.eye(size, dtype=int) * 7
     axes = figures.confusion_matrix(counts).axes[0]
     assert [text.get_text() for text in axes.texts] == (["7"] * size if with_text else [])
-    assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colours must be shares of the row"
+    assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colors must show fractions of the row"
     assert axes.figure.get_suptitle() == "No errors"
 
 
@@ -209,7 +209,7 @@ def test_image_grid_scales_each_image():
     own = [image.get_array() for image in figures.image_grid(images).axes[0].images]
     assert all(array.min() == 0 and array.max() == 1 for array in own)
     signed = figures.image_grid(images[..., None], signed=True).axes[0].images
-    assert np.allclose(signed[0].get_array(), 0.5 + images[0] / 2), "zero must be the middle of the map"
+    assert np.allclose(signed[0].get_array(), 0.5 + images[0] / 2), "zero must be the middle of the colormap"
     assert signed[0].get_cmap().name == "RdBu_r"
     plain = figures.image_grid(images, normalize=False).axes[0].images
     assert np.allclose(plain[1].get_array(), np.clip(images[1], 0, 1))
@@ -229,7 +229,7 @@ def test_image_grid_refuses_other_shapes(shape):
         figures.image_grid(np.zeros(shape))
 
 
-def test_mistakes_grid_shows_the_surest_first():
+def test_mistakes_grid_shows_the_most_confident_first():
     images = np.arange(4 * 4, dtype=float).reshape(4, 2, 2)
     figure = figures.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], limit=2)
     texts = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]

@@ -1,4 +1,4 @@
-"""What a run records of its environment, and its repetition from that."""
+"""Tests of the environment that a run records, and of reproducing a run."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def git(folder, *arguments):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_source_is_that_of_a_tracked_file(tmp_path):
+def test_the_commit_is_recorded_only_for_tracked_files(tmp_path):
     nothing = {"commit": None, "dirty": None, "diff_sha256": None}
     (tmp_path / "inside").mkdir()
     for name in ("module.py", "inside/installed.py"):
@@ -31,7 +31,7 @@ def test_the_source_is_that_of_a_tracked_file(tmp_path):
     git(tmp_path, "commit", "-m", "Begin")
     clean = environment.source(tmp_path / "module.py")
     assert len(clean["commit"]) == 40 and clean == {"commit": clean["commit"], "dirty": False, "diff_sha256": None}
-    # As in an environment that lies in the checkout of another project.
+    # As in a virtual environment inside the checkout of another project.
     assert environment.source(tmp_path / "inside/installed.py") == nothing
     digests = []
     for text in ("x = 2\n", "x = 3\n"):
@@ -42,7 +42,7 @@ def test_the_source_is_that_of_a_tracked_file(tmp_path):
     assert len(digests[0]) == 64 and digests[0] != digests[1]
 
 
-def test_what_differs_in_the_environment():
+def test_differences_between_environments():
     run, here = ({"processor": f"{name}, 2 cores", "commit": "1", "dirty": name == "B"} for name in "AB")
     run["packages"], here["packages"] = {"jax": "0.9", "flax": "1", "old": "1"}, {"jax": "1.0", "flax": "1", "new": "2"}
     run |= {"environment": {"XLA_FLAGS": "-a"}, "data_digests": {"train": "x", "test": "y"}}
@@ -68,12 +68,12 @@ def test_the_first_step_that_differs():
 
 
 @pytest.mark.slow
-def test_a_run_is_reproduced_and_a_changed_one_is_not(start, tmp_path, monkeypatch):
+def test_a_run_is_reproduced_and_changes_are_detected(start, tmp_path, monkeypatch):
     summary = result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP))
     found = result(start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'same'}"))
     assert found["identical"] and found["fingerprint"] == [summary["fingerprint"]] * 2
     assert found["metrics"] == {} and found["environment"] == [] and found["first_different_step"] is None
-    # As if the run had been made elsewhere, with another result.
+    # As if the run had been made on another machine, with another result.
     for name, changed in (("run", {"processor": "another"}), ("summary", {"accuracy": 0.5, "fingerprint": "0"})):
         path = tmp_path / "w" / f"{name}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
@@ -91,13 +91,13 @@ def test_a_run_is_reproduced_and_a_changed_one_is_not(start, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_what_can_not_be_reproduced_is_one_line(start, tmp_path):
+def test_a_run_that_cannot_be_reproduced_is_a_one_line_error(start, tmp_path):
     done = start("reproduce", f"--run={tmp_path}", f"--workdir={tmp_path / 'new'}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and f"--run={tmp_path} holds no run" in done.stderr
     result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP))
     done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'w'}/")
     assert done.returncode == 2 and "must be another folder than --run" in done.stderr
-    # What the new run would be compared with is read before it is begun.
+    # The outputs of the old run are read before the new run starts.
     for name, damaged in (
         *(("metrics.csv", text) for text in (b"", b"step,loss\n2,x\n4,1\n", b"a,b\n1,2\n", b"\xff\xfe")),
         *(("summary.json", text) for text in (b"{}", b"[", None)),
@@ -113,23 +113,23 @@ def test_what_can_not_be_reproduced_is_one_line(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_relative_data_folder_is_found_again(start, launch, tmp_path, mnist5k):
+def test_a_run_with_a_relative_data_folder_is_reproduced(start, launch, tmp_path, mnist5k):
     images, labels = mnist5k.splits["train"]
     for split, part in (("train", slice(0, 4000, 100)), ("test", slice(50, 4000, 200))):
         for i, (image, label) in enumerate(zip(images[part], labels[part], strict=True)):
-            folder = tmp_path / "here/pictures" / split / str(label % 2)
+            folder = tmp_path / "here/images" / split / str(label % 2)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
-    options = [*MLP, "--dataset=folder", "--data_dir=pictures", "--batch_size=8"]
+    options = [*MLP, "--dataset=folder", "--data_dir=images", "--batch_size=8"]
     result(launch("classify", f"--workdir={tmp_path / 'w'}", *options, folder=tmp_path / "here").wait())
     assert result(start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'again'}"))["identical"]
 
 
 @pytest.mark.slow
-def test_a_run_of_an_older_version_is_evaluated_on_its_own_split(start, tmp_path):
+def test_a_run_of_an_older_version_is_reproduced_on_its_own_split(start, tmp_path):
     result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP, "--val_fraction=0.1", "--eval_split=test"))
     path = tmp_path / "w/run.json"
     run = json.loads(path.read_text())
-    del run["eval_split"], run["flags"]["eval_split"]  # As written before val came first.
+    del run["eval_split"], run["flags"]["eval_split"]  # As written by versions before val became the default split.
     path.write_text(json.dumps(run))
     assert result(start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'again'}"))["identical"]

@@ -1,4 +1,4 @@
-"""segment as a user starts it: scored again, masks written, bad input; its default data."""
+"""Tests of segment: evaluation, predicted masks, bad input, default data."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ RECIPES = [path for path in FOUND if "--dataset=camvid" in path.read_text()]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Pictures whose upper part is sky, whose lower part is road."""
+    """Images whose upper part is sky and whose lower part is road."""
     place, random = tmp_path_factory.mktemp("data") / "camvid", np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
         for folder in (split, f"{split}annot"):
@@ -37,8 +37,8 @@ def root(tmp_path_factory):
         for i in range(count):
             label = np.where(np.arange(30)[:, None] < random.integers(5, 25, 44)[None], 0, 3).astype(np.uint8)
             label[:, :2] = 11
-            picture = np.where(label == 0, 200, 60)[..., None] + random.integers(-40, 40, (30, 44, 3))
-            Image.fromarray(picture.astype(np.uint8)).save(place / split / f"{i}.png")
+            pixels = np.where(label == 0, 200, 60)[..., None] + random.integers(-40, 40, (30, 44, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(place / split / f"{i}.png")
             Image.fromarray(label).save(place / f"{split}annot" / f"{i}.png")
         lines = [f"/S/{split}/{i}.png /S/{split}annot/{i}.png" for i in range(count)]
         (place / f"{split}.txt").write_text("\n".join(lines))
@@ -74,7 +74,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     with pytest.raises(UsageError, match="--dataset=digit_scenes: must be the run's own, camvid"):
         segmentation.for_evaluation(saved_run.read(str(workdir)), dataset="digit_scenes", data_dir=None)
 
-    # Killed before its last step: the rest has the same bits, exact batch statistics and all.
+    # A run killed before its last step resumes bit-identically, including precise batch statistics.
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "12")
@@ -83,9 +83,9 @@ def test_a_run_on_camvid(root, start, tmp_path):
     assert "resuming from step 11" in done.stderr
     assert same(whole, result(done))
     lines = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
-    assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels do not count"
+    assert sum(int(value) for row in lines[1:] for value in row[1:]) == 3 * 16 * 19, "void pixels must not count"
 
-    # Labels that give other weights are other data.
+    # Labels that give different class weights count as different data.
     other = tmp_path / "other"
     shutil.copytree(root, other)
     for path in (other / "trainannot").iterdir():
@@ -107,7 +107,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
     assert done.returncode == 2 and "lies where images are written" in done.stderr
 
 
-def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):
+def test_precise_bn_does_not_depend_on_the_number_of_devices(root):
     config = SegmentConfig(
         dataset="camvid",
         data_dir=str(root),
@@ -127,7 +127,7 @@ def test_exact_statistics_do_not_depend_on_the_number_of_devices(root):
 
     whole = statistics(1, True)
     jax.tree.map(np.testing.assert_array_equal, whole, statistics(2, True))
-    apart = statistics(2, False)["encoder1_bn"]["var"]  # Each device's two pictures alone.
+    apart = statistics(2, False)["encoder1_bn"]["var"]  # From each device's two images only.
     assert np.abs(apart - whole["encoder1_bn"]["var"]).max() > 1e-6
 
 
@@ -191,12 +191,12 @@ print(config.model, parameter_count(state.params), float(setup.learning_rate(0))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path, start):
-    """In a process of its own: segment's flags and classify's have the same names."""
+    """In a separate process, because segment and classify define flags of the same names."""
     done = start(TRACE, path)
     assert done.returncode == 0, done.stderr
     model, parameters, *rates = done.stdout.split()
     known = {"segnet_basic": (1_416_587, 0.1, 0.1), "segnet": (29_449_355, 0.001, 0.001)}
-    known["segnet_small"] = (326_219, 0.02 / 500, 0.0)  # In colour.
+    known["segnet_small"] = (326_219, 0.02 / 500, 0.0)  # For color images.
     assert (int(parameters), *map(float, rates)) == pytest.approx(known[model], rel=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_the_default_data_and_network():
     state, step = jax.jit(setup.task.init)(jax.random.key(0)), jax.jit(setup.task.train_step)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 325_419
     images, labels = dataset.splits["train"]
-    # The digits of a batch are not what its scenes are made of: the step's key draws them.
+    # Scenes do not depend on the digits of the batch: the step's random key draws them.
     one, two = ({"image": images[i : i + 8], "label": labels[i : i + 8]} for i in (0, 8))
     after, sums = step(state, one)
     assert sums["pixels"] == 8 * 64 * 64 and sums == step(state, two)[1]

@@ -1,4 +1,4 @@
-"""The benchmarks of a step's parts, of two checkouts and of growth, with tiny sizes."""
+"""Tests of the benchmarks profile_step, checkouts and scaling, with tiny sizes."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from models import summary
 
 @pytest.fixture
 def measure(start, tmp_path):
-    """measure(NAME, *arguments) runs benchmarks.NAME."""
+    """measure(NAME, *arguments) runs benchmarks.NAME to completion."""
     return functools.partial(start, package="benchmarks", folder=tmp_path)
 
 
@@ -77,9 +77,9 @@ def test_the_kinds_of_a_programs_operations():
     assert set(kinds.values()) < set(operations.KINDS)
 
 
-def test_operations_that_run_at_once_share_the_time():
+def test_concurrent_operations_share_the_time():
     found = [(0, 10, "a"), (4, 8, "b"), (20, 21, "a"), (30, 33, "c"), (31, 33, "a"), (31, 32, "b")]
-    # From 31 to 32 three run, from 32 to 33 two; nothing from 10 to 20 and from 21 to 30.
+    # Three operations run from 31 to 32, two from 32 to 33, none from 10 to 20 and from 21 to 30.
     expected = {"a": 8 + 1 + 1 / 3 + 1 / 2, "b": 2 + 1 / 3, "c": 1 + 1 / 3 + 1 / 2}
     assert operations.shares(found) == pytest.approx(expected)
     assert sum(expected.values()) == pytest.approx(10 + 1 + 3)
@@ -106,7 +106,7 @@ def test_the_kinds_add_up_to_the_traced_step(measure, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_checkouts_take_turns(measure):
+def test_measurements_of_two_checkouts_alternate(measure):
     options = ["--models=mlp", "--batch=8", "--seconds=0.001", "--turns=3", "--json"]
     done = measure("checkouts", f"--before={commands.ROOT}", *options)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_a_checkout_that_does_not_start_is_one_line(measure, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_growth_is_that_of_the_time_for_the_work(measure, tmp_path):
+def test_growth_is_the_increase_of_time_per_work(measure, tmp_path):
     options = ["--quick", "--curves=width,loader", "--seconds=0.01", "--json", f"--figure={tmp_path / 'curves.png'}"]
     done = measure("scaling", *options)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
-"""The import rules: models and data stand alone, train knows no data set and no command, nothing imports a command, and
-only the lecture imports its topics."""
+"""Checks the import rules: models and data are independent, train imports no data set and no command, nothing imports a
+command, and only the lecture imports its topics."""
 
 import ast
 import pathlib
@@ -22,7 +22,7 @@ COMMANDS = COMMANDS - PACKAGES | {f"{package}.__main__" for package in PACKAGES 
 
 
 def imported(path: pathlib.Path) -> set[str]:
-    """What a file imports from the project, in functions too, as "package.module.name"."""
+    """All imports of a file from the project, also inside functions, as "package.module.name"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -39,7 +39,7 @@ def test_imports(path):
     others = sorted(name for name in names if name.split(".")[0] not in MAY_IMPORT[package])
     assert not others, f"{package} may import {', '.join(sorted(MAY_IMPORT[package]))}, not {', '.join(others)}"
     of_lecture = sorted(name for name in names if f"{name}.".startswith("experiments.lecture."))
-    assert not of_lecture or path.is_relative_to(ROOT / "experiments/lecture"), "only the lecture imports the lecture"
+    assert not of_lecture or path.is_relative_to(ROOT / "experiments/lecture"), "only the lecture may import them"
     of_commands = sorted(name for name in names if any(f"{name}.".startswith(f"{command}.") for command in COMMANDS))
     assert not of_commands, f"a command is imported: {', '.join(of_commands)}"
 
@@ -58,14 +58,14 @@ def test_networks_reach_the_cpu_kernels_through_the_layers():
         assert not kernels or path.name == "layers.py", f"{path} imports {', '.join(kernels)}: import models.layers"
 
 
-def test_networks_know_nothing_of_shards():
+def test_networks_do_not_mention_sharding():
     for path in (ROOT / "models").glob("*.py"):
-        assert path.name == "layers.py" or "shard" not in path.read_text(), f"{path}: train/parallel shards"
+        assert path.name == "layers.py" or "shard" not in path.read_text(), f"{path} mentions sharding"
 
 
 def test_every_file_directly_in_experiments_is_a_command():
     for path in (ROOT / "experiments").glob("*.py"):
         if path.name != "__init__.py":
             functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
-            assert "main" in functions, f"{path} has no function main: is it a command?"
+            assert "main" in functions, f"{path} has no function main, so it is not a command"
     assert documented.COMMANDS["experiments"].count("lecture") == 1

@@ -1,4 +1,4 @@
-"""The pictures of a sweep, and which runs a second start of it starts again."""
+"""Tests of the figures of a sweep, and of which runs are started when a sweep is repeated."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from experiments.reporting import sweep_table
 from train.workdir import Workdir
 
 
-def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
+def test_the_curves_of_a_sweep_have_one_color_per_setting(monkeypatch, tmp_path):
     rows = []
     for name, accuracy in (("a", 0.5), ("b", 0.75)):
         for seed in (0, 1):
@@ -35,7 +35,7 @@ def test_a_sweeps_curves_have_one_colour_a_setting(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [None, b"step,loss\n1,x\n2,y\n", b"a,b\n1,2\n", b"\xff\xfe"])
-def test_a_run_without_its_curve_costs_no_table(damaged, finished_sweep, tmp_path, capsys):
+def test_a_run_without_metrics_is_still_in_the_table(damaged, finished_sweep, tmp_path, capsys):
     path = tmp_path / "s/seed=1/metrics.csv"
     path.unlink() if damaged is None else path.write_bytes(damaged)
     status, _, rows = finished_sweep()
@@ -46,8 +46,8 @@ def test_a_run_without_its_curve_costs_no_table(damaged, finished_sweep, tmp_pat
 
 @pytest.fixture
 def finished_sweep(monkeypatch, tmp_path):
-    """A sweep of three complete runs; calling it starts it once more, and gives (status, the seeds that classify was
-    started for, the rows of sweep.csv)."""
+    """A sweep of three complete runs. Calling it repeats the sweep and returns (status, seeds for which classify was
+    started, rows of sweep.csv)."""
     facts = {"class_names": ["0", "1"], "image_shape": [28, 28, 1], "splits": {"train": 8}, "mean": [1.0], "std": [2.0]}
     for seed in range(3):
         folder = tmp_path / "s" / f"seed={seed}"
@@ -70,7 +70,7 @@ def finished_sweep(monkeypatch, tmp_path):
 
         monkeypatch.setattr(subprocesses, "run", classify)
         arguments = ["--model=perceptron", "--steps=10", *flags]
-        with contextlib.closing(Workdir(str(tmp_path / "s"))) as lock:  # A command holds it to its end.
+        with contextlib.closing(Workdir(str(tmp_path / "s"))) as lock:  # A command holds the lock until it ends.
             monkeypatch.setattr(sweep, "Workdir", lambda path: lock)
             status = sweep.main(sweep.SweepConfig(str(tmp_path / "s"), "seed=0..2"), arguments)
         table = tmp_path / "s" / "sweep.csv"
@@ -84,11 +84,11 @@ def test_a_finished_sweep_starts_one_run_to_compare_the_data(finished_sweep):
     status, started, rows = finished_sweep()
     assert (status, started) == (0, ["0"])
     assert [row.split(",")[:2] for row in rows] == [["seed", "accuracy"], ["0", "0.0"], ["1", "0.25"], ["2", "0.5"]]
-    assert f"{finished_sweep.folder}/seed=2" in rows[3] and "elsewhere" not in rows[3]  # Where it lies now.
+    assert f"{finished_sweep.folder}/seed=2" in rows[3] and "elsewhere" not in rows[3]  # The current location.
 
 
 @pytest.mark.parametrize("flag", ["--learning_rate=0.2", "--steps=20", "--devices=2", "--data_dir=D", "--steps=x"])
-def test_classify_decides_on_runs_of_other_flags(finished_sweep, flag):
+def test_classify_is_started_for_runs_with_other_flags(finished_sweep, flag):
     assert finished_sweep(flag, refuse=True) == (1, ["0", "1", "2"], [])
 
 
@@ -104,7 +104,7 @@ def test_classify_decides_on_runs_of_other_flags(finished_sweep, flag):
         ("summary.json", "{", ""),
     ],
 )
-def test_classify_decides_on_a_run_of_other_flags_or_data_or_not_complete(finished_sweep, name, before, after):
+def test_classify_is_started_for_a_run_with_other_flags_or_data_or_incomplete(finished_sweep, name, before, after):
     path = finished_sweep.folder / "seed=1" / name
     text = path.read_text()
     assert before in text
