@@ -93,7 +93,8 @@ def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size
       (module, variables): the Linen module, with as many classes as the weights were trained for, and its variables.
 
     Raises:
-      ModelError: The model is unknown or not one of torchvision's, or the entries do not fit; the message lists them.
+      ModelError: The model is unknown, has no torchvision counterpart, or the entries do not match; the message lists
+        them.
     """
     layout = spec(name).torchvision
     if layout is None:

@@ -14,7 +14,7 @@ from models.torchvision import TorchvisionLayout
 
 # The author's (parameter path, learning-rate multiplier, weight-decay multiplier).
 AUTHOR_GROUPS = ((r"bias$", 2.0, 0.0), (r"kernel$", 1.0, 1.0))
-# Layer name -> torchvision's.
+# Layer name -> torchvision's layer name.
 TORCHVISION_NAMES = {f"conv{i}": f"features.{at}" for i, at in enumerate((0, 3, 6, 8, 10), 1)} | {
     "fc6": "classifier.1",
     "fc7": "classifier.4",
@@ -39,25 +39,25 @@ class AlexNetOWT(nn.Module):
     | conv3  | 13x13x384                 | 3, 1, 1                    |
     | conv4  | 13x13x256                 | 3, 1, 1                    |
     | conv5  | 13x13x256                 | 3, 1, 1; then max pooling 3, 2  |
-    | fc6    | 4096                      | dense, of 9216             |
+    | fc6    | 4096                      | dense, on 9216 inputs      |
     | fc7    | 4096                      | dense                      |
     | logits | num_classes               | dense                      |
 
-    ReLU follows each layer but the last. For 1,000 classes there are 61,100,840 parameters and 714,188,480
+    ReLU follows each layer except the last. For 1,000 classes there are 61,100,840 parameters and 714,188,480
     multiply-adds. The paper's footnote gives 384 channels for the fourth convolution; the author's layer file has 256,
-    which also agrees with the "0.2 % more parameters" of the text. Differences from the author's network, all of them
-    torchvision's: padding 2 in conv1, no local response normalization, dropout before fc6 and fc7, and the
-    initialization; but for the padding, the options below give the author's. The loss is not the network's: the author
-    trained 1,000 logistic units, for which the bias -7 of the logits makes a class improbable at first; with softmax an
-    equal bias changes nothing. Raises ModelError for smaller images.
+    which also agrees with the "0.2 % more parameters" of the text. Differences from the author's network, all taken
+    from torchvision: padding 2 in conv1, no local response normalization, dropout before fc6 and fc7, and the
+    initialization. The options below restore the author's choices, except for the padding. The loss is not part of the
+    network: the author trained 1,000 logistic units, for which a logits bias of -7 makes each class improbable at
+    first; with softmax, a constant bias has no effect. Raises ModelError for smaller images.
 
     Attributes:
       num_classes: Number of classes.
       dropout: Dropout rate of the inputs of fc6 and fc7.
       dropout_after: Apply dropout to the outputs of fc6 and fc7 instead, as the author's network does.
       local_response_norm: Add the author's normalizations: conv1 - norm - pool - ReLU and conv2 - ReLU - norm - pool.
-      author_weights: Initialize as the author, from normal distributions and constants. Otherwise weights and biases
-        are drawn from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), as torchvision does, whose published error is 43.4 %.
+      author_weights: Initialize as the author did, from normal distributions and constants. Otherwise weights and
+        biases are drawn from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), as in torchvision (published error 43.4 %).
       axis_name: Mesh axis for dropout's keys.
       widths: Output channels of the convolutions.
       units: Units of fc6 and fc7.

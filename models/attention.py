@@ -18,7 +18,7 @@ def attention(queries_BQHD, keys_BKHD, values_BKHD):
     """softmax(Q K^T / sqrt(D)) V for each of H heads (Vaswani et al. 2017, eq. 1).
 
     Returns:
-      (outputs [B, Q, H, D], weights [B, H, Q, K]). The weights of a query add up to 1.
+      (outputs [B, Q, H, D], weights [B, H, Q, K]). The weights of each query sum to 1.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", queries_BQHD, keys_BKHD) * queries_BQHD.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores)
@@ -26,7 +26,7 @@ def attention(queries_BQHD, keys_BKHD, values_BKHD):
 
 
 class SelfAttention(nn.Module):
-    """Attention of each token of [B, T, width] to all of them by `heads` heads, section 3.2.2. The weights
+    """Multi-head self-attention over tokens [B, T, width] (Vaswani et al. 2017, section 3.2.2). The attention weights
     [B, heads, T, T] are sown as the intermediate "weights"."""
 
     heads: int
@@ -41,8 +41,8 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of the encoder, [B, T, width] -> the same: self-attention and two dense layers, layer norm before both,
-    a shortcut around both (Dosovitskiy et al. 2020, eq. 2 and 3)."""
+    """A block of the encoder, [B, T, width] -> the same shape: self-attention and an MLP with one hidden layer, each
+    with layer norm before it and a residual connection around it (Dosovitskiy et al. 2020, eq. 2 and 3)."""
 
     heads: int
     dropout: float
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Adds the class token before the patches [B, T, width], and the embeddings of the positions: [B, 1 + T, width]."""
+    """Prepends the class token to the patches [B, T, width] and adds position embeddings: [B, 1 + T, width]."""
 
     @nn.compact
     def __call__(self, x):
@@ -73,17 +73,17 @@ class ViT(nn.Module):
 
     | layer           | output for 28x28x1 pixels |                                          |
     |-----------------|---------------------------|------------------------------------------|
-    | patches         | 49x64                     | dense layer of the pixels of each patch  |
-    | tokens          | 50x64                     | a class token, embeddings of positions   |
-    | block1 to block4| 50x64                     | self-attention by 4 heads, dense layers  |
-    | logits          | num_classes               | of the class token, after a layer norm   |
+    | patches         | 49x64                     | dense layer on the pixels of each patch  |
+    | tokens          | 50x64                     | class token, position embeddings         |
+    | block1 to block4| 50x64                     | self-attention with 4 heads, MLP         |
+    | logits          | num_classes               | layer norm and dense, on the class token |
 
-    It is smaller than the ViTs of the paper, and than DeiT's ViT-Ti of 192 channels and 12 blocks. For 28x28x1 pixels
-    and ten classes there are 205,066 parameters and 9,881,216 multiply-adds of dense layers; the products of queries,
-    keys and values are another 1,280,000. Weights are initialized by Glorot's rule, the class token from N(0, 0.02^2)
-    and the embeddings from N(0, 0.5^2): with 0.02 for them too a short training learns positions late (mnist5k, two
-    blocks, 400 steps: 88.3 instead of 93.7 %). Raises ModelError for images of other sizes, or where `heads` does not
-    divide `width`.
+    It is smaller than the ViTs of the paper and than DeiT's ViT-Ti, which has 192 channels and 12 blocks. For 28x28x1
+    pixels and ten classes there are 205,066 parameters and 9,881,216 multiply-adds in dense layers; the products of
+    queries, keys and values are another 1,280,000. Weights are initialized by Glorot's rule, the class token from
+    N(0, 0.02^2) and the position embeddings from N(0, 0.5^2): with 0.02 for both, positions are learned late in a short
+    run (mnist5k, two blocks, 400 steps: accuracy 88.3 instead of 93.7 %). Raises ModelError for images of other sizes,
+    or if `heads` does not divide `width`.
 
     Attributes:
       num_classes: Number of classes.
@@ -91,7 +91,7 @@ class ViT(nn.Module):
       width: Channels of a token.
       heads: Heads of each block.
       blocks: Number of blocks.
-      dropout: Dropout rate of what each shortcut is added to.
+      dropout: Dropout rate of the output of each residual branch.
       axis_name: Mesh axis for dropout's keys.
     """
 
@@ -125,7 +125,7 @@ TinyViT = functools.partial(ViT, width=8, heads=2, blocks=1)  # For tests.
 
 
 def first_filters(params, batch_stats):
-    """The weights of a token for the pixels of a patch, [patch, patch, C, width], for the default patch."""
+    """The weights from the pixels of a patch to its token, [patch, patch, C, width], for the default patch size."""
     del batch_stats
     kernel = np.asarray(params["patches"]["kernel"])
     return kernel.reshape(ViT.patch, ViT.patch, -1, kernel.shape[1])

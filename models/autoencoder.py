@@ -1,6 +1,6 @@
-"""Networks of dense layers that reconstruct their input from a code: an autoencoder, a sparse and a variational one.
+"""Dense autoencoders: plain, sparse and variational.
 
-Images are [B, *shape] with pixels in 0 .. 1; `encode` and `decode` are methods for `apply`.
+Images are [B, *shape] with pixels in [0, 1]. Call `encode` and `decode` with `apply(..., method=...)`.
 """
 
 import math
@@ -20,20 +20,20 @@ def _layers(sizes: Sequence[int]) -> list[nn.Module]:
 
 
 def _through(layers, x):
-    """x [B, M] through the layers, with a ReLU after each but the last."""
+    """Applies the layers to x [B, M], with ReLU after each layer except the last."""
     for layer in layers[:-1]:
         x = relu(layer(x))
     return layers[-1](x)
 
 
 class Autoencoder(nn.Module):
-    """Images -> images in 0 .. 1, through a code of few units (Hinton & Salakhutdinov 2006, "Reducing the
-    dimensionality of data with neural networks"). The output layer has sigmoids.
+    """Images -> reconstructed images in [0, 1], through a code of few units (Hinton & Salakhutdinov 2006, "Reducing the
+    dimensionality of data with neural networks"). The output activation is the sigmoid.
 
     Attributes:
       shape: (H, W, C) of the images.
-      code: Units of the code. They are linear, or rectified if there are no hidden layers.
-      hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
+      code: Units of the code; linear, or with ReLU if there are no hidden layers.
+      hidden: Units of the encoder's hidden layers; the decoder has the same sizes in reverse order.
     """
 
     shape: tuple[int, int, int] = (28, 28, 1)
@@ -67,12 +67,12 @@ class DenoisingAutoencoder(Autoencoder):
 
 
 class SparseAutoencoder(nn.Module):
-    """Images -> images as a sum of few out of many learned parts, one a unit of the code (Ranzato, Poultney, Chopra &
-    LeCun 2007, "Efficient learning of sparse representations with an energy-based model").
+    """Reconstructs images as sums of few out of many learned parts, one part per unit of the code (Ranzato, Poultney,
+    Chopra & LeCun 2007, "Efficient learning of sparse representations with an energy-based model").
 
-    The code is rectified, so that most units can be exactly zero. Each part has norm 1: a penalty on the code could
-    otherwise be evaded by a small code with large parts. A unit's weights in the encoder are its part: with weights of
-    their own most units would soon be zero for all images, and stay so.
+    The code is rectified, so that most units can be exactly zero. Each part has norm 1; otherwise a small code with
+    large parts could evade a penalty on the code. Encoder and decoder share their weights; with separate weights, most
+    units would soon be zero for all images and stay zero.
 
     Attributes:
       shape: (H, W, C) of the images.
@@ -89,15 +89,15 @@ class SparseAutoencoder(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.code,))
 
     def parts(self):
-        """The parts [code, H * W * C], of norm 1 each."""
+        """The parts [code, H * W * C], each with norm 1."""
         return self.directions / jnp.linalg.norm(self.directions, axis=1, keepdims=True)
 
     def encode(self, x):
-        """[B, H, W, C] -> [B, code], not negative."""
+        """[B, H, W, C] -> [B, code], non-negative."""
         return relu((x.reshape(x.shape[0], -1) - self.offset[None]) @ self.parts().T + self.bias[None])
 
     def decode(self, code):
-        """[B, code] -> [B, H, W, C], not bounded."""
+        """[B, code] -> [B, H, W, C], unbounded."""
         return (code @ self.parts() + self.offset[None]).reshape(-1, *self.shape)
 
     def __call__(self, x, train: bool = False):
@@ -109,14 +109,14 @@ class SparseAutoencoder(nn.Module):
 
 
 class VariationalAutoencoder(nn.Module):
-    """A distribution of binary images with latent variables z from N(0, 1) (Kingma & Welling 2013, "Auto-encoding
-    variational Bayes"): a decoder gives the logits of p(x | z), an encoder the mean and the logarithm of the variance
-    of a normal distribution q(z | x) with independent components.
+    """A generative model of binary images with latent variables z from N(0, 1) (Kingma & Welling 2013, "Auto-encoding
+    variational Bayes"): a decoder returns the logits of p(x | z), an encoder the mean and the log variance of a normal
+    distribution q(z | x) with independent components.
 
     Attributes:
       shape: (H, W, C) of the images.
       code: Number of latent variables.
-      hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
+      hidden: Units of the encoder's hidden layers; the decoder has the same sizes in reverse order.
     """
 
     shape: tuple[int, int, int] = (28, 28, 1)

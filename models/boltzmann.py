@@ -1,9 +1,9 @@
-"""Boltzmann machines: networks of units 0.0 or 1.0 in which a state s has probability exp(-E(s)) / Z.
+"""Boltzmann machines: networks of binary units (0.0 or 1.0) in which a state s has probability exp(-E(s)) / Z.
 
 The general machine (Ackley, Hinton & Sejnowski 1985, "A learning algorithm for Boltzmann machines") connects all units,
 the visible ones first. The restricted one (Smolensky 1986; Hinton 2002, "Training products of experts by minimizing
-contrastive divergence") connects visible units only to hidden ones. Small machines are enumerated: what a learning rule
-estimates can then be computed exactly.
+contrastive divergence") connects visible units only to hidden ones. The states of small machines can be enumerated, so
+the quantities that a learning rule estimates can be computed exactly.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def all_states(count: int) -> np.ndarray:
-    """All states [2^count, count] of so many units; state n is the number n in binary, its highest bit first."""
+    """All states [2^count, count] of `count` units; state n is the number n in binary, highest bit first."""
     return (np.arange(2**count)[:, None] >> np.arange(count)[None, ::-1] & 1).astype(np.float32)
 
 
@@ -27,7 +27,7 @@ class Boltzmann(NamedTuple):
 
 
 def init(key, units: int, *, std: float = 0.01) -> Boltzmann:
-    """Weights from N(0, std^2) and no biases."""
+    """Weights from N(0, std^2) and zero biases."""
     upper = jnp.triu(std * jax.random.normal(key, (units, units)), 1)
     return Boltzmann(upper + upper.T, jnp.zeros(units))
 
@@ -43,8 +43,8 @@ def on_probability(machine: Boltzmann, states_BN, unit):
 
 
 def sample(machine: Boltzmann, states_BN, key, units, *, sweeps: int):
-    """The states after Gibbs sampling: in each sweep the given `units` are drawn one after the other, given all others.
-    Units that are not given are clamped."""
+    """The states after Gibbs sampling: each sweep samples `units` one after the other, conditioned on all other units.
+    Units that are not in `units` are clamped."""
 
     def one_sweep(states, n):
         uniform = jax.random.uniform(jax.random.fold_in(key, n), (len(units), len(states)))
@@ -67,7 +67,7 @@ def log_probabilities(machine: Boltzmann, visible: int):
 
 
 def divergence(data, log_model):
-    """The Kullback-Leibler divergence of a model from the data's distribution, in nats: sum p_data log(p_data / p)."""
+    """The Kullback-Leibler divergence of a model from the data distribution, in nats: sum p_data log(p_data / p)."""
     present = data > 0
     return jnp.where(present, data * (jnp.log(jnp.where(present, data, 1)) - log_model), 0).sum()
 
@@ -100,8 +100,8 @@ def visible_probabilities(machine: Restricted, hidden_BH):
 
 
 def gibbs(machine: Restricted, visible_BV, key, *, steps: int):
-    """The visible states after alternating draws of all hidden and all visible units; step n draws from
-    fold_in(key, n)."""
+    """The visible states after `steps` Gibbs steps, each of which samples all hidden and then all visible units; step n
+    uses fold_in(key, n)."""
 
     def one(visible, n):
         keys = jax.random.split(jax.random.fold_in(key, n))
@@ -120,7 +120,7 @@ def free_energy(machine: Restricted, visible_BV):
 
 def log_partition(machine: Restricted):
     """log Z, by enumeration of all states of the hidden or of the visible units, whichever are fewer."""
-    if len(machine.hidden) < len(machine.visible):  # The machine seen from its hidden units.
+    if len(machine.hidden) < len(machine.visible):  # Swap visible and hidden units.
         machine = Restricted(machine.weights.T, machine.hidden, machine.visible)
     return jax.nn.logsumexp(-free_energy(machine, all_states(len(machine.visible))))
 
@@ -136,8 +136,8 @@ def exact_gradient(machine: Restricted, visible_BV) -> Restricted:
 
 
 def statistics(machine: Restricted, visible_BV, weights_B=None) -> Restricted:
-    """The means over the batch of v h, v and h, with the probabilities for h: minus the derivatives of the free energy.
-    `weights_B`, which add up to 1, replace the mean by a weighted one."""
+    """The batch means of v h, v and h, with probabilities in place of h: the negative derivatives of the free energy.
+    With `weights_B`, which sum to 1, the means are weighted."""
     weights = jnp.full(len(visible_BV), 1 / len(visible_BV)) if weights_B is None else weights_B
     hidden = hidden_probabilities(machine, visible_BV)
     weighted = visible_BV * weights[:, None]
@@ -145,8 +145,8 @@ def statistics(machine: Restricted, visible_BV, weights_B=None) -> Restricted:
 
 
 def expected_contrast(machine: Restricted, visible_BV, *, steps: int) -> Restricted:
-    """The expectation of contrastive divergence's estimate of the gradient with so many Gibbs steps, by enumeration:
-    the statistics of the data minus those of p_data T^steps, where T is the transition matrix of a Gibbs step."""
+    """The expected gradient estimate of contrastive divergence with `steps` Gibbs steps, by enumeration: the statistics
+    of the data minus those of p_data T^steps, where T is the transition matrix of a Gibbs step."""
     visible, hidden = all_states(len(machine.visible)), all_states(len(machine.hidden))
     to_hidden = _probabilities(hidden_probabilities(machine, visible), hidden)
     transition = to_hidden @ _probabilities(visible_probabilities(machine, hidden), visible)
@@ -158,5 +158,5 @@ def expected_contrast(machine: Restricted, visible_BV, *, steps: int) -> Restric
 
 
 def _probabilities(on, states):
-    """The probability [A, S] of each state [S, N] of independent units that are 1 with probability on [A, N]."""
+    """The probability [A, S] of each state [S, N] of independent units that are 1 with probability `on` [A, N]."""
     return jnp.where(states[None] > 0, on[:, None], 1 - on[:, None]).prod(-1)

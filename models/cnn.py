@@ -12,7 +12,7 @@ from models.model_spec import ModelSpec
 
 
 class CNN(nn.Module):
-    """Images [B, H, W, C] of at least 8x8 pixels -> logits [B, num_classes]. It is no published network.
+    """Images [B, H, W, C] of at least 8x8 pixels -> logits [B, num_classes]. Not a published network.
 
     | layer  | output for 28x28 pixels | window                |
     |--------|-------------------------|-----------------------|
@@ -22,14 +22,14 @@ class CNN(nn.Module):
     | dense  | 64                      |                       |
     | logits | num_classes             |                       |
 
-    Batch norm and ReLU follow each layer but the last. For 28x28x1 pixels and ten classes there are 94,058 parameters
-    and 6,083,712 multiply-adds. Raises ModelError for smaller images.
+    Batch norm and ReLU follow each layer except the last. For 28x28x1 pixels and ten classes there are 94,058
+    parameters and 6,083,712 multiply-adds. Raises ModelError for smaller images.
 
     Attributes:
       num_classes: Number of classes.
       widths: Output channels of the convolutions.
       features: Units of the first dense layer.
-      dropout: Dropout rate of its outputs.
+      dropout: Dropout rate of the first dense layer's outputs.
       axis_name: Mesh axis for batch statistics and dropout's keys.
       sync_bn: Average batch statistics over `axis_name`.
       guided: As in layers.relu.

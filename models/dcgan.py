@@ -71,7 +71,7 @@ class Generator(nn.Module):
         deconv = functools.partial(ConvTranspose, window=window, padding=padding, kernel_init=_weights)
         *widths, widest = (width * multiple for multiple in _blocks(self.size))
         x = Dense(16 * widest, use_bias=False, kernel_init=_weights, name="project")(_beside(z, onehot))
-        # In the common variant this layer is a 4x4 transposed convolution of one pixel, with batch norm per channel.
+        # In the common variant this layer is a 4x4 transposed convolution of a 1x1 input, with batch norm per channel.
         x = x if self.authors else x.reshape(-1, 4, 4, widest)
         x = norm_relu(norm(name="bn_project"), x).reshape(-1, 4, 4, widest)
         for i, features in enumerate(reversed(widths), 1):
@@ -122,7 +122,7 @@ class DCGAN(nn.Module):
       channels: Channels of the images.
       authors: Use the authors' variant.
       conditional: Condition both networks on the class.
-      width: Channels of the layers of highest resolution; None is the variant's. It is no option of a command.
+      width: Channels of the layers of highest resolution; None selects the variant's width. There is no flag for it.
       axis_name: Mesh axis for batch statistics.
       sync_bn: Average batch statistics over `axis_name`.
     """
@@ -153,7 +153,7 @@ class DCGAN(nn.Module):
 
     def __call__(self, x, train: bool = False):
         """Calls the generator and then the discriminator on images of the first class, [B, size, size, channels] ->
-        logits [B]. For initialization and layer tables."""
+        logits [B]. Used for initialization and summaries."""
         labels = jnp.zeros(len(x), jnp.int32)
         self.generate(jnp.zeros((len(x), LATENT), x.dtype), labels, train)
         return self.discriminate(x, labels, train)

@@ -27,10 +27,10 @@ class DCNN(nn.Module):
     | block 3      | 3x3x192                 | 3x3, max pooling 2x2, 3x3                          |
     | logits       | num_classes             | global max pooling, dense                          |
 
-    Batch norm and GELU follow each convolution, the first of a block after pooling. Convolutions are initialized to the
-    identity. For 32x32x3 pixels and ten classes there are 656,458 parameters and 39,141,120 multiply-adds (without the
-    whitening), of dcnn_wide 1,160,970 and 65,155,072. Differences from the source: its widths are 64, 256 and 256, its
-    outputs are scaled, and batch norm's scales are fixed.
+    Batch norm and GELU follow each convolution; in a block's first convolution they come after pooling. Convolutions
+    are initialized to the identity. For 32x32x3 pixels and ten classes there are 656,458 parameters and 39,141,120
+    multiply-adds (without the whitening); dcnn_wide has 1,160,970 and 65,155,072. Differences from the source: its
+    widths are 64, 256 and 256, its outputs are scaled, and its batch norm scales are fixed.
 
     The whitening filters [2, 2, C, 4C] are stored in the collection batch_stats because they are not trained. They are
     initialized to the identity; `whitening_from_images` computes them. Raises ModelError for smaller images.
@@ -95,10 +95,10 @@ def whitening_from_images(batch_stats, images_BHWC):
 
 
 def first_filters(params, batch_stats):
-    """Returns the filters [4, 4, C, F] that are equivalent to whitening and the first convolution together.
+    """Returns the filters [4, 4, C, F] that are equivalent to whitening followed by the first convolution.
 
     Since gelu(x) - gelu(-x) = x, the odd part of a gelu(x) + b gelu(-x) is (a - b) / 2 x. The even part, which does not
-    distinguish bright from dark, is left out.
+    distinguish bright from dark, is omitted.
     """
     whitening, kernel = np.asarray(batch_stats["whitening"]), np.asarray(params["block1_conv1"]["kernel"])
     bright, dark = np.split(kernel, 2, axis=2)

@@ -1,4 +1,4 @@
-"""Networks of transposed convolutions that make images from the features of another network."""
+"""Networks of transposed convolutions that reconstruct images from the features of another network."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,20 @@ import jax
 from models.initializers import kaiming_normal
 from models.layers import Conv, ConvTranspose, Dense
 
-SLOPE = 0.2  # Of the leaky ReLU, as in the paper.
+SLOPE = 0.2  # Negative slope of the leaky ReLU, as in the paper.
 
 
 class UpConvolution(nn.Module):
-    """Features [B, h, w, C] or [B, M] -> images [B, 4 side, 4 side, 1] in 0 .. 1 (Dosovitskiy & Brox 2015, "Inverting
+    """Features [B, h, w, C] or [B, M] -> images [B, 4 side, 4 side, 1] in [0, 1] (Dosovitskiy & Brox 2015, "Inverting
     visual representations with convolutional networks").
 
-    Vectors and maps smaller than `side` go through a dense layer to side x side x width first; maps of `side` or twice
-    as many pixels through a 3x3 convolution. Then transposed convolutions double the size, with leaky ReLU before each.
+    A dense layer first maps vectors, and feature maps smaller than `side`, to side x side x width; a 3x3 convolution
+    does so for maps of `side` or 2 `side` pixels. Transposed convolutions, each after a leaky ReLU, then double the
+    size.
 
     Attributes:
-      side: Side of the maps in pixels before the last two doublings.
-      width: Their channels, half as many after a doubling.
+      side: Side in pixels of the feature maps before the last two doublings.
+      width: Channels of these feature maps; half as many after the first doubling.
     """
 
     side: int = 7
@@ -40,10 +41,10 @@ class UpConvolution(nn.Module):
 
 
 class UpConvolutions(nn.Module):
-    """Images -> images by layer, reconstructed by one `UpConvolution` for each layer of a network.
+    """Images -> reconstructed images by layer name, from one `UpConvolution` for each layer of a network.
 
     Attributes:
-      features: Images [B, H, W, C] -> features by layer, of the network, which is not trained.
+      features: Function from images [B, H, W, C] to the network's features by layer name. The network is not trained.
       side: As in UpConvolution.
       width: As in UpConvolution.
     """

@@ -12,8 +12,8 @@ from models.layers import BatchNorm, Composite, Conv, Dense, Dropout, avg_pool, 
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# The networks for ImageNet (table 1 of the conference paper, 2017): depth -> (layers of each block, growth rate). The
-# paper has no 13.
+# The networks for ImageNet (table 1 of the conference paper, 2017): depth -> (layers of each block, growth rate). Depth
+# 13 is not in the paper; it is for tests.
 DEPTHS = {
     13: ((1, 1, 1, 1), 4),
     121: ((6, 12, 24, 16), 32),
@@ -24,7 +24,7 @@ DEPTHS = {
 
 
 def torchvision_names(*, depth: int) -> dict[str, str]:
-    """Returns the mapping from layer names to torchvision's, for a network for ImageNet."""
+    """Returns the mapping from layer names to torchvision's layer names, for a network for ImageNet."""
     blocks, _ = DEPTHS[depth]
     names = {"conv1": "features.conv0", "bn1": "features.norm0", "bn": "features.norm5", "logits": "classifier"}
     for block, layers in enumerate(blocks, 1):
@@ -41,7 +41,7 @@ def torchvision_names(*, depth: int) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class DenseBlocks:
-    """The part that the networks have in common: dense blocks with transitions between them and global average pooling.
+    """The part that both networks share: dense blocks with transitions between them, and global average pooling.
 
     A layer is the composite function BN - ReLU - 3x3 convolution with k output channels, in the bottleneck form
     preceded by BN - ReLU - 1x1 convolution with 4k channels. Its output is concatenated to its input. A transition is
@@ -52,7 +52,7 @@ class DenseBlocks:
       growth_rate: k, output channels of a layer.
       bottleneck: Use the bottleneck form.
       compression: Factor by which transitions multiply the number of channels.
-      norm: Batch norm, a module class with all but the name bound.
+      norm: Batch norm, a module class with all arguments except the name bound.
       drop: Function that applies dropout after each convolution; None without dropout.
       guided: As in layers.relu.
     """
@@ -84,7 +84,7 @@ class DenseBlocks:
         return self.composite(name, width, 1)
 
     def __call__(self, x):
-        """[B, H, W, C] -> [B, channels]. Must be called in a compact method, which has the layers' parameters."""
+        """[B, H, W, C] -> [B, channels]. Must be called in a compact method, which owns the layers' parameters."""
         act = functools.partial(relu, guided=self.guided)
         dense = functools.partial(dense_block, relu=act, fuse=not self.guided)
         for block, count in enumerate(self.layers, 1):
@@ -109,17 +109,17 @@ class DenseNet(nn.Module):
     | logits               | num_classes, after global average pooling      |
 
     Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
-    with k = 4, depth 7. Difference from the paper: the dense layer, too, is initialized by Kaiming's rule. Raises
-    ModelError for a depth that does not fit.
+    with k = 4, depth 7. Difference from the paper: the dense layer is also initialized by Kaiming's rule. Raises
+    ModelError for any other depth than described below.
 
     Attributes:
       num_classes: Number of classes.
-      depth: For b blocks bN + b + 1, or 2bN + b + 1 with `bottleneck`; 3N + 4 or 6N + 4 for the paper's three.
+      depth: bN + b + 1 for b blocks, or 2bN + b + 1 with `bottleneck`; 3N + 4 or 6N + 4 for the paper's three blocks.
       growth_rate: k, output channels of a layer.
       bottleneck: Use the bottleneck form.
       compression: Factor by which transitions multiply the number of channels.
       blocks: Number of dense blocks.
-      dropout: Dropout rate after each convolution but the first; the paper uses 0.2 without data augmentation.
+      dropout: Dropout rate after each convolution except the first; the paper uses 0.2 without data augmentation.
       axis_name: Mesh axis for batch statistics and dropout's keys.
       sync_bn: Average batch statistics over `axis_name`.
       guided: As in layers.relu.
@@ -138,7 +138,7 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        # Outside the blocks there are conv1, the transitions and the dense layer.
+        # The layers outside the blocks are conv1, the transitions and the dense layer.
         per_layer, outside = self.blocks * (2 if self.bottleneck else 1), self.blocks + 1
         layers, remainder = divmod(self.depth - outside, per_layer)
         if remainder or layers < 1:
@@ -175,9 +175,9 @@ class ImageNetDenseNet(nn.Module):
     | block 4             | 7x7x1024                                    |
     | logits              | num_classes, after global average pooling   |
 
-    conv1 has 2k channels; blocks are in the bottleneck form, with compression 0.5; `DEPTHS` has their layers and k.
-    models/README.md has parameters and multiply-adds. Differences from the paper: as in DenseNet. Raises ModelError for
-    an unknown depth or smaller images.
+    conv1 has 2k channels; blocks use the bottleneck form, with compression 0.5; `DEPTHS` lists their layers and k.
+    models/README.md lists parameters and multiply-adds. Differences from the paper: as in DenseNet. Raises ModelError
+    for an unknown depth or smaller images.
 
     Attributes:
       num_classes: Number of classes.

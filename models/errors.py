@@ -1,9 +1,10 @@
-"""The errors of networks and of stored weights."""
+"""Errors raised by models and by stored weights."""
 
 
 class ModelError(ValueError):
-    """An unknown network, an option or a number that it does not support, or images that are too small for it."""
+    """An unknown model, an option or value that the model does not support, or images that are too small for it."""
 
 
 class StateDictError(ValueError):
-    """Weights that do not fit the network: entries are missing, unexpected, of another shape or no valid numbers."""
+    """Weights that do not match the model: entries are missing, unexpected, of the wrong shape or have invalid
+    values."""

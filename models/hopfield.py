@@ -1,8 +1,8 @@
 """The Hopfield network (Hopfield 1982, "Neural networks and physical systems with emergent collective computational
 abilities").
 
-Units are -1.0 or 1.0. Weights [N, N] are symmetric with a zero diagonal. Those of Hebb's rule (train/tasks/hebb.py) are
-whole numbers, as in the paper, so that fields and energies below 2^24 are exact in float32.
+Units are -1.0 or 1.0. Weights [N, N] are symmetric with a zero diagonal. Hebb's rule (train/tasks/hebb.py) gives
+integer weights, as in the paper, so that fields and energies below 2^24 are exact in float32.
 """
 
 import jax
@@ -15,21 +15,21 @@ def energy(weights_NN, states_BN):
 
 
 def update(weights_NN, states_BN, unit):
-    """The states after one unit took the sign of its field sum_j w_ij s_j. Where the field is 0 the unit keeps its
-    state."""
+    """Returns the states after setting one unit to the sign of its field sum_j w_ij s_j. A unit whose field is 0 keeps
+    its state."""
     field_B = states_BN @ weights_NN[unit]
     return states_BN.at[:, unit].set(jnp.where(field_B == 0, states_BN[:, unit], jnp.sign(field_B)))
 
 
 def sweep(weights_NN, states_BN, order_N):
-    """The states after the units were updated one after the other in the given order, which is what keeps the energy
-    from rising: all at once they may alternate for ever between two states."""
+    """Returns the states after updating the units one after the other in the given order, so that the energy never
+    rises. Simultaneous updates could alternate between two states forever."""
     return jax.lax.scan(lambda states, unit: (update(weights_NN, states, unit), None), states_BN, order_N)[0]
 
 
 def recall(weights_NN, states_BN, key, *, limit: int = 100):
-    """(states, sweeps): sweeps in random order until no unit changes any more, at most `limit` of them. Sweep n draws
-    its order from fold_in(key, n)."""
+    """Sweeps in random order until no unit changes, at most `limit` times. Sweep n draws its order from
+    fold_in(key, n). Returns (states, number of sweeps)."""
 
     def unfinished(carry):
         _, done, changed = carry

@@ -39,8 +39,8 @@ def uniform(limit: float):
 
 
 def fan_in_uniform(key, shape, dtype=jnp.float32):
-    """Draws from U(-a, a), a = 1 / sqrt(fan_in), torch's default (LeCun et al. 1998, "Efficient backprop", section 4.6,
-    has standard deviation 1 / sqrt(fan_in)). The variance is a third of LeCun's and a sixth of Kaiming's."""
+    """Draws from U(-a, a), a = 1 / sqrt(fan_in), PyTorch's default. LeCun et al. 1998, "Efficient backprop", section
+    4.6, use the standard deviation 1 / sqrt(fan_in). The variance is a third of LeCun's and a sixth of Kaiming's."""
     return uniform(1 / math.sqrt(fans(shape)[0]))(key, shape, dtype)
 
 
@@ -51,8 +51,8 @@ def glorot_uniform(key, shape, dtype=jnp.float32):
 
 
 def dirac(key, shape, dtype=jnp.float32):
-    """Identity initialization: the first min(in, out) filters each copy one input channel, the others are drawn by
-    `kaiming_normal` (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.3). Height and width must be odd."""
+    """Identity initialization: the first min(in, out) filters each copy one input channel; `kaiming_normal` draws the
+    others (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.3). Height and width must be odd."""
     height, width, channels, filters = shape
     same = jnp.arange(min(channels, filters))
     kernel = kaiming_normal(key, shape, dtype).at[..., same].set(0)

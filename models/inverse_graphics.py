@@ -8,8 +8,8 @@ from models.layers import Conv, ConvTranspose, Dense, relu
 
 
 class InverseGraphics(nn.Module):
-    """A variational autoencoder of convolutions (Kulkarni, Whitney, Kohli & Tenenbaum 2015, "Deep convolutional inverse
-    graphics network"), whose first latent variables are to stand for one known factor each.
+    """A convolutional variational autoencoder (Kulkarni, Whitney, Kohli & Tenenbaum 2015, "Deep convolutional inverse
+    graphics network"), whose first latent variables are trained to represent one known factor each.
 
     | encoder       | output for 28x28 pixels | decoder       | output    |
     |---------------|-------------------------|---------------|-----------|
@@ -18,13 +18,13 @@ class InverseGraphics(nn.Module):
     | dense         | 64                      | deconv2, 4x4  | 28x28x1   |
     | code          | 2 x latent              |               |           |
 
-    Strides are 2, where the paper has pooling and upsampling; ReLU follows all layers but the last of each half. Images
-    are [B, H, W, 1] with pixels in 0 .. 1, and sides that are multiples of 4.
+    Convolutions have stride 2, in place of the paper's pooling and upsampling; ReLU follows all layers except the last
+    of each half. Images are [B, H, W, 1] with pixels in [0, 1] and sides that are multiples of 4.
 
     Attributes:
-      side: Side of the images.
+      side: Side of the images in pixels.
       latent: Number of latent variables.
-      width: Channels of the smallest maps.
+      width: Channels of the smallest feature maps.
       hidden: Units of the encoder's dense layer.
     """
 

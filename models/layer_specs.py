@@ -1,8 +1,8 @@
 """Descriptions of the layers of a feed-forward network, for train/backpropagation.py.
 
-A model that has a method `layer_specs(input_shape)` can be trained with the written-out backpropagation. The method
-returns the layers in the order of the forward pass. `name` is the name of the layer's parameters, with the leaves
-"kernel" and "bias".
+A model with a method `layer_specs(input_shape)` can be trained with this explicit backpropagation. The method returns
+the layers in the order of the forward pass. `name` is the name of the layer's parameters, with the leaves "kernel" and
+"bias".
 """
 
 from typing import NamedTuple

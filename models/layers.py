@@ -23,7 +23,7 @@ from models.initializers import fan_in_uniform, glorot_uniform, kaiming_normal, 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)
 
-# torch's defaults; its momentum 0.1 is the weight of the new batch, Flax's 0.9 that of the running statistics.
+# PyTorch's defaults; its momentum 0.1 is the weight of the new batch, Flax's 0.9 the weight of the running statistics.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
@@ -52,9 +52,9 @@ _guided_gelu.defvjp(lambda x: (jax.nn.gelu(x), x), _guided_backward)
 def relu(x, *, guided: bool = False):
     """max(0, x), elementwise.
 
-    With `guided` only positive gradients pass, at positive inputs: guided backpropagation (Springenberg, Dosovitskiy,
-    Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution). Networks have a field of that name
-    for it, which is no option of a command.
+    With `guided`, only positive gradients at positive inputs are propagated: guided backpropagation (Springenberg,
+    Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution). Models have a field
+    `guided` for it, which is not a flag.
     """
     return _guided_relu(x) if guided else _relu(x)
 
@@ -66,8 +66,8 @@ def norm_relu(norm, x, *, use_running_average: bool | None = None, shortcut=None
 
 
 def gelu(x, *, guided: bool = False):
-    """x times the standard normal distribution function at x, in its tanh approximation (Hendrycks & Gimpel 2016,
-    "Gaussian error linear units"). `guided` treats it as a ReLU."""
+    """x times the standard normal cumulative distribution function at x, in the tanh approximation (Hendrycks & Gimpel
+    2016, "Gaussian error linear units"). With `guided`, the gradient is that of a guided ReLU."""
     return _guided_gelu(x) if guided else jax.nn.gelu(x)
 
 
@@ -84,12 +84,12 @@ ACTIVATIONS: dict[str, Callable] = {
     "leaky_relu": jax.nn.leaky_relu,
     "gelu": gelu,
 }
-GUIDED = ("relu", "rectified_tanh", "gelu")  # Those that take `guided`.
+GUIDED = ("relu", "rectified_tanh", "gelu")  # The activations with an argument `guided`.
 
 
 def activation(name: str, *, slope: float = 0.01, guided: bool = False) -> Callable:
-    """Returns the elementwise function `name`; `slope` is the negative slope of leaky_relu, `guided` as for `relu`,
-    which concerns rectifiers alone.
+    """Returns the elementwise function `name`; `slope` is the negative slope of leaky_relu, `guided` is as in `relu`
+    and applies only to the activations in GUIDED.
 
     Raises ModelError for an unknown name.
     """
@@ -107,12 +107,13 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
 
     The gradient goes to the first maximum of a window, in row-major order, on every platform. It is written with
     strided slices because XLA's gradient of max pooling (select-and-scatter) is several times slower on a CPU and not
-    deterministic on a GPU. On CPUs windows that overlap have a kernel, without forward mode (jax.jvp).
+    deterministic on a GPU. On CPUs, a C kernel computes overlapping windows; it does not support forward-mode
+    differentiation (jax.jvp).
 
     Args:
       x: Images.
       window: Side of the window in pixels.
-      stride: In pixels; None is the window's side.
+      stride: Stride in pixels; None means `window`.
       padding: Pixels of minus infinity on each side.
       ceil: Keep windows that are partly outside at the right and bottom, instead of dropping the remaining pixels.
     """
@@ -133,7 +134,7 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
 
 
 def _is_larger(x, best):
-    """True where x is larger than best, or not a number: a maximum of NaN is NaN, so that divergence shows."""
+    """True where x is larger than best or NaN: NaN propagates through the maximum, so that divergence is visible."""
     return (x > best) | jnp.isnan(x)
 
 
@@ -222,8 +223,8 @@ class Dropout(nn.Module):
     evaluation.
 
     An example's mask depends only on the key and on the example's index in the global batch, so the result is the same
-    on any number of devices. A step that takes the batch in parts gives the indices of its rows with the network's
-    variables, see `batch_rows`; otherwise they are those of a device on `axis_name`.
+    on any number of devices. A step that processes the batch in parts passes the indices of its rows as a variable (see
+    `batch_rows`); otherwise they follow from the device's index on `axis_name`.
     """
 
     rate: float
@@ -243,15 +244,15 @@ class Dropout(nn.Module):
 
 
 def batch_rows(rows) -> dict:
-    """Variables for `apply` that tell a network's dropout the indices [B] of the batch's rows in the global batch."""
+    """Returns the variables for `apply` that give `Dropout` the indices [B] of the rows in the global batch."""
     return {"batch": {"rows": rows}}
 
 
 def global_rows(count: int, axis_name: str | None):
-    """Returns the indices in the global batch of the `count` rows that this device on `axis_name` has."""
+    """Returns the indices in the global batch of this device's `count` rows; the devices lie on `axis_name`."""
     return (lax.axis_index(axis_name) * count if axis_name else 0) + jnp.arange(count)
 
 
 def row_keys(key, rows):
-    """Returns keys [B]: `key` folded with each of the rows' indices [B] in the global batch."""
+    """Returns keys [B]: `key` folded with each row's index in the global batch; `rows` [B] are the indices."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)

@@ -11,9 +11,9 @@ from models.model_spec import ModelSpec
 class Perceptron(nn.Module):
     """Multinomial logistic regression, images [B, H, W, C] -> logits [B, num_classes].
 
-    For 28x28x1 pixels and ten classes there are 7,850 parameters and 7,840 multiply-adds. It is trained on the
-    cross-entropy, not by Rosenblatt's rule (1958, "The perceptron"). Weights are initialized to zero. The loss is
-    convex, so no symmetry has to be broken.
+    For 28x28x1 pixels and ten classes there are 7,850 parameters and 7,840 multiply-adds. It is trained with the
+    cross-entropy loss, not with Rosenblatt's rule (1958, "The perceptron"). Weights are initialized to zero. The loss
+    is convex, so no symmetry has to be broken.
     """
 
     num_classes: int
@@ -42,7 +42,7 @@ class Logistic(nn.Module):
     def __call__(self, x, train: bool = False):
         del train
         if self.num_classes != 2:
-            raise ModelError(f"logistic separates 2 classes, not {self.num_classes}; choose them by --positive=DIGIT")
+            raise ModelError(f"logistic separates 2 classes, not {self.num_classes}; select them with --positive=DIGIT")
         return Dense(1, kernel_init=nn.initializers.zeros, name="dense")(x.reshape(x.shape[0], -1))
 
 

@@ -3,7 +3,7 @@
 of communication", section 3).
 
 A chain of order K is learned by counting (train/tasks/markov_chain.py). Its counts are K + 1 arrays: counts[k], of
-shape [A] * (k + 1), has how often each symbol (last axis) followed each context of k symbols (the other axes, oldest
+shape [A] * (k + 1), is how often each symbol (last axis) followed each context of k symbols (the other axes, oldest
 first).
 """
 
@@ -14,7 +14,7 @@ Counts = tuple[jax.Array, ...]
 
 
 def no_counts(symbols: int, order: int) -> Counts:
-    """The counts of a chain that has seen nothing."""
+    """Counts of zero, for a chain that has seen no text."""
     return tuple(jnp.zeros((symbols,) * (k + 1)) for k in range(order + 1))
 
 
@@ -27,9 +27,9 @@ def contexts(text_T, order: int) -> tuple:
 def probabilities(counts: Counts, *, strength: float):
     """The probability of each symbol (last axis) after each context of K symbols, [A] * (K + 1).
 
-    A context of k symbols is smoothed with the shorter one that lacks its oldest symbol, which weighs as much as
-    `strength` observations (MacKay & Peto 1995, "A hierarchical Dirichlet language model"); the shortest is smoothed
-    with the uniform distribution.
+    The distribution after a context of k symbols is smoothed with that after the context without its oldest symbol,
+    which counts as much as `strength` observations (MacKay & Peto 1995, "A hierarchical Dirichlet language model"). The
+    distribution after the empty context is smoothed with the uniform distribution.
     """
     symbols = counts[0].shape[-1]
     smoothed = jnp.full(symbols, 1 / symbols)
@@ -45,7 +45,7 @@ def bits(probabilities, text_T):
 
 
 def sample(probabilities, start_K, key, *, length: int):
-    """`length` symbols that continue a text whose last symbols are start [K]. Symbol n is drawn by fold_in(key, n)."""
+    """Samples `length` symbols that continue a text ending in `start_K` [K]. Symbol n is drawn with fold_in(key, n)."""
 
     def one(context, n):
         drawn = jax.random.categorical(jax.random.fold_in(key, n), jnp.log(probabilities[tuple(context)]))

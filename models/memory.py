@@ -1,8 +1,8 @@
-"""Networks with a memory, for sequences [B, T, C]: an LSTM and the neural Turing machine of Graves, Wayne & Danihelka
-2014, "Neural Turing machines", with one read head and one write head; functions name the paper's equations.
+"""Networks with memory for sequences [B, T, C]: an LSTM and the neural Turing machine of Graves, Wayne & Danihelka
+2014, "Neural Turing machines", with one read head and one write head. Equation numbers are the paper's.
 
-Dimensions: B examples, T steps, N rows and W columns of the memory, H units. A weighting [B, N] is what a head gives
-the rows; it is positive and sums to one.
+Dimensions: B examples, T steps, N rows and W columns of the memory, H units. A weighting [B, N] is a head's
+distribution over the rows: positive, with sum one.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from models.layers import Dense
 from models.recurrent import Recurrent, lstm_step
 
-KEEP_BIAS = 1.0  # Of the forget gates at the start.
+KEEP_BIAS = 1.0  # Initial bias of the forget gates.
 SHIFTS = (-1, 0, 1)  # Rows that a head can move by in one step.
 TINY = 1e-12  # Keeps logarithms and roots, and their gradients, finite.
-BLANK = 0.1  # The memory's content at the start. Of zeros the cosine similarity would be undefined.
+BLANK = 0.1  # Initial content of the memory. With zeros, the cosine similarity would be undefined.
 
 
 class LSTM(nn.Module):
@@ -36,12 +36,12 @@ class LSTM(nn.Module):
 
 
 class Head(NamedTuple):
-    """What a head uses to find its rows.
+    """The addressing parameters of a head.
 
     Attributes:
       key: [B, W], compared with the rows; k in the paper.
-      strength: [B], at least 0, how much the comparison counts; β.
-      gate: [B] in 0 to 1, 0 keeps the weighting of the step before; g.
+      strength: [B], at least 0, sharpens the comparison; β.
+      gate: [B] in [0, 1], 0 keeps the weighting of the previous step; g.
       shift: [B, 3], probabilities of moving by each of SHIFTS; s.
       power: [B], at least 1, sharpens the weighting; γ.
     """
@@ -54,7 +54,7 @@ class Head(NamedTuple):
 
 
 def head(outputs, width: int) -> Head:
-    """The parameters of a head from a layer's outputs [B, W + 6], which have any range (paper, section 3.3)."""
+    """Converts a layer's unbounded outputs [B, W + 6] to the parameters of a head (paper, section 3.3)."""
     key, strength, gate, power = outputs[:, :width], *(outputs[:, width + i] for i in range(3))
     return Head(
         jnp.tanh(key),
@@ -77,17 +77,17 @@ def by_content(key, strength, memory):
 
 
 def interpolated(content, before, gate):
-    """The weighting [B, N] between that by content and that of the step before (equation 7)."""
+    """Interpolates between the content weighting and the previous step's weighting, [B, N] (equation 7)."""
     return gate[:, None] * content + (1 - gate[:, None]) * before
 
 
 def shifted(weighting, shift):
-    """The weighting [B, N] moved along the rows, which form a circle: a convolution (equation 8)."""
+    """The weighting [B, N] shifted along the rows by circular convolution (equation 8)."""
     return sum(shift[:, i, None] * jnp.roll(weighting, move, axis=-1) for i, move in enumerate(SHIFTS))
 
 
 def sharpened(weighting, power):
-    """The weighting [B, N] to the power, divided by its sum (equation 9)."""
+    """The weighting [B, N] raised to `power` [B] and normalized to sum one (equation 9)."""
     return jax.nn.softmax(power[:, None] * jnp.log(weighting + TINY))
 
 
@@ -103,15 +103,15 @@ def read(memory, weighting):
 
 
 def write(memory, weighting, erase, add):
-    """The memory [B, N, W] after a write that first erases, `erase` [B, W] in 0 to 1, and then adds `add` [B, W]
+    """The memory [B, N, W] after a write that first erases, by `erase` [B, W] in [0, 1], and then adds `add` [B, W]
     (equations 3 and 4)."""
     kept = memory * (1 - weighting[:, :, None] * erase[:, None])
     return kept + weighting[:, :, None] * add[:, None]
 
 
 class Tape(NamedTuple):
-    """The state of a neural Turing machine: the memory [B, N, W], the heads' weightings [B, N], what was read [B, W],
-    and the state of the controller."""
+    """The state of a neural Turing machine: the memory [B, N, W], the heads' weightings [B, N], the vector last read
+    [B, W], and the state of the controller."""
 
     memory: jax.Array
     reads: jax.Array
@@ -121,8 +121,8 @@ class Tape(NamedTuple):
 
 
 class TuringCell(nn.Module):
-    """One step: the controller sees the input and what was read last, then the write head writes and the read head
-    reads. (Tape, input [B, C]) -> (Tape, logits [B, outputs])."""
+    """One step, (Tape, input [B, C]) -> (Tape, logits [B, outputs]): the controller receives the input and the vector
+    last read, then the write head writes and the read head reads."""
 
     outputs: int
     units: int
@@ -150,7 +150,7 @@ class NeuralTuringMachine(nn.Module):
     """Sequences [B, T, C] -> logits [B, T, outputs].
 
     Differences from the paper: both heads start at the first row, the memory starts with a constant, and the first
-    vector read is zero; the paper learns where the heads start and what is read first.
+    vector read is zero; the paper learns the initial head positions and the first vector read.
 
     Attributes:
       outputs: Number of logits.
@@ -170,7 +170,7 @@ class NeuralTuringMachine(nn.Module):
 
     @nn.compact
     def with_weightings(self, x_BTC):
-        """(logits [B, T, outputs], read weightings [B, T, N], write weightings [B, T, N])."""
+        """Returns (logits [B, T, outputs], read weightings [B, T, N], write weightings [B, T, N])."""
         size = len(x_BTC)
 
         def step(cell, tape, x):

@@ -20,7 +20,7 @@ class MLP(nn.Module):
     | dense2       | 128                       |
     | logits       | num_classes               |
 
-    The activation function follows each hidden layer, and dropout if there is any (Srivastava et al. 2014, "Dropout").
+    Each hidden layer is followed by the activation function and by dropout (Srivastava et al. 2014, "Dropout").
     For 28x28x1 pixels and ten classes there are 235,146 parameters and 234,752 multiply-adds. Hidden layers are
     initialized by Glorot's rule for tanh and sigmoid, otherwise by Kaiming's. Raises ModelError for an unknown
     activation.
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         return Dense(self.num_classes, name="logits")(x)
 
     def layer_specs(self, input_shape) -> list[layer_specs.Layer]:
-        """Returns the layers. Raises ModelError if the model has dropout, which is not described by layer_specs."""
+        """Returns the layers. Raises ModelError if the model has dropout, which layer_specs cannot describe."""
         del input_shape
         if self.dropout:
             raise ModelError(f"dropout={self.dropout} is not supported")

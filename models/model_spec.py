@@ -1,4 +1,4 @@
-"""What the rest of the code needs to know about a model besides its module."""
+"""Registry entries: a model's module and its metadata."""
 
 import dataclasses
 import functools
@@ -14,17 +14,17 @@ Task = Literal["classification", "segmentation", "generation", "reconstruction"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The registry's entry for one model name.
+    """The registry entry for one model name.
 
     Attributes:
       module: The Linen module class, with a field `num_classes` unless it reconstructs images, or a functools.partial
         of it that fixes other fields, for example the depth.
       task: What the model is for.
-      image_shape: Default image shape (height, width, channels), that of the data set it was published for.
-      num_classes: Number of classes of the same data set.
+      image_shape: Default image shape (height, width, channels): that of the data set the model was published for.
+      num_classes: Number of classes of that data set.
       author_groups: The learning-rate and weight-decay multipliers of the model's authors, as (regular expression for
-        the parameter path, learning-rate multiplier, weight-decay multiplier). Empty where there are none.
-      torchvision: The layer names in torchvision's state dict; None where torchvision has no such model.
+        the parameter path, learning-rate multiplier, weight-decay multiplier). Empty if there are none.
+      torchvision: The layer names in torchvision's state dict; None if torchvision has no such model.
       data_dependent_init: Computes initial batch statistics from data: a function of (batch statistics, normalized
         images [B, H, W, C]) that returns the new batch statistics.
       first_filters: Computes the filters [h, w, C, F] of the first layer from (parameters, batch statistics), for a
@@ -46,7 +46,7 @@ class ModelSpec:
 
     @property
     def options(self) -> set[str]:
-        """The names of the module's fields that may be chosen, `num_classes` aside."""
+        """The names of the module's configurable fields, without `num_classes`."""
         fixed: Mapping[str, Any] = {}
         module: Any = self.module
         if isinstance(module, functools.partial):

@@ -1,4 +1,4 @@
-"""Radial basis functions: each hidden unit responds to the inputs near its centre (Broomhead & Lowe 1988,
+"""Radial basis functions: each hidden unit responds to inputs near its center (Broomhead & Lowe 1988,
 "Multivariable functional interpolation and adaptive networks").
 
 The output is a linear function of `features`; train/tasks/least_squares.py fits it.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class RBF(NamedTuple):
-    """Hidden units: their centres [K, D] and the width [] of all of them, in the inputs' unit."""
+    """Hidden units: their centers [K, D] and their common width [], in the unit of the inputs."""
 
     centres: jax.Array
     width: jax.Array
@@ -24,13 +24,13 @@ def squared_distances(x_BD, z_KD):
 
 
 def create(centres_KD) -> RBF:
-    """Units at these centres, at least two of them different; the width is the root mean square distance between two
-    centres."""
+    """Units at the given centers; at least two must differ. The width is the root mean square distance between two
+    centers."""
     centres = jnp.asarray(centres_KD, jnp.float32)
     count = len(centres)
     return RBF(centres, jnp.sqrt(squared_distances(centres, centres).sum() / (count * (count - 1))))
 
 
 def features(params: RBF, x_BD):
-    """exp(-|x - centre|^2 / (2 width^2)) by unit, [B, K]."""
+    """exp(-|x - center|^2 / (2 width^2)) for each unit, [B, K]."""
     return jnp.exp(-squared_distances(x_BD, params.centres) / (2 * params.width**2))

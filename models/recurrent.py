@@ -50,13 +50,13 @@ def gru_step(state: State, s_BG, u_HG) -> State:
 
 
 class Cell(NamedTuple):
-    """A cell of H units.
+    """A cell with H units.
 
     Attributes:
       step: (state, s, U) -> state at the next time, for s = x W + b [B, parts * H] and U [H, parts * H].
-      parts: How many gates and candidates the columns of s are for.
-      keeps: Index of the part that is the gate which keeps the state when it is open; None without such a gate.
-      states: Number of arrays of the state; the first is the output h.
+      parts: Number of gates and candidates, each with H columns of s.
+      keeps: Index of the gate that keeps the state when open (forget or update gate); None if there is none.
+      states: Number of arrays in the state; the first is the output h.
     """
 
     step: Callable[..., State]
@@ -69,7 +69,7 @@ CELLS = {"rnn": Cell(rnn_step), "lstm": Cell(lstm_step, 4, 1, 2), "gru": Cell(gr
 
 
 def unroll(cell: Cell, s_BTG, u_HG):
-    """The outputs h [B, T, H] at all times, from a state of zeros, for s = x W + b [B, T, parts * H]."""
+    """The outputs h [B, T, H] at all times, starting from a zero state, for s = x W + b [B, T, parts * H]."""
     zeros = jnp.zeros_like(s_BTG, shape=(len(s_BTG), len(u_HG)))
 
     def one(state, s_BG):
@@ -81,8 +81,8 @@ def unroll(cell: Cell, s_BTG, u_HG):
 
 
 def by_part(init: Callable, parts: int) -> Callable:
-    """An initializer of kernels [in, parts * H] that draws each part [in, H] by `init`: its scale is that of one gate,
-    not that of a layer with so many outputs."""
+    """An initializer of kernels [in, parts * H] that draws each part [in, H] with `init`, so that the fan-out is that
+    of one gate, not of the whole kernel."""
 
     def draw(key, shape, dtype=jnp.float32):
         part = (shape[0], shape[1] // parts)
@@ -94,8 +94,8 @@ def by_part(init: Callable, parts: int) -> Callable:
 class Recurrent(nn.Module):
     """One recurrent layer, sequences [B, T, D] -> h [B, T, units].
 
-    Kernels of x and h are initialized by Glorot's rule for each gate. Biases are zero but for those of the gate that
-    keeps the state, which are `keep_bias`.
+    Kernels of x and h are initialized by Glorot's rule for each gate. Biases are zero, except that those of the gate
+    that keeps the state are `keep_bias`.
     """
 
     cell: str
@@ -107,7 +107,7 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def gates(self, x):
-        """(s = x W + b [..., parts * units], U [units, parts * units]), what `Cell.step` takes, for x [..., D]."""
+        """Returns s = x W + b [..., parts * units] and U [units, parts * units] for `Cell.step`, from x [..., D]."""
         cell = CELLS[self.cell]
         init = by_part(glorot_uniform, cell.parts)
 
@@ -119,7 +119,7 @@ class Recurrent(nn.Module):
         return s, self.param("recurrent", init, (self.units, cell.parts * self.units))
 
     def multiply_adds(self, shape: Sequence[int]) -> int:
-        """Multiply-adds of h U for one sequence, whose output's shape is [T, units]."""
+        """Multiply-adds of h U for one sequence; `shape` is the output shape [T, units]."""
         return shape[0] * shape[1] * CELLS[self.cell].parts * shape[1]
 
 
@@ -129,17 +129,17 @@ class RowReader(nn.Module):
     | layer  | output for 28x28x1 pixels  | multiply-adds: rnn | lstm      | gru       |
     |--------|----------------------------|--------------------|-----------|-----------|
     | layer1 | 28x128                     | 559,104            | 2,236,416 | 1,677,312 |
-    | logits | num_classes, of the last h | 1,280              | 1,280     | 1,280     |
+    | logits | num_classes, from last h   | 1,280              | 1,280     | 1,280     |
 
     For 28x28x1 pixels and ten classes there are 21,386 parameters (rnn), 81,674 (lstm) or 61,578 (gru). Raises
-    ModelError without a hidden layer.
+    ModelError if `hidden` is empty.
 
     Attributes:
       num_classes: Number of classes.
       cell: Name of the cell, as in CELLS.
-      hidden: Units of the recurrent layers, each of which reads the outputs of the one before.
-      keep_bias: Initial bias of the gate that keeps the state, the forget gate of lstm and the update gate of gru. With
-        1 an lstm remembers longer from the start on (Jozefowicz, Zaremba & Sutskever 2015, "An empirical exploration").
+      hidden: Units of the stacked recurrent layers.
+      keep_bias: Initial bias of the gate that keeps the state: lstm's forget gate, gru's update gate. With 1, an lstm
+        remembers longer at the start of training (Jozefowicz, Zaremba & Sutskever 2015, "An empirical exploration").
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""Networks with random weights that stay as they are drawn; only a linear readout of their state is fitted.
+"""Networks with fixed random weights; only a linear readout of their state is fitted.
 
 Extreme learning machine (Huang, Zhu & Siew 2006, "Extreme learning machine"), echo state network (Jaeger 2001, "The
 echo state approach"), liquid state machine (Maass, Natschlaeger & Markram 2002, "Real-time computing without stable
@@ -31,7 +31,7 @@ def random_hidden(random: np.random.Generator, inputs: int, units: int) -> Hidde
 
 
 def hidden_features(params: Hidden, x_BD):
-    """Rectified units, [B, N]."""
+    """ReLU features [B, N]."""
     return jax.nn.relu(x_BD @ params.kernel + params.bias[None])
 
 
@@ -46,7 +46,7 @@ class EchoState(NamedTuple):
 def random_echo_state(
     random: np.random.Generator, inputs: int, units: int, *, density: float = 0.1, scale: float = 0.1
 ) -> EchoState:
-    """A share `density` of the recurrent weights is not 0. Input weights and biases are from U(-scale, scale)."""
+    """A fraction `density` of the recurrent weights is nonzero. Input weights and biases are from U(-scale, scale)."""
     recurrent = random.standard_normal((units, units)) * (random.uniform(size=(units, units)) < density)
     radius = np.abs(np.linalg.eigvals(recurrent)).max()
     reached = random.uniform(-scale, scale, (inputs, units))
@@ -54,8 +54,8 @@ def random_echo_state(
 
 
 def echo_states(params: EchoState, inputs_TD, radius, start_N=None):
-    """The states [T, N] x(t) = tanh(radius W x(t - 1) + W_in u(t) + b), from `start_N` (None: zeros) on. `radius` [] is
-    the spectral radius of the recurrent weights."""
+    """The states [T, N] x(t) = tanh(radius W x(t - 1) + W_in u(t) + b), starting from `start_N` (None: zeros). `radius`
+    [] is the spectral radius of the recurrent weights."""
     start = jnp.zeros(len(params.bias)) if start_N is None else start_N
     driven = inputs_TD @ params.inputs + params.bias[None]
 
@@ -74,8 +74,8 @@ class Liquid(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Time constants of a liquid, in steps: of the membrane, of synapses, of the traces that are read out, and for how
-    long a neuron is silent after a spike."""
+    """Time constants of a liquid, in steps: of the membrane, the synapses and the readout traces, and the refractory
+    period after a spike."""
 
     membrane: float = 20.0
     synapse: float = 3.0
@@ -86,9 +86,9 @@ class Times(NamedTuple):
 TIMES = Times()
 
 
-# Probability of a synapse between neighbours, by (from, to); excitatory neurons come first (Maass et al. 2002).
+# Probability of a synapse between neighbors, by (from, to); excitatory neurons come first (Maass et al. 2002).
 CONNECTED = np.array([[0.3, 0.2], [0.4, 0.1]])
-REACH = 2.0  # Distance in which the probability falls to 1 / e.
+REACH = 2.0  # Distance at which the probability falls to 1 / e.
 
 
 def random_liquid(
@@ -100,9 +100,9 @@ def random_liquid(
     driven: float = 0.3,
     density: float = 0.3,
 ) -> Liquid:
-    """Neurons on a grid of `shape`; a fifth of them is inhibitory. Those nearby are connected more often: with
-    probability CONNECTED exp(-(distance / REACH)^2). Synapses are |N(0, recurrent^2)|, negative from inhibitory
-    neurons; each input reaches a share `density` of the neurons by N(0, driven^2)."""
+    """Neurons on a grid of `shape`; a fifth of them are inhibitory. Neurons are connected with probability
+    CONNECTED exp(-(distance / REACH)^2). Synaptic weights are |N(0, recurrent^2)|, negated from inhibitory neurons.
+    Each input is connected to a fraction `density` of the neurons, with weights from N(0, driven^2)."""
     count = int(np.prod(shape))
     places = np.stack(np.unravel_index(np.arange(count), shape), -1)
     apart = ((places[:, None] - places[None]) ** 2).sum(-1)

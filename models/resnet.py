@@ -10,7 +10,7 @@ from models.layers import BatchNorm, Conv, Dense, batch_norm, max_pool, norm_rel
 from models.model_spec import ModelSpec
 from models.torchvision import TorchvisionLayout
 
-# Depth -> (number of blocks in each stage, whether they are bottlenecks). The paper has no 10.
+# Depth -> (number of blocks in each stage, whether they are bottlenecks). 10 is not in the paper; it is for tests.
 DEPTHS = {
     10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
@@ -22,7 +22,7 @@ DEPTHS = {
 
 
 def torchvision_names(*, depth: int) -> dict[str, str]:
-    """Returns the mapping from layer paths to torchvision's names."""
+    """Returns the mapping from layer paths to torchvision's layer names."""
     stages, bottleneck = DEPTHS[depth]
     names = {"conv1": "conv1", "bn1": "bn1", "logits": "fc"}
     for stage, blocks in enumerate(stages, 1):
@@ -95,10 +95,10 @@ class ResNet(nn.Module):
     | stage 4 | 7x7                       | 3x3 512 twice   | 1x1 512, 3x3 512, 1x1 2048 |
     | logits  | num_classes               | global average pooling, dense | the same    |
 
-    `DEPTHS` has the number of blocks in each stage. Batch norm follows each convolution; the first block of stages 2 to
-    4 has stride 2. models/README.md has parameters and multiply-adds. Differences from the paper: shortcuts are of
-    option B at every depth (the paper's table 2 has option A), and evaluation uses running averages of the batch
-    statistics, not exact ones. Raises ModelError for an unknown depth.
+    `DEPTHS` lists the number of blocks in each stage. Batch norm follows each convolution; the first block of stages 2
+    to 4 has stride 2. models/README.md lists parameters and multiply-adds. Differences from the paper: shortcuts use
+    option B at every depth (the paper's table 2 uses option A), and evaluation uses running averages of the batch
+    statistics, not precise statistics of the training set. Raises ModelError for an unknown depth.
 
     Attributes:
       num_classes: Number of classes.

@@ -26,8 +26,8 @@ from models.model_spec import ModelSpec
 from models.vgg import DEPTHS, WIDTHS
 
 # The decoder variants of the paper (section 3.1). "indices" is SegNet. "indices_add" adds the encoder's feature maps to
-# the output of a decoder's convolution (SegNetSmall: to its input). "bilinear" and "transposed" use no indices, but
-# fixed or learned interpolation.
+# the output of a decoder's convolution (SegNetSmall: to its input). "bilinear" and "transposed" use fixed or learned
+# interpolation instead of the indices.
 DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 
 # The authors' (parameter path, learning-rate multiplier, weight-decay multiplier).
@@ -229,7 +229,7 @@ class SegNet(nn.Module):
             kept.append((maps, indices))
         for stage, (maps, indices) in reversed(list(enumerate(kept, 1))):
             x = _upsampled(x, maps, indices, decoder=self.decoder, name=f"decoder{stage}_up")
-            last = WIDTHS[max(0, stage - 2)]  # The width of the stage before.
+            last = WIDTHS[max(0, stage - 2)]  # The width of the previous stage.
             widths = [*[WIDTHS[stage - 1]] * (DEPTHS[16][stage - 1] - 1), last]
             for i, width in enumerate(widths[: 1 if stage == 1 else None], 1):
                 x = norm_relu(norm(name=f"decoder{stage}_bn{i}"), conv(width, name=f"decoder{stage}_{i}")(x))

@@ -17,8 +17,8 @@ class Layer(NamedTuple):
       name: Path of the module, with slashes.
       shape: Shape of the output without the batch dimension.
       parameters: Number of parameters.
-      multiply_adds: For one image. Only products with parameters are counted, those of convolutions, dense layers and
-        recurrent layers.
+      multiply_adds: Multiply-adds for one image. Only products with the parameters of convolutions, dense layers and
+        recurrent layers are counted.
       units: Number of output units ("neurons") of a convolution or dense layer; 0 for other layers.
     """
 
@@ -40,7 +40,8 @@ def variables(model: nn.Module, image_shape):
 
 
 def normalised_values(model: nn.Module, image_shape, rows: int) -> dict[str, int]:
-    """How many values of each channel a batch-norm layer normalises over, by its name, for a batch of `rows` images."""
+    """Returns the number of values per channel that each batch-norm layer normalizes over, by layer name, for a batch
+    of `rows` images."""
     found: dict[str, int] = {}
 
     def record(call, arguments, keywords, context):
@@ -79,7 +80,7 @@ def layers(model: nn.Module, image_shape) -> list[Layer]:
                 macs = math.prod(arguments[0].shape[1:-1]) * math.prod(own["kernel"].shape)
             elif isinstance(module, nn.ConvLocal):  # Weights are not shared between positions.
                 macs = math.prod(own["kernel"].shape)
-            elif hasattr(module, "multiply_adds"):  # Of its own parameters; its layers have their own rows.
+            elif hasattr(module, "multiply_adds"):  # Without its submodules, which are listed separately.
                 macs = module.multiply_adds(output.shape[1:])
             size = sum(math.prod(leaf.shape) for leaf in own.values())
             shape = tuple(output.shape[1:])

@@ -1,5 +1,5 @@
 """Support-vector machines for two classes, linear and with a Gaussian kernel (Cortes & Vapnik 1995, "Support-vector
-networks"). Scores are positive for one class and negative for the other; K machines can be held side by side."""
+networks"). Scores are positive for one class and negative for the other. Functions evaluate K machines at once."""
 
 from typing import NamedTuple
 

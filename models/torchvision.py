@@ -40,8 +40,8 @@ def canonical_name(key: str, aliases: Mapping[str, str]) -> str:
 def _flax_kernel(weight: np.ndarray, shape: tuple[int, ...], channels: int | None) -> np.ndarray:
     """Transposes a torch weight [O, I, h, w] or [O, I] to a kernel [h, w, I, O] or [I, O].
 
-    With `channels` C the inputs I are a flattened feature map, which is [C, h, w] in torch and [h, w, C] in Flax. A
-    dense layer's weight may be given as that of a convolution.
+    With `channels` C, the inputs I are a flattened feature map, which is [C, h, w] in torch and [h, w, C] in Flax. A
+    dense layer's weight may be stored as a convolution's.
     """
     if len(shape) == 4:
         return weight.transpose(2, 3, 1, 0)
@@ -69,13 +69,14 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
       A tree like `shapes` of float32 arrays.
 
     Raises:
-      StateDictError: Entries are missing, unexpected, of another shape or not valid numbers; the message lists them.
+      StateDictError: Entries are missing, unexpected, of the wrong shape or have invalid values; the message lists
+        them.
     """
     given: dict[str, str] = {}
     for key in entries:
         other = given.setdefault(canonical_name(key, layout.aliases), key)
         if other != key:
-            raise StateDictError(f"{other} and {key} are names of the same entry")
+            raise StateDictError(f"{other} and {key} name the same entry")
     unused = {name for name in given if not name.endswith(".num_batches_tracked")}
     missing, misshapen, invalid = [], [], []
 
@@ -92,9 +93,9 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
         as_convolution = leaf == "kernel" and len(tree.shape) == 2 and array.ndim == 4
         shape = (array.shape[0], math.prod(array.shape[1:])) if as_convolution else array.shape
         if shape != expected:
-            misshapen.append(f"{given[name]} is {list(array.shape)}, needed is {list(expected)}")
+            misshapen.append(f"{given[name]} is {list(array.shape)}, expected {list(expected)}")
             return None
-        if array.dtype.kind in "cbiu":  # Of quantised weights, which mean nothing without their scales.
+        if array.dtype.kind in "cbiu":  # Quantized weights, unusable without their scales.
             invalid.append(f"{given[name]} is {array.dtype}, must be floating-point")
             return None
         array = _flax_kernel(array, tree.shape, layout.flattened.get(layer)) if leaf == "kernel" else array
@@ -110,7 +111,7 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
     problems = {
         "missing": missing,
         "unexpected": sorted(given[name] for name in unused),
-        "of another shape": misshapen,
+        "with the wrong shape": misshapen,
         "with invalid values": invalid,
     }
     if any(problems.values()):
@@ -128,10 +129,10 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
 def num_classes(entries: Mapping[str, np.ndarray], layout: TorchvisionLayout) -> int:
     """Returns the number of classes that the weights were trained for, from the last layer's bias.
 
-    Raises StateDictError where that is missing."""
+    Raises StateDictError if the bias is missing."""
     bias = f"{layout.names['logits']}.bias"
     for key, array in entries.items():
         if canonical_name(key, layout.aliases) == bias and np.ndim(array) == 1 and len(array):
             return len(array)
     held = ", ".join(sorted(entries)[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
-    raise StateDictError(f"missing: {bias}, one number for each class; there are {held or 'no entries'}")
+    raise StateDictError(f"missing: {bias}, with one value per class; entries: {held or 'none'}")

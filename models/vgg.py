@@ -18,7 +18,7 @@ DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 
 
 def torchvision_names(*, depth: int, batch_norm: bool) -> dict[str, str]:
-    """Returns the mapping from layer names to torchvision's."""
+    """Returns the mapping from layer names to torchvision's layer names."""
     names, at = {}, 0
     for stage, convolutions in enumerate(DEPTHS[depth], 1):
         for i in range(1, convolutions + 1):
@@ -45,11 +45,11 @@ class VGG(nn.Module):
     | 4     | 14x14x512                 | 2      | 2      | 3      | 4      |
     | 5     | 7x7x512                   | 2      | 2      | 3      | 4      |
 
-    The table has the number of 3x3 convolutions with ReLU in each stage, before 2x2 max pooling. Then there are dense
-    layers fc6 and fc7 with ReLU and dropout of their outputs, and the logits. models/README.md has parameters and
-    multiply-adds. Differences from the paper: convolutions are initialized by Kaiming's rule and dense layers,
-    as in torchvision, with standard deviation 0.01, where the paper draws from a normal distribution of variance 0.01
-    or starts deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError for an unknown
+    The table lists the number of 3x3 convolutions with ReLU in each stage; 2x2 max pooling ends each stage. The dense
+    layers fc6 and fc7, with ReLU and dropout, and the logits follow. models/README.md lists parameters and
+    multiply-adds. Differences from the paper: as in torchvision, convolutions are initialized by Kaiming's rule and
+    dense layers with standard deviation 0.01, whereas the paper draws from a normal distribution of variance 0.01 or
+    initializes deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError for an unknown
     depth or smaller images.
 
     Attributes:

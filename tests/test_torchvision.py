@@ -39,12 +39,12 @@ def test_missing_and_mismatched_entries_are_listed():
     for part in (
         "missing: conv1.weight",
         "unexpected: extra.weight",
-        "fc.weight is [1000, 100], needed is [1000, 512]",
+        "fc.weight is [1000, 100], expected [1000, 512]",
     ):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="missing: fc.bias, one number for each class"):
+    with pytest.raises(ValueError, match="missing: fc.bias, with one value per class"):
         models.from_torchvision("resnet18", {})
-    with pytest.raises(ValueError, match=r"for each class; there are backbone\.bn1\.bias, .* and 82 more$"):
+    with pytest.raises(ValueError, match=r"value per class; entries: backbone\.bn1\.bias, .* and 82 more$"):
         models.from_torchvision("resnet18", {f"backbone.{key}": array for key, array in given.items()})
     with pytest.raises(ValueError, match="not supported by --model=lenet; supported by: alexnet_owt, densenet121"):
         models.from_torchvision("lenet", {})
@@ -59,7 +59,7 @@ def test_missing_and_mismatched_entries_are_listed():
         ("fc.weight", lambda x: x + 1j, "fc.weight is complex"),
         ("fc.weight", lambda x: (100 * x).astype(np.int8), "fc.weight is int8, must be floating-point"),
         ("fc.bias", lambda x: x > 0, "fc.bias is bool, must be floating-point"),
-        ("fc.bias", lambda x: x[:0], "missing: fc.bias, one number for each class"),
+        ("fc.bias", lambda x: x[:0], "missing: fc.bias, with one value per class"),
     ],
 )
 def test_invalid_values_are_reported_with_their_entry(key, change, message):
@@ -72,7 +72,7 @@ def test_invalid_values_are_reported_with_their_entry(key, change, message):
 def test_two_names_of_the_same_entry_are_refused():
     given = entries("resnet18")
     given["module.fc.bias"] = given["fc.bias"]
-    with pytest.raises(ValueError, match=r"fc\.bias and module\.fc\.bias are names of the same entry"):
+    with pytest.raises(ValueError, match=r"fc\.bias and module\.fc\.bias name the same entry"):
         models.from_torchvision("resnet18", given)
 
 
