@@ -151,7 +151,7 @@ def test_a_library_that_others_could_replace_is_not_loaded(folder, mode):
     link = folder.with_name("link")
     link.symlink_to(folder)
     for path in (folder, link):
-        with pytest.raises(OSError, match=f"{re.escape(str(folder))} must belong to this user and be writable by nob"):
+        with pytest.raises(OSError, match=f"{re.escape(str(folder))} must belong to this user and not be writable by"):
             build.load_from(path)
     assert not list(folder.iterdir())
 

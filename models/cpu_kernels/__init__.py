@@ -1,1 +1,1 @@
-"""C kernels for CPUs. The other packages import `models.cpu_kernels.ops` alone; README.md describes the rest."""
+"""C kernels for CPUs. Other packages import only `models.cpu_kernels.ops`; README.md describes the rest."""

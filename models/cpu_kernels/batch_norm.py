@@ -1,8 +1,8 @@
-"""Batch norm in training (Ioffe & Szegedy 2015, "Batch normalization", algorithm 1), together with the addition of a
-shortcut and ReLU or leaky ReLU after it.
+"""Batch norm in training (Ioffe & Szegedy 2015, "Batch normalization", algorithm 1), fused with the addition of a
+shortcut and ReLU or leaky ReLU.
 
-Written as separate operations these pass over the feature maps about twice as often. There is no fallback to XLA here:
-`ops.batch_norm` chooses.
+As separate operations, these would pass over the feature maps about twice as often. There is no fallback to XLA here;
+`ops.batch_norm` makes the choice.
 """
 
 import functools
@@ -16,20 +16,21 @@ from models.cpu_kernels import ffi
 
 
 def variance(moments):
-    """Returns the variance of (mean, mean of squares). Rounding could make it negative. A NaN stays one."""
+    """Returns the variance from (mean, mean of squares). Negative values, which result from rounding, become 0; NaN
+    stays NaN."""
     mean, square = moments
     found = square - mean * mean
     return jnp.where(found < 0, 0.0, found)
 
 
 def leaky_relu(x, slope: float):
-    """x where it is positive and slope x elsewhere; slope 0 is ReLU, and 1 no function."""
-    # Not jnp.maximum: where it is fused with a sum, the CPU backend of jaxlib 0.10 to 0.12 turns its NaN into 0.
+    """x where it is positive and slope x elsewhere; slope 0 is ReLU, and slope 1 is the identity."""
+    # Not jnp.maximum: fused with a sum, it turns NaN into 0 on the CPU backend of jaxlib 0.10 to 0.12.
     return jnp.where(x <= 0, slope * x if slope else jnp.zeros((), x.dtype), x)
 
 
 def formula(x, scale, bias, shortcut, axis: str | None, epsilon: float, slope: float):
-    """The definition, for gradients of second order; arguments as for `batch_norm`. Returns y."""
+    """Reference implementation in JAX, for second-order gradients; arguments as in `batch_norm`. Returns y."""
     mean, square = x.mean(0), (x * x).mean(0)
     if axis:
         mean, square = lax.pmean((mean, square), axis)
@@ -40,17 +41,17 @@ def formula(x, scale, bias, shortcut, axis: str | None, epsilon: float, slope: f
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_norm(x_NC, scale_C, bias_C, shortcut_NC, axis: str | None, epsilon: float, slope: float):
-    """Returns f(batch norm of x + shortcut) and the moments of x, mean and mean of squares [2, C], which have no
-    gradient. f(v) is v where v > 0 and slope v elsewhere.
+    """Returns f(batch norm of x + shortcut) and the moments of x, mean and mean of squares [2, C], which are not
+    differentiated. f(v) is v where v > 0 and slope v elsewhere.
 
     Args:
       x_NC: float32; all positions of all images, by channel.
       scale_C: Batch norm's scale.
       bias_C: Batch norm's bias.
-      shortcut_NC: Is added before f; None for nothing.
+      shortcut_NC: Added before f; None for no shortcut.
       axis: Mesh axis over which the moments are averaged; None on one device.
-      epsilon: Is added to the variance.
-      slope: 0 is ReLU, 1 is no function.
+      epsilon: Added to the variance.
+      slope: Negative slope of f; 0 is ReLU, 1 is the identity.
     """
     moments_2C = ffi.call("batch_moments", (2, x_NC.shape[1]), x_NC)
     moments_2C = lax.pmean(moments_2C, axis) if axis else moments_2C
@@ -66,7 +67,7 @@ def _forward(x, scale, bias, shortcut, *static):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gradients(operands, axis, epsilon, slope):
-    """Returns the gradients of x, scale, bias and shortcut (None where there is none), from (the gradient of y, x,
+    """Returns the gradients of x, scale, bias and shortcut (None if there is none), from (the gradient of y, x,
     scale, bias, shortcut, moments, y)."""
     gradient, x, scale, bias, shortcut, moments, y = operands
     attributes = {"epsilon": np.float32(epsilon), "slope": np.float32(slope)}

@@ -1,7 +1,7 @@
-"""Compiles the C kernels of csrc/ for this machine's processor and loads them as a shared library.
+"""Compiles the C kernels in csrc/ for this machine's processor and loads them as a shared library.
 
-The compiler is zig's, from the pip package ziglang, so no system compiler is needed. The library is kept in the folder
-of JAX's compilation cache if one is set. Its file name contains a hash of everything it depends on.
+The compiler is Zig's C compiler, from the pip package ziglang, so no system compiler is needed. The library is stored
+in JAX's compilation cache if one is set. Its file name contains a hash of everything it depends on.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ import time
 import jax
 
 SOURCE = pathlib.Path(__file__).with_name("csrc") / "convolution.c"
-# -rtlib=none: zig would compile its runtime library first, which takes longer than the kernels and is not used. -g0:
-# without what debuggers need, in four fifths of the time.
+# -rtlib=none: otherwise zig would first compile its runtime library, which takes longer than the kernels and is not
+# used. -g0: no debug information, which saves a fifth of the compile time.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-rtlib=none", "-g0")
-STALE_SECONDS = 3600  # Age from which a temporary folder is taken for one that a killed process left.
+STALE_SECONDS = 3600  # Temporary folders older than this are assumed to be left over from killed processes.
 
 
 def _processor() -> str:
-    """Returns a text that identifies the processor's instruction set."""
+    """Returns a string that identifies the processor's instruction set."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -35,12 +35,12 @@ def _processor() -> str:
 
 
 def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
-    """Compiles the library into `folder` and returns its path. The file is renamed into place, so it is never partial.
+    """Compiles the library into `folder` and returns its path. The file is moved into place atomically.
 
     Raises OSError with the compiler's error message.
     """
     for left in folder.glob(".kernels*"):
-        with contextlib.suppress(FileNotFoundError):  # Another process has removed its own.
+        with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
     print("compiling the CPU kernels for this processor, once; takes a few seconds", file=sys.stderr, flush=True)
@@ -71,20 +71,20 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _only_own(path: pathlib.Path) -> bool:
-    """Returns whether a file or folder belongs to this user and nobody else can write to it."""
+    """Returns whether a file or folder belongs to this user and no other user can write to it."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def load_from(folder: pathlib.Path) -> ctypes.CDLL:
-    """Loads the library from `folder`, and compiles it first if it is missing or damaged.
+    """Loads the library from `folder`, compiling it first if it is missing or damaged.
 
     Raises OSError if it can't be compiled or loaded, or if another user could have written it: the folder and the file
-    must belong to this user and be writable by nobody else.
+    must belong to this user and not be writable by others.
     """
     folder = folder.resolve()
     if not _only_own(folder):
-        raise PermissionError(f"{folder} must belong to this user and be writable by nobody else")
+        raise PermissionError(f"{folder} must belong to this user and not be writable by others")
     sources = (path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]")))
     parts = "\n".join((*sources, *FLAGS, jax.__version__, _processor()))
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
@@ -97,8 +97,8 @@ def load_from(folder: pathlib.Path) -> ctypes.CDLL:
 
 
 def _is_private(folder: pathlib.Path) -> bool:
-    """Makes the folder if it is absent. Returns whether this user can write in it and no other one can: its code will
-    be run."""
+    """Creates the folder if it is missing. Returns whether this user, and no other, can write to it: code in it will be
+    executed."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _only_own(folder) and os.access(folder, os.W_OK)
@@ -107,8 +107,8 @@ def _is_private(folder: pathlib.Path) -> bool:
 
 
 def load() -> ctypes.CDLL:
-    """Loads the library from JAX's compilation cache, or compiles it for this process alone if there is no cache that
-    only this user can write.
+    """Loads the library from JAX's compilation cache, or compiles it for this process only if there is no cache that is
+    writable by this user alone.
 
     Raises OSError if it can't be compiled or loaded.
     """

@@ -1,11 +1,11 @@
 """Dense blocks (Huang et al. 2016, "Densely connected convolutional networks") with fused batch norm and ReLU.
 
-Each layer of a dense block reads all feature maps before it. Written layer by layer, batch norm and ReLU write as much
-memory again, and so do the gradients of the concatenations. Here each feature map's statistics are computed once, the
-kernels apply batch norm and ReLU while they read the convolution's input, and all feature maps and all their gradients
-are kept in one buffer each, so memory grows linearly with depth.
+Each layer of a dense block reads all preceding feature maps. When layers are computed one by one, batch norm and ReLU
+write the same amount of memory again, as do the gradients of the concatenations. Here, the statistics of each feature
+map are computed once, the kernels apply batch norm and ReLU while reading the convolution's input, and all feature maps
+share one buffer, as do their gradients, so memory grows linearly with depth.
 
-There is no fallback to XLA here: `ops.dense_block` chooses.
+There is no fallback to XLA here; `ops.dense_block` makes the choice.
 """
 
 import functools
@@ -27,8 +27,8 @@ class Composite(NamedTuple):
 
     Attributes:
       norm: flax.linen.BatchNorm, bound to the network's scope.
-      conv: flax.linen.Conv without bias, with an odd window, stride 1 and zero padding to equal size; None after the
-        last block, where global pooling follows the ReLU.
+      conv: flax.linen.Conv without bias, with an odd window, stride 1 and "same" zero padding; None after the last
+        block, where global pooling follows the ReLU.
       drop: Function that applies dropout to the result; None without dropout.
     """
 
@@ -60,7 +60,7 @@ def batch_norm_affine(norm: Mapping, statistics_2C, *, epsilon: float):
 
 
 def _affine(norm: dict, statistics_2W, epsilon: float):
-    """`batch_norm_affine` by a kernel, from the first C of W channels."""
+    """`batch_norm_affine` computed by a kernel, from the first C of W channels."""
     operands = (norm["scale"], norm["bias"], statistics_2W)
     return ffi.call("affine", (2, len(norm["scale"])), *operands, epsilon=np.float32(epsilon))
 
@@ -76,7 +76,7 @@ def update_running_stats(running: Mapping, statistics_2W, *, momentum: float) ->
     """Returns batch norm's running statistics (mean and var [C]) after one more batch.
 
     Args:
-      running: The running statistics before it.
+      running: The running statistics before this batch.
       statistics_2W: Mean and variance of the batch [2, W]; the first C of W channels are used.
       momentum: Decay of the running statistics.
     """
@@ -91,14 +91,15 @@ def _same_padding(kernel):
 
 
 def _convolve(x_BHWW, ab_2C, kernel):
-    """Convolves relu(a x + b), for the first C of W channels of x, with a kernel [h, w, C, O], padded to equal size."""
+    """Convolves relu(a x + b), for the first C of W channels of x, with a kernel [h, w, C, O] and "same" padding."""
     shape = (*x_BHWW.shape[:3], kernel.shape[3])
     window = ffi.window_attribute((1, 1), _same_padding(kernel))
     return ffi.call("convolution", shape, x_BHWW, kernel, ab_2C, window=window)
 
 
 def _convolve_backward(total_BHWW, x_BHWW, ab_2C, kernel, gradient_BHWO):
-    """Returns `total` with the gradient of x added in place, the gradient of a and b, and that of the kernel."""
+    """Returns `total` with the gradient of x added in place, the gradient of a and b, and the gradient of the
+    kernel."""
     window = ffi.window_attribute((1, 1), _same_padding(kernel))
     d_kernel = ffi.call("kernel_gradient", kernel.shape, x_BHWW, gradient_BHWO, ab_2C, window=window)
     # The gradient of a "same" convolution's input is the "same" convolution with the rotated and transposed kernel.
@@ -112,11 +113,11 @@ def _convolve_backward(total_BHWW, x_BHWW, ab_2C, kernel, gradient_BHWO):
 
 @jax.custom_vjp
 def affine_relu_convolution(x_BHWC, ab_2C, kernel):
-    """Returns the convolution [B, H, W, O] of relu(a x + b), with stride 1 and zero padding to equal size.
+    """Returns the convolution [B, H, W, O] of relu(a x + b), with stride 1 and "same" zero padding.
 
     Args:
       x_BHWC: float32 images.
-      ab_2C: a and b by channel, from `batch_norm_affine`.
+      ab_2C: a and b per channel, from `batch_norm_affine`.
       kernel: [h, w, C, O], h and w odd.
     """
     return _convolve(x_BHWC, ab_2C, kernel)
@@ -165,13 +166,13 @@ def dense_block(x_BHWC, layers: list[dict], axis: str | None, epsilon: float):
 
     Args:
       x_BHWC: float32 feature maps.
-      layers: The parameters of each layer: "bn1" (scale, bias), "conv1" (kernel), and in the bottleneck form "bn2" and
-        "conv2" too. All layers have the same growth rate k.
+      layers: The parameters of each layer: "bn1" (scale, bias), "conv1" (kernel), and in the bottleneck form also "bn2"
+        and "conv2". All layers have the same growth rate k.
       axis: Name of the mesh axis over which batch statistics are averaged; None on one device.
       epsilon: Batch norm's epsilon.
 
     Returns:
-      (feature maps [B, H, W, C + k * layers], their batch statistics [2, C + k * layers], batch statistics of each
+      (feature maps [B, H, W, C + k * layers], their batch statistics [2, C + k * layers], the batch statistics of each
       bottleneck's feature maps). Statistics are mean and variance.
     """
     return _forward(x_BHWC, layers, axis, epsilon)[0]
@@ -183,7 +184,7 @@ def _backward(axis, epsilon, saved, gradients):
     end, d_layers = maps.shape[-1], []
 
     def of_maps(begin):
-        """The gradient of the feature maps `begin` to `end`, once all layers that read them have added theirs."""
+        """The gradient of the feature maps `begin` to `end`, after all layers that read them have added theirs."""
         through_statistics = _statistics_backward(
             d_statistics[:, begin:end], maps[..., begin:end], statistics[0, begin:end], axis
         )
@@ -212,15 +213,15 @@ def _update_running_stats(norm: nn.BatchNorm, statistics_2W):
 
 
 class FusedDenseBlock(nn.Module):
-    """A dense block and the composite function after it, in training mode: `ops.dense_block` by the kernels.
+    """A dense block and the composite function after it, in training mode: the kernel form of `ops.dense_block`.
 
-    It has no variables of its own. It reads and updates those of the layers, so the parameters are the same as where
+    It has no variables of its own. It reads and updates the layers' variables, so the parameters are the same as when
     the layers are called one by one.
 
     Attributes:
       layers: The composite functions of each layer: one, or two in the bottleneck form.
-      after: The composite function that is applied to all feature maps of the block.
-      relu: The rectifier after the last batch norm of a network.
+      after: The composite function applied to all feature maps of the block.
+      relu: The ReLU after the last batch norm of a network.
     """
 
     layers: Sequence[Sequence[Composite]]

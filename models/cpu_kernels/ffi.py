@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from models.cpu_kernels import build
 
-# The exported functions of the library; XLA knows them with PREFIX in front.
+# The exported functions of the library; they are registered with XLA under PREFIX + name.
 PREFIX = "nutshell_"
 NAMES = (
     "affine",
@@ -33,7 +33,7 @@ NAMES = (
 
 @functools.cache
 def available() -> bool:
-    """Returns whether the kernels can be called. The first call compiles, loads and registers them; if that fails, it
+    """Returns whether the kernels are available. The first call compiles, loads and registers them; if that fails, it
     prints the reason to standard error."""
     try:
         library = build.load()
@@ -60,7 +60,7 @@ def call(name: str, shape, *operands, aliases=None, **attributes):
     """
     if name not in NAMES:
         raise ValueError(f"unknown kernel {name!r}; known: {', '.join(NAMES)}")
-    # Under shard_map the results vary over the mesh axes over which any operand varies.
+    # Under shard_map, the results vary over every mesh axis over which an operand varies.
     first = max(map(jax.typeof, operands), key=lambda kind: len(kind.manual_axis_type.varying))
     mesh = first.sharding.mesh
     sharding = None if mesh.empty else NamedSharding(mesh, P())

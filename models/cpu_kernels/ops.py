@@ -1,12 +1,12 @@
-"""Convolution, transposed convolution, matrix products, batch norm, dense blocks and repeated blocks for CPUs. The
-package's only public module, and the only one that chooses between its forms and XLA's.
+"""Convolution, transposed convolution, matrix products, batch norm, dense blocks and repeated blocks for CPUs. This is
+the package's only public module, and the only one that chooses between the C kernels and XLA.
 
-On CPUs and for float32 the C kernels of csrc/ compute them. On GPUs and TPUs, for other types, and if the kernels
-can't be compiled, XLA does.
+For float32 on CPUs, these operations use the C kernels in csrc/. On GPUs and TPUs, for other types, and if the kernels
+can't be compiled, they use XLA.
 
-XLA's convolution on CPUs is up to twice as slow as a direct one in vector registers. Its kernel gradient, which uses
-the batch dimension as the channels, is two to ten times as slow. Its matrix products are slower by a tenth, those of
-the gradients by up to a half.
+On CPUs, XLA's convolution is up to twice as slow as a direct convolution in vector registers. Its kernel gradient,
+which uses the batch dimension as the channels, is two to ten times as slow. Its matrix products are 10 % slower, those
+of the gradients up to 50 %.
 """
 
 import functools
@@ -41,7 +41,7 @@ __all__ = [
     "use_cpu_kernels",
 ]
 
-# Number of equal blocks from which they run in a loop. The loop copies parameters but compiles one block.
+# From this number of equal blocks on, `repeated` uses a loop. The loop copies parameters but compiles only one block.
 MANY_BLOCKS = 11
 
 
@@ -49,8 +49,8 @@ _disabled = False
 
 
 def disable() -> None:
-    """Leaves all operations of this process to XLA. The kernels are then not compiled either. Call it before anything
-    is traced: programs that were traced before keep their kernels."""
+    """Makes all operations of this process use XLA; the kernels are then not even compiled. Call it before tracing:
+    programs traced earlier keep the kernels."""
     global _disabled
     _disabled = True
 
@@ -72,7 +72,7 @@ def _xla_conv(x, kernel, strides, padding):
 
 
 def _conv_forward(x, kernel, strides, padding):
-    if use_cpu_kernels(x, kernel):  # The result's shape is computed here: tracing XLA's convolution for it is slower.
+    if use_cpu_kernels(x, kernel):  # Compute the result's shape here; tracing XLA's convolution is slower.
         sides = zip(x.shape[1:3], kernel.shape, strides, padding, strict=False)
         rows, columns = ((n + low + high - window) // stride + 1 for n, window, stride, (low, high) in sides)
         if min(x.size, kernel.size, rows, columns) > 0 and x.shape[3] == kernel.shape[2]:
@@ -88,7 +88,7 @@ def _conv(x, kernel, strides, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _kernel_gradient(x, gradient, kernel, strides, padding):
-    """Returns the gradient of `kernel`, of which only the shape is used."""
+    """Returns the gradient of `kernel`. Only the shape of `kernel` is used."""
     if use_cpu_kernels(x, gradient) and min(x.size, gradient.size, kernel.size):
         window = ffi.window_attribute(strides, padding)
         return ffi.call("kernel_gradient", kernel.shape, x, gradient, window=window)
@@ -96,7 +96,7 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
 
 
 def _kernel_gradient_backward(strides, padding, saved, cotangent):
-    # It is bilinear in x and the convolution's gradient, as the convolution is in x and the kernel.
+    # The kernel gradient is bilinear in x and `gradient`, as the convolution is in x and the kernel.
     x, gradient = saved
     x_gradient = conv_transpose(gradient, _swap_channels(cotangent), strides, padding, x.shape[1:3])
     return x_gradient, _conv(x, cotangent, strides, padding), jnp.zeros_like(cotangent)
@@ -119,7 +119,7 @@ _conv.defvjp(lambda x, kernel, *static: (_conv(x, kernel, *static), (x, kernel))
 
 def conv_general_dilated(x, kernel, strides, padding, *, dimension_numbers=LAYOUT, **rest):
     """lax.conv_general_dilated for images [B, H, W, C] and kernels [h, w, C, O]. Other layouts and ranks, grouped and
-    dilated convolutions, and those that ask for a precision, a result type or a sharding are left to XLA.
+    dilated convolutions, and calls with a precision, a result type or a sharding use XLA.
 
     Args:
       x: Images [B, H, W, C].
@@ -149,7 +149,7 @@ def _is_plain(
     preferred_element_type=None,
     out_sharding=None,
 ) -> bool:
-    """Returns whether the layout is LAYOUT and all other arguments of lax.conv_general_dilated are its defaults."""
+    """Returns whether the layout is LAYOUT and all other arguments of lax.conv_general_dilated have their defaults."""
     layouts = [lax.conv_dimension_numbers(x.shape, kernel.shape, layout) for layout in (dimension_numbers, LAYOUT)]
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     return (
@@ -169,7 +169,7 @@ def _swap_channels(kernel):
 
 
 def _conv_transpose_dilated(x_BhwC, kernel, strides, padding, size):
-    """`conv_transpose` by XLA: a convolution of the input dilated by the strides."""
+    """`conv_transpose` with XLA: a convolution of the input dilated by the strides."""
     low = [window - 1 - pads[0] for window, pads in zip(kernel.shape, padding, strict=False)]
     dilated = [(n - 1) * stride + 1 for n, stride in zip(x_BhwC.shape[1:3], strides, strict=True)]
     pads = [(b, s + w - 1 - n - b) for b, s, w, n in zip(low, size, kernel.shape, dilated, strict=False)]
@@ -180,8 +180,8 @@ def _conv_transpose_dilated(x_BhwC, kernel, strides, padding, size):
 
 def _conv_transpose_subpixel(x_BhwC, kernel, strides, padding, size):
     """`conv_transpose` as a sub-pixel convolution: a convolution with stride 1 computes the stride x stride outputs of
-    each input pixel as channels, which are then rearranged, so that no zeros are inserted between the inputs (Shi et
-    al. 2016, "Is the deconvolution layer the same as a convolutional layer?")."""
+    each input pixel as channels, which are then rearranged. No zeros are inserted between the inputs (Shi et al. 2016,
+    "Is the deconvolution layer the same as a convolutional layer?")."""
     (down, right), (_, _, channels, outputs) = strides, kernel.shape
     rows, columns = (-(-window // stride) for window, stride in zip(kernel.shape, strides, strict=False))
     more = ((0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0))
@@ -196,7 +196,7 @@ def _conv_transpose_subpixel(x_BhwC, kernel, strides, padding, size):
 
 
 def _conv_transpose(x_BhwC, kernel, strides, padding, size):
-    """`conv_transpose` in the form that is fastest on the platform."""
+    """`conv_transpose` in the fastest form for the platform."""
     if strides == (1, 1):  # A convolution with the rotated kernel: the lecture's second equation of backpropagation.
         sides = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
         pads = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in sides)
@@ -207,10 +207,10 @@ def _conv_transpose(x_BhwC, kernel, strides, padding, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv_transpose(x_BhwC, kernel, strides, padding, size):
-    """Transposed convolution with PyTorch's convention of padding: pixel i of the input adds x[i] kernel[k] to pixel
+    """Transposed convolution with PyTorch's padding convention: pixel i of the input adds x[i] kernel[k] to pixel
     i * stride - padding + k of the output.
 
-    It is the gradient with respect to the input of the strided convolution with the kernel [window, window, O, C]
+    It is the input gradient of the strided convolution with the kernel [window, window, O, C]
     (Zeiler et al. 2010, "Deconvolutional networks"; Dumoulin & Visin 2016, "A guide to convolution arithmetic",
     section 4).
 
@@ -218,7 +218,7 @@ def conv_transpose(x_BhwC, kernel, strides, padding, size):
       x_BhwC: Images.
       kernel: [window, window, C, O].
       strides: (vertical, horizontal).
-      padding: ((top, bottom), (left, right)) of that convolution; `size` determines bottom and right.
+      padding: ((top, bottom), (left, right)) of that strided convolution; `size` determines bottom and right.
       size: (height, width) of the result.
 
     Returns:
@@ -247,15 +247,15 @@ conv_transpose.defvjp(
 
 
 def _use_product_kernels(x, w) -> bool:
-    """Returns whether the C kernels are used for the product of [B, I] and [I, O]: for the sizes at which
-    they were measured to be faster than XLA."""
+    """Returns whether the C kernels are used for the product of [B, I] and [I, O]: at sizes where they were measured to
+    be faster than XLA."""
     fits = x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]
     return fits and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and use_cpu_kernels(x, w)
 
 
 @jax.custom_vjp
 def _product(x_BI, w_IO):
-    if w_IO.shape[1] < 64:  # Narrower than a panel of the kernel: only the gradients are faster.
+    if w_IO.shape[1] < 64:  # Narrower than a panel of the kernel: only its gradients are faster.
         return x_BI @ w_IO
     return ffi.call("product", (len(x_BI), w_IO.shape[1]), x_BI, w_IO)
 
@@ -266,8 +266,8 @@ def _product_forward(x, w):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _product_gradients(x, w, gradient_BO, wait: bool):
-    """Returns the gradients of x and w. With `wait` that of w is computed after the last use of w, so that the
-    parameter update can reuse the memory of w: the kernel has an extra operand, which it does not read."""
+    """Returns the gradients of x and w. With `wait`, the gradient of w is computed after the last use of w, so that the
+    parameter update can reuse the memory of w; the kernel has an extra operand for this, which it does not read."""
     x_gradient = ffi.call("product_gradient", x.shape, w, gradient_BO)
     after = (x_gradient,) if wait else ()
     return x_gradient, ffi.call("product_kernel_gradient", w.shape, x, gradient_BO, *after)
@@ -296,7 +296,7 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 def dot_general(x, kernel, dimensions, **rest):
     """lax.dot_general; uses the C kernels for the product [B, I] [I, O] of a dense layer if it is large enough (B at
-    least 16) and `rest` asks for no precision or result type."""
+    least 16) and `rest` specifies no precision or result type."""
     plain = all(value is None for value in rest.values()) and dimensions == (((1,), (0,)), ((), ()))
     if plain and _use_product_kernels(x, kernel):
         return _product(x, kernel)
@@ -314,16 +314,16 @@ def batch_norm(
     shortcut=None,
     slope: float = 1.0,
 ):
-    """f(norm(x) + shortcut) [..., C], where f(v) is v where v > 0 and slope v elsewhere: 0 is ReLU, 1 no function.
+    """f(norm(x) + shortcut) [..., C], where f(v) is v where v > 0 and slope v elsewhere.
 
-    Must be called in the method of the network whose layer `norm` is.
+    Must be called in a method of the network that has the layer `norm`.
 
     Args:
-      norm: Batch norm over all axes but the last.
+      norm: Batch norm over all axes except the last.
       x: Feature maps [..., C].
       use_running_average: As in flax.linen.BatchNorm.
-      shortcut: Is added before f, of the same shape as x; None for nothing.
-      slope: Of f for negative numbers.
+      shortcut: Added before f, of the same shape as x; None for no shortcut.
+      slope: Negative slope of f; 0 is ReLU, 1 is the identity.
     """
     average = nn.merge_param("use_running_average", norm.use_running_average, use_running_average)
     operands = (x,) if shortcut is None else (x, shortcut)
@@ -344,7 +344,7 @@ def batch_norm(
 
 
 def is_batch_norm(jaxpr) -> bool:
-    """Returns whether the program `jaxpr` of a custom_vjp function is that of batch norm's kernels."""
+    """Returns whether the `jaxpr` of a custom_vjp function calls the batch norm kernel."""
     return any(equation.params.get("target_name") == f"{PREFIX}batch_norm" for equation in jaxpr.eqns)
 
 
@@ -352,7 +352,7 @@ def is_batch_norm(jaxpr) -> bool:
 
 
 def layer_by_layer(x, layers: Sequence[Sequence[Composite]], after: Composite, *, relu: Callable):
-    """`dense_block` as its definition says."""
+    """`dense_block`, computed one layer at a time."""
 
     def composite(x, part: Composite):
         y = relu(part.norm(x))
@@ -367,18 +367,18 @@ def layer_by_layer(x, layers: Sequence[Sequence[Composite]], after: Composite, *
 def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, relu: Callable, fuse: bool = True):
     """Applies a dense block (Huang et al. 2016, "Densely connected convolutional networks") and a composite function.
 
-    Each layer is applied to the concatenation of the block's input and the outputs of all layers before it; `after` is
-    applied to the concatenation of all. Must be called in the method of the network whose layers are given.
+    Each layer is applied to the concatenation of the block's input and the outputs of all preceding layers; `after` is
+    applied to the concatenation of all. Must be called in a method of the network that has the layers.
 
     Args:
       x: Feature maps [B, H, W, C].
       layers: The composite functions of each layer, one after the other.
       after: The composite function after the block, of a transition or before global pooling.
-      relu: The rectifier.
-      fuse: Whether the kernels may be used. They have ReLU's gradient.
+      relu: The ReLU function.
+      fuse: Whether the kernels may be used. Their gradient is that of ReLU, not of a guided ReLU.
 
     Returns:
-      Feature maps [B, H, W, O], of all channels where `after` has no convolution.
+      Feature maps [B, H, W, O]; if `after` has no convolution, O is the number of concatenated channels.
     """
     parts = [part for layer in layers for part in layer] + [after]
     training = not (after.norm.use_running_average or after.norm.is_initializing())
@@ -390,9 +390,9 @@ def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, r
 def repeated(blocks: Sequence[nn.Module], x, train: bool):
     """Applies equal residual blocks, modules (x, train) -> x of the same shape, one after the other.
 
-    On CPUs many blocks run in training in a loop, lax.scan, so that only one of them is compiled. Their parameters are
-    stacked inside the compiled function; there is still one entry per block in the variables. Must be called in the
-    method of the network whose blocks are given.
+    In training on CPUs, many blocks run in a loop (lax.scan), so that only one block is compiled. Their parameters are
+    stacked inside the compiled function; the variables still have one entry per block. Must be called in a method of
+    the network that has the blocks.
     """
     if len(blocks) < MANY_BLOCKS or not train or blocks[0].is_initializing() or not use_cpu_kernels(x):
         for block in blocks:

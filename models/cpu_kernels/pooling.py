@@ -1,4 +1,4 @@
-"""Max pooling by the C kernels. There is no fallback to XLA here: `layers.max_pool` has it."""
+"""Max pooling with the C kernels. There is no fallback to XLA here; `layers.max_pool` has one."""
 
 import functools
 
@@ -20,9 +20,9 @@ def max_pool(x_BHWC, size: tuple[int, int], window: int, stride: int, padding: i
       x_BHWC: float32 images.
       size: Height and width of the result.
       window: Side of the windows in pixels.
-      stride: In pixels.
-      padding: Pixels above and to the left of the images that belong to no maximum.
-      definition: The same function of x by XLA, for gradients of second order.
+      stride: Stride in pixels.
+      padding: Padding pixels above and to the left of the images; they are never a maximum.
+      definition: The same function of x computed by XLA, for second-order gradients.
     """
     shape = (len(x_BHWC), *size, x_BHWC.shape[3])
     return ffi.call("max_pool", shape, x_BHWC, window=_attribute(window, stride, padding))

@@ -1,8 +1,8 @@
-"""Runs driver.c, the check of the C kernels, under sanitizers and on other instruction sets: make kernels-check
+"""Runs driver.c, the tests of the C kernels, under sanitizers and on other instruction sets: make kernels-check
 
 Each configuration compiles the driver with the kernels, runs it and prints one line. The compilers are gcc, whose
-sanitizers find reads and writes beyond an array, leaks, undefined behaviour and data races, and zig's, which also
-compiles the kernels for training. With --quick only the first configuration runs, on fewer shapes.
+sanitizers find out-of-bounds accesses, leaks, undefined behavior and data races, and zig, which also compiles the
+kernels for training. With --quick, only the first configuration runs, on fewer shapes.
 """
 
 import argparse
@@ -25,7 +25,8 @@ HERE = pathlib.Path(__file__).parent
 COMMON = ("-std=gnu11", "-ffp-contract=fast", "-pthread", "-I", str(build.SOURCE.parent), "-I", jax.ffi.include_dir())
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter")
 WARNINGS += ("-Wno-missing-field-initializers",)
-# Without memory kept between calls each call gets exactly what it asked for, so that one byte more is found.
+# KEPT=0: no memory is kept between calls, so each call gets exactly the size it requested and an overrun of one byte is
+# detected.
 ADDRESS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DKEPT=0")
 THREAD = ("-O1", "-g", "-fsanitize=thread", "-DSPIN_NANOSECONDS=0")  # Every wait sleeps.
 ZIG = (sys.executable, "-P", "-m", "ziglang", "cc")
@@ -37,13 +38,13 @@ class Configuration(NamedTuple):
     name: str
     compiler: tuple[str, ...]
     flags: tuple[str, ...]
-    cases: int  # Random shapes of each kernel.
+    cases: int  # Number of random shapes per kernel.
     emulator: str = ""
 
 
 CONFIGURATIONS = (
     Configuration("gcc, this processor, address and undefined", ("gcc",), (*WARNINGS, *ADDRESS, NATIVE), 600),
-    Configuration(  # Early, because zig compiles its own libraries for it, once.
+    Configuration(  # Early, because zig first compiles its own libraries for this target.
         "zig, aarch64",
         ZIG,
         ("-target", "aarch64-linux-musl", "-static", "-O2", "-fsanitize=undefined"),
@@ -58,7 +59,7 @@ CONFIGURATIONS = (
 
 
 def _missing(one: Configuration) -> str:
-    """Why a configuration can't be tried on this machine; "" if it can."""
+    """Returns why a configuration can't run on this machine; "" if it can."""
     if not shutil.which(one.compiler[0]):
         return f"no {one.compiler[0]}"
     cpuinfo = pathlib.Path("/proc/cpuinfo")
@@ -68,7 +69,7 @@ def _missing(one: Configuration) -> str:
 
 
 def run(one: Configuration, cases: int) -> tuple[str, str]:
-    """Returns "passed", "failed" or "skipped", and what there is to say."""
+    """Returns (outcome, details); the outcome is "passed", "failed" or "skipped"."""
     if reason := _missing(one):
         return "skipped", reason
     begin = time.monotonic()
@@ -77,10 +78,10 @@ def run(one: Configuration, cases: int) -> tuple[str, str]:
         command = [*one.compiler, *COMMON, *one.flags, str(HERE / "driver.c"), "-o", program, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            return "failed", f"it does not compile\n{done.stderr[-4000:]}"
+            return "failed", f"compilation failed\n{done.stderr[-4000:]}"
         if one.emulator and not shutil.which(one.emulator):
-            return "skipped", f"it compiles, but there is no {one.emulator} to run it (Debian: apt install qemu-user)"
-        # The thread sanitizer of gcc 12 can't place its tables where addresses are random in more than 28 bits.
+            return "skipped", f"compiled, but running it needs {one.emulator} (Debian: apt install qemu-user)"
+        # The thread sanitizer of gcc 12 fails if address randomization has more than 28 bits; setarch -R disables it.
         before = [one.emulator] if one.emulator else ["setarch", "-R"] if shutil.which("setarch") else []
         command = [*before, program, str(cases)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

@@ -1,5 +1,5 @@
-// Runs the CPU kernels on a grid and on random shapes around the sizes of their tiles, and compares them with plain
-// loops. check.py compiles it with sanitizers. Usage: driver CASES, the number of random cases of each kernel.
+// Runs the CPU kernels on a grid and on random shapes around their tile sizes, and compares the results with simple
+// loops. check.py compiles it with sanitizers. Usage: driver CASES, the number of random cases per kernel.
 
 #include "stub.h"
 
@@ -13,15 +13,16 @@
 
 #include "reference.h"
 
+// Tolerances, relative to the largest expected value.
 #define EXACT 0.0       // All sums are exact in float32.
-#define ROUNDED 1e-6    // A few roundings of each value.
-#define WINOGRAD 1e-5   // Of the largest value: its transforms have the factors 1/6 to 8.
+#define ROUNDED 1e-6    // Each value is rounded a few times.
+#define WINOGRAD 1e-5   // The transforms multiply by 1/6 to 8.
 
 static int64_t compared;
-static double largest_error;  // Of Winograd's algorithm.
-static pthread_mutex_t results = PTHREAD_MUTEX_INITIALIZER;  // Of both.
+static double largest_error;  // Relative error of Winograd's algorithm.
+static pthread_mutex_t results = PTHREAD_MUTEX_INITIALIZER;  // Protects both.
 
-// Compares an array with the expected values, up to `tolerance` times the largest of them.
+// Compares an array with the expected values, with an error of at most `tolerance` times the largest expected value.
 PLAIN static void compare(const Array *found, const double *expected, double tolerance, const char *what) {
   double largest = 0, error = 0;
   for (int64_t n = 0; n < found->floats; n++) {
@@ -41,7 +42,7 @@ PLAIN static void compare(const Array *found, const double *expected, double tol
   pthread_mutex_unlock(&results);
 }
 
-// Runs a call with one thread and with several, whose results must have equal bits, and compares the first result.
+// Runs a call with one thread and with several, which must give bitwise equal results, and compares the first result.
 static void check(Call *c, const double *expected, double tolerance, const char *what) {
   Array *y = c->results[0];
   float *before = malloc(4 * y->floats);
@@ -138,14 +139,14 @@ static void check_grid_of_convolutions(int is_short) {
                                   .columns = columns[n]});
       }
   Case special[] = {
-      // An image in several strips; a kernel whose gradient is computed in slices; several chunks of Winograd's tiles.
+      // An image in several strips; a kernel gradient computed in slices; several chunks of Winograd tiles.
       {.batch = 1, .height = 40, .width = 50, .channels = 65, .pixel = 65, .outputs = 3, .tall = 2, .wide = 3,
        .down = 1, .right = 1, .top = 1, .left = 1, .rows = 40, .columns = 50},
       {.batch = 2, .height = 2, .width = 2, .channels = 512, .pixel = 512, .outputs = 130, .tall = 3, .wide = 3,
        .down = 1, .right = 1, .top = 1, .left = 1, .rows = 2, .columns = 2},
       {.batch = 2, .height = 40, .width = 40, .channels = 32, .pixel = 40, .outputs = 16, .tall = 3, .wide = 3,
        .down = 1, .right = 1, .top = 1, .left = 1, .rows = 40, .columns = 40, .affine = 1},
-      // Strides longer than the window and the image; a result that lies in the padding.
+      // Strides larger than the window and the image; a result that lies in the padding.
       {.batch = 1, .height = 4, .width = 4, .channels = 17, .pixel = 17, .outputs = 5, .tall = 1, .wide = 2,
        .down = 7, .right = 9, .top = 0, .left = 1, .rows = 2, .columns = 3},
       {.batch = 1, .height = 2, .width = 2, .channels = 3, .pixel = 3, .outputs = 5, .tall = 1, .wide = 1,
@@ -154,7 +155,7 @@ static void check_grid_of_convolutions(int is_short) {
   for (size_t n = is_short ? 3 : 0; n < sizeof special / sizeof *special; n++) check_convolution(&special[n]);
 }
 
-// A NaN in an image reaches every result that reads it, through max(0, scale x + shift) too.
+// A NaN in an image propagates to every result that reads it, also through max(0, scale x + shift).
 static void check_nan(void) {
   for (int n = 0; n < 4; n++) {
     Case c = {.batch = 1, .height = 8, .width = 8, .channels = 32, .pixel = 32, .outputs = 12, .tall = 3, .wide = 3,
@@ -163,7 +164,7 @@ static void check_nan(void) {
     Call call = convolution_call(&c, 0);
     values(call.operands[0])[5] = NAN;
     run_or_stop(&call);
-    if (!isnan(values(call.results[0])[0])) stop("a NaN is lost");
+    if (!isnan(values(call.results[0])[0])) stop("a NaN does not propagate");
     release_arrays(&call);
   }
 }
@@ -218,7 +219,7 @@ static void check_affine_relu_gradient(int64_t batch, int64_t height, int64_t wi
   }
   check(&call, expected, EXACT, "affine_relu_gradient");
   compare(call.results[1], both, EXACT, "affine_relu_gradient: scale and shift");
-  Array *separate = call.results[0];  // XLA may give both the same memory.
+  Array *separate = call.results[0];  // XLA may alias the two.
   call.results[0] = call.operands[0];
   run_or_stop(&call);
   compare(call.results[0], expected, EXACT, "affine_relu_gradient in place");
@@ -285,9 +286,9 @@ static void check_batch_norm(int64_t channels, int64_t pixel) {
 
 // ---- Batch norm in training ----
 
-enum { MOMENTS };  // Beside those of Part.
+enum { MOMENTS };  // In addition to the values of Part.
 
-// With `shortcut` the optional arrays. a is scale or scale / 2, so that all values are exact.
+// `shortcut` adds the optional arrays. a is scale or scale / 2, so that all values are exact.
 static Call norm_call(int kind, int64_t pixels, int64_t channels, int shortcut, float slope) {
   Array *x = array(2, pixels, channels, 0, 0), *more = array(2, pixels, channels, 0, 0);
   if (kind == MOMENTS) {
@@ -364,8 +365,8 @@ static Call pool_call(const Case *c, int is_gradient) {
                 {c->tall, c->down, c->top, c->left}, 0};
 }
 
-// With `nan` some values are not numbers or minus infinity. A NaN is a maximum, the last one of a window its only one. The
-// maximum of a window outside the image is minus infinity.
+// With `nan`, some values are NaN or minus infinity. If a window has NaNs, its maximum is the last NaN. The maximum of
+// a window outside the image is minus infinity.
 static void check_pool(const Case *c, int nan) {
   for (int is_gradient = 0; is_gradient < 2; is_gradient++) {
     Call call = pool_call(c, is_gradient);
@@ -439,7 +440,7 @@ static Call valid_product(int n) {
   return (Call){product_kernel_gradient, {x, y}, {w}, 2, 1, NULL, {0}, 0};
 }
 
-// Right calls, each spoilt in turn below, and whether the kernel allocates memory.
+// Valid calls, which the functions below make invalid one way at a time, and whether the kernel allocates memory.
 static const struct {
   Call (*make)(int);
   int argument, allocates;
@@ -454,13 +455,13 @@ enum { VALID_CALLS = sizeof valid_calls / sizeof *valid_calls };
 
 static void must_fail(const Call *call, XLA_FFI_Error_Code code) {
   XLA_FFI_Error *error = run(call);
-  if (!error) stop("a wrong call is accepted");
+  if (!error) stop("an invalid call is accepted");
   if (error->code != code) stop(error->message);
   free(error);
   compared++;
 }
 
-// Wrong numbers of arrays, element types, ranks, empty dimensions and missing attributes.
+// Checks wrong numbers of arrays, element types and ranks, empty dimensions and missing attributes.
 static void check_wrong_calls(void) {
   for (int n = 0; n < VALID_CALLS; n++) {
     Call call = valid_calls[n].make(valid_calls[n].argument);
@@ -499,13 +500,14 @@ static void *run_without_memory(void *data) {
   if (error && error->code != XLA_FFI_Error_Code_RESOURCE_EXHAUSTED) stop(error->message);
   attempt->errors += error != NULL;
   for (int64_t n = 0; n < call->results[0]->floats && !error; n++)
-    if (isnan(values(call->results[0])[n])) stop("a call that lacked memory did not finish");
+    if (isnan(values(call->results[0])[n])) stop("a call without memory did not finish");
   free(error);
   return NULL;
 }
 
-// One allocation after the other fails, alone or with all that follow it: an error, or the right result if a helper's
-// fails; nothing leaked, and no thread waits for ever. Each time in a new thread, which has no memory yet.
+// Makes each allocation fail in turn, alone or with all that follow. The call must return an error, or the correct
+// result if a helper's allocation failed; nothing may leak and no thread may wait forever. Each call runs in a new
+// thread, which has no memory yet.
 static void check_without_memory(void) {
   for (int n = 0; n < VALID_CALLS; n++) {
     Attempt attempt = {valid_calls[n].make(valid_calls[n].argument), 0};
@@ -513,11 +515,11 @@ static void check_without_memory(void) {
       pthread_t thread;
       __atomic_store_n(&one_fails, m % 2, __ATOMIC_RELEASE);
       __atomic_store_n(&allocations_left, m / 2, __ATOMIC_RELEASE);
-      if (pthread_create(&thread, NULL, run_without_memory, &attempt)) stop("no thread");
+      if (pthread_create(&thread, NULL, run_without_memory, &attempt)) stop("cannot create a thread");
       pthread_join(thread, NULL);
     }
     __atomic_store_n(&allocations_left, INT64_MAX, __ATOMIC_RELEASE);
-    if (valid_calls[n].allocates ? attempt.errors < 4 : attempt.errors) stop("a failed allocation is no error");
+    if (valid_calls[n].allocates ? attempt.errors < 4 : attempt.errors) stop("a failed allocation gives no error");
     release_arrays(&attempt.call);
     compared++;
   }
@@ -563,13 +565,13 @@ int main(int count, char **arguments) {
   check_without_memory();
   check_nan();
   check_grid_of_convolutions(is_short);
-  Plan plans[] = {{cases / 2, most, 1}, {cases - cases / 2, most, 2}};  // Two callers at a time, as XLA may have.
+  Plan plans[] = {{cases / 2, most, 1}, {cases - cases / 2, most, 2}};  // Two concurrent callers, as in XLA.
   pthread_t threads[2];
   for (int n = 0; n < 2; n++)
-    if (pthread_create(&threads[n], NULL, run_plan, &plans[n])) stop("no thread");
+    if (pthread_create(&threads[n], NULL, run_plan, &plans[n])) stop("cannot create a thread");
   for (int n = 0; n < 2; n++) pthread_join(threads[n], NULL);
   end_pool();
-  Memory *memory = has_memory_key ? pthread_getspecific(memory_key) : NULL;  // main's own is not released at its end.
+  Memory *memory = has_memory_key ? pthread_getspecific(memory_key) : NULL;  // main's memory is not released at exit.
   if (memory) free_memory(memory);
   printf("%d lanes, %lld comparisons, largest error of Winograd's algorithm %.1e\n", LANES, (long long)compared,
          largest_error);

@@ -1,6 +1,6 @@
-// What each kernel computes, in the plainest loops and in float64.
+// Reference implementations of the kernels: simple loops in float64.
 
-#define PLAIN __attribute__((no_sanitize("address", "undefined", "thread")))  // For speed: the kernels are checked.
+#define PLAIN __attribute__((no_sanitize("address", "undefined", "thread")))  // For speed; the kernels are sanitized.
 
 typedef struct {
   int64_t batch, height, width, channels, pixel, outputs, tall, wide, down, right, top, left, rows, columns;
@@ -15,7 +15,7 @@ PLAIN static double input_of(const Case *c, const float *x, const float *scale, 
   return value > 0 ? value : 0;
 }
 
-// Adds a convolution to `y`, or with `gradient` its kernel gradient to `kernel`.
+// Adds a convolution to `y`, or, if `gradient` is given, its kernel gradient to `d_kernel`.
 PLAIN static void convolve_plainly(const Case *c, const float *x, const float *scale, const float *kernel, double *y,
                                    const float *gradient, double *d_kernel) {
   for (int64_t b = 0; b < c->batch; b++)
@@ -36,7 +36,7 @@ PLAIN static void convolve_plainly(const Case *c, const float *x, const float *s
           }
 }
 
-// c [rows, columns] = a b, where a and b are given by the distances between their rows and columns.
+// Adds the product a b to c [rows, columns]; the strides of the rows and columns of a and b are given.
 PLAIN static void multiply_plainly(int64_t rows, int64_t depth, int64_t columns, const float *a, int64_t a_row,
                                    int64_t a_column, const float *b, int64_t b_row, int64_t b_column, double *c) {
   for (int64_t i = 0; i < rows; i++)

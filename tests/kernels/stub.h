@@ -1,4 +1,4 @@
-// A stand-in for XLA: arrays, call frames, errors and a pool of threads. Allocations can be made to fail.
+// A stub of XLA: arrays, call frames, errors and a thread pool. Allocations can be made to fail.
 
 #include <math.h>
 #include <pthread.h>
@@ -9,12 +9,12 @@
 
 #include "xla/ffi/api/c_api.h"
 
-#define POOL 3  // Threads; with the calling thread more than the cores of a small machine.
+#define POOL 3  // Number of threads; with the calling thread, more than the cores of a small machine.
 
 #ifdef __SANITIZE_ADDRESS__
-#define GUARD 0  // The sanitizer watches what lies beyond an array.
+#define GUARD 0  // The sanitizer detects accesses outside an array.
 #else
-#define GUARD 64  // Floats on each side of an array that must keep their values.
+#define GUARD 64  // Number of floats on each side of an array that must keep their values.
 #endif
 #define GUARD_VALUE 12345.0f
 
@@ -36,7 +36,7 @@ static int64_t draw(int64_t low, int64_t high) {
 
 // ---- Memory of the kernels ----
 
-static int64_t allocations_left = INT64_MAX;  // Then one fails, or all do.
+static int64_t allocations_left = INT64_MAX;  // After these, one allocation fails, or all do.
 static int one_fails;
 
 static int may_allocate(void) {
@@ -48,7 +48,7 @@ static void *kernel_calloc(size_t count, size_t size) { return may_allocate() ? 
 
 static void *kernel_aligned_alloc(size_t alignment, size_t size) {
   void *memory = may_allocate() ? aligned_alloc(alignment, size) : NULL;
-  if (memory) memset(memory, 0xff, size);  // NaNs: a result that depends on them shows.
+  if (memory) memset(memory, 0xff, size);  // Fill with NaN, to detect results that depend on it.
   return memory;
 }
 
@@ -62,8 +62,8 @@ typedef struct {
 
 static float *values(const Array *a) { return a->buffer.data; }
 
-// An array of multiples of 1/8 between -1 and 1, of which sums of products are exact in float32. It is as little
-// aligned as XLA's may be: to one float.
+// Returns an array of multiples of 1/8 between -1 and 1, so that sums of products are exact in float32. It is aligned
+// to one float only, as XLA's arrays may be.
 static Array *array(int rank, int64_t a, int64_t b, int64_t c, int64_t d) {
   Array *made = calloc(1, sizeof *made);
   int64_t dims[4] = {a, b, c, d}, shift = draw(0, 3);
@@ -85,9 +85,9 @@ static void clear(Array *a) {
 static void release(Array *a) {
   if (!a) return;
   for (float *at = a->block; at < values(a); at++)
-    if (*at != GUARD_VALUE) stop("a kernel wrote in front of an array");
+    if (*at != GUARD_VALUE) stop("a kernel wrote before the start of an array");
   for (int64_t n = 0; n < GUARD; n++)
-    if (values(a)[a->floats + n] != GUARD_VALUE) stop("a kernel wrote behind an array");
+    if (values(a)[a->floats + n] != GUARD_VALUE) stop("a kernel wrote past the end of an array");
   free(a->block);
   free(a);
 }
@@ -119,7 +119,7 @@ static struct {
   int first, count, ended;
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
 
-static _Thread_local int64_t pool_threads = POOL + 1;  // As the kernels called from this thread are told; 0: no pool.
+static _Thread_local int64_t pool_threads = POOL + 1;  // Pool size reported to this thread's kernels; 0: no pool.
 
 static XLA_FFI_Error *count_threads(XLA_FFI_ThreadPool_NumThreads_Args *args) {
   if (!pool_threads) return create_error(&(XLA_FFI_Error_Create_Args){.message = "no pool"});
@@ -128,7 +128,7 @@ static XLA_FFI_Error *count_threads(XLA_FFI_ThreadPool_NumThreads_Args *args) {
 }
 
 static XLA_FFI_Error *schedule(XLA_FFI_ThreadPool_Schedule_Args *args) {
-  if (pool_threads == 2) {  // The pool refuses, or runs the task at once: XLA may do both.
+  if (pool_threads == 2) {  // The pool refuses, or runs the task immediately, as XLA may do.
     if (draw(0, 1)) return create_error(&(XLA_FFI_Error_Create_Args){.message = "refused"});
     args->task(args->data);
     return NULL;
@@ -161,7 +161,7 @@ static void *work_of_pool(void *unused) {
 
 static void start_pool(void) {
   for (int n = 0; n < POOL; n++)
-    if (pthread_create(&pool.threads[n], NULL, work_of_pool, NULL)) stop("no thread");
+    if (pthread_create(&pool.threads[n], NULL, work_of_pool, NULL)) stop("cannot create a thread");
 }
 
 static void end_pool(void) {
@@ -178,10 +178,10 @@ typedef struct {
   XLA_FFI_Handler *kernel;
   Array *operands[6], *results[2];
   int operand_count, result_count;
-  const char *attribute;  // NULL: the kernel has none.
+  const char *attribute;  // NULL if the kernel has none.
   int64_t window[4];      // The attribute's value if its name is window.
-  float number;           // And otherwise.
-  const char *second;     // Another attribute, a number; NULL: none.
+  float number;           // The attribute's value otherwise.
+  const char *second;     // A second attribute, a number; NULL if there is none.
   float second_number;
 } Call;
 

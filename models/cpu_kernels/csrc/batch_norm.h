@@ -1,5 +1,5 @@
-// Batch norm in training, with the addition of a shortcut and ReLU or leaky ReLU, and its gradient. Each function passes
-// once over memory. Arrays are [pixels][channels].
+// Batch norm in training, with the addition of a shortcut and ReLU or leaky ReLU, and its gradient. Each function makes
+// one pass over memory. Arrays are [pixels][channels].
 //
 //   y = f((x - mean) a + bias + shortcut), with a = scale / sqrt(variance + epsilon), f(v) = v > 0 ? v : slope v
 
@@ -15,15 +15,15 @@ typedef struct {
 
 typedef enum { FORWARD = 1, SUMS, GRADIENT } Part;  // What a call computes.
 
-// x where `kept`, and slope x elsewhere.
+// x where `kept` is set, and slope x elsewhere.
 INLINE vector scale_others(vector x, bits kept, float slope) {
   vector other = slope * x;
   if (slope == 0) other = (vector){};  // 0 times infinity is not 0.
   return (vector)(((bits)x & kept) | ((bits)other & ~kept));
 }
 
-// The sums over one share of `vectors` vectors of channels from c on: of x and x^2, or of the masked gradient and its
-// product with x - mean.
+// Sums over one share, for `vectors` vectors of channels starting at c: the sums of x and x^2, or of the masked
+// gradient and its product with x - mean.
 INLINE void add_columns(const BatchNorm *n, i64 share, i64 c, const int vectors, const int backward) {
   i64 width = n->channels, filled = ceil_div(width, LANES) * LANES;
   vector first[4] = {}, second[4] = {}, mean[4], a[4], bias[4];
@@ -85,7 +85,7 @@ INLINE void write_columns(const BatchNorm *n, i64 share, i64 c, const int vector
         store(n->result + at, g * a[v] + (centred * linear[v] + constant[v]), valid);
       } else {
         if (n->shortcut) y += load(n->shortcut + at, valid);
-        if (n->slope != 1) y = scale_others(y, ~(bits)(y < 0), n->slope);  // A NaN stays one.
+        if (n->slope != 1) y = scale_others(y, ~(bits)(y < 0), n->slope);  // NaN stays NaN.
         store(n->result + at, y, valid);
       }
     }
@@ -110,8 +110,8 @@ static XLA_FFI_Error *sum_shares(XLA_FFI_CallFrame *frame, BatchNorm *n, Task *a
   return error;
 }
 
-// Allocates and fills mean, a and bias from the moments (mean and mean of squares) [2][channels], and for the gradient
-// of x `linear` and `constant` from the means [2][channels] of the gradient and of its product with x - mean.
+// Allocates and fills mean, a and bias from the moments (mean and mean of squares) [2][channels]. For the gradient of
+// x, also fills `linear` and `constant` from the means [2][channels] of the gradient and of its product with x - mean.
 static XLA_FFI_Error *describe_norm(XLA_FFI_CallFrame *frame, BatchNorm *n, const float *moments, const float *scale,
                                     const float *bias, const float *means, float epsilon) {
   i64 filled = ceil_div(n->channels, LANES) * LANES;
@@ -121,7 +121,7 @@ static XLA_FFI_Error *describe_norm(XLA_FFI_CallFrame *frame, BatchNorm *n, cons
   n->a = n->mean + filled, n->bias = n->a + filled, n->linear = n->bias + filled, n->constant = n->linear + filled;
   for (i64 c = 0; c < n->channels; c++) {
     float mean = moments[c], variance = moments[n->channels + c] - mean * mean;
-    if (variance < 0) variance = 0;  // By rounding. A NaN stays one.
+    if (variance < 0) variance = 0;  // From rounding. NaN stays NaN.
     n->mean[c] = mean, n->bias[c] = bias[c], n->a[c] = scale[c] / sqrtf(variance + epsilon);
     if (!means) continue;
     n->constant[c] = -n->a[c] * means[c];

@@ -12,12 +12,12 @@
 #include "pooling.h"
 #include "product.h"
 
-// Bounds with which no size overflows.
-#define LIMIT (1 << 20)          // Of strides and padding.
-#define MOST_FLOATS (1LL << 36)  // Of a strip.
-#define SIDES (1 << 12)          // Of a pooling window.
+// Upper bounds that keep all sizes from overflowing.
+#define LIMIT (1 << 20)          // For strides and padding.
+#define MOST_FLOATS (1LL << 36)  // For the floats of a strip.
+#define SIDES (1 << 12)          // For the side of a pooling window.
 
-// The first result, initialized with the first operand, `floats` floats. XLA may or may not have aliased them.
+// Returns the first result, initialized with the `floats` floats of the first operand. XLA may have aliased the two.
 static float *accumulated(XLA_FFI_CallFrame *frame, i64 floats) {
   float *to = result(frame, 0)->data;
   if (to != operand(frame, 0)->data) memcpy(to, operand(frame, 0)->data, 4 * floats);
@@ -30,7 +30,7 @@ static XLA_FFI_Error *check_padding(XLA_FFI_CallFrame *frame, const char *signat
                  (long long)top, (long long)left);
 }
 
-// Describes a convolution in `w` from the sizes of its arrays and its attribute.
+// Fills `w` with the description of a convolution, from the sizes of its arrays and its attribute.
 static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Work *w) {
   const i64 *size = sizes->of, *window = NULL;
   XLA_FFI_Error *error = read_integers(frame, sizes, "window", 4, &window);
@@ -49,10 +49,10 @@ static XLA_FFI_Error *describe(XLA_FFI_CallFrame *frame, const Sizes *sizes, Wor
   double strip = (double)w->tall * w->right * w->blocks * BLOCK * (w->columns + w->wide);
   if (strip > MOST_FLOATS)
     return failure(frame, sizes->signature, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
-                   "the padded rows of one row of the result have %.0f floats, more than %lld", strip, MOST_FLOATS);
+                   "the padded input rows of one output row have %.0f floats, more than %lld", strip, MOST_FLOATS);
   if (!scale && size['C'] != size['P'])
     return failure(frame, sizes->signature, INVALID,
-                   "the images have %lld channels and the kernel %lld; only with affine may they differ",
+                   "the images have %lld channels and the kernel %lld; they may differ only with affine",
                    (long long)size['P'], (long long)size['C']);
   return NULL;
 }
@@ -67,7 +67,7 @@ static int winograd_pays(const Work *w) {
          2 * w->batch * tiles >= max(w->channels, w->outputs);
 }
 
-// The convolution of images with a kernel, or of max(0, scale x + shift) if scale and shift are given as `affine`.
+// The convolution of images x with a kernel, or of max(0, scale x + shift) if scale and shift are given as `affine`.
 // Attribute: window, {vertical stride, horizontal stride, padding above, padding to the left}.
 XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   if (is_metadata_request(frame)) return NULL;
@@ -81,7 +81,7 @@ XLA_FFI_Error *convolution(XLA_FFI_CallFrame *frame) {
   return (winograd_pays(&w) ? convolve_by_winograd : convolve_directly)(frame, &w);
 }
 
-// The gradient of the convolution's kernel. Attribute: as above.
+// The gradient of the convolution's kernel. Attribute: as for `convolution`.
 XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   if (is_metadata_request(frame)) return NULL;
   Sizes sizes;
@@ -94,7 +94,7 @@ XLA_FFI_Error *kernel_gradient(XLA_FFI_CallFrame *frame) {
   return (winograd_pays(&w) ? correlate_by_winograd : correlate_directly)(frame, &w);
 }
 
-// Batch norm as a x + b, from its parameters and the mean and variance of a batch. Attribute: epsilon.
+// Batch norm in the form a x + b, from its parameters and the mean and variance of a batch. Attribute: epsilon.
 XLA_FFI_Error *affine(XLA_FFI_CallFrame *frame) {
   if (is_metadata_request(frame)) return NULL;
   Sizes sizes;
@@ -112,7 +112,7 @@ XLA_FFI_Error *affine(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// The gradient of `affine`. Results: total, in place, with the gradient of mean and variance added to the first C
+// The gradient of `affine`. Results: total, in place, with the gradient of mean and variance added to its first C
 // channels; the gradient of scale and bias. Attribute: epsilon.
 XLA_FFI_Error *affine_gradient(XLA_FFI_CallFrame *frame) {
   if (is_metadata_request(frame)) return NULL;
@@ -136,7 +136,7 @@ XLA_FFI_Error *affine_gradient(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-// Batch norm's running mean and variance after one more batch. Attribute: momentum, their decay.
+// Batch norm's running mean and variance after one more batch. Attribute: momentum, the decay of the old values.
 XLA_FFI_Error *update_running_stats(XLA_FFI_CallFrame *frame) {
   if (is_metadata_request(frame)) return NULL;
   Sizes sizes;
@@ -184,7 +184,8 @@ XLA_FFI_Error *batch_moments(XLA_FFI_CallFrame *frame) {
   return sum_shares(frame, &n, add_moments, 1.0f / n.pixels, result(frame, 0)->data);
 }
 
-// The others: x is operand `first`, which moments, scale and bias follow; then shortcut, y or means, as `part` needs it.
+// Runs batch_norm, batch_norm_sums or batch_norm_gradient. Operand `first` is x, followed by moments, scale, bias, and,
+// depending on `part`, shortcut, y or means.
 static XLA_FFI_Error *run_norm(XLA_FFI_CallFrame *frame, const char *signature, Part part) {
   if (is_metadata_request(frame)) return NULL;
   Sizes sizes;
@@ -208,13 +209,13 @@ static XLA_FFI_Error *run_norm(XLA_FFI_CallFrame *frame, const char *signature, 
   return error;
 }
 
-// Attributes: epsilon; slope, that of f for negative numbers, 1 for no f.
+// Attributes: epsilon; slope, the negative slope of f (1: f is the identity).
 XLA_FFI_Error *batch_norm(XLA_FFI_CallFrame *frame) {
   return run_norm(frame, "batch_norm(x[N,C], moments[2,C], scale[C], bias[C], shortcut[N,C]?) -> y[N,C]", FORWARD);
 }
 
-// The means of the gradient before f and of its product with x - mean; with a shortcut, whose y is then given, also
-// that gradient, which is the shortcut's. Attributes: as above.
+// The means of the gradient before f and of its product with x - mean. With a shortcut, y must be given, and the
+// gradient before f, which is the shortcut's gradient, is a second result. Attributes: as for `batch_norm`.
 XLA_FFI_Error *batch_norm_sums(XLA_FFI_CallFrame *frame) {
   return run_norm(
       frame,
@@ -222,8 +223,8 @@ XLA_FFI_Error *batch_norm_sums(XLA_FFI_CallFrame *frame) {
       SUMS);
 }
 
-// The gradient of x, from the means over the batch on all devices. With slope 1 `gradient` is that before f.
-// Attributes: as above.
+// The gradient of x, from the means over the batch on all devices. With slope 1, `gradient` is the gradient before f.
+// Attributes: as for `batch_norm`.
 XLA_FFI_Error *batch_norm_gradient(XLA_FFI_CallFrame *frame) {
   return run_norm(
       frame,
@@ -257,7 +258,7 @@ XLA_FFI_Error *max_pool(XLA_FFI_CallFrame *frame) {
   return run_pooling(frame, "max_pool(x[B,H,W,C]) -> maxima[B,I,J,C]", 0);
 }
 
-// The gradient of x. Attribute: as above.
+// The gradient of x. Attribute: as for `max_pool`.
 XLA_FFI_Error *max_pool_gradient(XLA_FFI_CallFrame *frame) {
   return run_pooling(frame, "max_pool_gradient(x[B,H,W,C], gradient[B,I,J,C]) -> x_gradient[B,H,W,C]", 1);
 }
@@ -267,8 +268,8 @@ INLINE float *data(XLA_FFI_CallFrame *frame, int n) {
   return (n == RESULT ? result(frame, 0) : operand(frame, n))->data;
 }
 
-// A product of a dense layer y = x w with x [B, I] and w [I, O]. `x`, `w` and `y` (or its gradient) are indices of
-// operands or RESULT.
+// One of the products of a dense layer y = x w, with x [B, I] and w [I, O]. `x`, `w` and `y` (or its gradient) are
+// operand indices or RESULT.
 static XLA_FFI_Error *dense(XLA_FFI_CallFrame *frame, XLA_FFI_Error *run(XLA_FFI_CallFrame *, Product *),
                             const char *signature, int x, int w, int y) {
   if (is_metadata_request(frame)) return NULL;
@@ -288,7 +289,7 @@ XLA_FFI_Error *product_gradient(XLA_FFI_CallFrame *frame) {
   return dense(frame, input_gradient_dense, "product_gradient(w[I,O], gradient[B,O]) -> x[B,I]", RESULT, 0, 1);
 }
 
-// `after` is not read: this call begins when it has been computed.
+// `after` is not read; it makes this call wait until `after` has been computed.
 XLA_FFI_Error *product_kernel_gradient(XLA_FFI_CallFrame *frame) {
   return dense(frame, correlate_dense, "product_kernel_gradient(x[B,I], gradient[B,O], after[B,I]?) -> w[I,O]", 0,
                RESULT, 1);

@@ -1,8 +1,8 @@
 // Direct convolution. Each task copies the rows of one image that it needs, with their padding, into a strip
-// [row][phase][block][position][16], so that no tap needs a border check. The order of all sums depends on the shapes
-// only, not on the number of threads.
+// [row][phase][block][position][16], so that no tap needs a border check. The order of all sums depends only on the
+// shapes, not on the number of threads.
 
-#define STRIP (96 * 1024)  // Maximum floats of a strip, so that it fits into the second-level cache.
+#define STRIP (96 * 1024)  // Maximum floats of a strip, so that it fits into the L2 cache.
 
 typedef struct {
   Work w;
@@ -28,7 +28,7 @@ static Direct direct(const Work *w) {
   return d;
 }
 
-// Fills the strip for `count` rows of the result from row `first` on.
+// Fills the strip for `count` rows of the result, starting at row `first`.
 static void fill_strip(const Direct *d, i64 image, i64 first, i64 count, float *strip) {
   const Work *w = &d->w;
   i64 rows = (count - 1) * w->down + w->tall, pixels = image * w->height * w->width;
@@ -90,7 +90,7 @@ static XLA_FFI_Error *convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
   i64 floats = w->groups * w->group * w->tall * w->wide * w->channels;
   d.packed = allocate(floats);
   if (!d.packed) return out_of_memory(frame, floats);
-  // Few strips are divided further, by output channels.
+  // If there are few strips, divide them further, by output channels.
   d.slices = min(w->groups, ceil_div(FEW_TASKS, w->batch * d.strips));
   XLA_FFI_Error *error =
       run_both(frame, &d, pack_group, w->groups, convolve_strip, w->batch * d.strips * d.slices, d.strip_floats);
@@ -100,7 +100,7 @@ static XLA_FFI_Error *convolve_directly(XLA_FFI_CallFrame *frame, Work *w) {
 
 // ---- Kernel gradient ----
 
-// Sums over one piece, some of the images, for one slice, some of the groups of output channels.
+// Computes the sums over one piece (some of the images) for one slice (some of the groups of output channels).
 static void correlate_piece(const void *data, i64 task, float *strip) {
   const Direct *d = data;
   const Work *w = &d->w;
@@ -109,7 +109,7 @@ static void correlate_piece(const void *data, i64 task, float *strip) {
   float *total = d->totals + piece * d->piece_floats + skipped * w->group;
   for (i64 n = 0; n < w->tall * w->wide * w->channels; n++) memset(total + n * width, 0, 4 * groups * w->group);
   int ragged = w->outputs % w->group != 0;
-  float *filled = strip + d->strip_floats;  // The gradient with the channels of whole groups, if they are ragged.
+  float *filled = strip + d->strip_floats;  // The gradient, padded to whole groups of channels if needed.
   for (i64 image = piece * w->batch / d->pieces; image < (piece + 1) * w->batch / d->pieces; image++)
     for (i64 first = 0; first < w->rows; first += d->strip_rows) {
       i64 count = min(d->strip_rows, w->rows - first);

@@ -10,8 +10,8 @@
 #define INLINE static inline __attribute__((always_inline))
 typedef int64_t i64;
 
-// Creates an error, which XLA destroys and JAX raises as an exception. The message begins with the kernel's name, as
-// `signature` does.
+// Creates an error, which XLA destroys and JAX raises as an exception. The message begins with the kernel's name, taken
+// from `signature`.
 __attribute__((format(printf, 4, 5)))
 static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, const char *signature, XLA_FFI_Error_Code code,
                               const char *format, ...) {
@@ -32,7 +32,7 @@ static XLA_FFI_Error *out_of_memory(XLA_FFI_CallFrame *frame, i64 floats) {
                  4 * (long long)floats);
 }
 
-// XLA asks every function once for the version of the interface that it was compiled with.
+// XLA asks every function once for the API version that it was compiled with.
 static int is_metadata_request(XLA_FFI_CallFrame *frame) {
   if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
   XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
@@ -48,8 +48,8 @@ INLINE const XLA_FFI_Buffer *result(XLA_FFI_CallFrame *frame, int n) { return fr
 // ---- Shapes ----
 
 typedef struct {
-  const char *signature;  // The kernel's.
-  i64 of['z' + 1];        // The dimensions, by their letter in the signature. 0: not known yet.
+  const char *signature;  // The signature of the kernel.
+  i64 of['z' + 1];        // The dimensions, indexed by their letter in the signature. 0: not known yet.
 } Sizes;
 
 static const char *type_name(XLA_FFI_DataType type) {
@@ -66,7 +66,7 @@ static const char *type_name(XLA_FFI_DataType type) {
   }
 }
 
-// Writes for example "float32[2,3]".
+// Writes a description such as "float32[2,3]".
 static void describe_array(char *to, size_t room, const XLA_FFI_Buffer *array) {
   size_t used = snprintf(to, room, "%s[", type_name(array->dtype));
   for (i64 n = 0; n < array->rank && used < room; n++)
@@ -74,8 +74,8 @@ static void describe_array(char *to, size_t room, const XLA_FFI_Buffer *array) {
   if (used < room) snprintf(to + used, room - used, "]");
 }
 
-// Whether `array` is float32 and has the dimensions `letters`, for example "2,C]". Sizes that were unknown become
-// known.
+// Returns whether `array` is float32 and has the dimensions `letters`, for example "2,C]". Stores sizes that were not
+// known yet.
 static int fits(const XLA_FFI_Buffer *array, const char *letters, Sizes *sizes) {
   if (array->dtype != XLA_FFI_DataType_F32) return 0;
   i64 n = 0;
@@ -91,8 +91,8 @@ static int fits(const XLA_FFI_Buffer *array, const char *letters, Sizes *sizes) 
 
 // Checks the arrays of a call against the kernel's signature, for example "f(x[A,B], y[2,B]?) -> z[A]", and determines
 // the sizes of the dimensions. A letter is a dimension, which has the same size wherever it occurs; a digit is a size;
-// an array with a question mark is optional. All arrays are float32 and not empty. P is the number of channels in
-// memory, of which a kernel uses the first C.
+// an array with a question mark is optional. All arrays are float32 and nonempty. P is the number of channels in
+// memory; a kernel uses the first C of them.
 static XLA_FFI_Error *check_arrays(XLA_FFI_CallFrame *frame, const char *signature, Sizes *sizes) {
   *sizes = (Sizes){.signature = signature};
   const char *at = strchr(signature, '('), *end = strchr(signature, ')');

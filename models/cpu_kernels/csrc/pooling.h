@@ -1,16 +1,16 @@
-// Max pooling over square windows, [image][row][column][channel]. A window's first maximum in row-major order wins, and
-// a NaN is larger than every number. Pixels outside the image are never a maximum.
+// Max pooling over square windows, [image][row][column][channel]. Ties go to the first maximum in row-major order, and
+// NaN is larger than every number. Pixels outside the image are never a maximum.
 
 typedef struct {
-  i64 batch, height, width, channels;  // Of the images.
-  i64 rows, columns;                   // Of the maxima.
-  i64 side, stride, above, before;     // Of the windows; the padding above and to the left of the image.
-  i64 part, parts;                     // Channels of a task of the gradient; tasks of an image.
+  i64 batch, height, width, channels;  // Shape of the images.
+  i64 rows, columns;                   // Size of the result.
+  i64 side, stride, above, before;     // Side and stride of the windows; padding above and to the left of the image.
+  i64 part, parts;                     // Gradient: channels per task; tasks per image.
   const float *x, *gradient;
   float *result;
 } Pooling;
 
-// Where the window at (top, left) lies in the image: from place (i, j) to (bottom, right), exclusive.
+// A window at (top, left). Its part inside the image goes from place (i, j) to (bottom, right), exclusive.
 typedef struct {
   i64 top, left, i, j, bottom, right;
 } Window;
@@ -21,8 +21,8 @@ INLINE Window window_at(const Pooling *p, i64 row, i64 column) {
                   min(p->side, p->width - left)};
 }
 
-// The maximum of a window for the `valid` channels from `image` on, and its place: -1 if all places are outside the
-// image or, from the second on, minus infinity.
+// The maximum of a window for the `valid` channels starting at `image`, and its place. The place is -1 if every place
+// is outside the image or, except for the first one, minus infinity.
 INLINE vector largest(const Pooling *p, Window w, const float *image, i64 valid, bits *place) {
   vector best = broadcast(-INFINITY);
   *place = (bits){} - 1;
@@ -42,7 +42,7 @@ INLINE void pool_vector(const Pooling *p, Window w, const float *image, i64 vali
   store(to, largest(p, w, image, valid, &place), valid);
 }
 
-// Adds the gradient of a window's maximum where the maximum is.
+// Adds the gradient of a window's maximum at the position of the maximum.
 INLINE void add_gradient(const Pooling *p, Window w, const float *image, i64 valid, const float *gradient, float *to) {
   bits place;
   largest(p, w, image, valid, &place);
@@ -55,14 +55,14 @@ INLINE void add_gradient(const Pooling *p, Window w, const float *image, i64 val
     }
 }
 
-// Calls `each` with the window `w` and the valid channels. A whole window of 3x3 pixels is the usual case: its loops
-// are unrolled.
+// Calls `each` with the window `w` and the valid channels. The loops are unrolled for the most common case, a whole 3x3
+// window.
 #define EACH(each, w, valid, ...) \
   if (p->side == 3 && (valid) >= LANES && w.i == 0 && w.j == 0 && w.bottom == 3 && w.right == 3) { \
     each(p, ((Window){w.top, w.left, 0, 0, 3, 3}), image + c, LANES, __VA_ARGS__); \
   } else each(p, w, image + c, valid, __VA_ARGS__);
 
-// One row of maxima of one image.
+// Computes one row of the maxima of one image.
 static void pool_row(const void *data, i64 task, float *memory) {
   const Pooling *p = data;
   const float *image = p->x + task / p->rows * p->height * p->width * p->channels;
@@ -73,7 +73,7 @@ static void pool_row(const void *data, i64 task, float *memory) {
   }
 }
 
-// The gradient of some channels of one image.
+// Computes the gradient for some channels of one image.
 static void pool_gradient(const void *data, i64 task, float *memory) {
   const Pooling *p = data;
   i64 n = task / p->parts, pixels = p->height * p->width * p->channels;
@@ -89,7 +89,7 @@ static void pool_gradient(const void *data, i64 task, float *memory) {
     }
 }
 
-// Runs the gradient in a task for each image, or for each vector of channels if there are few images.
+// Runs the gradient with one task per image, or one per vector of channels if there are few images.
 static XLA_FFI_Error *run_pool_gradient(XLA_FFI_CallFrame *frame, Pooling *p) {
   p->part = p->batch < FEW_TASKS ? LANES : p->channels;
   p->parts = ceil_div(p->channels, p->part);

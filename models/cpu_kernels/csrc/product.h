@@ -1,9 +1,9 @@
 // Matrix products of a dense layer: y = x w, and the gradients x^T g and g w^T, for x [B, I], w [I, O] and g [B, O].
-// The order of all sums depends on the shapes only, not on the number of threads.
+// The order of all sums depends only on the shapes, not on the number of threads.
 
 #define COLUMNS (4 * LANES)     // Columns of a panel.
 #define ROWS (TILE / 4)         // Rows of a tile, so that its product with a panel fits into the registers.
-#define DEPTH 512               // Lines of a panel per pass, so that they fit into the second-level cache.
+#define DEPTH 512               // Lines of a panel per pass, so that they fit into the L2 cache.
 #define TILES 8                 // Tiles per task.
 
 typedef struct {
@@ -20,7 +20,7 @@ typedef struct {
 #endif
 typedef float full __attribute__((vector_size(4 * LANES), may_alias));
 
-// Packs `length` columns of `count` rows, `stride` floats apart, in blocks of 16 columns. The last is padded with
+// Packs `length` columns of `count` rows, `stride` floats apart, in blocks of 16 columns. The last block is padded with
 // zeros.
 static void pack_tile(const float *from, i64 stride, i64 count, i64 length, float *to) {
   for (i64 b = 0; b < length; b += BLOCK)
@@ -36,7 +36,7 @@ static void pack_panel(const float *from, i64 lines, i64 length, i64 first, floa
       *(vector *)to = load(from + n * length + v, length - v);
 }
 
-// `pack_panel` of a transposed matrix: `from` is [length][lines].
+// `pack_panel` for a transposed matrix: `from` is [length][lines].
 static void pack_transposed(const float *from, i64 lines, i64 length, i64 first, float *to) {
   for (i64 n = 0; n < lines; n += BLOCK)
     for (i64 v = 0; v < COLUMNS; v++)

@@ -1,4 +1,4 @@
-// Tasks on the threads of XLA's pool, and memory.
+// Runs tasks on the threads of XLA's pool, and manages memory.
 
 #include <pthread.h>
 #include <sched.h>
@@ -6,17 +6,17 @@
 #include <time.h>
 
 #ifndef SPIN_NANOSECONDS
-#define SPIN_NANOSECONDS 50000  // How long a thread looks for the others' results before it sleeps: about a wake-up.
+#define SPIN_NANOSECONDS 50000  // How long a thread spins before it sleeps: about the time of a wake-up.
 #endif
 #ifndef KEPT
 #define KEPT (1 << 20)  // Maximum floats of memory that a thread keeps between calls.
 #endif
 
-#define FEW_TASKS 8  // Fewer tasks are divided further, so that all cores have work. Sums depend on it, not on the cores.
+#define FEW_TASKS 8  // Fewer tasks are divided further, to occupy all cores. Sums depend on this, not on the cores.
 
 // ---- Memory ----
 
-// Allocates `floats` floats, aligned to a cache line. Released with free. Returns NULL if there is no memory.
+// Allocates `floats` floats, aligned to a cache line. Release them with free. Returns NULL if the allocation fails.
 static float *allocate(i64 floats) { return aligned_alloc(64, (4 * floats + 63) / 64 * 64); }
 
 typedef struct {
@@ -36,8 +36,8 @@ static void free_memory(void *data) {
 
 static void create_memory_key(void) { has_memory_key = pthread_key_create(&memory_key, free_memory) == 0; }
 
-// Returns this thread's memory of at least `floats` floats, or NULL if there is not enough. The thread keeps it,
-// because page faults would take longer than filling it; the memory of a thread that ends is released.
+// Returns this thread's memory of at least `floats` floats, or NULL if the allocation fails. The thread keeps the
+// memory between calls, because page faults would take longer than filling it, and releases it when it ends.
 static float *thread_memory(i64 floats) {
   pthread_once(&memory_once, create_memory_key);
   if (!has_memory_key) return NULL;
@@ -59,7 +59,7 @@ static float *thread_memory(i64 floats) {
   return memory->floats;
 }
 
-// Releases this thread's memory if it is larger than what a thread may keep.
+// Releases this thread's memory if it is larger than a thread may keep.
 static void trim_thread_memory(void) {
   Memory *memory = pthread_getspecific(memory_key);
   if (memory->size <= KEPT) return;
@@ -69,16 +69,16 @@ static void trim_thread_memory(void) {
 
 // ---- Tasks ----
 
-// `memory` is the thread's own, of the size that was given to run_both. Its content is undefined.
+// `memory` belongs to the thread and has the size given to run_both. Its content is undefined.
 typedef void Task(const void *work, i64 task, float *memory);
 
 typedef struct {
   const void *work;
-  Task *first, *second;    // Tasks of the second phase begin when all of the first are done.
+  Task *first, *second;    // Tasks of the second phase begin when all tasks of the first are done.
   i64 firsts, tasks;       // Number of tasks of the first phase, and of both.
   i64 floats;              // Memory of each thread.
   i64 next, done, users;   // Atomic.
-  pthread_mutex_t mutex;   // Both are used only by threads that have waited for SPIN_NANOSECONDS, and to wake them.
+  pthread_mutex_t mutex;   // Mutex and condition are used only to sleep after SPIN_NANOSECONDS and to wake sleepers.
   pthread_cond_t phase_done;
 } Job;
 
@@ -89,7 +89,7 @@ static i64 nanoseconds(void) {
 }
 
 // Waits until `tasks` tasks are done. Spins briefly, because waking a thread takes longer than most waits, and then
-// sleeps, because on a busy machine the thread that is waited for may need this core.
+// sleeps, because on a busy machine the thread that it waits for may need this core.
 static void wait_for(Job *job, i64 tasks) {
   if (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) >= tasks) return;
   for (i64 end = nanoseconds() + SPIN_NANOSECONDS; nanoseconds() < end; sched_yield())
@@ -105,7 +105,7 @@ static void take_tasks(Job *job, float *memory) {
     else wait_for(job, job->firsts), job->second(job->work, task - job->firsts, memory);
     i64 done = __atomic_add_fetch(&job->done, 1, __ATOMIC_ACQ_REL);
     if (done != job->firsts && done != job->tasks) continue;
-    pthread_mutex_lock(&job->mutex);  // A thread that is about to sleep holds it until it sleeps.
+    pthread_mutex_lock(&job->mutex);  // A thread that is about to sleep holds the mutex until it sleeps.
     pthread_cond_broadcast(&job->phase_done);
     pthread_mutex_unlock(&job->mutex);
   }
@@ -119,7 +119,7 @@ static void leave(Job *job) {
   free(job);
 }
 
-// Run by a thread of the pool. One that starts late finds no task left, and one without memory takes none.
+// Run by a thread of the pool. A thread that starts late finds no tasks left; a thread without memory takes none.
 static void help(void *data) {
   Job *job = data;
   if (__atomic_load_n(&job->next, __ATOMIC_ACQUIRE) < job->tasks) {
@@ -129,7 +129,7 @@ static void help(void *data) {
   leave(job);
 }
 
-// Whether a call of XLA's interface succeeded. Destroys the error if it did not.
+// Returns whether a call of XLA's API succeeded. Destroys the error if it did not.
 static int succeeded(XLA_FFI_CallFrame *frame, XLA_FFI_Error *error) {
   if (!error) return 1;
   XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
@@ -153,7 +153,7 @@ static XLA_FFI_Error *run_both(XLA_FFI_CallFrame *frame, const void *work, Task 
   *job = (Job){.work = work, .first = first, .second = second, .firsts = firsts, .tasks = firsts + seconds,
                .floats = floats, .users = 1 + helpers,
                .mutex = PTHREAD_MUTEX_INITIALIZER, .phase_done = PTHREAD_COND_INITIALIZER};
-  // XLA may run a helper at once, on this thread: it then takes all tasks, and `memory` is not used afterwards.
+  // XLA may run a helper immediately on this thread; it then takes all tasks, and `memory` is not used afterwards.
   for (i64 i = 0; i < helpers; i++) {
     XLA_FFI_ThreadPool_Schedule_Args schedule = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, help, job};

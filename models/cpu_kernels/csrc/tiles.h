@@ -1,5 +1,5 @@
 // The inner loops. A tile of results is kept in vector registers while its products are summed. Every address is a
-// pointer plus a constant, because neighbouring positions of a block of 16 channels are 16 floats apart.
+// pointer plus a constant, because neighboring positions of a block of 16 channels are 16 floats apart.
 
 // The taps of a window over packed rows [phase][block][position][16]. A phase is the set of columns that a tap reads,
 // for example every second column for stride 2.
@@ -13,8 +13,8 @@ INLINE i64 tap(const Taps *taps, i64 i, i64 j) {
   return i * taps->row + j % taps->right * taps->phase + j / taps->right * BLOCK;
 }
 
-// Computes `places` neighbouring positions of `vectors` vectors of output channels, and stores the first `valid`
-// channels. With `accumulate` the products are added to the stored values. The kernel is packed: [tap,
+// Computes `places` neighboring positions of `vectors` vectors of output channels, and stores the first `valid`
+// channels. With `accumulate`, the products are added to the stored values. The kernel is packed: [tap,
 // channel][vectors].
 INLINE void multiply(const int places, const int vectors, const Taps *taps, const float *image, const float *kernel,
                      float *to, i64 width, i64 valid, i64 accumulate) {
@@ -73,7 +73,7 @@ INLINE void correlate(const int channels, const int vectors, i64 rows, i64 colum
     for (int v = 0; v < vectors; v++) *(vector *)(total + c * total_width + v * LANES) = sum[c * vectors + v];
 }
 
-// One function per number of vectors, with one case per number of positions or channels that fits into the registers.
+// One function per number of vectors, with one case for each number of positions or channels that fit into registers.
 #define THREE(CASE, V) CASE(1, V) CASE(2, V) CASE(3, V)
 #define SIX(CASE, V) THREE(CASE, V) CASE(4, V) CASE(5, V) CASE(6, V)
 #define TWELVE(CASE, V) SIX(CASE, V) CASE(7, V) CASE(8, V) CASE(9, V) CASE(10, V) CASE(11, V) CASE(12, V)
@@ -105,7 +105,7 @@ FUNCTIONS(4, THREE, THREE)
 // `multiply` for one group of output channels and any number of positions.
 static void multiply_row(i64 vectors, i64 places, const Taps *taps, const float *image, const float *kernel, float *to,
                          i64 width, i64 valid) {
-  i64 tiles = ceil_div(places, TILE / vectors);  // Of nearly equal size.
+  i64 tiles = ceil_div(places, TILE / vectors);  // Tiles have nearly equal sizes.
   for (i64 t = 0; t < tiles; t++) {
     i64 first = t * places / tiles, count = (t + 1) * places / tiles - first;
     const float *x = image + first * BLOCK;

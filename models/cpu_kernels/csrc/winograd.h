@@ -1,7 +1,7 @@
 // Winograd's minimal filtering F(4x4, 3x3) for stride 1: 36 products instead of 144 for a tile of 4x4 results (Lavin &
-// Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3). For each of the 36 places of a
-// transformed tile there is a matrix product over the channels. A larger kernel is split into several 3x3 kernels that
-// read shifted images, and their channels are concatenated. Errors are up to 1e-5 of the largest value.
+// Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3). Each of the 36 places of a transformed
+// tile needs a matrix product over the channels. A larger kernel is split into several 3x3 kernels that read shifted
+// images, and their channels are concatenated. Errors are up to 1e-5 of the largest value.
 
 #define SIDE 6            // Side of a tile of the image.
 #define STEP 4            // Side of a tile of results.
@@ -52,11 +52,11 @@ INLINE void kernel_gradient_line(const vector *u, vector *to, const int stride) 
 
 typedef struct {
   Work w;
-  Taps taps;                           // Of a row of transformed tiles, a 1x1 convolution.
+  Taps taps;                           // The taps of a row of transformed tiles, a 1x1 convolution.
   i64 across, of_image, tiles;         // Tiles per row of results, per image, in total.
   i64 shifts_across, shifts, lines;    // Number of 3x3 kernels; rows of a matrix product.
-  i64 shift;                           // The first 3x3 kernel that is processed.
-  i64 first, count;                    // The first tile of a task or chunk, and their number.
+  i64 shift;                           // The first 3x3 kernel to process.
+  i64 first, count;                    // The first tile of a task or chunk, and the number of tiles.
   float *kernel;                       // Transformed: [place][group][shift, channel][channels of group]
   float *image, *gradient, *total;     // [place][shift, block][tile][16], [place][tile][groups], [place][line][groups]
 } Winograd;
@@ -78,8 +78,8 @@ INLINE Tile tile(const Winograd *k, i64 n) {
   return (Tile){n / k->of_image, n % k->of_image / k->across * STEP, n % k->across * STEP};
 }
 
-// Loads the channels from c on of a tile with the first pixel (top, left), `whole` if they fill a vector and no pixel
-// is transformed. Pixels outside the image are zeros.
+// Loads the channels starting at c of a tile with the first pixel (top, left). `whole`: they fill a vector and no scale
+// and shift are applied. Pixels outside the image are zeros.
 INLINE void load_tile(const Work *w, const float *image, i64 top, i64 left, i64 c, const int whole, square d) {
   i64 first = max(0, -left), end = min(SIDE, w->width - left);
   for (i64 i = 0; i < SIDE; i++) {
@@ -121,7 +121,7 @@ static void transform_image(const Winograd *k, i64 n, float *to, i64 place_float
 
 // ---- Convolution ----
 
-// The weights of input channel `c` and tap `n` of nine of the 3x3 kernel `shift`; NULL outside the kernel.
+// The weights of input channel `c` and tap `n` (0 to 8) of the 3x3 kernel `shift`; NULL outside the kernel.
 INLINE float *kernel_row(const Winograd *k, float *kernel, i64 shift, i64 n, i64 c) {
   i64 i = (k->shift + shift) / k->shifts_across * 3 + n / 3, j = (k->shift + shift) % k->shifts_across * 3 + n % 3;
   int inside = i < k->w.tall && j < k->w.wide && c < k->w.channels;
@@ -184,7 +184,7 @@ static void convolve_tiles(const void *data, i64 task, float *image) {
 static XLA_FFI_Error *convolve_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   set_groups(w, w->outputs <= LANES ? 1 : 2);
   Winograd k = winograd(w);
-  // Tiles per task: few enough to fit into the second-level cache, and at most two tiles of the inner loop.
+  // Tiles per task: few enough to fit into the L2 cache, and at most two tiles of the inner loop.
   k.count = min(ceil_div(k.tiles, FEW_TASKS), max(12, min(24, 3072 / k.lines)));
   k.taps = (Taps){1, 1, k.lines, 0, 0, k.count * BLOCK, 1};
   i64 floats = PLACES * w->groups * w->group * k.lines;
@@ -259,7 +259,7 @@ static XLA_FFI_Error *correlate_by_winograd(XLA_FFI_CallFrame *frame, Work *w) {
   if (!k.total) return out_of_memory(frame, floats);
   k.image = k.total + of_total;
   k.gradient = k.image + PLACES * chunk * lines;
-  k.shifts = 1, k.lines = w->channels;  // One at a time: all together would not fit into the caches.
+  k.shifts = 1, k.lines = w->channels;  // Process one 3x3 kernel at a time: all together would not fit into the caches.
   XLA_FFI_Error *error = NULL;
   for (; k.shift < shifts && !error; k.shift++) {
     memset(k.total, 0, 4 * of_total);
