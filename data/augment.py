@@ -1,4 +1,4 @@
-"""Augmentation, drawn independently for each image, and normalization, on the device inside jit."""
+"""Data augmentation, drawn independently for each image, and normalization; both run on the device inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,9 @@ NOISE_KEY = 3
 
 
 def colour_noise(images, keys, *, covariance, std, scale: float):
-    """Normalised images [B, H, W, C] plus, for each image, a multiple from N(0, scale^2) of each principal component of
-    the pixels' colours, times the component's standard deviation (Krizhevsky, Sutskever & Hinton 2012, section 4.1,
-    which has the eigenvalue instead: on the scale 0 to 255 that noise would dominate the image).
+    """Adds PCA color noise to normalized images [B, H, W, C]: for each image, a random multiple from N(0, scale^2) of
+    each principal component of the pixel colors, times the component's standard deviation. Krizhevsky, Sutskever &
+    Hinton 2012, section 4.1, use the eigenvalue instead; on the scale 0 to 255, that noise would dominate the image.
 
     `covariance` [C, C] and `std` [C] are on the scale 0 to 255; `keys` [B] has one key per image.
     """
@@ -60,8 +60,8 @@ def colour_noise(images, keys, *, covariance, std, scale: float):
 
 
 def flip_shift(images, keys, *, shift: int = 4, reflect: bool = False, cutout: int = 0, flip: bool = True):
-    """Mirrors (if `flip`) and shifts each image [B, H, W, C] at random by up to `shift` pixels, with zero or reflection
-    padding; then sets a square of `cutout` pixels to zero (DeVries & Taylor 2017), if greater than 0.
+    """Randomly mirrors (if `flip`) and shifts each image [B, H, W, C] by up to `shift` pixels, with zero or reflection
+    padding; then sets a square of `cutout` pixels to zero (DeVries & Taylor 2017), if `cutout` is greater than 0.
 
     On normalized images zero is the mean. `keys` [B] has one key per image.
     """
@@ -123,7 +123,7 @@ def flip_views(images):
 
 
 def ten_views(images, size: int):
-    """The crops of `size` pixels at the four corners and the centre and their mirror images, [B, H, W, C] ->
+    """The crops of `size` pixels at the four corners and the center and their mirror images, [B, H, W, C] ->
     [10, B, size, size, C] (Krizhevsky, Sutskever & Hinton 2012, section 4.1)."""
     bottom, right = images.shape[1] - size, images.shape[2] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]

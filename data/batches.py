@@ -15,7 +15,7 @@ def order(seed: int, epoch: int, *, examples: int) -> np.ndarray:
 
 
 def places(step: int, *, batch_size: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, position in its order), both [batch_size], of the examples of one step."""
+    """(epoch, position in that epoch's order), both [batch_size], of the examples of one step."""
     return divmod(step * batch_size + np.arange(batch_size), examples)
 
 

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-STALE_SECONDS = 3600  # Age from which a temporary file is taken for one that a killed process left.
+STALE_SECONDS = 3600  # Temporary files older than this are assumed to be left over from killed processes.
 
 
 def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | None:
@@ -19,13 +19,13 @@ def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | N
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             return {name: kept[name] for name in names} if str(kept["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):  # All from damage.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):  # From damage.
         return None
 
 
 def write(path: pathlib.Path, key: str, *, what: str, **arrays: np.ndarray) -> None:
     """Stores the arrays atomically. If that fails, prints a warning that `what` will be repeated at each start."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npz")  # Containers have the same process ids.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npz")  # Containers may share process ids.
     try:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.npz"):
             with contextlib.suppress(FileNotFoundError):  # Another process has removed or renamed it.

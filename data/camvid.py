@@ -1,7 +1,7 @@
 """CamVid (Brostow, Fauqueur & Cipolla 2009) as published by the authors of SegNet: each line of SPLIT.txt lists an
 image in SPLIT/ and its annotation in SPLITannot/.
 
-An annotation is an 8-bit image of class numbers; the last class is void. The lists contain absolute paths on the
+An annotation is an 8-bit image of class indices; the last class is void. The lists contain absolute paths on the
 authors' machines; only the last two components are used, relative to the data set's folder.
 """
 
@@ -31,8 +31,8 @@ LINE = re.compile(rf"({_PATH}\.(?:png|jpe?g))\s+({_PATH}\.png)", re.IGNORECASE)
 
 
 def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tuple[str, str]]]:
-    """The pairs (image, annotation) of each split, or only of `split` if it exists. Raises DataError with the line or
-    the file if the layout is wrong or a file is missing."""
+    """The pairs (image, annotation) of each split, or only of `split` if it exists. Raises DataError, naming the line
+    or the file, if the layout is wrong or a file is missing."""
     splits: dict[str, list[tuple[str, str]]] = {}
     lines = _lines(data_dir)
     for root, name, where, line in [line for line in lines if line[1] == split] or lines:
@@ -46,11 +46,11 @@ def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
         raise DataError("--dataset=camvid requires --data_dir=FOLDER, which contains SPLIT.txt, SPLIT/ and SPLITannot/")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
-        raise DataError(f"--data_dir={data_dir}: there is no such folder")
+        raise DataError(f"--data_dir={data_dir}: no such folder")
     found = []
     for path in sorted(root.glob("*.txt")):
         if not stays_inside(path, root):
-            raise DataError(f"{path} leads out of {root}")
+            raise DataError(f"{path} is outside {root}")
         lines = [(i, line.strip()) for i, line in enumerate(read_names(path).splitlines(), 1)]
         lines = [(i, line) for i, line in lines if line]
         if (root / path.stem).is_dir() or (lines and LINE.fullmatch(lines[0][1])):  # Otherwise not a list.
@@ -85,7 +85,7 @@ def stays_inside(path: pathlib.Path, root: pathlib.Path) -> bool:
     """Whether the path, with links resolved, lies below `root`. Raises DataError if it can't be resolved."""
     try:
         return path.resolve().is_relative_to(root.resolve())
-    except (ValueError, RuntimeError, OSError) as error:  # A NUL in the name, or circular links.
+    except (ValueError, RuntimeError, OSError) as error:  # A NUL character in the name, or circular links.
         raise DataError(f"{path}: {error}") from None
 
 
@@ -94,17 +94,18 @@ def _inside(root: pathlib.Path, path: str) -> str:
     *_, folder, name = "", *path.replace("\\", "/").split("/")
     found = root / folder / name
     if ".." in (folder, name) or not stays_inside(found, root):
-        raise DataError(f"{path} leads out of {root}")
+        raise DataError(f"{path} is outside {root}")
     if not found.is_file():
-        raise DataError(f"{found} is missing, although a list names it")
+        raise DataError(f"{found} is missing, although it is listed")
     return str(found)
 
 
 def read_annotation(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Class numbers uint8 [H, W], 11 for void, resized to `size` (H, W) with nearest neighbours. Raises DataError."""
+    """Class indices uint8 [H, W], 11 for void, resized to `size` (H, W) with nearest-neighbor interpolation. Raises
+    DataError if the file can't be read as an annotation."""
     with named_failures(path), Image.open(path) as image:
         if image.mode not in ("L", "P"):
-            raise DataError(f"{path}: an annotation is an 8-bit image of class numbers, not {image.mode}")
+            raise DataError(f"{path}: an annotation is an 8-bit image of class indices, not {image.mode}")
         values = np.asarray(image, np.uint8)
     if values.max(initial=0) > VOID:
         raise DataError(f"{path} contains the label {values.max()}, expected 0 to {VOID}")
@@ -148,9 +149,8 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
             first = first or found[0].shape
             if found[0].shape != first:
                 shape, other = (f"{x[0]}x{x[1]}" for x in (found[0].shape, first))
-                raise DataError(
-                    f"{pairs[len(images)][0]} is {shape}, the first {other}: --image_size=HEIGHTxWIDTH resizes all"
-                )
+                advice = "use --image_size=HEIGHTxWIDTH to resize all images"
+                raise DataError(f"{pairs[len(images)][0]} is {shape}, the first image {other}; {advice}")
             images.append(found[0])
             labels.append(found[1])
         splits[name] = np.stack(images), np.stack(labels)
@@ -158,9 +158,9 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
 
 
 def computed_weights(labels: np.ndarray, classes: int = VOID) -> tuple[float, ...]:
-    """Median frequency balancing for labels [N, H, W] (Eigen & Fergus 2015, section 6.3): the median of the class
-    frequencies divided by each one. The frequency of a class is its fraction of the pixels of the images that contain
-    it. The weight of a class that does not occur is 0."""
+    """Median frequency balancing for labels [N, H, W] (Eigen & Fergus 2015, section 6.3): the median class frequency
+    divided by the frequency of each class. The frequency of a class is its fraction of the pixels in the images that
+    contain it. The weight of a class that does not occur is 0."""
     counts_NC = np.stack([np.bincount(label.ravel(), minlength=classes)[:classes] for label in labels]).astype(float)
     pixels = labels[0].size * (counts_NC > 0).sum(0)
     frequency = counts_NC.sum(0) / np.maximum(pixels, 1)

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009), read from the store that experiments.prepare writes."""
+"""CIFAR-10 (Krizhevsky 2009), read from the prepared store that experiments.prepare writes."""
 
 import os
 import pathlib
@@ -13,10 +13,10 @@ RECORDS = 10_000  # Images in each file of the archive.
 
 
 def default_dir() -> pathlib.Path:
-    """Where `prepare` writes and training reads if --data_dir is not given."""
+    """The folder that `prepare` writes to and training reads from if --data_dir is not given."""
     home = os.path.expanduser("~")
     if home == "~":  # HOME is not set, and the user has no entry in passwd.
-        raise DataError("cifar10: no home folder is known; give --data_dir=FOLDER")
+        raise DataError("cifar10: cannot determine the home folder; specify --data_dir=FOLDER")
     return pathlib.Path(home, "nutshell_data")
 
 

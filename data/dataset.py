@@ -1,4 +1,4 @@
-"""The type of a data set, and statistics and binary tasks of data sets."""
+"""The data set type, data set statistics, and binary tasks."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set is missing or damaged; the message names the file and the remedy."""
+    """A data set is missing or damaged; the message names the file and how to fix it."""
 
 
 class UnreadableError(DataError):
-    """A file that can't be read at the moment, for lack of permission or a failing disk: it may hold a good image."""
+    """A file can't be read at the moment, because of permissions or a failing disk; it may contain a valid image."""
 
 
 class ArgumentError(ValueError):
-    """A name of no data set, or an argument that does not apply to it."""
+    """An unknown data set, or an argument that the data set does not support."""
 
 
 class SizesDiffer(DataError):
@@ -32,8 +32,8 @@ class Dataset(NamedTuple):
 
 
 def digests(dataset: Dataset) -> dict[str, str]:
-    """SHA-256 of each split's labels, and of its images where these are held in memory, else of their files' names:
-    whether two data sets are the same, wherever their folders lie."""
+    """SHA-256 of each split's labels, and of its images if they are in memory, otherwise of their file names.
+    Identifies a data set independently of its folder."""
     found = {}
     for split, (images, labels) in dataset.splits.items():
         digest = hashlib.sha256(f"{labels.dtype} {labels.shape} {tuple(images.shape)}".encode())
@@ -42,19 +42,19 @@ def digests(dataset: Dataset) -> dict[str, str]:
             for name in images.names():
                 digest.update(name.encode(errors="surrogateescape") + b"\0")
         for part in (labels, images) if in_memory else (labels,):
-            for start in range(0, len(part), 1000):  # In parts: a broadcast array is far larger than its memory.
+            for start in range(0, len(part), 1000):  # In chunks: a copy of a broadcast array would be far larger.
                 digest.update(np.ascontiguousarray(part[start : start + 1000]).tobytes())
         found[split] = digest.hexdigest()
     return found
 
 
 def _where(rows: np.ndarray, images: Any) -> Any:
-    """The images where `rows`, bool [N], is true; of a stream nothing is decoded."""
+    """The images where `rows`, bool [N], is true; the images of a stream are not decoded."""
     return images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
 
 
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
-    """The class `positive` (label 1) against the class `negative` or, if that is None, all others (label 0).
+    """The class `positive` (label 1) against the class `negative` or, if it is None, all other classes (label 0).
 
     Raises ArgumentError if the data set does not have the class.
     """
@@ -74,9 +74,9 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
 
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
-    """Moves a `fraction` of the training images, the same share of each class, into a new split val: always the same
-    images of a data set; 0 moves none. Images whose labels are of their pixels, [N, H, W], count as of one class.
-    Raises ArgumentError where that leaves one of the splits empty, or val is there already."""
+    """Moves a `fraction` of the training images, the same fraction of each class, into a new split val. The choice is
+    deterministic; 0 moves none. Images with per-pixel labels [N, H, W] are treated as one class. Raises ArgumentError
+    if one of the splits would be empty, or if val already exists."""
     if not fraction:
         return dataset
     given = f"--val_fraction={fraction:g}"
@@ -84,7 +84,7 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
         raise ArgumentError(f"{given}: {dataset.name} has no split train, only {', '.join(dataset.splits)}")
     for name in ("val", "validation"):
         if name in dataset.splits:
-            raise ArgumentError(f"{given}: {dataset.name} has a split {name} already")
+            raise ArgumentError(f"{given}: {dataset.name} already has a split {name}")
     images, labels = dataset.splits["train"]
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     random, held = np.random.default_rng(0), np.zeros(len(labels), bool)
@@ -92,7 +92,7 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
         of_class = random.permutation(np.flatnonzero(classes == label))
         held[of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
     if not held.any():
-        raise ArgumentError(f"{given}: no class of {dataset.name} has that many images; a larger fraction is needed")
+        raise ArgumentError(f"{given} selects no images of {dataset.name}; use a larger fraction")
     splits = dict(dataset.splits)
     for name, rows in (("train", ~held), ("val", held)):
         splits[name] = _where(rows, images), labels[rows]

@@ -11,14 +11,14 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data.dataset import DataError, UnreadableError
 
-ORIENTATION = 0x0112  # The EXIF tag; TURNS undoes its values. ImageOps.exif_transpose fails on other damaged tags.
+ORIENTATION = 0x0112  # The EXIF tag; TURNS undoes its values. ImageOps.exif_transpose fails if other tags are damaged.
 _T = Image.Transpose
 TURNS: dict[object, Image.Transpose] = {
     **{2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE},
     **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
 }
 
-SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's names of 2 and 4 bits a pixel -> what it multiplies their values by.
+SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's raw modes with 2 and 4 bits per pixel -> its factor for the values.
 
 # Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
 # it to, in pixels.
@@ -32,9 +32,9 @@ def whole(size: tuple[int, int]) -> Crop:
 
 @contextlib.contextmanager
 def named_failures(path: str) -> Iterator[None]:
-    """A block that decodes an image: DataError with the file's name for any failure in PIL, of the many types that its
-    decoders raise; UnreadableError where the system could not read the file. A failure in the block's own code is not
-    the file's."""
+    """Converts exceptions of a block that decodes an image: any exception raised in PIL, whose decoders raise many
+    types, becomes DataError with the file's name; an operating system error becomes UnreadableError. Exceptions raised
+    by the block's own code are not converted."""
     try:
         yield
     except (MemoryError, DataError):
@@ -46,7 +46,7 @@ def named_failures(path: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise UnreadableError(f"{path}: {error.strerror}") from None
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image that can be read" if unknown else getattr(error, "strerror", None) or error
+        reason = "not a readable image" if unknown else getattr(error, "strerror", None) or error
         raise DataError(f"{path}: {reason}") from None
 
 
@@ -57,20 +57,20 @@ def read_image(
     content: bytes | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """Reads an image file as uint8 [H, W, channels], in grey or colour according to `channels` (1 or 3).
+    """Reads an image file as uint8 [H, W, channels], in grayscale or color according to `channels` (1 or 3).
 
-    Applies EXIF rotation, composites transparency onto black, scales 16-bit values and floating-point numbers from 0 to
-    1, and crops and resizes (bilinearly) by `crop`. A JPEG whose crop is at least twice the target size is decoded at
-    1/2, 1/4 or 1/8 of its resolution.
+    Applies EXIF rotation, composites transparency onto black, scales 16-bit values and floating-point values in [0, 1],
+    and crops and resizes (bilinearly) according to `crop`. A JPEG whose crop is at least twice the target size is
+    decoded at 1/2, 1/4 or 1/8 of its resolution.
 
     If `content`, the bytes of the file, is given, `path` is only used in messages. Raises DataError with the file's
-    name if it can't be decoded or does not say what is white, as 32-bit integers and floating-point numbers above 1;
-    UnreadableError if the file can't be read.
+    name if it can't be decoded or its white level is unknown, as for 32-bit integers and floating-point values above 1;
+    raises UnreadableError if the file can't be read.
     """
     with named_failures(path), Image.open(path if content is None else io.BytesIO(content)) as opened:
         _scale_transparency(opened)
         if opened.format != "JPEG":
-            opened.load()  # Pillow turns a TIFF upright when it loads it: its size and its tag are others then.
+            opened.load()  # Pillow rotates a TIFF on loading, which changes its size and its tag.
         if crop is not None:
             turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
             width, height = opened.size[::-1] if turned else opened.size
@@ -95,24 +95,24 @@ def read_image(
 
 
 def _scale_transparency(opened: Image.Image) -> None:
-    """Scales the transparent value of a grey PNG of 2 or 4 bits to 8 bits, as Pillow does with the pixels alone."""
+    """Scales the transparent value of a 2- or 4-bit grayscale PNG to 8 bits; Pillow scales only the pixels."""
     raw = opened.tile[0].args if isinstance(opened, ImageFile.ImageFile) and opened.tile else None
     if raw in SHORT_GREYS and isinstance(opened.info.get("transparency"), int):
         opened.info["transparency"] *= SHORT_GREYS[raw]
 
 
 def _bytes(image: Image.Image, path: str, *, clear: int | None) -> np.ndarray:
-    """The pixels uint8 [H, W] of a grey image of more than 8 bits; those of the value `clear` are black. DataError for
-    an image that does not say what is white: a guess from its own pixels would differ from image to image."""
+    """The pixels uint8 [H, W] of a grayscale image with more than 8 bits; pixels with the value `clear` become black.
+    Raises DataError if the white level is unknown: a guess from the pixels would differ from image to image."""
     values = np.asarray(image)
     low, high = values.min(initial=0), values.max(initial=0)
     if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # Not for NaN either.
+        if not (low >= 0 and high <= 1):  # Also true for NaN.
             line = f"floating-point pixels from {low:g} to {high:g}, must be from 0 (black) to 1 (white)"
             raise DataError(f"{path}: {line}")
         values, scale = values.astype(np.float64), 255
     elif image.mode == "I":
-        line = "signed or 32-bit pixels, which do not say what is white; convert them to 8 or 16 bits"
+        line = "signed or 32-bit pixels, whose white level is unknown; convert them to 8 or 16 bits"
         raise DataError(f"{path}: {line}")
     else:
         values, scale = np.where(values == clear, 0, values) / 257, 1
@@ -126,5 +126,5 @@ def image_size(path: str, *, content: bytes | None = None) -> tuple[int, int] | 
             return opened.height, opened.width
     except MemoryError:
         raise
-    except Exception:  # As in named_failures.
+    except Exception:  # PIL's decoders raise many types.
         return None

@@ -15,7 +15,8 @@ from data.dataset import Dataset, hold_out
 SIDE, FIXED_SCENES, SEEDS = 64, 500, {"test": 0, "val": 1}
 FEWEST, MOST = 3, 6
 CLASSES = ("background", *map(str, range(10)))
-# In the loss. Digits cover a tenth of a scene: background weight 1 suppresses them, below 0.3 it inflates them.
+# Class weights of the loss. Digits cover a tenth of a scene: background weight 1 suppresses them, and a weight below
+# 0.3 makes them too large.
 WEIGHTS = (0.3, *[1.0] * 10)
 INK = 0.5  # A pixel belongs to the topmost digit whose ink exceeds this.
 
@@ -34,7 +35,7 @@ def _background(key):
 
 
 def _extent(digits):
-    """(first, end), both [N, 2]: the bounding box in rows and columns of the ink of digits [N, H, W]."""
+    """(first, end), both [N, 2]: the bounding box, in rows and columns, of the nonzero pixels of digits [N, H, W]."""
     inked = jnp.stack([(digits > 0).any(2), (digits > 0).any(1)], 1)
     return inked.argmax(2), inked.shape[2] - inked[..., ::-1].argmax(2)
 
@@ -67,8 +68,9 @@ def scenes(keys, digits, labels):
 
 
 def load(val_fraction: float = 0.0) -> Dataset:
-    """train: the digits [4000, 28, 28, 1] and labels that scenes are composed of; test: 500 scenes and labels
-    [500, SIDE, SIDE]. With a `val_fraction` 500 scenes of that part of the training digits are the split val."""
+    """The split train has the digits [4000, 28, 28, 1] and labels that scenes are composed of; the split test has 500
+    scenes and their labels [500, SIDE, SIDE]. With `val_fraction`, that fraction of the training digits is held out,
+    and the split val has 500 scenes of them."""
     digits = hold_out(mnist5k.load(), val_fraction)
     splits = {"train": digits.splits["train"]}
     for split in (name for name in digits.splits if name != "train"):

@@ -1,9 +1,9 @@
-"""Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have folders below it, or links to
-some. A split may also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders are skipped, and
-those that a system keeps for itself. Class names are compared in Unicode's composed form (NFC): macOS stores others.
+"""Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have subfolders or links to
+folders. A split may also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders and system
+folders are skipped. Class names are compared in Unicode's composed form (NFC), because macOS stores other forms.
 
 Small images of equal size are decoded once and cached as an array in a file next to the folder, until an image is
-added, removed or changed. Others are decoded when a batch needs them.
+added, removed or changed. Other images are decoded when a batch needs them.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from data.decode import image_size, read_image
 from data.stream import View
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SYSTEM_FOLDERS = ("@eaDir", "lost+found", "__MACOSX")  # Synology's thumbnails, ext4's and what macOS adds to archives.
+SYSTEM_FOLDERS = ("@eaDir", "lost+found", "__MACOSX")  # Created by Synology, ext4 and macOS's archiver.
 
 
 def load(
@@ -35,10 +35,10 @@ def load(
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """Loads the splits of the folder, with colour images and classes sorted by name. They are arrays, or streams of
+    """Loads the splits of the folder as color images, with classes sorted by name. Splits are arrays, or streams of
     `view` if an image is large or if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
 
-    An image that can't be decoded raises DataError with its name, on loading or in the stream; with `skip_corrupt` all
+    An image that can't be decoded raises DataError with its name, on loading or in the stream; with `skip_corrupt`, all
     such images are reported and skipped. Also raises DataError if the folder is missing, if classes differ between
     splits, or if small images differ in size.
     """
@@ -55,7 +55,7 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
         raise DataError("--dataset=folder requires --data_dir=FOLDER, which contains SPLIT/CLASS/*.jpg or png")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
-        raise DataError(f"--data_dir={data_dir}: there is no such folder")
+        raise DataError(f"--data_dir={data_dir}: no such folder")
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
     others = {split: collections.defaultdict[str, list[str]](list) for split in splits}
     listed = {split: _list(root / split, others[split]) for split in splits}
@@ -65,8 +65,8 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
         raise DataError(f"--data_dir={data_dir} contains no images as SPLIT/CLASS/*.jpg ({', '.join(SUFFIXES)})")
     names = tuple(next(iter(listed.values())))
     for name in (*names, *splits):
-        if not name.isprintable():  # It may not be valid text, which reports could not show.
-            raise DataError(f"--data_dir={data_dir}: the name of the folder {name!r} can't be printed")
+        if not name.isprintable():  # Reports could not display the name.
+            raise DataError(f"--data_dir={data_dir}: the folder name {name!r} is not printable")
     for split, classes in listed.items():
         if tuple(classes) != names:
             raise DataError(
@@ -82,7 +82,7 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
         kinds = collections.Counter(os.path.splitext(path)[1] for name in classes for path in others[split][name])
         if kinds and not empty:
             counted = ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common(5))
-            print(f"{root / split}: files that are no images are skipped: {counted}", file=sys.stderr)
+            print(f"{root / split}: skipped files that are not images: {counted}", file=sys.stderr)
     files = {split: _files(classes) for split, classes in listed.items()}
     for split, paths in flat.items():
         labels = root / f"{split}.txt"
@@ -94,7 +94,7 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
 
 
 def _list(folder: pathlib.Path, others: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The paths of images by class, both sorted; strings, since a million pathlib objects take half a gigabyte. The
+    """The paths of images by class, both sorted; strings, because a million pathlib objects take half a gigabyte. The
     other files of each class are added to `others`."""
     found: dict[str, list[str]] = {}
     above = tuple(map(_identity, (folder.parent, folder)))
@@ -115,8 +115,8 @@ def _identity(folder) -> tuple[int, int]:
 
 
 def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """The paths of all files below the folder that are not hidden. Links to folders are followed, but not to one of the
-    folders `above` it."""
+    """The paths of all files below the folder that are not hidden. Links to folders are followed, except links to a
+    folder in `above`, the chain of parent folders."""
     here = _identity(folder)
     for entry in os.scandir(folder) if here not in above else ():
         if _hidden(entry.name):
@@ -128,7 +128,7 @@ def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[st
 
 
 def read_names(path: pathlib.Path) -> str:
-    """The text of a file that names files, decoded as their names are; without the mark that UTF-8 may begin with."""
+    """The text of a file that lists file names, decoded like file names and without a UTF-8 byte order mark."""
     return os.fsdecode(path.read_bytes().removeprefix(codecs.BOM_UTF8))
 
 
@@ -149,14 +149,14 @@ def _images_in(folder: pathlib.Path) -> list[str]:
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The images of a flat split with classes from a file with lines NAME CLASS, or a tab for the space, where CLASS is
-    always a name or always an index into the sorted names. Raises DataError with the line or the image if they don't
-    match."""
+    """The images of a flat split with classes from a file with lines NAME CLASS, separated by a space or a tab. CLASS
+    is a name in all lines, or an index into the sorted names in all lines. Raises DataError, naming the line or the
+    image, if they don't match."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
     lines = [line if line.strip() else "" for line in _composed(read_names(labels)).splitlines()]
     # Trailing spaces may be part of the class name.
     readings = [[_entry(line, known) or _entry(line.strip(), known) for line in lines] for known in (by_name, by_place)]
-    # If class names are numbers, a reading as names has precedence.
+    # If class names are numbers, interpretation as names takes precedence.
     entries = next((r for r in readings if all(e or not line for e, line in zip(r, lines, strict=True))), None)
     if entries is None:
         wrong = min(readings, key=lambda r: sum(e is None for e in r))
@@ -167,15 +167,15 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
     found: dict[str, int] = {}
     for name, label in filter(None, entries):
         if found.setdefault(name, label) != label:
-            raise DataError(f"{labels} gives {name} two classes, {names[found[name]]} and {names[label]}")
+            raise DataError(f"{labels} lists {name} with two classes, {names[found[name]]} and {names[label]}")
     shown = {path: _composed(os.path.basename(path)) for path in paths}
     surplus = len(found.keys() - set(shown.values()))
     if surplus:
-        print(f"warning: {labels} names {surplus:,} images that do not exist", file=sys.stderr)
+        print(f"warning: {labels} lists {surplus:,} images that do not exist", file=sys.stderr)
     missing = [name for name in shown.values() if name not in found]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{labels} names no class for {missing[0]}{others}")
+        raise DataError(f"{labels} lists no class for {missing[0]}{others}")
     return [(path, found[name]) for path, name in shown.items()]
 
 

@@ -1,7 +1,7 @@
-"""Image classification sets as TensorFlow Datasets prepares them in array_record: --dataset=tfds:NAME.
+"""Image classification data sets prepared by TensorFlow Datasets in array_record: --dataset=tfds:NAME.
 
-Preparing most of them requires TensorFlow; reading them does not. Images are decoded from the stored bytes by
-data.decode, like files, so that an image gives the same array wherever it is stored.
+Preparing most of them requires TensorFlow; reading them does not. Like image files, stored bytes are decoded by
+data.decode, so that an image gives the same array wherever it is stored.
 """
 
 import functools
@@ -38,7 +38,7 @@ def load(
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
-    """Loads all labelled splits of a prepared data set. They are arrays, or streams of `view` if an image is large or
+    """Loads all labeled splits of a prepared data set. Splits are arrays, or streams of `view` if an image is large or
     if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
 
     Raises DataError if the data set is not prepared in array_record, with the command that prepares it, or if it is
@@ -47,7 +47,7 @@ def load(
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     root = pathlib.Path(os.path.expanduser(given or "~/tensorflow_datasets")).absolute()
     if not given and root.parent.name == "~":
-        raise DataError(f"{name}: no home folder is known; give --data_dir=FOLDER")
+        raise DataError(f"{name}: cannot determine the home folder; specify --data_dir=FOLDER")
     place = find(name, root)
     import tensorflow_datasets as tfds  # Imported late: only prepared stores need it.
 
@@ -81,7 +81,7 @@ def how(name: str, root: pathlib.Path) -> str:
 
 
 def find(name: str, root: pathlib.Path) -> pathlib.Path:
-    """ROOT/NAME/[CONFIG/]VERSION, by default of the newest version. Raises DataError if there is none."""
+    """ROOT/NAME/[CONFIG/]VERSION, by default the newest version. Raises DataError if there is none."""
     title, config, version = parse(name)
     folder = root / title / config if config else root / title
     configs = sorted({path.parent.parent.name for path in folder.glob("*/*/dataset_info.json")})
@@ -112,7 +112,7 @@ def check_features(builder, name: str) -> None:
             or type(features).__name__
         )
         raise DataError(
-            f"{name} is not a data set of image classification: it has {kinds}, not image (Image), label (ClassLabel)"
+            f"{name} is not an image classification data set: it has {kinds}, not image (Image), label (ClassLabel)"
         )
     if image.np_dtype != np.uint8 or len(image.shape) != 3:
         raise DataError(f"the images of {name} are {image.np_dtype} {list(image.shape)}, expected uint8 [H, W, C]")
@@ -121,8 +121,8 @@ def check_features(builder, name: str) -> None:
 def read_split(
     builder, split: str, count: int, *, place: pathlib.Path, channels: int | None = None
 ) -> image_files.ImageSplit:
-    """A split of `builder`, read on demand, by default with the stored number of channels. Unreadable records raise
-    DataError."""
+    """A split of `builder`, read on demand, by default with the stored number of channels. Reading a damaged record
+    raises DataError."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -144,7 +144,7 @@ def read_split(
 
     @functools.cache
     def labels():
-        """The labels are in the records with the images, so this reads all records once and caches the labels."""
+        """Labels are stored in the records together with the images, so this reads all records once and caches them."""
         path = beside.with_name(f"{beside.name}.labels.npz")
         kept = cache.read(path, key(False), "labels")
         if kept is not None:

@@ -11,8 +11,8 @@ LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (images, classes) of ImageNet 
 
 
 def load(view: View | None, *, other: str = "val") -> Dataset:
-    """As many images as in ImageNet, streamed with `view`, or, if it is None, as in CIFAR-10, in memory. The split
-    beside train is called `other`."""
+    """Returns a data set of the size of ImageNet, streamed with `view`, or, if `view` is None, of the size of CIFAR-10,
+    in memory. The second split, after train, is called `other`."""
     random = np.random.default_rng(0)
     count, classes = LARGE if view else SMALL
     splits: dict[str, tuple[Any, np.ndarray]] = {}

@@ -41,9 +41,9 @@ def load(
     always: bool = False,
     size: tuple[int, int] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """Images and labels of each split: arrays if no image has more than LARGEST pixels a side, otherwise or if `always`
-    streams of `view`; with `size` (h, w), arrays of whole images resized to it. Raises DataError if small images differ
-    in size, since resizing them to 224 is rarely intended."""
+    """Images and labels of each split: arrays if no image is larger than LARGEST pixels per side; otherwise, or if
+    `always`, streams of `view`; with `size` (h, w), arrays of whole images resized to it. Raises DataError if small
+    images differ in size, since resizing them to 224 is rarely intended."""
     found: dict[str, tuple[Any, Any]] = {}
     for name, split in splits.items():
         if size:
@@ -103,8 +103,8 @@ def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, 
 
 
 def _readable(split: ImageSplit) -> np.ndarray:
-    """Which images can be decoded, bool [length]. All are checked before training, because the order of the examples
-    must not depend on the images read so far and evaluation needs their number."""
+    """Which images can be decoded, bool [length]. All images are checked before training, because the order of the
+    examples must not depend on the images read so far, and because evaluation needs their number."""
     path, key = split.cache.with_name(f"{split.cache.name}.readable.npz"), split.key(True)
     kept = cache.read(path, key, "good")
     if kept is not None:
@@ -118,7 +118,7 @@ def _readable(split: ImageSplit) -> np.ndarray:
 
 def in_memory(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, H, W, C] and labels [N]. An image that can't be decoded raises DataError with its name; with
-    `skip_corrupt` all such images are reported and skipped. Also raises DataError if images differ in size."""
+    `skip_corrupt`, all such images are reported and skipped. Also raises DataError if images differ in size."""
     images: list[np.ndarray] = []
     good = np.zeros(split.length, bool)
     for example, image in _decoded(split, skip_corrupt, doing="decoding"):

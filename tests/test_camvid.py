@@ -60,9 +60,9 @@ def test_palette_indices_are_class_numbers(root):
         ),
         (lambda root: Image.new("RGB", (8, 6)).save(root / "testannot" / "a 1.png"), r"a 1\.png: an annotation is an"),
         (lambda root: Image.new("L", (8, 7)).save(root / "testannot" / "a 1.png"), "differ in size: 6x8 and 7x8"),
-        (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not an image"),
+        (lambda root: (root / "train" / "a 0.png").write_text("text"), r"train/a 0\.png: not a readable image"),
         (lambda root: (root / "train.txt").write_text("a line\n"), "line 1: 'a line' is not an image and its"),
-        (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "leads out of"),
+        (lambda root: (root / "train.txt").write_text("../../x.png ../y.png\n"), "is outside"),
         (  # The line break between two pairs is missing.
             lambda root: (root / "train.txt").write_text((root / "train.txt").read_text().replace("\n", "", 1)),
             "line 1: .* is not an image and its annotation",
@@ -81,7 +81,7 @@ def test_files_outside_the_folder_are_not_read(root, tmp_path):
     Image.new("RGB", (8, 6)).save(outside)
     (root / "train" / "a 0.png").unlink()
     (root / "train" / "a 0.png").symlink_to(outside)
-    with pytest.raises(DataError, match="leads out of"):
+    with pytest.raises(DataError, match="is outside"):
         camvid.load(str(root))
     assert list(camvid.load(str(root), split="test").splits) == ["test"]  # The other splits need not be valid.
     (root / "train.txt").write_text("/S/train/a\0.png /S/trainannot/a 0.png\n")
@@ -90,20 +90,20 @@ def test_files_outside_the_folder_are_not_read(root, tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (root / "train.txt").unlink()
     (root / "train.txt").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(DataError, match=r"train\.txt leads out of"):
+    with pytest.raises(DataError, match=r"train\.txt is outside"):
         camvid.load(str(root))
 
 
 def test_images_of_several_sizes_need_image_size(root):
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
         Image.new(mode, (4, 4)).save(root / folder / "a 2.png")
-    with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first 6x8: --image_size"):
+    with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first image 6x8; use --image_size"):
         camvid.load(str(root))
     assert camvid.load(str(root), size=(6, 8)).splits["train"][0].shape == (3, 6, 8, 3)
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
         for path in (root / folder).iterdir():  # One size within each split, but two in total.
             Image.new(mode, (4, 4)).save(path)
-    with pytest.raises(DataError, match=r"is 4x4, the first 6x8: --image_size"):
+    with pytest.raises(DataError, match=r"is 4x4, the first image 6x8; use --image_size"):
         camvid.load(str(root))
 
 
@@ -157,7 +157,7 @@ def test_prepare_collects_and_validates_the_data(root, tmp_path, start):
     shutil.copytree(root, tmp_path / "above" / "SegNet" / "camvid", symlinks=True)
     collect(tmp_path / "above", tmp_path / "to" / "link")
     assert camvid.problems(str(tmp_path / "to" / "link")) == [
-        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing, although a list names it"
+        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing, although it is listed"
     ]
     shutil.copytree(root, tmp_path / "two" / "a")
     shutil.copytree(root, tmp_path / "two" / "b")

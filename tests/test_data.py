@@ -184,7 +184,7 @@ def test_pixels_without_a_defined_white_level_are_refused(tmp_path):
         with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
             decode.read_image(str(path), channels=1)
     Image.fromarray(np.array([[0, 128, 255]], np.int32)).save(path)
-    with pytest.raises(DataError, match="signed or 32-bit pixels, which do not say what is white"):
+    with pytest.raises(DataError, match="signed or 32-bit pixels, whose white level is unknown"):
         decode.read_image(str(path), channels=1)
 
 

@@ -401,9 +401,9 @@ def test_without_a_home_folder_there_is_no_cache(environment, tmp_path, monkeypa
         compilation_cache.cache_folder()
     monkeypatch.chdir(tmp_path)
     compilation_cache.start_cache()
-    with pytest.raises(data.DataError, match="no home folder is known; give --data_dir=FOLDER"):
+    with pytest.raises(data.DataError, match="cannot determine the home folder; specify --data_dir=FOLDER"):
         data.load("cifar10")
-    with pytest.raises(data.DataError, match="no home folder is known; give --data_dir=FOLDER"):
+    with pytest.raises(data.DataError, match="cannot determine the home folder; specify --data_dir=FOLDER"):
         data.load("tfds:mnist")
     assert not list(tmp_path.iterdir())
 

@@ -60,7 +60,7 @@ def test_other_files_are_counted(root, capsys):
         (root / "train" / "dog" / name).touch()
     (root / "train" / "café" / "c.heic").touch()
     listed(root)
-    message = "files that are no images are skipped: 2 .avif, 1 .heic, 1 without suffix\n"
+    message = "skipped files that are not images: 2 .avif, 1 .heic, 1 without suffix\n"
     assert capsys.readouterr().err == f"{root / 'train'}: {message}"
 
 

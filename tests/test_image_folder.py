@@ -129,7 +129,7 @@ def test_invalid_folders_are_rejected(image_dir, tmp_path):
         folder.load(str(image_dir / "train"))
     for split in ("train", "test"):
         (image_dir / split / "a\nb").mkdir()
-    with pytest.raises(DataError, match=r"'a\\nb' can't be printed"):
+    with pytest.raises(DataError, match=r"'a\\nb' is not printable"):
         folder.load(str(image_dir))
     for split in ("train", "test"):
         (image_dir / split / "a\nb").rmdir()
@@ -254,17 +254,17 @@ def test_a_flat_split_with_a_label_file(image_dir, capsys):
         np.testing.assert_array_equal(found.splits["val"][1], [1, 0, 0])
         assert sorted(found.splits) == ["test", "train", "val"]
         output = capsys.readouterr().err
-        assert ("val.txt names 1 images that do not exist" in output) == ("not_here" in lines)
+        assert ("val.txt lists 1 images that do not exist" in output) == ("not_here" in lines)
     for line, wrong in (("c.png 2", "'c.png 2'"), ("c.png 0", "'c.png 0'"), ("c" * 90, f"'{'c' * 80} ...'")):
         labels.write_text(f"a b.png cat\n{line}\n")
         message = f"val.txt, line 2: {wrong} does not end with one of the 2 classes"
         with pytest.raises(DataError, match=re.escape(message)):
             folder.load(str(image_dir))
     labels.write_text("a b.png cat\nc.png cat\nd.png cat\nc.png bird\n")
-    with pytest.raises(DataError, match=r"val\.txt gives c\.png two classes, cat and bird"):
+    with pytest.raises(DataError, match=r"val\.txt lists c\.png with two classes, cat and bird"):
         folder.load(str(image_dir))
     labels.write_text("a b.png cat\n")
-    with pytest.raises(DataError, match=r"names no class for c\.png and 1 more"):
+    with pytest.raises(DataError, match=r"lists no class for c\.png and 1 more"):
         folder.load(str(image_dir))
 
 

@@ -26,7 +26,7 @@ def test_a_folder_in_use_is_refused_and_left_unchanged(tmp_path, start, flag):
         path.write_bytes(b"of the other process")
     with lock.locked(used):
         done = start(*prepare(tmp_path, *(f"--{name}={folder}" for name, folder in folders.items())))
-    line = f"error: another process is preparing a data set in {used}; wait until it has ended\n"
+    line = f"error: another process is preparing a data set in {used}; wait until it has finished\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
     assert all(path.read_bytes() == b"of the other process" for path in unfinished)
     assert files(tmp_path) == sorted([*(str(path.relative_to(tmp_path)) for path in unfinished), "t.tar"])

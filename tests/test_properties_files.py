@@ -293,12 +293,12 @@ def test_an_invalid_label_file_is_refused_by_name(content, data):
         expected = f"line {place + 1}: {f'{image} {wrong}'.strip()!r} does not end with one of the {len(names)} classes"
     elif kind == "no line":
         del lines[place]
-        expected = f"names no class for {image}"
+        expected = f"lists no class for {image}"
     elif kind == "two classes":
         others = [other for other in keys if other != name]
         assume(others)
         lines.insert(data.draw(st.integers(0, len(lines))), [image, data.draw(st.sampled_from(others))])
-        expected = f"gives {image} two classes"
+        expected = f"lists {image} with two classes"
     text = "\n".join(" ".join(line) for line in lines).encode()
     if kind == "bytes":
         text, expected = data.draw(st.binary(max_size=40)), ""

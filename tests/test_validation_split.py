@@ -46,11 +46,11 @@ def test_a_fraction_of_each_class_is_held_out():
 
 def test_invalid_fractions_are_refused():
     dataset = numbered((4, 4, 4))
-    with pytest.raises(ArgumentError, match="--val_fraction=0.01: no class of numbered has that many images"):
+    with pytest.raises(ArgumentError, match="--val_fraction=0.01 selects no images of numbered; use a larger fraction"):
         hold_out(dataset, 0.01)
     for name in ("val", "validation"):
         both = dataset._replace(splits=dataset.splits | {name: dataset.splits["test"]})
-        with pytest.raises(ArgumentError, match=f"--val_fraction=0.5: numbered has a split {name} already"):
+        with pytest.raises(ArgumentError, match=f"--val_fraction=0.5: numbered already has a split {name}"):
             hold_out(both, 0.5)
     with pytest.raises(ArgumentError, match="has no split train, only test"):
         hold_out(dataset._replace(splits={"test": dataset.splits["test"]}), 0.5)

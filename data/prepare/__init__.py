@@ -1,1 +1,1 @@
-"""Preparation of data sets: downloads and archives to folders of images or stores."""
+"""Prepares data sets: converts downloads and archives to image folders or stores."""

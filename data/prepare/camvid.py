@@ -13,7 +13,7 @@ from data.prepare.unpack import plain, write
 
 def collect(source: pathlib.Path, target: pathlib.Path) -> int:
     """Copies the lists, images and annotations of a folder or archive in the authors' layout to `target` and returns
-    their number.
+    the number of files.
 
     Nothing outside `source` is read and nothing outside `target` is written: only the last two components of a name are
     used. Existing files of the same size are kept. Raises DataError if `source` is not an archive, is damaged, or
@@ -32,7 +32,7 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> int:
 
 def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, int, IO[bytes]]]:
     """(name, destination, size in bytes, content) of each list, image and annotation in a folder or archive. No other
-    file is opened, and links only if they stay inside the folder."""
+    file is opened; links are opened only if they point inside the folder."""
     if source.is_dir():
         inner = target.resolve() != source.resolve()  # Skips a target inside the source.
         for path in sorted(source.rglob("*")):
@@ -51,7 +51,7 @@ def _contents(source: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[str,
 
 
 def _place(target: pathlib.Path, name: str) -> pathlib.Path | None:
-    """The destination of a list, image or annotation of that name; None for other files."""
+    """The destination of the list, image or annotation `name`; None for other files."""
     *_, folder, last = "", *name.split("/")
     if plain(last) and last.endswith(".txt"):
         return target / last

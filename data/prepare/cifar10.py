@@ -1,4 +1,4 @@
-"""CIFAR-10's official binary archive: download and reading.
+"""Downloads and reads CIFAR-10's official binary archive.
 
 It contains data_batch_1.bin to data_batch_5.bin (train) and test_batch.bin (test) with 10,000 records each. A record is
 one byte for the label, then 1,024 bytes each for red, green and blue in row-major order. The pickled Python archive is
@@ -78,27 +78,28 @@ def download(target: pathlib.Path, url: str = URL) -> None:
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            if done and answer.status != 206:  # The server does not support ranges.
+        with urllib.request.urlopen(request, timeout=60) as response:
+            if done and response.status != 206:  # The server does not support ranges.
                 done = 0
-            total = done + int(answer.headers.get("Content-Length", 0))
+            total = done + int(response.headers.get("Content-Length", 0))
             with (
                 open(part, "ab" if done else "wb") as file,
                 _bar(total, done) as bar,
             ):
-                while chunk := answer.read(1 << 16):
+                while chunk := response.read(1 << 16):
                     file.write(chunk)
                     bar.update(len(chunk))
             got = part.stat().st_size
             if total and got < total:
                 raise DataError(
-                    f"the download of {url} broke off at {got:,} of {total:,} bytes; run the same command to resume"
+                    f"the download of {url} was interrupted at {got:,} of {total:,} bytes; "
+                    "run the same command to resume"
                 )
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the partial file is already complete.
             raise DataError(f"the download of {url} failed: {error}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"the download of {url} broke off: {error}; run the same command to resume") from None
+        raise DataError(f"the download of {url} was interrupted: {error}; run the same command to resume") from None
     if md5(part) != MD5:
         part.unlink()
         raise DataError(f"{url} returned a file with the wrong MD5, expected {MD5}; it was removed")

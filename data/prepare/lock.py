@@ -1,5 +1,5 @@
-"""Reserves the folders that a call of `prepare` writes: another call would take its unfinished files for left-overs of
-one that was killed."""
+"""Locks the folders that `prepare` writes to. Otherwise, a concurrent call would mistake its unfinished files for
+leftovers of a killed process."""
 
 import contextlib
 import errno
@@ -13,15 +13,15 @@ from data.dataset import DataError
 
 NAME = ".prepare.lock"
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # By some network file systems.
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Raised on some network file systems.
 
 
 @contextlib.contextmanager
 def locked(*folders: pathlib.Path) -> Iterator[None]:
-    """The folders, made if absent, for this process alone; those made are removed if nothing is in them at the end.
-    The system releases the lock of a killed process. Raises DataError for a folder in which another process prepares.
+    """Locks the folders for this process. Missing folders are created, and removed at the end if they are empty. The
+    system releases the locks of a killed process. Raises DataError if another process is preparing in one of them.
 
-    A folder that can't be written or locked is used without a lock: what fails to write in it has its own message.
+    A folder that can't be written or locked is used without a lock; writing to it later raises its own error.
     """
     with contextlib.ExitStack() as stack:
         for folder in sorted({folder.resolve() for folder in folders}):  # A process can't lock a folder twice.
@@ -44,10 +44,10 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            path.unlink(missing_ok=True)  # While it is locked: see _acquired.
+            path.unlink(missing_ok=True)  # While it is still locked: see _acquired.
             lock.close()
         for one in made:
-            with contextlib.suppress(OSError):  # Something is in it.
+            with contextlib.suppress(OSError):  # The folder is not empty.
                 one.rmdir()
 
 
@@ -59,9 +59,9 @@ def _acquired(path: pathlib.Path, folder: pathlib.Path) -> IO:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # Held by another process.
-                line = f"another process is preparing a data set in {folder}; wait until it has ended"
+                line = f"another process is preparing a data set in {folder}; wait until it has finished"
                 raise DataError(line) from None
-            except OSError:  # It can't be locked, so nobody holds it.
+            except OSError:  # Locking is not supported, so no process holds the lock.
                 path.unlink()
                 raise
             # The process that held the lock may have removed the file after it was opened here.

@@ -12,7 +12,7 @@ DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class _Header(tarfile.TarInfo):
-    """A damaged, truncated or missing header, which tarfile treats as the end of the archive, raises an error."""
+    """Raises an error for a damaged, truncated or missing header, which tarfile treats as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_):
@@ -24,8 +24,8 @@ class _Header(tarfile.TarInfo):
 
 @contextlib.contextmanager
 def opened(path, *, file=None) -> Iterator[tarfile.TarFile]:
-    """Opens the archive at `path`, compressed or not, or in the open `file`, for which `path` is the name in messages.
-    Raises DataError if it is not an archive or damaged, when opened or read."""
+    """Opens the archive at `path`, compressed or not, or in the open `file`; `path` is then its name in messages.
+    Raises DataError, on opening or on reading, if it is not an archive or is damaged."""
     with named(path), tarfile.open(None if file else path, fileobj=file, tarinfo=_Header) as archive:
         yield archive
 

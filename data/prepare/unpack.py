@@ -1,10 +1,10 @@
-"""Unpacks archives of images to folders SPLIT/CLASS/*.JPEG. As in ImageNet, an archive contains either images or one
+"""Unpacks image archives to folders SPLIT/CLASS/*.JPEG. As in ImageNet, an archive contains either images or one
 archive per class.
 
-Only the last components of a member's name are used: the file name, its folder as the class, and the folder above if it
-is named like a split; images directly inside a split stay there, with its labels in SPLIT.txt. So nothing is written
-outside the target folder. Links, devices, hidden files, SYSTEM_FOLDERS and paths that leave the archive's folder are
-skipped. Existing files are kept, so that an interrupted call can be resumed.
+Only the last components of a member's name are used: the file name, its folder as the class, and the folder above it if
+it is named like a split; images directly inside a split stay there, with their labels in SPLIT.txt. Nothing is
+therefore written outside the target folder. Links, devices, hidden files, SYSTEM_FOLDERS and paths that leave the
+archive's folder are skipped. Existing files are kept, so that an interrupted call can be resumed.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ LABELS = tuple(f"{split}.txt" for split in SPLITS)
 
 
 def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool = True) -> int:
-    """Unpacks the images of the archive to root/`split` or, unless `fixed`, to the split that the archive's folders
-    name. Returns their number, including those from earlier calls.
+    """Unpacks the images of the archive to root/`split` or, unless `fixed`, to the splits named by the archive's
+    folders. Returns the number of images, including those from earlier calls.
 
     Raises DataError if the file is not an archive, is damaged, contains no images, or has folders that would be merged
     or names that are invalid here, and OSError if the disk is full.
@@ -54,7 +54,7 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
             if nested:
                 target /= name[: -len(".tar")]
                 _claim(parents, target, member.name)
-                count += _class(stream, target, bar, f"{source}, in it {member.name},")
+                count += _class(stream, target, bar, f"{member.name} in {source}")
             else:
                 target = target / folder if plain(folder) and not flat else target
                 _claim(parents, target, parent)
@@ -62,7 +62,7 @@ def unpack(source: pathlib.Path, root: pathlib.Path, *, split: str, fixed: bool 
                 count += write(stream, member.size, target / name)
                 bar.update()
     if not count:
-        raise DataError(f"{source} contains no images, as files or in archives by class")
+        raise DataError(f"{source} contains no images, neither as files nor in one archive per class")
     return count
 
 
@@ -113,7 +113,7 @@ def _claim(parents: dict[pathlib.Path, str], target: pathlib.Path, parent: str) 
 
 
 def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
-    """Unpacks the images of one class atomically; returns their number."""
+    """Unpacks the images of one class atomically; returns the number of images."""
     if folder.is_dir():
         found = sum(1 for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
         bar.update(found)
@@ -142,7 +142,7 @@ def write(stream, size: int, path: pathlib.Path) -> int:
         try:
             with open(temporary, "wb") as file:
                 shutil.copyfileobj(stream, file)
-        except OSError as error:  # A full disk gives no file name, a damaged archive no errno.
+        except OSError as error:  # A full disk sets no file name, a damaged archive no errno.
             raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
         if temporary.stat().st_size != size:
             raise EOFError(f"{path.name} is truncated")
