@@ -2,11 +2,11 @@ DEMO_WORKDIR ?= runs/demo
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-# The stamp holds the folder that .venv was built in, so a moved clone shows, as does a .venv whose install was cut short
-# (no stamp) or whose Python is gone or was replaced by another version (pip no longer imports).
+# The stamp contains the folder that .venv was built in. .venv is rebuilt if the clone was moved, if the installation
+# was interrupted (no stamp), or if its Python is missing or was replaced by another version (pip cannot be imported).
 HEALTHY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON) -c 'import pip' 2>/dev/null && echo yes)
 
-# Sets the shell variable python to the newest Python on PATH that runs and can make a virtual environment, or to "".
+# Sets the shell variable python to the newest Python on PATH that runs and can create a virtual environment, or to "".
 define FIND_PYTHON
 python=; \
 for name in python3.13 python3.12 python3.11 python3; do \
@@ -24,10 +24,10 @@ endef
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make install  create .venv with everything that the demo and the tests need (needs Python 3.11 to 3.13)'
-	@echo 'make demo     install, then train the demo in $(DEMO_WORKDIR) (another folder: make demo DEMO_WORKDIR=...)'
-	@echo 'make test     install, then lint, check the format and the types, and run the tests (under five minutes)'
-	@echo 'make test-all make test, then the slow tests too: every documented command, short trainings (25 minutes)'
+	@echo 'make install  create .venv with the dependencies of the demo and the tests (needs Python 3.11 to 3.13)'
+	@echo 'make demo     install, then train the demo in $(DEMO_WORKDIR) (make demo DEMO_WORKDIR=... to change it)'
+	@echo 'make test     install, then check style, format and types, and run the tests (under five minutes)'
+	@echo 'make test-all make test, then the slow tests: every documented command, short training runs (25 minutes)'
 	@echo 'make kernels-check install, then check the C kernels with sanitizers (needs gcc; 2 minutes on two cores)'
 
 install: $(STAMP)
