@@ -85,7 +85,7 @@ def test_a_nan_weight_stops_training_and_evaluation(name):
     kernel = next(i for i, leaf in enumerate(leaves) if leaf.ndim > 1)  # In one of the first layers, sorted by name.
     leaves[kernel] = leaves[kernel].at[(0,) * leaves[kernel].ndim].set(jnp.nan)
     poisoned = state._replace(params=jax.tree.unflatten(tree, leaves))
-    with pytest.raises(FloatingPointError, match="at step 1; the checkpoints before it are kept"):
+    with pytest.raises(FloatingPointError, match="at step 1; earlier checkpoints are kept"):
         train(poisoned)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         check_finite(jax.device_get(evaluate(poisoned, batch | mask)), 1)

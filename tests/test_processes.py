@@ -200,7 +200,7 @@ def test_a_process_without_its_peer_fails_with_one_line(index, start):
     first, last = done.stderr.splitlines()
     whom = ["the other process", "process 0"][index]
     assert first == f"process {index} of 2: waiting up to 2 s for {whom} at localhost:{port}"
-    assert done.returncode == 1 and last == f"error: the processes at localhost:{port} did not find each other in 2 s"
+    assert done.returncode == 1 and last == f"error: the processes at localhost:{port} did not connect within 2 s"
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,1 +1,1 @@
-"""The training step of each task, and the loop around it."""
+"""Training: the step of each task, the loop, and parallelism."""

@@ -1,26 +1,28 @@
-"""The lecture's backpropagation, written out; no automatic differentiation.
+"""The lecture's backpropagation, implemented explicitly, without automatic differentiation.
 
 Forward, for layer l with activations a, weights W and bias b, where * is the valid cross-correlation:
 
     z^l_ij = (a^(l-1) * W^l)_ij - b^l = sum_k sum_m a^(l-1)_(i+k)(j+m) W^l_km - b^l,    a^l = sigma(z^l)
 
-and backward the four equations, with the error delta^l = dC / dz^l of each example:
+Backward, the four equations, with the error delta^l = dC / dz^l of each example:
 
     (1)  delta^L     = dC/da^L . sigma'(z^L)                    at the output
-    (2)  delta^(l-1) = (delta^l * flipped W^l) . sigma'(z^(l-1))  with delta^l in a border of zeros
+    (2)  delta^(l-1) = (delta^l * flipped W^l) . sigma'(z^(l-1))  with delta^l zero-padded
     (3)  dC/dW^l_km  = sum_ij a^(l-1)_(i+k)(j+m) delta^l_ij
     (4)  dC/db^l     = - sum_ij delta^l_ij
 
-then W := W - eta / N sum_examples dC/dW and the same for b. A dense layer has a window as large as the image.
+Then W := W - eta / N sum_examples dC/dW, and the same for b. A dense layer has a window as large as the image.
 
-Where the slides err, or leave something out:
-* (4): the bias is subtracted, so its gradient has a minus sign; with + the update would ascend.
-* The slides write a bias for each position, b_ij, whose gradient is -delta_ij. One that the positions share, as weights
-  are, has the sum over positions.
-* (1): softmax is no elementwise function; with cross-entropy the error at the output is delta^L = p - y, no sigma'.
-* Pooling has no weights: the maximum's error goes to the winner, the first one at ties; an average's in equal parts.
+Corrections and additions to the slides:
+* (4): the bias is subtracted, so its gradient has a minus sign; with a plus sign, the update would ascend.
+* The slides have one bias per position, b_ij, with the gradient -delta_ij. The gradient of a bias that all positions
+  share, like the weights, is the sum over the positions.
+* (1): softmax is not an elementwise function; with cross-entropy, the error at the output is delta^L = p - y, without
+  sigma'.
+* Pooling has no weights: max pooling passes the error to the maximum, the first one at ties; average pooling spreads it
+  equally over the window.
 
-The project's parameters have biases that are added: bias = -b.
+In the project's parameters, biases are added: bias = -b.
 """
 
 import math
@@ -38,7 +40,7 @@ from train.tasks import losses
 
 
 def correlate(a_BHWC, w_KLCO, stride: int = 1):
-    """The valid cross-correlation [B, h, w, O]: at each place the sum over the window and the channels."""
+    """The valid cross-correlation [B, h, w, O]: at each position, the sum over the window and the channels."""
     height, width = ((n - k) // stride + 1 for n, k in zip(a_BHWC.shape[1:3], w_KLCO.shape[:2], strict=True))
     total = jnp.zeros((len(a_BHWC), height, width, w_KLCO.shape[-1]), a_BHWC.dtype)
     for k in range(w_KLCO.shape[0]):
@@ -48,26 +50,26 @@ def correlate(a_BHWC, w_KLCO, stride: int = 1):
 
 
 def seen(a_BHWC, k: int, m: int, stride: int, size: tuple[int, int]):
-    """What the places [B, *size, C] of a correlation see at position (k, m) of their windows."""
+    """The inputs [B, *size, C] at position (k, m) of all windows of a correlation."""
     rows, columns = ((n - 1) * stride + 1 for n in size)
     return a_BHWC[:, k : k + rows : stride, m : m + columns : stride]
 
 
 def dilated(delta_BhwO, stride: int):
-    """The errors with stride - 1 zeros between them."""
+    """Inserts stride - 1 zeros between the errors."""
     return lax.pad(delta_BhwO, jnp.zeros((), delta_BhwO.dtype), ((0, 0, 0), *[(0, 0, stride - 1)] * 2, (0, 0, 0)))
 
 
 def flipped(w_KLCO):
-    """The kernel turned by half a circle, its inputs and outputs exchanged."""
+    """The kernel rotated by 180 degrees, with its inputs and outputs swapped."""
     return w_KLCO[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
 def error_below(delta_BhwO, w_KLCO, stride: int, size: tuple[int, int]):
-    """Equation (2) without sigma': the error [B, *size, C] of what a correlation has seen."""
+    """Equation (2) without sigma': the error [B, *size, C] at the input of a correlation."""
     rows, columns = w_KLCO.shape[:2]
     delta = dilated(delta_BhwO, stride)
-    # What the last window does not reach has no error.
+    # Pixels beyond the last window have zero error.
     edges = [(k - 1, n - d) for k, n, d in zip((rows, columns), size, delta.shape[1:3], strict=True)]
     return correlate(jnp.pad(delta, ((0, 0), *edges, (0, 0))), flipped(w_KLCO))
 
@@ -83,13 +85,13 @@ def weight_gradient(a_BHWC, delta_BhwO, stride: int, window: tuple[int, int]):
 
 
 def bias_gradient(delta_BhwO, *, shared: bool = True):
-    """Equation (4), summed over the examples: [O] of a bias that the places share, [h, w, O] of the slides' own."""
+    """Equation (4), summed over the examples: [O] if the positions share the bias, [h, w, O] for the slides' bias."""
     return -delta_BhwO.sum((0, 1, 2) if shared else 0)
 
 
 def derivative(name: str, z, a, *, slope: float):
-    """sigma'(z) of an activation, from z and a = sigma(z). At the kinks of the rectifiers it is 0, as in models.layers;
-    leaky_relu's is 1. gelu is the tanh approximation."""
+    """sigma'(z) of an activation, from z and a = sigma(z). At z = 0, it is 0 for the rectifiers, as in models.layers,
+    and 1 for leaky_relu. gelu is the tanh approximation."""
     if name == "tanh":
         return 1 - a**2
     if name == "sigmoid":
@@ -100,11 +102,11 @@ def derivative(name: str, z, a, *, slope: float):
         return jnp.where(z > 0, 1 - a**2, jnp.zeros_like(z))
     if name == "leaky_relu":
         return jnp.where(z >= 0, jnp.ones_like(z), jnp.full_like(z, slope))
-    if name == "gelu":  # Of z (1 + t) / 2, t = tanh(c (z + 0.044715 z^3)), c = sqrt(2 / pi).
+    if name == "gelu":  # Derivative of z (1 + t) / 2, t = tanh(c (z + 0.044715 z^3)), c = sqrt(2 / pi).
         c = math.sqrt(2 / math.pi)
         t = jnp.tanh(c * (z + 0.044715 * z**3))
         return (1 + t) / 2 + c / 2 * z * (1 - t**2) * (1 + 3 * 0.044715 * z**2)
-    raise ValueError(f"no derivative is written out for the activation {name!r}")
+    raise ValueError(f"the derivative of the activation {name!r} is not implemented")
 
 
 def max_pooling(a_BHWC, window: int, stride: int):
@@ -116,7 +118,7 @@ def max_pooling(a_BHWC, window: int, stride: int):
 
 
 def max_pooling_error(delta_BhwC, winner, window: int, stride: int, size: tuple[int, int]):
-    """Each error at its winner's place [B, *size, C]; where windows overlap they are added."""
+    """Places each error at the position of its maximum, [B, *size, C]; errors of overlapping windows are added."""
     total = jnp.zeros((len(delta_BhwC), *size, delta_BhwC.shape[-1]), delta_BhwC.dtype)
     rows, columns = ((n - 1) * stride + 1 for n in delta_BhwC.shape[1:3])
     for k in range(window):
@@ -127,21 +129,21 @@ def max_pooling_error(delta_BhwC, winner, window: int, stride: int, size: tuple[
 
 
 def average_pooling(a_BHWC, window: int):
-    """Means of windows that do not overlap."""
+    """Average pooling over non-overlapping windows."""
     height, width = (n // window for n in a_BHWC.shape[1:3])
     views = [seen(a_BHWC, k, m, window, (height, width)) for k in range(window) for m in range(window)]
     return sum(views) / window**2
 
 
 def average_pooling_error(delta_BhwC, window: int, size: tuple[int, int]):
-    """Each error in equal parts over its window."""
+    """Distributes each error equally over its window."""
     shares = jnp.repeat(jnp.repeat(delta_BhwC / window**2, window, 1), window, 2)
     edges = [(0, n - m) for n, m in zip(size, shares.shape[1:3], strict=True)]
     return jnp.pad(shares, ((0, 0), *edges, (0, 0)))
 
 
 def forward(layers: Sequence[layer_specs.Layer], params, a) -> tuple[Any, list]:
-    """(output of the last layer, what each layer has to remember) for activations [B, ...]."""
+    """Returns (output of the last layer, values that each layer saves for `backward`) for activations [B, ...]."""
     kept: list = []
     for layer in layers:
         match layer:
@@ -170,7 +172,7 @@ def forward(layers: Sequence[layer_specs.Layer], params, a) -> tuple[Any, list]:
 
 
 def backward(layers: Sequence[layer_specs.Layer], params, kept: list, delta) -> tuple[dict, list]:
-    """(gradients summed over the examples, the error after each layer) from the error `delta` of the output."""
+    """Returns (gradients summed over the examples, the error after each layer) from the error `delta` at the output."""
     gradients: dict[str, Any] = {}
     errors: list = []
     for layer, memory in zip(reversed(layers), reversed(kept), strict=True):
@@ -181,7 +183,7 @@ def backward(layers: Sequence[layer_specs.Layer], params, kept: list, delta) -> 
                 delta = delta[:, rows, columns]
             case layer_specs.Convolution(name, stride):
                 kernel = params[name]["kernel"]
-                # -(-sum): the gradient by the project's bias, which is -b.
+                # -(-sum): the gradient with respect to the project's bias, which is -b.
                 bias = -bias_gradient(delta)
                 gradients[name] = {"kernel": weight_gradient(memory, delta, stride, kernel.shape[:2]), "bias": bias}
                 delta = error_below(delta, kernel, stride, memory.shape[1:3])
@@ -206,7 +208,7 @@ def cross_entropy_error(logits, labels):
 
 
 def squared_error(a, z, target, *, activation: str, slope: float = 0.01):
-    """Equation (1) for C = |a - target|^2 / 2 of an output a = sigma(z)."""
+    """Equation (1) for C = |a - target|^2 / 2 with the output a = sigma(z)."""
     return (a - target) * derivative(activation, z, a, slope=slope)
 
 
@@ -228,5 +230,5 @@ def gradients(
         "correct": losses.in_top(logits, labels, 1).sum(),
         "count": jnp.ones_like(loss_B).sum(),
     }
-    # 1 / N of the update.
+    # The factor 1 / N of the update.
     return (sums["loss"] / examples, (batch_stats, sums)), jax.tree.map(lambda g: g / examples, summed)

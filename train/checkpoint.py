@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: asynchronous, atomic, the newest and the best kept, with checksums."""
+"""Asynchronous, atomic checkpoints with Orbax and checksums; the newest ones and the best are kept."""
 
 import contextlib
 import dataclasses
@@ -22,43 +22,43 @@ from train.workdir import check_name
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint can't be written or read, or doesn't fit; the message names the folder."""
+    """A checkpoint can't be written or read, or does not match; the message names the folder."""
 
 
 class _Damaged(Exception):
-    """Content that is proven to be wrong: missing, undecodable or with another digest. A failure to read is not."""
+    """Verified damage: content is missing, can't be decoded or has a wrong digest. A read error is not damage."""
 
 
 def _orbax() -> Any:
     drop_library_lines()
-    import orbax.checkpoint  # At its first use: the import takes longer than a small network's first step.
+    import orbax.checkpoint  # Imported at first use: the import takes longer than a small network's first step.
 
     return orbax.checkpoint
 
 
 def _best(scores: dict[int, float | None]) -> int | None:
-    """The step with the largest score, the earliest of equals; None without any."""
+    """The step with the largest score, the earliest if tied; None if there are no scores."""
     known = {step: score for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: (known[step], -step)) if known else None
 
 
 def _errno(error: Exception) -> int | None:
-    """The number of the system's error that tensorstore tells in its text."""
+    """The operating system's error number in tensorstore's error message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return int(code[1]) if code else None
 
 
 @dataclasses.dataclass
 class Checkpoints:
-    """The folder `workdir`/checkpoints; `report` gets lines for a person. Only the `owner`, who holds the workdir's
-    lock, moves what is proven to be damaged; a reader skips it. Nothing else is ever moved."""
+    """The folder `workdir`/checkpoints; `report` receives messages for the user. Only the `owner`, which holds the
+    workdir's lock, moves checkpoints, and only those that are verified to be damaged; a reader skips them."""
 
     workdir: pathlib.Path
     keep: int = 2
-    best: tuple[str, str] | None = None  # (metric, "max" or "min") that one is kept by beside the newest.
+    best: tuple[str, str] | None = None  # (metric, "max" or "min"); the best step is kept too.
     report: Callable[[str], Any] = say
     owner: bool = True
-    constants: Any = None  # Of the run, as JSON; written into each checkpoint.
+    constants: Any = None  # The run's constants, JSON, stored in each checkpoint.
     _manager: Any = None
 
     def __post_init__(self):
@@ -71,19 +71,19 @@ class Checkpoints:
             self._recover()
             alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
             options = _orbax().CheckpointManagerOptions(create=False, multiprocessing_options=alone)
-            self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all: `wait` decides.
+            self._manager = _orbax().CheckpointManager(self.folder, options=options)  # Keeps all; `wait` deletes.
         return self._manager
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, the oldest first."""
+        """The steps that have a folder, in ascending order."""
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} is a file, not a folder of checkpoints; choose a new --workdir")
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def _recover(self) -> None:
-        """Completes or undoes the replacement of a checkpoint in which the process was killed, and removes the part of
-        one that it left: no save is under way when this is called."""
+        """Completes or undoes the replacement of a checkpoint that a killed process left unfinished, and removes
+        partial checkpoints. Must not be called while a save is in progress."""
         for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         for previous in self.folder.glob(".*.previous"):
@@ -94,7 +94,8 @@ class Checkpoints:
                 previous.rename(new)
 
     def _score(self, step: int) -> float | None:
-        """The metric of a step, larger is better; None where it has none or is damaged. OSError if it can't be read."""
+        """The metric of a step, with its sign changed for "min" so that larger is better; None if there is none or the
+        step is damaged. Raises OSError if it can't be read."""
         try:
             metrics = self._about(step)["metrics"]
         except _Damaged:
@@ -105,15 +106,16 @@ class Checkpoints:
         return value * (1 if self.best[1] == "max" else -1) if isinstance(value, int | float) else None
 
     def best_step(self) -> int | None:
-        """The step with the best metric, the earlier one of two equals; None without any. Damaged ones don't count."""
+        """The step with the best metric, the earliest if tied; None if there is none. Damaged steps are ignored."""
         return _best({step: self._score(step) for step in self.steps()})
 
     def save(self, step: int, state, *, record: dict, metrics: dict | None = None) -> None:
-        """Begins to save `state` and the JSON `record`. FloatingPointError, and no save, for a value not finite."""
+        """Starts saving `state` and the JSON `record`. Raises FloatingPointError, without saving, if a value is not
+        finite."""
         arrays = leaves.to_host(state)
         for name, leaf in arrays.items():
             if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-                raise FloatingPointError(f"{name} is not finite at step {step}; the checkpoints before it are kept")
+                raise FloatingPointError(f"{name} is not finite at step {step}; earlier checkpoints are kept")
         named = {name: [str(leaf.dtype), list(leaf.shape), leaves.bit_sum(leaf)] for name, leaf in arrays.items()}
         text = json.dumps({"record": record, "metrics": metrics, "leaves": named, "constants": self.constants})
         about = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -122,14 +124,14 @@ class Checkpoints:
         parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
         manager = self._open()
         if step in self.steps():
-            # Saved by a signal before its evaluation. The old copy stays until the new one is whole.
+            # Saved after a signal, before its evaluation. The old copy is kept until the new one is complete.
             (self.folder / str(step)).rename(self.folder / f".{step}.previous")
             self._guard(manager.reload)
         self._guard(lambda: manager.save(step, args=parts, force=True))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk and all but the newest `keep` and the best are deleted. A step whose
-        metric can't be read at the moment may be the best, and is kept."""
+        """Waits until the last save is on disk, then deletes all steps except the newest `keep` and the best. A step
+        whose metric can't be read at the moment may be the best, so it is kept."""
         if self._manager is not None:
             self._guard(self._manager.wait_until_finished)
             self._recover()
@@ -151,17 +153,17 @@ class Checkpoints:
             raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {line}") from error
 
     def restore(self, like, *, best: bool = False, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
-        """(state, record) of the newest step, or the best, that is whole; None where there is none.
+        """Returns (state, record) of the newest, or the best, undamaged step; None if there is none.
 
-        Leaves whose path begins with none of `parts` are those of `like`, arrays or shapes. A damaged step is moved
-        aside and the next older one used. Raises CheckpointError, naming both sides, where leaves differ from `like`,
-        and CheckpointError or OSError where a checkpoint can't be read: it may be whole, and stays.
+        Leaves whose path does not begin with one of `parts` are taken from `like` (arrays or shapes). A damaged step is
+        moved aside and the next older one is used. Raises CheckpointError, naming both shapes, if leaves differ from
+        `like`, and CheckpointError or OSError if a checkpoint can't be read; it may be undamaged, so it is not moved.
         """
         if self.owner and self.folder.is_dir():
             self._recover()
         tried: set[int | None] = {None}
         while True:
-            # Listed anew each time: the run that they belong to may be saving and deleting.
+            # Listed again each time, because the run may be saving and deleting steps.
             first = [self.best_step()] if best and tried == {None} else []
             found = next((step for step in [*first, *self.steps()[::-1]] if step not in tried), None)
             if found is None:
@@ -176,28 +178,28 @@ class Checkpoints:
             return leaves.from_host(arrays, like), record
 
     def _about(self, step: int) -> dict:
-        """The description of a step. OSError where it can't be read."""
+        """The metadata of a step. Raises OSError if it can't be read."""
         path = self.folder / str(step) / "about" / "metadata"
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise _Damaged("its description is missing") from None
+            raise _Damaged("its metadata is missing") from None
         try:
             about = json.loads(content)
             if hashlib.sha256(about["text"].encode()).hexdigest() != about["sha256"]:
-                raise _Damaged("its description is damaged")
+                raise _Damaged("its metadata is damaged")
             return json.loads(about["text"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise _Damaged("its description is damaged") from None
+            raise _Damaged("its metadata is damaged") from None
 
     def _arrays(self, step: int, target: dict) -> dict:
-        """The arrays of a step, like `target`. CheckpointError where its files can't be read."""
+        """The arrays of a step, like `target`. Raises CheckpointError if its files can't be read."""
         folder = self.folder / str(step) / "state"
         alone = processes.single_process_options(_orbax().options.MultiprocessingOptions)
         try:
             with _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=alone) as reader:
                 return reader.restore(folder, args=_orbax().args.StandardRestore(target))
-        except Exception as error:  # Of many types, from orbax, zarr and tensorstore.
+        except Exception as error:  # orbax, zarr and tensorstore raise many types.
             number = _errno(error) or getattr(error, "errno", None)
             if number not in (None, errno.ENOENT):
                 raise CheckpointError(f"cannot read {folder}: {os.strerror(number)}") from error
@@ -206,7 +208,7 @@ class Checkpoints:
                 raise CheckpointError(f"cannot read {folder}: {' '.join(str(error).split())[:300]}") from error
             for path in (path for path in folder.rglob("*") if path.is_file()):
                 with contextlib.suppress(FileNotFoundError):
-                    path.read_bytes()  # OSError: the file can't be read now, and may be whole.
+                    path.read_bytes()  # OSError: it can't be read now and may be undamaged.
             raise _Damaged(str(error)) from error
 
     def _read(self, step: int, like, parts) -> tuple[dict, dict]:
@@ -216,7 +218,7 @@ class Checkpoints:
         for name in sorted(wanted.keys() | {name for name in saved if name.startswith(parts)}):
             if saved.get(name) != wanted.get(name):
                 both = f"{saved.get(name, 'absent')} (stored), {wanted.get(name, 'absent')} (expected)"
-                raise CheckpointError(f"{self.folder / str(step)} holds a different network: {name}: {both}")
+                raise CheckpointError(f"{self.folder / str(step)} contains a different network: {name}: {both}")
         target = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in about["leaves"].items()}
         arrays = self._arrays(step, target)
         for name, leaf in arrays.items():

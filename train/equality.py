@@ -1,13 +1,14 @@
-"""What "equal" means for two trees of parameters or gradients."""
+"""The difference between two trees of parameters or gradients."""
 
 import jax
 import numpy as np
 
 
 def tree_error(ours, reference) -> float:
-    """The largest over the leaves of max|a - b| / max(max|b|, 1e-3 x the largest entry of the whole reference).
+    """The maximum over the leaves of max|a - b| / max(max|b|, 1e-3 x the largest entry of the whole reference).
 
-    Elementwise relative errors mean nothing where a true value is zero, as the gradient of a bias before batch norm is.
+    Elementwise relative errors are meaningless where the true value is zero, such as the gradient of a bias before
+    batch norm.
     """
     pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True))
     floor = 1e-3 * max(float(np.abs(b).max()) for _, b in pairs)

@@ -1,4 +1,4 @@
-"""A tree as its leaves by name, on the host: what checkpoints hold and fingerprints are taken of."""
+"""Trees as dictionaries of named leaves on the host, for checkpoints and fingerprints."""
 
 import hashlib
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def _raw(leaf):
-    """Key arrays as their uint32 data; other leaves as they are."""
+    """Converts key arrays to their uint32 data; returns other leaves unchanged."""
     return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
@@ -17,12 +17,12 @@ def _named(tree) -> dict[str, Any]:
 
 
 def to_host(tree) -> dict[str, np.ndarray]:
-    """Leaves by path, whole and copied: the device's memory may be given to the next step."""
+    """Leaves by path, unsharded and copied, because the next step may reuse the device memory."""
     return {name: np.array(_raw(leaf)) for name, leaf in _named(tree).items()}
 
 
 def from_host(leaves: dict[str, np.ndarray], like):
-    """A tree like `like` with the leaves that `leaves` has, and its own elsewhere."""
+    """A tree like `like`, with the leaves in `leaves` and its own for all others."""
 
     def pick(path, leaf):
         array = leaves.get(jax.tree_util.keystr(path))
@@ -35,7 +35,7 @@ def from_host(leaves: dict[str, np.ndarray], like):
 
 
 def shapes(tree) -> dict[str, str]:
-    """Type and shape by path, as float32[3, 4], of arrays or of shapes; nothing is allocated."""
+    """Dtype and shape by path, such as "float32[3, 4]", of arrays or shapes; nothing is allocated."""
     abstract = jax.eval_shape(lambda tree: jax.tree.map(_raw, tree), tree)
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(abstract).items()}
 
@@ -49,8 +49,8 @@ def fingerprint(params, opt_state) -> str:
 
 
 def bit_sum(leaf: np.ndarray) -> int:
-    """Sum mod 2^32 of the leaf's bits, as 32-bit words where they divide, times the odd weights 2 i + 1: any one
-    flipped bit changes it, and it does not depend on how the array was divided."""
+    """A checksum: the sum mod 2^32 of the leaf's 32-bit words, or bytes if the size is not a multiple of 4, times the
+    odd weights 2 i + 1. Any single flipped bit changes it, and it does not depend on the sharding of the array."""
     data = np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
     words = data.view(np.uint32) if data.size % 4 == 0 else data.astype(np.uint32)
     return int((words * (2 * np.arange(words.size, dtype=np.uint32) + 1)).sum(dtype=np.uint32))

@@ -1,4 +1,4 @@
-"""The training loop: one function that reads from top to bottom and does not know which task it runs."""
+"""The training loop, which is the same for every task."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -15,7 +15,8 @@ from train.task import Task
 
 
 class Plan(NamedTuple):
-    """How long, and how often what happens, in steps; `learning_rate` maps a step to its rate."""
+    """The length of a run and the intervals of evaluations, log rows and checkpoints, in steps; `learning_rate` maps a
+    step to its learning rate."""
 
     steps: int
     eval_every: int
@@ -29,15 +30,16 @@ class Plan(NamedTuple):
 
 
 class EvalData(NamedTuple):
-    """The batches of one pass over a split, of this process's rows; the split's examples, over all processes."""
+    """`batches()` yields one pass over this process's rows of a split; `examples` counts the split's examples over all
+    processes."""
 
     batches: Callable[[], Iterable]
     examples: int
 
 
 class Data(NamedTuple):
-    """Training batches of this process's rows from a step on, what is evaluated during the run, and what only at its
-    end."""
+    """`train_batches(step)` yields batches of this process's rows, starting at a step; `eval` is evaluated during the
+    run, `test` only at its end."""
 
     train_batches: Callable[[int], Iterable]
     eval: EvalData
@@ -45,7 +47,7 @@ class Data(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Where a run's results go; `progress(step, row)` shows a row of metrics.csv to a person."""
+    """Where a run's results are written; `progress(step, row)` displays a row of metrics.csv to the user."""
 
     checkpoints: checkpoint.Checkpoints
     metrics: workdir.MetricsFile
@@ -59,13 +61,14 @@ class Result(NamedTuple):
     seconds: float
     compile_seconds: float
     images_per_second: float
-    test_metrics: dict[str, float] = {}  # Of Data.test, where there is one.
+    test_metrics: dict[str, float] = {}  # Metrics of Data.test, if given.
 
 
 def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
     """The sums over all batches of an evaluation, on the host; None after a signal.
 
-    A batch's sums are fetched after the next one was dispatched. RuntimeError unless each example was counted once.
+    A batch's sums are fetched after the next batch was dispatched. Raises RuntimeError unless each example was counted
+    once.
     """
     total = previous = None
     for batch in data.batches():
@@ -80,7 +83,7 @@ def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
 
 
 class Recorder:
-    """Writes the rows and the checkpoints of a run, and knows what was written."""
+    """Writes the metrics rows and the checkpoints of a run, and keeps track of what was written."""
 
     def __init__(self, output: Output, record: dict, step: int):
         self.output, self.reported = output, record.get("reported", 0)
@@ -88,14 +91,14 @@ class Recorder:
         self.saved = step if record else -1
 
     def report(self, step: int, row: dict[str, Any]) -> None:
-        """Counts `step` as reported, with a row of metrics.csv unless `row` is empty."""
+        """Marks `step` as reported; writes `row` to metrics.csv unless it is empty."""
         if row:
             self.output.metrics.append({"step": step, **row})
             self.output.progress(step, row)
         self.reported = step
 
     def save(self, step: int, state, metrics: TrainingMetrics, timer: Timer, *, evaluated: bool) -> None:
-        """Begins to save the state, and what `train` is given as `record` when it resumes."""
+        """Starts saving the state and the `record` that `train` receives when the run is resumed."""
         record = {"reported": self.reported, "seconds": timer.seconds, "eval_metrics": self.eval_metrics}
         record["sums"] = metrics.to_json()
         if processes.is_main():
@@ -107,15 +110,15 @@ class Recorder:
 def train(
     state, record: dict, *, task: Task, plan: Plan, data: Data, devices: int, output: Output, stop: Stop
 ) -> Result:
-    """Trains `state` until plan.steps. `record` is {} or what a checkpoint holds beside the state.
+    """Trains `state` until plan.steps. `record` is {} or the record of the checkpoint that the run resumes from.
 
-    A run that was killed and resumed gives bit for bit what an undisturbed one gives. Raises FloatingPointError for a
-    loss that is not finite, Interrupted after a signal, CheckpointError.
+    A run that was killed and resumed gives bitwise the same results as an uninterrupted run. Raises FloatingPointError
+    if the loss is not finite, Interrupted after a signal, and CheckpointError if a checkpoint can't be saved.
     """
     step, steps, recorder = int(state.step), DeviceSteps(task, devices), Recorder(output, record, int(state.step))
     metrics, timer = TrainingMetrics(record.get("sums")), Timer(record.get("seconds", 0.0))
     memory = host_memory.HeldMemory()
-    eval_sums, constants = None, dict[EvalData, Any]()  # Of the last evaluation; what all of one split have in common.
+    eval_sums, constants = None, dict[EvalData, Any]()  # Of the last evaluation; the constant sums of each split.
 
     def evaluated(state, split: EvalData):
         """The sums of an evaluation, None after a signal."""
@@ -133,7 +136,7 @@ def train(
 
     state, batches = steps.shard(state), iter(data.train_batches(step))
     while True:
-        # --- Report what is due at this step: a row of metrics, an evaluation, a checkpoint.
+        # --- Outputs that are due at this step: a row of metrics, an evaluation, a checkpoint.
         if recorder.reported < step:
             logs, evaluates, saves = (plan.is_due(step, n) for n in (plan.log_every, plan.eval_every, plan.save_every))
             row: dict[str, Any] = {}
@@ -153,7 +156,7 @@ def train(
                     row |= {f"eval_{name}": value for name, value in recorder.eval_metrics.items()}
             interrupted = (
                 evaluates and eval_sums is None
-            )  # By a signal: the resumed run evaluates and reports the step.
+            )  # By a signal; the resumed run evaluates and reports the step.
             if not interrupted:
                 recorder.report(step, row)
                 if row:
@@ -164,7 +167,7 @@ def train(
             if row:
                 timer.start_interval()
 
-        # --- Stop at the end, or after a signal to any of the processes.
+        # --- Stop at the end, or after a signal to any process.
         if number := processes.stop_requested(stop, step):
             metrics.collect()
             if recorder.saved != step:
@@ -174,14 +177,14 @@ def train(
         if step >= plan.steps:
             break
 
-        # --- One step: dispatch it, then fetch the metrics of the one before.
+        # --- One step: dispatch it, then fetch the metrics of the previous step.
         batch, train_step = next(batches), steps.train(step)
         compiles = timer.is_new(train_step)
         state, sums = timer.call(train_step, state, batch)
         step += 1
         metrics.push(step, sums)
         if compiles:
-            jax.block_until_ready(sums)  # Images per second are counted from here on.
+            jax.block_until_ready(sums)  # Images per second are measured from here on.
             memory.after_compilation()
             timer.start_interval()
         else:

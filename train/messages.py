@@ -1,17 +1,17 @@
-"""Lines for the person who watches a run, on standard error: standard output is for results."""
+"""Messages to the user, on standard error; standard output is for results."""
 
 import contextlib
 import sys
 
 
 def one_line(text: str) -> str:
-    """`text` with what does not print escaped: a file's name may hold a line break."""
+    """Escapes the unprintable characters of `text`, such as a line break in a file name."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def say(line: str) -> None:
-    """Prints one line. Of several processes the first alone does. A terminal that is gone does not end a run."""
-    from train.parallel import processes  # Late: jax, which it imports, is not needed to refuse a bad flag.
+    """Prints one line, on process 0 only. A closed terminal does not end the run."""
+    from train.parallel import processes  # Imported late, with jax, which is not needed to reject a bad flag.
 
     if processes.is_main():
         with contextlib.suppress(BrokenPipeError):

@@ -16,10 +16,10 @@ def add(total, sums):
 
 
 def check_finite(sums, step: int) -> None:
-    """Raises FloatingPointError where the loss, or the norm of a training step's gradient, is not a finite number."""
+    """Raises FloatingPointError if the loss, or the gradient norm of a training step, is not finite."""
     for name, what in (("loss", "loss"), ("gradient_norm", "norm of the gradient")):
         if not np.isfinite(sums.get(name, 0.0)):
-            advice = "the checkpoints before it are kept; try a lower --learning_rate in a new --workdir"
+            advice = "earlier checkpoints are kept; try a lower --learning_rate in a new --workdir"
             raise FloatingPointError(f"the {what} is {float(sums[name])} at step {step}; {advice}")
 
 
@@ -31,13 +31,13 @@ class TrainingMetrics:
         self._pending: tuple[int, Any] | None = None
 
     def push(self, step: int, sums) -> None:
-        """Takes the sums of `step`, just dispatched, and fetches those of the step before: the host never waits for the
-        step that the devices are computing."""
+        """Stores the sums of `step`, which was just dispatched, and fetches those of the previous step, so that the
+        host never waits for the step that the devices are computing."""
         self.collect()
         self._pending = step, sums
 
     def collect(self) -> None:
-        """Waits for the last step's sums. Raises FloatingPointError for a step that diverged."""
+        """Waits for the last step's sums. Raises FloatingPointError if the step diverged."""
         if self._pending is not None:
             (step, sums), self._pending = self._pending, None
             check_finite(sums, step)
@@ -48,13 +48,13 @@ class TrainingMetrics:
 
 
 class Timer:
-    """The seconds of a run and of its compilations, and the images that its training steps take a second.
+    """Measures the seconds of a run and of its compilations, and the images per second of its training steps.
 
-    Evaluations, checkpoints and compilations are not part of an interval: images per second are those of training.
+    Evaluations, checkpoints and compilations are not part of an interval, so images per second are those of training.
     """
 
     def __init__(self, seconds_before: float):
-        """`seconds_before`: those of the run's earlier starts."""
+        """`seconds_before` is the time that the run took before it was resumed."""
         self._before, self._started = seconds_before, time.perf_counter()
         self._compiled: set[Any] = set()
         self.compile_seconds = 0.0
@@ -67,11 +67,11 @@ class Timer:
         return self._before + time.perf_counter() - self._started
 
     def is_new(self, function) -> bool:
-        """Whether the function was not called yet: its first call compiles it."""
+        """Whether the function has not been called yet; its first call compiles it."""
         return function not in self._compiled
 
     def call(self, function, *arguments):
-        """`function(*arguments)`; the seconds of a first call count as compilation."""
+        """Returns `function(*arguments)`; the seconds of the first call count as compilation."""
         start, new = time.perf_counter(), self.is_new(function)
         result = function(*arguments)
         if new:
@@ -81,7 +81,7 @@ class Timer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A block, such as the saving of a checkpoint, whose seconds are not part of the interval."""
+        """Excludes the seconds of a block, such as saving a checkpoint, from the interval."""
         start = time.perf_counter()
         yield
         if self._interval is not None:
@@ -94,7 +94,7 @@ class Timer:
         self._images += images
 
     def images_per_second(self) -> dict[str, float]:
-        """{"images_per_second": the rate since the interval's start}; {} where no image was counted."""
+        """{"images_per_second": the rate since the start of the interval}; {} if no images were counted."""
         if self._interval is None or not self._images:
             return {}
         seconds = time.perf_counter() - self._interval
@@ -102,5 +102,5 @@ class Timer:
         return {"images_per_second": round(self._images / seconds, 1)}
 
     def mean_images_per_second(self) -> float:
-        """Over all intervals whose rate was taken; 0 without any."""
+        """The mean over all intervals whose rate was computed; 0 if there are none."""
         return self._total_images / self._total_seconds if self._total_seconds else 0.0

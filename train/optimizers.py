@@ -1,4 +1,4 @@
-"""optax optimizers and learning-rate schedules, both from plain values."""
+"""Optax optimizers and learning-rate schedules, created from plain values."""
 
 import re
 from collections import Counter
@@ -11,7 +11,8 @@ from optax import contrib
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
-MUON_RMS = 0.2  # Of an update's elements, before the learning rate (Liu et al. 2025, "Muon is scalable", section 2.2).
+# RMS of an update's elements before the learning rate (Liu et al. 2025, "Muon is scalable", section 2.2).
+MUON_RMS = 0.2
 
 
 def schedule(
@@ -23,13 +24,13 @@ def schedule(
     drops: Sequence[float] = (0.5, 0.75),
     drop_factor: float = 10.0,
 ) -> Callable:
-    """step -> learning rate. `step` divides by `drop_factor` after each share of the steps in `drops`; `one_cycle`
-    rises to the rate over the first quarter and falls linearly to zero. A linear warm-up from zero comes before the
-    others."""
+    """Returns a function step -> learning rate. `step` divides the rate by `drop_factor` after each fraction of the
+    steps in `drops`; `one_cycle` rises linearly to the rate over the first quarter and falls linearly to zero. A linear
+    warmup from zero precedes the other schedules."""
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
-        at = Counter(round(steps * drop) for drop in drops)  # Two drops of a short run may come at one step.
+        at = Counter(round(steps * drop) for drop in drops)  # Two drops of a short run may coincide.
         scales = {step: (1 / drop_factor) ** count for step, count in at.items()}
         main = optax.piecewise_constant_schedule(learning_rate, scales)
     elif name == "cosine":
@@ -54,9 +55,9 @@ def _matrices(params):
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
-    """Scales a gradient whose global norm exceeds `largest` down to it (Pascanu, Mikolov & Bengio 2013, "On the
-    difficulty of training recurrent neural networks", algorithm 1). As optax.clip_by_global_norm, but the norm is given
-    to `update` as `gradient_norm`: where a device holds a part of the weights, only the step knows it."""
+    """Scales a gradient whose global norm exceeds `largest` down to that norm (Pascanu, Mikolov & Bengio 2013, "On the
+    difficulty of training recurrent neural networks", algorithm 1). It is optax.clip_by_global_norm, except that the
+    norm is passed to `update` as `gradient_norm`: if weights are sharded, only the step can compute it."""
 
     def update(updates, state, params=None, *, gradient_norm, **rest):
         del params, rest
@@ -76,18 +77,19 @@ def create(
     groups: Sequence[tuple[str, float, float]] = (),
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, whose `update` takes `gradient_norm` beside gradients, state and parameters. Gradients with a
-    larger norm than `clip_norm`, unless that is 0, are scaled down to it first.
+    """Returns the optimizer. Its `update` takes `gradient_norm` in addition to gradients, state and parameters. Unless
+    `clip_norm` is 0, gradients with a larger norm are first scaled down to it.
 
-    muon makes each matrix of the momentum orthogonal (Jordan et al. 2024, "Muon: an optimizer for
-    hidden layers in neural networks"), about as large as Adam's step; Adam with Nesterov's momentum updates vectors.
-    Weight decay is coupled for sgd and adam: weight_decay * w joins the gradient before the momentum. For adamw
+    muon orthogonalizes each momentum matrix (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural
+    networks") and scales it to about the size of Adam's step; vectors are updated by Adam with Nesterov momentum.
+    Weight decay is coupled for sgd and adam: weight_decay * w is added to the gradient before the momentum. For adamw
     (Loshchilov & Hutter 2019, "Decoupled weight decay regularization") it is decoupled: learning rate * weight_decay *
-    w is taken off the weights beside the step. So it is for muon, whose step does not depend on the gradient's size:
-    a decay in it would hardly shrink a weight (Liu et al., section 2.2).
+    w is subtracted from the weights in addition to the step. The same holds for muon: its step does not depend on the
+    size of the gradient, so coupled decay would hardly shrink a weight (Liu et al., section 2.2).
 
-    `groups` are (pattern, rate factor, decay factor): the first whose regular expression is found in a leaf's path,
-    written as block/conv/kernel, multiplies that leaf's learning rate and weight decay; 1 and 1 where none is.
+    `groups` are (pattern, rate factor, decay factor). The first group whose regular expression is found in a leaf's
+    path, such as block/conv/kernel, multiplies that leaf's learning rate and weight decay; if none is found, both
+    factors are 1.
     """
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
@@ -107,7 +109,7 @@ def create(
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
     coupled = name in ("sgd", "adam")
     clip = [clip_by_norm(clip_norm)] if clip_norm else []
-    if not groups:  # A chain also where nothing joins the gradient: the states of older checkpoints fit.
+    if not groups:  # A chain even if nothing is added to the gradient, to match the states of older checkpoints.
         join = optax.add_decayed_weights(weight_decay) if coupled else optax.identity()
         before = [*clip, join] if weight_decay else clip
         return optax.chain(*before, update) if before else optax.with_extra_args_support(update)
@@ -122,7 +124,7 @@ def create(
         )
 
     def decoupled(updates, state, params):
-        """The update at weights times their decay factors: nothing but its decay looks at them."""
+        """Updates with the weights times their decay factors; only weight decay uses the weights."""
         return update.update(updates, state, jax.tree_util.tree_map_with_path(lambda p, w: factors(p)[1] * w, params))
 
     def scaled(updates, params):

@@ -1,4 +1,4 @@
-"""What the checkpoint library prints of itself is dropped; the program's own lines and errors stay."""
+"""Suppresses log messages of the checkpoint library; the program's own messages and errors are kept."""
 
 import functools
 import logging
@@ -7,8 +7,8 @@ import sys
 
 @functools.cache
 def drop_library_lines() -> None:
-    """Filters orbax's lines, by their path, and what the other arrays of a failed read or write print when its event
-    loop is gone already: the failure itself is raised, and says all that they say."""
+    """Filters Orbax's log records, by their path, and the messages that the remaining arrays of a failed read or write
+    print after its event loop is closed: the failure itself is raised as an exception with the same information."""
     before = sys.unraisablehook
 
     def hook(unraisable):

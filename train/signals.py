@@ -1,10 +1,11 @@
-"""Signals that stop a run. Imports nothing slow, so that a command listens before it imports the rest."""
+"""Signals that stop a run. This module has no slow imports, so that a command can handle signals before it imports the
+rest."""
 
 import signal
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after its state was saved at `step`; with None all outputs are discarded."""
+    """A signal stopped the run after its state was saved at `step`; if None, all outputs are discarded."""
 
     def __init__(self, number: int, step: int | None):
         resumes = f"stopped at step {step}; the same command resumes the run"
@@ -13,8 +14,8 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Remembers SIGTERM or SIGINT in `number`, 0 before. A second signal ends the process at once: files are written
-    atomically, so none is lost."""
+    """Stores the number of a received SIGTERM or SIGINT in `number`, which is 0 before. A second signal ends the
+    process immediately; files are written atomically, so none is lost."""
 
     def __init__(self):
         self.number = 0

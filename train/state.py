@@ -6,8 +6,8 @@ import jax
 
 
 class State(NamedTuple):
-    """Arrays only, the same on every device. `step` [] counts finished steps; `key` is the base key: a
-    step's own is fold_in(key, step)."""
+    """Arrays only, the same on every device. `step` [] counts finished steps; `key` is the base key: the key of a step
+    is fold_in(key, step)."""
 
     params: Any
     batch_stats: Any
@@ -17,7 +17,7 @@ class State(NamedTuple):
 
 
 def step_key(state: State) -> jax.Array:
-    """The key of the coming step: fold_in(base key, step)."""
+    """The key of the next step: fold_in(base key, step)."""
     return jax.random.fold_in(state.key, state.step)
 
 

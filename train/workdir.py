@@ -1,5 +1,5 @@
-"""A run's folder: its lock, its flags, metrics.csv, TensorBoard events and JSON files, all written so that a kill at
-any moment leaves nothing half done."""
+"""A run's folder: its lock, its flags, metrics.csv, TensorBoard events and JSON files. A process that is killed leaves
+no partially written files."""
 
 import contextlib
 import fcntl
@@ -12,11 +12,11 @@ import numpy as np
 
 
 class WorkdirError(RuntimeError):
-    """The folder is in use, can't be written, or holds a different run."""
+    """The folder is in use, can't be written, or contains a different run."""
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """`path`, whose folder is made if absent, holds either its old content or all of the new one."""
+    """Writes `path` so that it has either its old content or all of the new content. Creates its folder if missing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,16 +25,16 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # A full disk's has no name.
+    except OSError as error:  # The error of a full disk has no file name.
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        with contextlib.suppress(OSError):  # A read-only file system refuses even what would do nothing.
+        with contextlib.suppress(OSError):  # A read-only file system raises an error even if the file does not exist.
             temporary.unlink()
 
 
 def check_name(path: pathlib.Path) -> None:
-    """Raises WorkdirError for a name that orbax can't open, or would take for another: one that was decoded by a locale
-    which can't represent it, a pattern of names, or one with a backslash, which tensorstore writes to other folders."""
+    """Raises WorkdirError for a path that Orbax can't open or would misinterpret: one that the locale can't represent,
+    a glob pattern, or one with a backslash, with which tensorstore writes to other folders."""
     for character in "*?[\\":
         if character in str(path):
             raise WorkdirError(f"--workdir={path}: the path of a workdir can't contain {character}; rename that folder")
@@ -46,7 +46,8 @@ def check_name(path: pathlib.Path) -> None:
 
 
 class Workdir:
-    """`workdir`, made if absent and locked until the process ends. Raises WorkdirError if another run holds it."""
+    """The folder `workdir`, created if missing and locked until the process ends. Raises WorkdirError if another run
+    has locked it."""
 
     def __init__(self, workdir: str):
         self.path = pathlib.Path(workdir).absolute()
@@ -54,7 +55,7 @@ class Workdir:
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open: the lock dies with the process.
+            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - kept open: the lock ends with the process.
         except OSError as error:
             reason = "it is a file, not a folder" if self.path.is_file() else error.strerror
             raise WorkdirError(f"cannot write in --workdir={workdir}: {reason}") from None
@@ -63,7 +64,7 @@ class Workdir:
         except BlockingIOError:
             self._lock.close()
             raise WorkdirError(f"another run is using {self.path}; wait for it or choose another --workdir") from None
-        except OSError as error:  # By some network file systems.
+        except OSError as error:  # Raised on some network file systems.
             self._lock.close()
             raise WorkdirError(f"cannot lock --workdir={workdir}: {error.strerror}") from None
 
@@ -71,7 +72,7 @@ class Workdir:
         self._lock.close()
 
     def remove_if_made(self) -> None:
-        """Removes the folders that were made for this run, as far as nothing else lies in them."""
+        """Removes the folders that were created for this run, unless they contain anything else."""
         if self._made:
             (self.path / ".lock").unlink(missing_ok=True)
         for path in self._made:
@@ -86,7 +87,7 @@ class Workdir:
         except ValueError as error:
             raise WorkdirError(f"{path} is damaged: {error}") from None
         if value is not None and not isinstance(value, dict):
-            raise WorkdirError(f"{path} is damaged: it holds no JSON object")
+            raise WorkdirError(f"{path} is damaged: it does not contain a JSON object")
         return value
 
     def write_json(self, name: str, value: dict) -> None:
@@ -94,7 +95,7 @@ class Workdir:
 
 
 def _is_row(row: list[str], columns: int) -> bool:
-    """A step and numbers or empty cells, as `append` writes them; what else stands in the file is dropped."""
+    """Whether a row is a step and numbers or empty cells, as `append` writes them; other rows are dropped."""
     try:
         return len(row) == columns and row[0].isdecimal() and all(float(cell or 0) is not None for cell in row)
     except ValueError:
@@ -117,8 +118,8 @@ def write_event_images(folder: pathlib.Path, images: dict[str, np.ndarray], *, s
 
 
 class MetricsFile:
-    """metrics.csv and the same in TensorBoard's format. Rows after `step` are dropped at the start: the resumed run
-    writes them again."""
+    """Writes metrics.csv and the same values in TensorBoard's format. Rows after `step` are dropped at the start; the
+    resumed run writes them again."""
 
     def __init__(self, folder: pathlib.Path, columns: list[str], *, step: int):
         self.path, self.columns, self._folder, self._step = folder / "metrics.csv", columns, folder, step
@@ -131,11 +132,11 @@ class MetricsFile:
         write_atomically(self.path, "".join(",".join(row) + "\n" for row in [columns, *kept]))
 
     def append(self, row: dict) -> None:
-        """One row; a missing value is an empty cell. Numbers keep every digit."""
+        """Writes one row; a missing value becomes an empty cell. Numbers are written with all digits."""
         with open(self.path, "a") as file:
             file.write(",".join("" if row.get(name) is None else repr(row[name]) for name in self.columns) + "\n")
         if self._events is None:
-            from tensorboardX import SummaryWriter  # Late: its import is not needed before the first row.
+            from tensorboardX import SummaryWriter  # Imported late: not needed before the first row.
 
             self._events = SummaryWriter(str(self._folder), purge_step=self._step + 1 if self._step else None)
         for name, value in row.items():

@@ -1,1 +1,1 @@
-"""Devices and processes: the only package that knows jit, pmap, meshes, donation and sharding."""
+"""Devices and processes. Only this package uses jit, pmap, meshes, donation and sharding."""

@@ -1,21 +1,21 @@
-"""How many bytes a device sends in a training step: counted in a compiled program, and by formula.
+"""The bytes that a device sends in a training step, counted in a compiled program or computed by formula.
 
-A ring of K devices: an all-gather or a reduce-scatter of n bytes (the whole array's) costs each device (K - 1) / K n,
-an all-reduce twice that.
+In a ring of K devices, each device sends (K - 1) / K n bytes for an all-gather or a reduce-scatter of an array of n
+bytes in total, and twice that for an all-reduce.
 """
 
 import math
 import re
 
-# Bytes of an element by XLA's name of its type.
+# XLA's name of a type -> bytes per element.
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def ring_bytes(kind: str, output_bytes: float, devices: int) -> float:
-    """Bytes that a device sends for one collective whose result on a device has `output_bytes`."""
+    """Bytes that a device sends for one collective operation whose result on a device has `output_bytes`."""
     share = (devices - 1) / devices
-    # A reduce-scatter's result is a K-th of what is reduced.
+    # The result of a reduce-scatter has 1/K of the bytes of its operand.
     return {"all-reduce": 2 * share, "all-gather": share, "reduce-scatter": share * devices}[kind] * output_bytes
 
 
@@ -27,10 +27,10 @@ def _type_bytes(text: str) -> int:
 
 
 def compiled_bytes(hlo: str, devices: int) -> float:
-    """Bytes that a device sends in one run of the compiled program `hlo`, its loops' trips counted.
+    """Bytes that a device sends in one run of the compiled program `hlo`, counting all iterations of its loops.
 
-    Raises ValueError for a collective that the ring formula does not know, or a loop with collectives whose trips the
-    compiler does not tell.
+    Raises ValueError for a collective without a ring formula, or for a loop with collectives whose trip count the
+    compiler does not report.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ""
@@ -53,7 +53,7 @@ def compiled_bytes(hlo: str, devices: int) -> float:
             if kind in COLLECTIVES:
                 if kind not in ("all-reduce", "all-gather", "reduce-scatter"):
                     raise ValueError(f"no formula for {kind}: {line.strip()[:120]}")
-                # A start's result repeats the operand beside the output.
+                # The result of a start operation contains the operand and the output.
                 output = _type_bytes(found[1]) / (2 if kind == "all-reduce" and "-start" in found[2] else 1)
                 total += ring_bytes(kind, output, devices)
             elif kind == "while":
@@ -71,14 +71,14 @@ def compiled_bytes(hlo: str, devices: int) -> float:
 
 
 def data_parallel_bytes(parameters: int, batch_stats: int, devices: int) -> float:
-    """Of one step in float32: gradients, batch statistics and three sums are all-reduced."""
+    """Bytes that a device sends in one step in float32: gradients, batch statistics and three sums are all-reduced."""
     return ring_bytes("all-reduce", 4 * (parameters + batch_stats + 3), devices)
 
 
 def dense_bytes(*, batch_size: int, features: int, units, devices: int) -> float:
-    """Of one step in float32 with divided dense layers, what these need: features and the activations of hidden layers
-    (`units` wide) are gathered and their gradients scattered, labels gathered, four numbers a row all-reduced for the
-    loss and one for its gradient, and one for the norm of all gradients."""
+    """Bytes that a device sends for sharded dense layers in one step in float32. Features and the activations of hidden
+    layers (`units` wide) are all-gathered and their gradients reduce-scattered; labels are all-gathered; four numbers
+    per row for the loss, one per row for its gradient and one for the norm of all gradients are all-reduced."""
     filled = sum(-(-columns // devices) * devices for columns in units)
     exchanged = ring_bytes("all-gather", 4 * batch_size * (2 * features + 2 * filled + 1), devices)
     return exchanged + ring_bytes("all-reduce", 4 * (5 * batch_size + 1), devices)

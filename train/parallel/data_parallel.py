@@ -1,4 +1,4 @@
-"""Data parallelism: one per-device step mapped over the devices, by pmap or by shard_map."""
+"""Data parallelism: a per-device step is mapped over the devices with pmap or shard_map."""
 
 import functools
 from typing import Any
@@ -14,13 +14,13 @@ from train.task import Task
 
 
 def pcast_varying(tree, axis: str | None):
-    """The tree as one that may differ between the devices of `axis`, so that its gradient is that of one device alone
-    and the reduction is written out by the step. Unchanged without an axis."""
+    """Marks the tree as varying over the mesh axis `axis`, so that its gradient is per device and the step performs the
+    reduction explicitly. Returns it unchanged if `axis` is None."""
     return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree) if axis else tree
 
 
 class DeviceSteps:
-    """A task's steps mapped over `devices`, each compiled at its first call."""
+    """A task's steps mapped over `devices`; each is compiled at its first call."""
 
     def __init__(self, task: Task, devices: int):
         self._task, self._devices = task, devices
@@ -38,32 +38,32 @@ class DeviceSteps:
         return self._train[self._task.step_for(step)]
 
     def shard(self, state):
-        """The state as the training steps take it."""
+        """Converts the state to the form that the training steps take."""
         return self._task.shard(state)
 
     def unshard(self, state):
-        """The state with whole leaves, as checkpoints have it."""
+        """The state with unsharded leaves, as in checkpoints."""
         return self._task.unshard(state)
 
     def for_evaluation(self, state):
-        """The state with whole leaves, parameters and batch statistics on every device: given arrays of the host, or of
-        one device, an evaluation would copy them to the devices for each batch."""
+        """The state with unsharded leaves; parameters and batch statistics are replicated on every device. Otherwise,
+        an evaluation would copy arrays on the host or on one device to the devices for each batch."""
         state = self._task.unshard(state)
         params, batch_stats = replicate((state.params, state.batch_stats), self._devices)
         return state._replace(params=params, batch_stats=batch_stats)
 
     def to_local(self, state):
-        """The whole state in this process's own memory, to use it without the others."""
+        """The unsharded state in this process's memory, for use without the other processes."""
         state = self._task.unshard(state)
         return state if jax.process_count() == 1 else leaves.from_host(leaves.to_host(state), state)
 
 
 def parallelize(step, devices: int, *, donate: bool, is_sharded=None, through: str = "pmap"):
-    """The per-device `step(state, batch)` mapped over `devices`: the state is replicated, the batch's rows are divided
-    in order, and the outputs are replicated. With `donate` the old state's memory is reused.
+    """Maps the per-device `step(state, batch)` over `devices`: the state is replicated, the batch's rows are split over
+    the devices in order, and the outputs are replicated. With `donate`, the memory of the old state is reused.
 
-    Leaves of the state for whose path `is_sharded(path)` holds are [..., devices, n] outside; the step takes and
-    returns this device's [..., n]. `through` is "pmap" or "shard_map": the same program; several processes go through
+    Leaves of the state with `is_sharded(path)` are [..., devices, n] outside the step; the step takes and returns this
+    device's [..., n]. `through` is "pmap" or "shard_map", which give the same program; several processes always use
     shard_map, each with its own rows of the batch.
     """
     through = through if jax.process_count() == 1 else "shard_map"
@@ -116,7 +116,7 @@ def _mesh(devices: int):
 
 
 def _to_global_array(x, sharding: NamedSharding):
-    """A whole array, the same on each process, as one of the mesh."""
+    """Converts an unsharded array, equal on all processes, to a global array on the mesh."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -126,7 +126,7 @@ def _to_global_array(x, sharding: NamedSharding):
 
 
 def replicate(tree, devices: int):
-    """The tree, whole leaves that are the same on each process, on all `devices`."""
+    """Replicates the tree, whose leaves are unsharded and equal on all processes, on all `devices`."""
     if devices == 1:
         return tree
     sharding = NamedSharding(_mesh(devices), P())
@@ -159,7 +159,7 @@ def _local(step, is_sharded):
 
 
 def compiled_text(step, state, *, batch, devices: int, is_sharded=None) -> str:
-    """The compiled program of a step for arrays or shapes, as text; nothing is allocated or run."""
+    """The HLO text of the compiled step, for arrays or shapes; nothing is allocated or run."""
     return (
         _shard_map(step, state, devices=devices, donate_argnums=(), is_sharded=is_sharded)
         .lower(state, batch)
@@ -169,8 +169,8 @@ def compiled_text(step, state, *, batch, devices: int, is_sharded=None) -> str:
 
 
 def check_reductions(step, state, *, batch, devices: int, is_sharded=None) -> None:
-    """Traces the step once and checks that every output is equal on all devices or is sharded. Raises ValueError,
-    naming the leaf, where a reduction is missing. Nothing is compiled."""
+    """Traces the step and checks that every output is equal on all devices or is sharded. Raises ValueError, naming the
+    leaf, if a reduction is missing. Nothing is compiled."""
     if devices == 1:
         jax.eval_shape(step, state, batch)
         return
@@ -180,7 +180,7 @@ def check_reductions(step, state, *, batch, devices: int, is_sharded=None) -> No
     specs = _specs(state, is_sharded)
     shard = functools.partial(jax.shard_map, _local(step, is_sharded), mesh=mesh, in_specs=(specs, P(AXIS)))
     out = jax.eval_shape(shard(out_specs=(specs, P()) if is_sharded else P(), check_vma=False), *shapes)
-    replicated = jax.tree.map(lambda _: P(), out)  # A tree of specs: leaves have names.
+    replicated = jax.tree.map(lambda _: P(), out)  # A tree of specs, so that errors name leaves.
     checked = shard(out_specs=(specs, replicated[1]) if is_sharded else replicated, check_vma=True)
     try:
         jax.eval_shape(checked, *shapes)

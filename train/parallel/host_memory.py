@@ -1,4 +1,4 @@
-"""How glibc keeps the memory that a step frees, where only CPUs can be used."""
+"""Makes glibc keep the memory that a step frees, on machines that can only use CPUs."""
 
 import ctypes
 import importlib.metadata
@@ -8,26 +8,27 @@ import pathlib
 
 
 def keep_memory() -> None:
-    """Where only CPUs can be used, makes glibc keep the memory that a step has freed for the next one.
+    """If only CPUs can be used, makes glibc keep the memory that a step frees for the next step.
 
-    A step takes and frees a hundred megabytes and more; given back to the kernel and taken again, they are cleared page
-    by page, which took 8 % of a step's time (dcnn, batch 128, two cores). Call it before jax starts its threads.
+    A step allocates and frees a hundred megabytes or more. If they are returned to the kernel and allocated again, the
+    kernel clears them page by page, which took 8 % of a step's time (dcnn, batch size 128, two cores). Must be called
+    before JAX starts its threads.
     """
     if _keeps_memory():
-        # glibc's malloc.h: one arena for all threads, no trimming at the heap's end, no mapping of large blocks.
+        # Constants of glibc's malloc.h: one arena for all threads, no heap trimming, no mmap for large blocks.
         for option, value in ((-8, 1), (-1, -1), (-4, 0)):
             ctypes.CDLL(None).mallopt(option, value)
 
 
 def release_memory() -> None:
-    """After `keep_memory`, gives free memory back to the system once: what compilation took (DenseNet-BC-100: 600 MB,
-    and its steps peaked at 2.7 GB without)."""
+    """After `keep_memory`, returns free memory to the system once, such as the memory that compilation used
+    (DenseNet-BC-100: 600 MB; without this call, its steps peaked at 2.7 GB)."""
     if _keeps_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:
-    """The bytes of memory that this process occupies; 0 where the system does not tell."""
+    """The resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -35,19 +36,19 @@ def resident() -> int:
 
 
 class HeldMemory:
-    """Bounds what glibc holds for the next step.
+    """Limits the memory that glibc keeps for the next step.
 
-    A block that a step has freed is often a little too small for the next aligned request of the same size, until its
-    neighbours are free as well, so that new ones are taken: ResNet-20's step at batch 256 needs 400 MB, and after 16
-    steps 1.6 GB were held.
+    A block that a step has freed is often slightly too small for the next aligned request of the same size until its
+    neighboring blocks are free as well, so new blocks are allocated: ResNet-20's step at batch size 256 needs 400 MB,
+    and after 16 steps 1.6 GB were kept.
     """
 
     def __init__(self) -> None:
         self.limit = self.slack = 0
 
     def after_compilation(self) -> None:
-        """Call it when the first step has ended. Allows one and a half times what it and its compilation have taken;
-        nothing is bounded where glibc does not keep memory."""
+        """Must be called after the first step. Sets the limit to the resident memory at that time plus half of the
+        memory that can be released then; there is no limit if glibc does not keep memory."""
         if not _keeps_memory():
             return
         before = resident()
@@ -58,7 +59,7 @@ class HeldMemory:
     def after_step(self) -> None:
         if self.limit and resident() > self.limit:
             release_memory()
-            self.limit = max(self.limit, resident() + self.slack)  # More is in use: do not release in vain next time.
+            self.limit = max(self.limit, resident() + self.slack)  # More is in use now; avoid futile releases.
 
 
 def _keeps_memory() -> bool:

@@ -1,14 +1,14 @@
 """Krizhevsky's hybrid parallelism (2014, "One weird trick for parallelizing convolutional neural networks").
 
-The convolutions are data-parallel: each of K devices has its rows of the batch and all of the weights. The dense layers
-are model-parallel: each device has 1/K of their columns and sees all rows. In between the features are gathered, all
-at once (his scheme a) or in passes of B/P rows to which every device gives the same share (his scheme c).
+The convolutions are data-parallel: each of K devices has its rows of the batch and all weights. The dense layers are
+model-parallel: each device has 1/K of their columns and processes all rows. In between, the features are gathered, all
+at once (scheme a of the paper) or in passes of B/P rows, with an equal number of rows from every device (scheme c).
 
-A network has the methods `features` and `classifier` for the two parts, and in `CLASSIFIER` the names of the dense
-layers; it knows nothing of their shards. `sharded_logits` computes each dense layer from this device's columns.
+A network has the methods `features` and `classifier` for the two parts, and the names of the dense layers in
+`CLASSIFIER`; it is independent of the sharding. `sharded_logits` computes each dense layer from this device's columns.
 
-Leaves of the dense layers are kept as [..., K, columns / K], columns filled up with zeros to a multiple of K; `shard`
-and `unshard` go there and back.
+Leaves of the dense layers are stored as [..., K, columns / K], with columns zero-padded to a multiple of K; `shard` and
+`unshard` convert to this form and back.
 """
 
 import functools
@@ -33,12 +33,12 @@ def is_sharded(path, layers) -> bool:
 
 
 def dense_from(new, rest, layers):
-    """`new`'s leaves of `layers` and the others of `rest`, for two optimizer states."""
+    """Merges two optimizer states: the leaves of `layers` from `new`, all others from `rest`."""
     return jax.tree_util.tree_map_with_path(lambda path, a, b: a if is_sharded(path, layers) else b, new, rest)
 
 
 def shard(state: State, *, layers, devices: int) -> State:
-    """Whole leaves [..., C] of `layers` as [..., devices, ceil(C / devices)], the rest filled with zeros."""
+    """Converts the leaves [..., C] of `layers` to [..., devices, ceil(C / devices)], zero-padded."""
 
     def leaf(path, x):
         if not is_sharded(path, layers):
@@ -50,12 +50,12 @@ def shard(state: State, *, layers, devices: int) -> State:
 
 
 def unshard(state: State, *, layers, shapes: State) -> State:
-    """The inverse of `shard`; `shapes` has the whole leaves' shapes."""
+    """The inverse of `shard`; `shapes` has the shapes of the unsharded leaves."""
 
     def leaf(path, x, like):
         if not is_sharded(path, layers):
             return x
-        host = to_host(x)  # No device has to hold it.
+        host = to_host(x)  # So that no device has to hold the unsharded leaf.
         return host.reshape(*host.shape[:-2], -1)[..., : like.shape[-1]]
 
     return jax.tree_util.tree_map_with_path(leaf, state, shapes)
@@ -63,7 +63,7 @@ def unshard(state: State, *, layers, shapes: State) -> State:
 
 def gather_columns(x, features: int, axis_name: str | None):
     """Gathers [B, features] from the column shards [B, n] of the devices on `axis_name`, and drops the padding at the
-    end. Returns x if the axis is None."""
+    end. Returns x if `axis_name` is None."""
     return lax.all_gather(x, axis_name, axis=-1, tiled=True)[..., :features] if axis_name else x
 
 
@@ -73,9 +73,9 @@ def sharded_logits(model, variables, features_NF, *, axis, rngs):
     Args:
       model: The network. Each layer of `CLASSIFIER` is a flax.linen.Dense; a gather of its columns follows, except for
         the last.
-      variables: The network's variables, of the dense layers this device's columns.
+      variables: The network's variables; those of the dense layers are this device's columns.
       features_NF: The features of all rows.
-      axis: Mesh axis of the devices; None on one.
+      axis: Mesh axis of the devices; None on one device.
       rngs: The network's random keys.
     """
 
@@ -94,8 +94,9 @@ def sharded_logits(model, variables, features_NF, *, axis, rngs):
 def partial_loss(logits_NC, labels_N, *, classes: int, devices: int, axis, smoothing: float):
     """(partial loss [N], true where the label's logit is the largest [N]) from this device's columns of the logits.
 
-    The partial losses of all devices add up to the cross-entropy: each has 1/K of the logarithm of the sum, and of the
-    rest what concerns its own columns. So each device's gradient is that of the whole loss by its own weights.
+    The partial losses of all devices sum to the cross-entropy: each device has 1/K of the log-sum-exp, and the other
+    terms for its own columns. Each device's gradient is therefore that of the full loss with respect to its own
+    weights.
     """
     columns = (lax.axis_index(axis) if axis else 0) * logits_NC.shape[-1] + jnp.arange(logits_NC.shape[-1])[None]
     real, is_label = columns < classes, columns == labels_N[:, None]
@@ -130,12 +131,13 @@ def train_step(
     update: str,
     dtype=None,
 ):
-    """One step on one device's rows and columns, (state, batch) -> (state, sums); state as `shard` makes it, without
-    the devices' dimension.
+    """One step on one device's rows and columns, (state, batch) -> (state, sums). The state is that of `shard`, without
+    the device dimension.
 
-    `update` "accumulate" adds the passes' gradients up: the result is that of one device with the whole batch.
-    "each_pass" updates the dense layers after each pass, so that their batch is B / passes, and multiplies the
-    convolutions' rate by the number of passes (section 4.1 of the paper, the variable batch size).
+    With `update` "accumulate", the gradients of the passes are summed; the result is that of one device with the whole
+    batch. With "each_pass", the dense layers are updated after each pass, so that their batch size is B / passes, and
+    the convolutions' learning rate is multiplied by the number of passes (section 4.1 of the paper, variable batch
+    size).
     """
     layers, rows = model.CLASSIFIER, batch["label"].shape[0]
     image_key, dropout_key = jax.random.split(step_key(state))
@@ -156,8 +158,8 @@ def train_step(
 
     features_BF, features_vjp, batch_stats = jax.vjp(features, pcast_varying(shared, axis), has_aux=True)
 
-    # --- The dense layers, forward and backward, `part` rows of every device at a time: of the global batch every
-    # `passes`-th row, so that what a pass sees does not depend on the number of devices.
+    # --- The dense layers, forward and backward, with `part` rows of every device at a time. A pass has every
+    # `passes`-th row of the global batch, so that it does not depend on the number of devices.
     def pass_loss(dense, features, labels, first):
         places = (jnp.arange(devices)[:, None] * rows + first + passes * jnp.arange(part)[None]).reshape(-1)
         variables = {"params": cast_floating(dense, dtype)} | batch_rows(places)
@@ -175,16 +177,16 @@ def train_step(
         return loss.sum() / (devices * rows), sums
 
     def updated(dense, opt_state, gradients):
-        """The dense layers and their part of the optimizer's state after one update; the rest stays."""
+        """The dense layers and the optimizer state after one update of them; the rest of the state is unchanged."""
         zeros = jax.tree.map(jnp.zeros_like, shared)
         given = {**zeros, **gradients}, opt_state, {**shared, **dense}
-        updates, new = optimizer.update(*given, gradient_norm=None)  # Not clipped: no pass knows the whole gradient.
+        updates, new = optimizer.update(*given, gradient_norm=None)  # Not clipped: a pass lacks the full gradient.
         return optax.apply_updates(dense, {name: updates[name] for name in dense}), dense_from(new, opt_state, layers)
 
     def one_pass(carry, inputs):
         dense, opt_state, total = carry
         (_, sums), (of_dense, of_features) = jax.value_and_grad(pass_loss, argnums=(0, 1), has_aux=True)(dense, *inputs)
-        if update == "each_pass":  # Its own batch is a part of all rows.
+        if update == "each_pass":  # Scaled to the mean over the rows of the pass.
             dense, opt_state = updated(dense, opt_state, jax.tree.map(lambda g: passes * g, of_dense))
         else:
             total = jax.tree.map(jnp.add, total, of_dense)
@@ -197,10 +199,10 @@ def train_step(
     start = dense, state.opt_state, jax.tree.map(jnp.zeros_like, dense)
     (dense_after, opt_state, of_dense), (of_features, sums) = lax.scan(one_pass, start, inputs)
 
-    # --- The convolutions, backward, once; then what the devices know together.
+    # --- The convolutions, backward, once; then the reductions over the devices.
     (of_shared,) = features_vjp(of_features.swapaxes(0, 1).reshape(features_BF.shape))
     sums = jax.tree.map(lambda x: x.sum(0), sums)
-    dense_square = optax.tree.norm(of_dense) ** 2  # Of this device's columns; zero where each pass updated them.
+    dense_square = optax.tree.norm(of_dense) ** 2  # Of this device's columns; zero if each pass updated them.
     if axis:
         of_shared, sums, dense_square = lax.psum((of_shared, sums, dense_square), axis)
         batch_stats = lax.pmean(batch_stats, axis)
@@ -218,8 +220,8 @@ def train_step(
 
 
 def parallelized(task: Task, *, model, devices: int, **options) -> Task:
-    """The classification task with this file's step and its `options`. `model` has `features`, `classifier` and
-    `CLASSIFIER`."""
+    """The classification task with this module's training step and its `options`. `model` has `features`, `classifier`
+    and `CLASSIFIER`."""
     step, layers = functools.partial(train_step, model=model, devices=devices, **options), model.CLASSIFIER
     if devices == 1:
         return task._replace(train_step=step)

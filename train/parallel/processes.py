@@ -1,6 +1,7 @@
-"""Several processes that train together: how they find each other, and what they tell each other.
+"""Training with several processes: how they connect, and how they exchange values.
 
-Every process runs the same program. Process 0 alone writes the run's folder; the others follow what it restored.
+Every process runs the same program. Only process 0 writes to the run's folder; the others receive the state that it has
+restored.
 """
 
 import contextlib
@@ -20,20 +21,21 @@ from jax.experimental import multihost_utils
 from train import leaves
 from train.signals import Stop
 
-WAIT = 300  # Seconds for the processes to find each other.
+WAIT = 300  # Timeout in seconds for connecting the processes.
 AGREE_EVERY = 10
 
 
 class DeviceError(Exception):
-    """The devices or processes asked for can't be used: more than there are, or flags that don't fit together."""
+    """The requested devices or processes can't be used: there are fewer, or the flags are inconsistent."""
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Connects to the other processes, if there are any: those that the arguments name, or those of a SLURM step, a TPU
-    pod or an indexed Kubernetes job, which jax finds by itself. Call it before the first array.
+    """Connects to the other processes, if there are any: those given by the arguments, or those of a SLURM step, a TPU
+    pod or an indexed Kubernetes job, which JAX detects. Must be called before the first array is created.
 
-    Raises DeviceError where the arguments are incomplete. A process whose others don't answer ends with status 1, or at
-    a signal: nothing is begun, and jax would end it too, with a stack of C++.
+    Raises DeviceError if the arguments are incomplete or invalid, and ConnectionError if connecting fails. If the other
+    processes don't respond, the process exits with status 1; a signal ends it, too. Nothing has started yet, and JAX
+    itself would abort the process with a C++ stack trace.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise DeviceError(f"--coordinator_address={coordinator}: must be HOST:PORT")
@@ -47,35 +49,35 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif not _launched():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    for number in (signal.SIGTERM, signal.SIGINT):  # A handler in Python would wait for the end of the call.
+    for number in (signal.SIGTERM, signal.SIGINT):  # A Python handler would only run after the call.
         signal.signal(number, signal.SIG_DFL)
-    where = f"at {coordinator}" if coordinator else "that the launcher named"
+    where = f"at {coordinator}" if coordinator else "given by the launcher"
     _announce_wait(coordinator, count, index)
-    limit = _after(WAIT, _give_up, f"the processes {where} did not find each other in {WAIT} s")
+    limit = _after(WAIT, _give_up, f"the processes {where} did not connect within {WAIT} s")
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=10 * WAIT)
     except ValueError as error:
         raise DeviceError(" ".join(str(error).split())) from None
     except RuntimeError as error:
-        raise ConnectionError(f"the processes don't find each other: {' '.join(str(error).split())}") from None
+        raise ConnectionError(f"cannot connect the processes: {' '.join(str(error).split())}") from None
     finally:
         limit.cancel()
 
 
 def _announce_wait(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """One line says for whom this process waits, and where. Not by messages.say, which needs the devices."""
+    """Prints which processes this one waits for, and where. It can't use messages.say, which needs the devices."""
     if count == 1:
         return
     whom = "process 0" if index else "the other process" if count == 2 else "the other processes"
-    where = f" at {coordinator}" if coordinator else " that the launcher named"
+    where = f" at {coordinator}" if coordinator else " given by the launcher"
     own = f"process {index} of {count}: " if coordinator else ""
     with contextlib.suppress(BrokenPipeError):
         print(f"{own}waiting up to {WAIT} s for {whom}{where}", file=sys.stderr, flush=True)
 
 
 def leave_soon(status: int) -> None:
-    """After a failure that the other processes don't share: at its end jax would wait for them, and they for this one.
-    Those that fail alike are through with it before."""
+    """Ends this process soon after a failure that the other processes don't share. Otherwise JAX would wait for them at
+    exit, and they would wait for this process. If all processes fail alike, they exit earlier."""
     if jax.distributed.is_initialized():
         _after(10, os._exit, status)
 
@@ -93,7 +95,7 @@ def _give_up(line: str) -> None:
 
 
 def _launched() -> bool:
-    """True where a launcher has started more than one process."""
+    """Whether a launcher has started more than one process."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
@@ -101,7 +103,7 @@ def _launched() -> bool:
 
 
 def index_and_count() -> tuple[int, int]:
-    """(this process, number of processes)."""
+    """(index of this process, number of processes)."""
     return jax.process_index(), jax.process_count()
 
 
@@ -110,26 +112,27 @@ def is_main() -> bool:
 
 
 def max_over_processes(number: int) -> int:
-    """The largest of all processes' numbers."""
+    """The maximum of `number` over all processes."""
     return int(number) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def stop_requested(stop: Stop, step: int) -> int:
-    """The number of a signal that any process got, or 0. Several processes ask each other every AGREE_EVERY steps only:
-    to ask means to wait for the devices."""
+    """The number of a signal that any process received, or 0. Several processes only compare every AGREE_EVERY steps,
+    because this waits for the devices."""
     alone = jax.process_count() == 1
     return max_over_processes(stop.number) if alone or step % AGREE_EVERY == 0 else 0
 
 
 def stop_requested_locally(stop: Stop) -> int:
-    """The number of a signal that ends an evaluation, or 0: of several processes none may end it without the others."""
+    """The number of a signal that ends an evaluation, or 0. With several processes it is always 0, because none may end
+    the evaluation without the others."""
     return stop.number if jax.process_count() == 1 else 0
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """A block that every process runs. Where it fails on one, all stop, the others with ConnectionError, so that none
-    waits for one that is gone."""
+    """A block that every process runs. If it fails on one process, all stop, the others with ConnectionError, so that
+    none waits for a process that has ended."""
     failure = None
     try:
         yield
@@ -142,7 +145,7 @@ def fail_together() -> Iterator[None]:
 
 
 def broadcast_json(value: Any) -> Any:
-    """Process 0's value, on all."""
+    """Returns process 0's value on all processes."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
@@ -153,7 +156,7 @@ def broadcast_json(value: Any) -> Any:
 
 
 def single_process_options(make: Callable[..., Any]) -> Any:
-    """The options `make` of a library that synchronises processes, by which it leaves this one to itself."""
+    """Creates options with `make` that keep a library from synchronizing this process with the others."""
     index, count = index_and_count()
     if count == 1:
         return make()
@@ -161,7 +164,7 @@ def single_process_options(make: Callable[..., Any]) -> Any:
 
 
 def broadcast_state(state: Any, record: dict) -> tuple[Any, dict]:
-    """Process 0's state and record, on all; the others give a state of the same shapes."""
+    """Returns process 0's state and record on all processes; the others pass a state of the same shapes."""
     if jax.process_count() == 1:
         return state, record
     host = multihost_utils.broadcast_one_to_all(leaves.to_host(state))
@@ -169,7 +172,7 @@ def broadcast_state(state: Any, record: dict) -> tuple[Any, dict]:
 
 
 def to_host(x) -> np.ndarray:
-    """The whole array, on every process, wherever its parts lie. All processes must call it."""
+    """The unsharded array, on every process, regardless of its sharding. All processes must call it."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)

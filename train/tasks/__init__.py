@@ -1,1 +1,1 @@
-"""One file a task: its training step, its evaluation, its metrics."""
+"""One module per task: its training step, its evaluation, its metrics."""

@@ -1,6 +1,6 @@
 """The learning rules of Boltzmann machines: statistics of the data minus those of the model.
 
-Every step is (state, batch) -> (state, sums), with batches [B, V] of visible states. A step's draws come from
+Every step is (state, batch) -> (state, sums), with batches [B, V] of visible states. A step draws random numbers with
 fold_in(key, step).
 """
 
@@ -14,9 +14,9 @@ from models.boltzmann import Boltzmann, Restricted
 
 
 class State(NamedTuple):
-    """`chains` are the states of the Markov chains that run on from step to step: of all units [C, N] of a general
-    machine, of the visible ones [C, V] of a restricted machine, of shape [0, V] for rules without them. `step` and
-    `key` are as in train/state.py."""
+    """`chains` are the states of the persistent Markov chains: of all units [C, N] for a general machine, of the
+    visible units [C, V] for a restricted machine, of shape [0, V] for rules without chains. `step` and `key` are as in
+    train/state.py."""
 
     params: Any
     chains: jax.Array
@@ -44,7 +44,7 @@ def _sums(gradient, batch) -> dict:
 
 
 def pair_statistics(states_BN) -> Boltzmann:
-    """The means over the batch of s_i s_j, 0 for i = j, and of s_i."""
+    """The batch means of s_i s_j, 0 for i = j, and of s_i."""
     pairs = states_BN.T @ states_BN / len(states_BN)
     return Boltzmann(pairs * (1 - jnp.eye(len(pairs))), states_BN.mean(0))
 
@@ -53,9 +53,9 @@ def boltzmann_step(state: State, batch, *, rate, sweeps: int):
     """Ackley, Hinton & Sejnowski 1985: w_ij grows with <s_i s_j> while the visible units are clamped to the data, and
     falls with <s_i s_j> while all units run freely.
 
-    The paper reaches equilibrium by annealing. Here the hidden units of the clamped phase start at random, and the free
-    phase continues where the last step left it (Neal 1992, "Connectionist learning of belief networks"); both take
-    `sweeps` sweeps of Gibbs sampling.
+    The paper reaches equilibrium by annealing. Here, the hidden units of the clamped phase are initialized at random,
+    and the free phase continues from the previous step's states (Neal 1992, "Connectionist learning of belief
+    networks"); both take `sweeps` sweeps of Gibbs sampling.
     """
     keys, machine = jax.random.split(_step_key(state), 3), state.params
     visible, units = batch.shape[1], len(machine.biases)
@@ -68,7 +68,7 @@ def boltzmann_step(state: State, batch, *, rate, sweeps: int):
 
 
 def contrast(machine: Restricted, batch, samples) -> Restricted:
-    """The estimate of the log likelihood's gradient: the statistics of the batch minus those of samples [C, V]."""
+    """An estimate of the gradient of the log likelihood: the statistics of the batch minus those of samples [C, V]."""
     of_data, of_model = (boltzmann.statistics(machine, states) for states in (batch, samples))
     return jax.tree.map(jnp.subtract, of_data, of_model)
 
@@ -82,14 +82,14 @@ def cd_step(state: State, batch, *, rate, steps: int = 1):
 
 def pcd_step(state: State, batch, *, rate, steps: int = 1):
     """Persistent contrastive divergence (Tieleman 2008, "Training restricted Boltzmann machines using approximations to
-    the likelihood gradient"): the samples continue where the last step left them."""
+    the likelihood gradient"): the samples continue from those of the previous step."""
     samples = boltzmann.gibbs(state.params, state.chains, _step_key(state), steps=steps)
     gradient = contrast(state.params, batch, samples)
     return _ascend(state, gradient, rate, samples), _sums(gradient, batch)
 
 
 def exact_step(state: State, batch, *, rate):
-    """Gradient ascent on the mean log likelihood, by enumeration: what the other rules for a restricted machine
-    estimate."""
+    """Gradient ascent on the mean log likelihood, by enumeration. The other rules for a restricted machine estimate
+    this gradient."""
     gradient = boltzmann.exact_gradient(state.params, batch)
     return _ascend(state, gradient, rate, state.chains), _sums(gradient, batch)

@@ -15,8 +15,8 @@ from train.tasks import gradient_descent, losses
 
 
 def is_product(primitive, *operands, **options) -> bool:
-    """True for what rematerialisation keeps: the results of convolutions and matrix products. Batch norm, activations
-    and concatenations are computed again, as the memory-efficient DenseNet does (Pleiss et al. 2017)."""
+    """True for the results that rematerialization saves: those of convolutions and matrix products. Batch norm,
+    activations and concatenations are recomputed, as in the memory-efficient DenseNet (Pleiss et al. 2017)."""
     del operands
     if primitive.name == "custom_vjp_call":  # Those of models.cpu_kernels.ops.
         return not ops.is_batch_norm(options["call_jaxpr"])
@@ -40,9 +40,9 @@ def autodiff(
 ):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch.
 
-    `rows` [B] are the examples' indices in the global batch; None: this device's part. With `size` the augmented images
-    are shrunk to that height and width. The network computes in `dtype`, its loss in float32; gradients have the
-    parameters' own.
+    `rows` [B] are the examples' indices in the global batch; None means this device's rows. With `size`, the augmented
+    images are resized to that height and width. The network computes in `dtype`, the loss in float32; gradients have
+    the dtype of the parameters.
     """
     image_key, dropout_key = jax.random.split(key)
     rows = global_rows(len(batch["label"]), axis) if rows is None else rows
@@ -70,7 +70,7 @@ def autodiff(
 
 
 def predict_step(state: State, batch, *, model, prepare, dtype=None):
-    """Logits [B, C] in evaluation mode, computed in `dtype`. Where `prepare` gives several views of each image,
+    """Logits [B, C] in evaluation mode, computed in `dtype`. If `prepare` returns several views of each image,
     [V, B, H, W, C], their probabilities are averaged."""
     variables = {"params": cast_floating(state.params, dtype), "batch_stats": state.batch_stats}
     images = cast_floating(prepare(batch["image"]), dtype)
@@ -84,7 +84,7 @@ def predict_step(state: State, batch, *, model, prepare, dtype=None):
 
 
 def eval_step(state: State, batch, *, model, prepare, axis=None, dtype=None):
-    """Sums over the examples whose mask is 1: loss, hits, hits among five, count, confusion [true, predicted]."""
+    """Sums over the examples whose mask is 1: loss, top-1 and top-5 correct, count, confusion [true, predicted]."""
     logits, mask = predict_step(state, batch, model=model, prepare=prepare, dtype=dtype), batch["mask"]
     classes = logits.shape[-1]
     true, predicted = jax.nn.one_hot(batch["label"], classes), jax.nn.one_hot(logits.argmax(-1), classes)
@@ -122,11 +122,12 @@ def create(
     remat: bool = False,
     gradients=None,
 ) -> Task:
-    """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`. `early` = (steps,
-    (height, width)): that many steps at the start see images shrunk to that size. A step takes the batch in
-    `accumulate` parts; with `remat` it computes again, in its backward pass, all but convolutions and matrix products.
-    `gradients(params, batch_stats, batch, key, rows=None)` are taken in the place of automatic differentiation where
-    given; they know nothing of smoothing, smaller images, lower precision and rematerialisation.
+    """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`.
+
+    With `early` = (steps, (height, width)), that many initial steps use images resized to that size. A step processes
+    the batch in `accumulate` parts; with `remat`, its backward pass recomputes everything except convolutions and
+    matrix products. `gradients(params, batch_stats, batch, key, rows=None)`, if given, replaces automatic
+    differentiation; it does not support smoothing, smaller images, lower precision or rematerialization.
     """
     early_steps, early_size = early
 

@@ -1,8 +1,8 @@
 """The task of a generative adversarial network: its step, its scores.
 
-Goodfellow et al. 2014, "Generative adversarial nets": the discriminator learns to tell real images from generated
-ones, the generator to be taken for real (the non-saturating loss of section 3). A step updates the discriminator, then
-the generator against the new one, as PyTorch's dcgan example does.
+Goodfellow et al. 2014, "Generative adversarial nets": the discriminator learns to distinguish real images from
+generated ones, and the generator to produce images that are classified as real (the non-saturating loss of section 3).
+A step updates the discriminator, then the generator against the updated discriminator, as in PyTorch's dcgan example.
 """
 
 import functools
@@ -22,13 +22,13 @@ from train.state import State, step_key
 from train.task import Task
 from train.tasks import gan_scores
 
-DRAWS = 5  # Of an evaluation: as many samples as test images each.
-NORM = 250  # Training images, and samples, that the discriminator's batch statistics are taken from in evaluations.
-EVAL_SEED = 0  # Of their latent vectors, the same in every run.
+DRAWS = 5  # Draws of an evaluation, each with as many samples as there are test images.
+NORM = 250  # Number of training images, and of samples, for the discriminator's batch statistics in evaluations.
+EVAL_SEED = 0  # Seed of the samples' latent vectors in evaluations, the same in every run.
 
 
 class Scorer(NamedTuple):
-    """What samples are scored with."""
+    """The features and data that samples are scored with."""
 
     features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
     train_images: Any  # uint8 [N, H, W, C]
@@ -37,16 +37,16 @@ class Scorer(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How images and latent vectors are for the networks."""
+    """Converts images for the networks and draws latent vectors."""
 
-    to_network: Callable[..., Any]  # uint8 [B, H, W, C] -> [B, size, size, C] in -1 .. 1
-    to_image: Callable[..., Any]  # and back
+    to_network: Callable[..., Any]  # uint8 [B, H, W, C] -> [B, size, size, C] in [-1, 1]
+    to_image: Callable[..., Any]  # the inverse
     latents: Callable[..., Any]  # keys [B] -> [B, L]
 
 
 def init(key, *, model, optimizer, image_shape, ema: float) -> State:
-    """The state before the first step. The two networks have their optimizers' states apart; with `ema` an average of
-    the generator lies beside them."""
+    """The state before the first step. The two networks have separate optimizer states; with `ema`, the optimizer state
+    also has an average of the generator."""
     variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
     params, stats = variables["params"], variables["batch_stats"]
     opt_state = {name: optimizer.init(params[name]) for name in ("discriminator", "generator")}
@@ -56,7 +56,7 @@ def init(key, *, model, optimizer, image_shape, ema: float) -> State:
 
 
 def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
-    """(output of the network, its batch statistics after it)."""
+    """Returns (output of the network, its updated batch statistics)."""
     variables = {"params": {network: cast_floating(params, dtype)}, "batch_stats": {network: stats}}
     method = "generate" if network == "generator" else "discriminate"
     inputs = cast_floating(inputs, dtype)
@@ -69,8 +69,8 @@ def apply(model, network: str, params, *inputs, stats, dtype=None, train: bool):
 def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float, axis=None, dtype=None):
     """One update of the discriminator, then one of the generator: (state, batch) -> (state, sums).
 
-    The discriminator sees the real and the generated images as two batches, each normalised by itself. The
-    generated images are made once; their gradient by the second loss goes back through the generator.
+    The discriminator receives the real and the generated images as two batches, each normalized separately. The
+    images are generated once; their gradient from the second loss is propagated back through the generator.
     """
     labels, old = batch["label"], state.params
     rows = len(labels)
@@ -119,7 +119,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     opt_state = {"discriminator": discriminator_state, "generator": generator_state}
     if ema:
         new = {"params": generator, "batch_stats": batch_stats["generator"]}
-        # At first the average is over the steps so far: it forgets the untrained generator.
+        # At first, the average is over the steps so far, so that it forgets the untrained generator.
         keep = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
         opt_state["average"] = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.opt_state["average"], new)
     params = {"discriminator": discriminator, "generator": generator}
@@ -127,7 +127,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
 
 
 def sampler(state: State) -> dict:
-    """The generator's params and batch statistics that samples are made with: the average where there is one."""
+    """The generator's parameters and batch statistics for sampling: the average if there is one."""
     own = {"params": state.params["generator"], "batch_stats": state.batch_stats["generator"]}
     return state.opt_state.get("average", own)
 
@@ -149,24 +149,24 @@ def predict_step(state: State, batch, *, model, form: Form, dtype=None):
 
 
 def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Form, dtype):
-    """The discriminator's logits [B] of uint8 images, normalised by the statistics of the `fixed` images."""
+    """The discriminator's logits [B] of uint8 images, normalized with the statistics of the `fixed` images."""
     judge = functools.partial(apply, model, "discriminator", state.params["discriminator"], dtype=dtype)
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats["discriminator"])
     _, seen = judge(form.to_network(fixed), fixed_labels, stats=zero, train=True)
-    # Of zero the running average keeps nothing; of the batch it takes this share.
+    # Running statistics that start from zero are (1 - momentum) times the batch's.
     stats = jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), seen)
     return judge(form.to_network(images), labels, stats=stats, train=False)[0]
 
 
 def _samples(state: State, batch, draw, *, model, form: Form, dtype):
-    """Samples uint8 [B, H, W, C], as many as the batch has rows."""
+    """Samples uint8 [B, H, W, C], one for each row of the batch."""
     key = jax.random.fold_in(jax.random.key(EVAL_SEED), draw)
     z = form.latents(jax.vmap(functools.partial(jax.random.fold_in, key))(batch["row"]))
     return predict_step(state, {"latent": z, "label": batch["label"]}, model=model, form=form, dtype=dtype)
 
 
 def _scored_draws(state: State, batch, *, scorer: Scorer, **common):
-    """The sums of each draw's samples [DRAWS, ...] that its scores are made of."""
+    """The sums over the samples of each draw [DRAWS, ...] from which its scores are computed."""
     mask = batch["mask"]
 
     def score(draw):
@@ -186,8 +186,8 @@ def _scored_draws(state: State, batch, *, scorer: Scorer, **common):
 def ceiling_step(
     state: State, batch, *, model, form: Form, scorer: Scorer | None, first: Callable, axis=None, dtype=None
 ):
-    """The sums of samples of the untrained generator, which give the ceiling: the same in every evaluation of a run.
-    `first` is `init`."""
+    """The sums over samples of the untrained generator, from which the ceiling is computed. They are the same in every
+    evaluation of a run. `first` is `init`."""
     assert scorer is not None
     start = first(state.key)
     draws = _scored_draws(start, batch, scorer=scorer, model=model, form=form, dtype=dtype)
@@ -196,13 +196,13 @@ def ceiling_step(
 
 
 def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, axis=None, dtype=None):
-    """Sums over the test images whose mask is 1, and as many samples of each draw: the losses, and what the scores of
-    `compute_metrics` are made of, but for the ceiling."""
+    """Sums over the test images whose mask is 1, and over as many samples of each draw: the losses, and the inputs of
+    `compute_metrics` except those of the ceiling."""
     assert scorer is not None
     mask, labels, images = batch["mask"], batch["label"], batch["image"]
     common = {"model": model, "form": form, "dtype": dtype}
     made = _samples(state, batch, 0, **common)
-    # As in training real and generated images are normalised apart, here by the statistics of fixed ones.
+    # As in training, real and generated images are normalized separately, here with the statistics of fixed images.
     norm = slice(0, NORM)
     fixed_labels = jnp.asarray(scorer.train_labels[norm])
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(EVAL_SEED)))(
@@ -233,7 +233,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
 
 
 def compute_metrics(sums, *, floor: float = 0.0) -> dict[str, float]:
-    """Mean losses and shares; of an evaluation's sums the scores too, see README."""
+    """Mean losses and accuracies; for an evaluation's sums also the scores, see README."""
     count = float(sums["count"])
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
     metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}
@@ -261,7 +261,7 @@ def compute_metrics(sums, *, floor: float = 0.0) -> dict[str, float]:
 
 
 def create(*, model, optimizer, image_shape, form: Form, scorer: Scorer | None, ema: float, axis, dtype=None) -> Task:
-    """The task for a `models.dcgan.DCGAN`; `image_shape` is what the networks see. Without a `scorer` it
+    """The task for a `models.dcgan.DCGAN`; `image_shape` is the image shape of the networks. Without a `scorer`, it
     can't be evaluated."""
     first = functools.partial(init, model=model, optimizer=optimizer, image_shape=image_shape, ema=0.0)
     common = {"model": model, "form": form, "dtype": dtype}

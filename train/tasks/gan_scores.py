@@ -1,4 +1,4 @@
-"""Scores of generated images: moments and distances on the device, what is made of their sums on the host."""
+"""Scores of generated images. Moments and distances are computed on the device, scores from their sums on the host."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,13 +6,14 @@ from jax import lax
 
 
 def moments(features, weights) -> dict:
-    """Sums over the rows of features [B, F] that make a mean and a covariance."""
+    """Sums over the rows of features [B, F], from which `gaussian` computes mean and covariance."""
     weighted = features * weights[:, None]
     return {"sum": weighted.sum(0), "products": weighted.T @ features}
 
 
 def nearest(images, others, chunk: int = 1000):
-    """[B]: each image's least distance to one of `others`, both uint8 [., H, W, C], in root mean squares of a pixel."""
+    """The root mean square pixel difference [B], on the scale 0 to 1, between each image and the nearest of `others`;
+    both are uint8 [., H, W, C]."""
     flat = images.reshape(len(images), -1).astype(jnp.float32) / 255
     size = (flat**2).sum(1)
     count = min(chunk, len(others))
@@ -36,7 +37,7 @@ def gaussian(sums, count) -> tuple[np.ndarray, np.ndarray]:
 
 def frechet_distance(one, other) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (mean, covariance) (Dowson & Landau 1982; Heusel et
-    al. 2017, "GANs trained by a two time-scale update rule", eq. 6). Rounding never makes it negative."""
+    al. 2017, "GANs trained by a two time-scale update rule", eq. 6). It is never negative, despite rounding."""
     (m1, c1), (m2, c2) = one, other
     values, vectors = np.linalg.eigh(c1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -46,6 +47,6 @@ def frechet_distance(one, other) -> float:
 
 def inception_score(sums, count) -> float:
     """exp of the mean divergence of p(class | sample) from p(class) (Salimans et al. 2016, "Improved techniques for
-    training GANs", section 4), by the classifier at hand."""
+    training GANs", section 4), according to the project's classifier."""
     marginal = np.maximum(np.asarray(sums["probabilities"], np.float64) / count, 1e-12)
     return float(np.exp(sums["negative_entropy"] / count - (marginal * np.log(marginal)).sum()))

@@ -1,4 +1,4 @@
-"""What classification and segmentation share: the state before the first step, and a step of gradient descent."""
+"""The initial state and the gradient descent step of classification and segmentation."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ def init(key, *, model, optimizer, image_shape) -> State:
 
 
 def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
-    """What `grad_fn` gives for the whole batch, computed from `parts` parts of its rows one after the other. Batch norm
-    sees one part at a time; all else is that of the whole batch, augmentation and dropout included."""
+    """The result of `grad_fn` for the whole batch, accumulated over `parts` parts of its rows, one after the other.
+    Batch norm uses one part at a time; everything else, including augmentation and dropout, is that of the whole
+    batch."""
     rows = batch["label"].shape[0]
 
     def one_part(carry, inputs):
@@ -36,8 +37,8 @@ def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
 
 
 def averaged_statistics(batch_stats, before, axis):
-    """Running means and variances averaged over the devices; the constants of `before`, such as whitening filters, stay
-    to the last bit."""
+    """Running means and variances averaged over the devices; constants, such as whitening filters, are those of
+    `before`, unchanged."""
 
     def leaf(path, new, old):
         return lax.pmean(new, axis) if path[-1].key in ("mean", "var") else old
@@ -49,16 +50,16 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
 
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
-    `axis` is written out: the form that is right under pmap and shard_map alike.
+    `axis` is explicit, which is correct under both pmap and shard_map.
     """
     params, batch_stats = pcast_varying((state.params, state.batch_stats), axis)
     (_, (batch_stats, sums)), grads = grad_fn(params, batch_stats, batch, step_key(state))
-    if axis:  # A device's loss is its part of the mean over the global batch: the gradients of all devices add up.
+    if axis:  # A device's loss is its part of the mean over the global batch, so gradients are summed over the devices.
         grads, sums = lax.psum((grads, sums), axis)
         batch_stats = averaged_statistics(batch_stats, state.batch_stats, axis)
     norm = optax.tree.norm(grads)
     sums |= {"gradient_norm": norm}
-    update = optax.with_extra_args_support(optimizer).update  # Any optimizer of optax; some use the norm.
+    update = optax.with_extra_args_support(optimizer).update  # For any Optax optimizer; some use the norm.
     updates, opt_state = update(grads, state.opt_state, state.params, gradient_norm=norm)
     params = optax.apply_updates(state.params, updates)
     return State(params, batch_stats, opt_state, state.step + 1, state.key), sums

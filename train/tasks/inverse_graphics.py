@@ -2,8 +2,8 @@
 to it are clamped to their mean (Kulkarni, Whitney, Kohli & Tenenbaum 2015, "Deep convolutional inverse graphics
 network", section 3.2).
 
-Here the factors are a digit's rotation, which the first latent variable is for, and everything else about it. Losses
-are those of tasks/reconstruction.py, for all examples of a mini-batch on one device.
+Here, the factors are a digit's rotation, which the first latent variable represents, and everything else about the
+digit. Losses are those of tasks/reconstruction.py, for all examples of a mini-batch on one device.
 """
 
 import functools
@@ -14,13 +14,13 @@ from jax.scipy.ndimage import map_coordinates
 
 from train.tasks.reconstruction import bernoulli_nll, gaussian_kl, reparameterized
 
-LIMIT = 45.0  # Rotations are between minus and plus this, in degrees.
-ROTATING = 0.5  # Share of the mini-batches in which the rotation varies.
+LIMIT = 45.0  # Rotations are between -LIMIT and LIMIT degrees.
+ROTATING = 0.5  # Fraction of the mini-batches in which the rotation varies.
 
 
 def rotated(images, degrees):
-    """Images [B, H, W, C] rotated counter-clockwise by `degrees` [B] about their centres, interpolated linearly, with
-    zeros from outside."""
+    """Images [B, H, W, C] rotated counterclockwise by `degrees` [B] about their centers, with linear interpolation and
+    zeros outside the image."""
     height, width = images.shape[1:3]
     rows, columns = jnp.meshgrid(
         jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
@@ -39,8 +39,8 @@ def rotated(images, degrees):
 def clamped(z, active, pull: float):
     """z [B, L] with the latent variables that are not `active`, bool [L], replaced by their mean over the mini-batch.
 
-    In the backward pass the gradient of an inactive one is its difference from that mean times `pull`, which makes it
-    invariant to the factor that varies; that of an active one is passed through.
+    In the backward pass, the gradient of an inactive variable is `pull` times its difference from that mean, which
+    makes it invariant to the factor that varies; the gradient of an active variable is passed through.
     """
     return jnp.where(active[None], z, z.mean(0, keepdims=True))
 
@@ -58,8 +58,8 @@ clamped.defvjp(_clamped_forward, _clamped_backward)
 
 
 def one_factor(images, key):
-    """(images [B, H, W, C], active [2]): a mini-batch in which one factor varies, drawn by `key`. Either the first
-    image in B rotations, and active is (True, False), or all images in one rotation, and it is (False, True)."""
+    """(images [B, H, W, C], active [2]): a mini-batch in which one factor varies, drawn with `key`. It has either the
+    first image in B rotations, with active = (True, False), or all images in one rotation, with (False, True)."""
     rotates = jax.random.bernoulli(jax.random.fold_in(key, 0), ROTATING)
     degrees = jax.random.uniform(jax.random.fold_in(key, 1), (len(images),), minval=-LIMIT, maxval=LIMIT)
     images = jnp.where(rotates, images[:1], images)
@@ -68,7 +68,7 @@ def one_factor(images, key):
 
 
 def any_factors(images, keys):
-    """Images [B, H, W, C] in a rotation each, drawn by the keys [B]."""
+    """Rotates each of the images [B, H, W, C] at random, with keys [B]."""
     draw = functools.partial(jax.random.uniform, minval=-LIMIT, maxval=LIMIT)
     return rotated(images, jax.vmap(draw)(keys))
 
@@ -84,7 +84,8 @@ def _bound(apply, images, keys, between):
 
 def one_factor_loss(apply, images, keys, *, pull: float, size: int):
     """The negative ELBO in nats of mini-batches of `one_factor`, `size` images each, with inactive latent variables
-    `clamped`. A step averages over several mini-batches: the gradients of one of them, of a single digit, are noisy."""
+    `clamped`. A step averages over several mini-batches, because the gradients of one mini-batch of a single digit are
+    noisy."""
     groups = images.reshape(-1, size, *images.shape[1:])
     groups, active = jax.vmap(one_factor)(groups, keys[::size])
 

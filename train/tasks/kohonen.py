@@ -1,4 +1,4 @@
-"""Kohonen's rule: the unit closest to an input, and its neighbours on the grid, move towards the input."""
+"""Kohonen's rule: the unit closest to an input, and its neighbors on the grid, move toward the input."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,21 +11,21 @@ from models import kohonen
 
 
 class State(NamedTuple):
-    """Points of the units [R, C, D] and the number [] of finished steps."""
+    """Weight vectors of the units [R, C, D] and the number [] of finished steps."""
 
     weights: jax.Array
     step: jax.Array
 
 
 def init(key, rows: int, columns: int, mean_D, std_D) -> State:
-    """Points drawn from N(mean_D, std_D^2)."""
+    """Weight vectors drawn from N(mean_D, std_D^2)."""
     drawn = jax.random.normal(key, (rows, columns, len(mean_D)))
     return State(mean_D[None, None] + std_D[None, None] * drawn, jnp.zeros((), jnp.int32))
 
 
 def step(state: State, batch, *, rate: Callable, radius: Callable) -> tuple[State, dict]:
-    """Takes the inputs {"input": [B, D]} one after the other: w += rate * neighbourhood * (x - w). `rate` and `radius`
-    are functions of the number of finished steps. The sum "loss" is that of the inputs' distances to their closest
+    """Processes the inputs {"input": [B, D]} one after the other: w += rate * neighbourhood * (x - w). `rate` and
+    `radius` are functions of the number of finished steps. "loss" is the sum of the inputs' distances to their closest
     units, each before its own update."""
     rows, columns, _ = state.weights.shape
     now_rate, now_radius = rate(state.step), radius(state.step)
@@ -41,8 +41,8 @@ def step(state: State, batch, *, rate: Callable, radius: Callable) -> tuple[Stat
 
 
 def scores(weights_RCD, x_BD) -> dict:
-    """Sums over the inputs: "quantization", the distance to the closest unit; "topographic", 1 where the two closest
-    units are not adjacent on the grid; "count"."""
+    """Sums over the inputs: "quantization", the distance to the closest unit; "topographic", 1 if the two closest units
+    are not adjacent on the grid; "count"."""
     closest, units = kohonen.nearest(weights_RCD, x_BD, 2)
     apart = ~kohonen.are_adjacent(units[:, 0], units[:, 1], weights_RCD.shape[1])
     return {"quantization": jnp.sqrt(closest[:, 0]).sum(), "topographic": apart.sum(), "count": jnp.asarray(len(x_BD))}

@@ -1,7 +1,7 @@
 """A linear readout by ridge regression: minimizes |F W - Y|^2 + penalty |W|^2 over the weights W.
 
-The rows of (F, Y) may come in batches. The state has the sums of the normal equations in float64, by numpy: these
-square the features' condition number, which is too much for float32.
+The rows of (F, Y) may come in batches. The state has the sums of the normal equations, computed with NumPy in float64,
+because the normal equations square the condition number of the features, which is too much for float32.
 """
 
 from typing import NamedTuple
@@ -28,12 +28,12 @@ def step(state: State, batch) -> tuple[State, dict]:
 
 
 def weights(state: State) -> np.ndarray:
-    """W [M, C], float32. Raises LinAlgError where the features are linearly dependent and there is no penalty."""
+    """W [M, C], float32. Raises LinAlgError if the features are linearly dependent and there is no penalty."""
     return np.linalg.solve(state.gram, state.products).astype(np.float32)
 
 
 def with_constant(features_BM) -> np.ndarray:
-    """[B, M + 1]: the weight of the constant feature 1, which comes last, is the readout's bias."""
+    """Appends the constant feature 1, whose weight is the readout's bias: [B, M + 1]."""
     features = np.asarray(features_BM)
     return np.concatenate([features, np.ones((len(features), 1), features.dtype)], 1)
 

@@ -1,8 +1,8 @@
-"""The task of reconstructing images: the losses of autoencoders, their gradients, their evaluation.
+"""The reconstruction task: losses of autoencoders, their gradients and evaluation.
 
 A loss is a function (apply, images, keys) -> (loss [B], terms). `apply(*inputs, method=...)` runs the network; images
-are [B, H, W, C] with pixels in 0 .. 1; `keys` [B] are those of the examples' random numbers; `terms` are further values
-[B] by name, which an evaluation averages too.
+are [B, H, W, C] with pixels in [0, 1]; `keys` [B] are the random keys of the examples; `terms` are additional values
+[B] by name, which an evaluation also averages.
 """
 
 import functools
@@ -19,12 +19,12 @@ from train.state import State
 from train.task import Task
 from train.tasks import gradient_descent
 
-EVAL_SEED = 0  # Of an evaluation's noise, the same in every run.
-MOST_PSNR = 100.0  # Of an image without error, which would otherwise make the mean over images infinite.
+EVAL_SEED = 0  # Seed of the noise in evaluations, the same in every run.
+MOST_PSNR = 100.0  # PSNR of an image without error, for which the formula gives infinity.
 
 
 def pixels(images):
-    """uint8 [B, H, W, C] as float32 in 0 .. 1."""
+    """uint8 [B, H, W, C] -> float32 in [0, 1]."""
     return jnp.asarray(images, jnp.float32) / 255
 
 
@@ -37,36 +37,36 @@ def _folded(keys, number: int):
 
 
 def _drawn(sample, keys, shape):
-    """Draws of `sample(key, (size,))` for each of the keys [B], as [B, *shape]."""
+    """Draws [B, *shape] from `sample(key, (size,))`, one for each of the keys [B]."""
     return jax.vmap(lambda key: sample(key, (math.prod(shape),)))(keys).reshape(-1, *shape)
 
 
 def mean_squared_error(output, images):
-    """By example [B], averaged over its pixels."""
+    """The squared error of each example [B], averaged over its pixels."""
     return jnp.square(_flat(output - images)).mean(1)
 
 
 def psnr(error):
-    """The peak signal-to-noise ratio in dB of a mean squared error of pixels in 0 .. 1, at most MOST_PSNR."""
+    """The peak signal-to-noise ratio in dB for a mean squared error of pixels in [0, 1], at most MOST_PSNR."""
     return -10 * jnp.log10(jnp.maximum(error, 10 ** (-MOST_PSNR / 10)))
 
 
 def masked(images, keys, *, rate: float):
-    """Images in which each pixel, all its channels, is 0 with probability `rate`: the noise of Vincent et al. 2008,
-    there for a fixed number of pixels."""
+    """Sets each pixel, with all its channels, to 0 with probability `rate`: the noise of Vincent et al. 2008, who set a
+    fixed number of pixels to 0."""
     shape = (*images.shape[1:-1], 1)
     keep = _drawn(lambda key, size: jax.random.bernoulli(key, 1 - rate, size), keys, shape)
     return jnp.where(keep, images, jnp.zeros_like(images))
 
 
 def binarized(images, keys):
-    """Binary images whose pixels are 1 with the probability that their grey value is."""
+    """Binary images in which the probability that a pixel is 1 is its gray value."""
     uniform = _drawn(jax.random.uniform, keys, images.shape[1:])
     return (uniform < images).astype(jnp.float32)
 
 
 def bernoulli_nll(logits, images):
-    """-log p(image) by example [B] in nats, for independent pixels with these logits."""
+    """-log p(image) per example [B] in nats, for independent pixels with these logits."""
     return _flat(optax.sigmoid_binary_cross_entropy(logits, images)).sum(1)
 
 
@@ -77,7 +77,7 @@ def gaussian_kl(mean, log_variance):
 
 
 def reparameterized(mean, log_variance, noise):
-    """Draws from N(mean, variance) as a differentiable function of both, from `noise` from N(0, 1)."""
+    """Samples from N(mean, variance) as a differentiable function of both; `noise` is from N(0, 1)."""
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
@@ -99,7 +99,7 @@ def denoising_loss(apply, images, keys, *, rate: float):
 
 
 def sparse_loss(apply, images, keys, *, penalty: float):
-    """`squared_loss` and `penalty` times the sum of the code, which is not negative."""
+    """`squared_loss` plus `penalty` times the sum of the code, which is non-negative."""
     del keys
     code = apply(images, method="encode")
     loss, terms = _compared(apply(code, method="decode"), images)
@@ -107,8 +107,8 @@ def sparse_loss(apply, images, keys, *, penalty: float):
 
 
 def inversion_loss(apply, images, keys):
-    """`squared_loss` of a network that reconstructs images from the features of several layers, added up over the
-    layers; the terms have the layers' names in front."""
+    """`squared_loss` of a network that reconstructs images from the features of several layers, summed over the layers;
+    the names of the terms are prefixed with the layer's name."""
     del keys
     compared = {layer: _compared(output, images) for layer, output in apply(images).items()}
     terms = {f"{layer}_{name}": value for layer, (_, terms) in compared.items() for name, value in terms.items()}
@@ -126,10 +126,10 @@ def variational_loss(apply, images, keys):
 
 
 def log_weights(apply, binary, key, *, samples: int):
-    """log p(x | z) + log p(z) - log q(z | x) in nats, [samples, B], of draws of z from q(z | x) for binary images.
+    """log p(x | z) + log p(z) - log q(z | x) in nats, [samples, B], for samples of z from q(z | x) and binary images.
 
-    Their mean over the samples estimates the ELBO, and the logarithm of the mean of their exponentials a bound of
-    log p(x) that is tighter with every sample (Burda, Grosse & Salakhutdinov 2015, "Importance weighted autoencoders").
+    The mean over the samples estimates the ELBO. The log of the mean of their exponentials estimates a bound on log
+    p(x) that is tighter with every sample (Burda, Grosse & Salakhutdinov 2015, "Importance weighted autoencoders").
     """
     mean, log_variance = apply(binary, method="encode")
 
@@ -185,7 +185,7 @@ def compute_metrics(sums) -> dict[str, float]:
 
 
 def create(*, model, optimizer, image_shape, loss, terms: tuple[str, ...] = (), axis=None, dtype=None) -> Task:
-    """The task for a network without batch norm and a loss with these terms."""
+    """The task for a network without batch norm and a loss whose terms have the names `terms`."""
     grad_fn = functools.partial(autodiff, model=model, loss=loss, axis=axis, dtype=dtype)
     return Task(
         name="reconstruction",

@@ -16,11 +16,11 @@ from train.task import Task
 from train.tasks import gradient_descent
 from train.tasks.losses import cross_entropy
 
-TOLERANCE = 0.0075  # Of the image's diagonal, within which two boundaries meet.
+TOLERANCE = 0.0075  # Maximum distance between matching boundaries, as a fraction of the image diagonal.
 
 
 def weighted_loss(logits, labels, valid, class_weights):
-    """The sum over the pixels that are `valid` of their cross-entropies, each times its true class's weight."""
+    """The sum of the cross-entropies of the `valid` pixels, each times the weight of its true class."""
     known = jnp.where(valid, labels, 0)
     return jnp.where(valid, jnp.asarray(class_weights, jnp.float32)[known] * cross_entropy(logits, known), 0.0).sum()
 
@@ -28,8 +28,8 @@ def weighted_loss(logits, labels, valid, class_weights):
 def autodiff(params, batch_stats, batch, key, *, model, prepare, class_weights, axis, dtype=None):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the loss over the global batch.
 
-    The loss is the sum of the pixels' cross-entropies, each times its true class's weight, over the count of pixels
-    that are not void, as the authors' code has it: not over the sum of the weights.
+    The loss is the sum of the pixels' cross-entropies, each times the weight of its true class, divided by the number
+    of pixels that are not void, as in the authors' code, and not by the sum of the weights.
     """
     keys = row_keys(key, global_rows(len(batch["image"]), axis))
     images, labels = prepare(batch["image"], batch["label"], keys)
@@ -56,7 +56,7 @@ def predict_step(state: State, batch, *, model, prepare, dtype=None):
 
 
 def _shifted(x_BHWC, rows: int, columns: int):
-    """x moved down and to the right; False comes in."""
+    """x shifted down and to the right, filled with False."""
     _, height, width, _ = x_BHWC.shape
     y, x = abs(rows), abs(columns)
     padded = jnp.pad(x_BHWC, ((0, 0), (y, y), (x, x), (0, 0)))
@@ -64,7 +64,8 @@ def _shifted(x_BHWC, rows: int, columns: int):
 
 
 def boundaries(labels_BHW, classes: int):
-    """True [B, H, W, C] at each class's pixels that have another class, not void, above, below or beside them."""
+    """True [B, H, W, C] at the pixels of each class that have a neighbor above, below or beside them of another class,
+    void excepted."""
     own = labels_BHW[..., None] == jnp.arange(classes)[None, None, None]
     other = ~own & (labels_BHW < classes)[..., None]
     return own & functools.reduce(
@@ -73,7 +74,7 @@ def boundaries(labels_BHW, classes: int):
 
 
 def near(x_BHWC, distance: float):
-    """True within `distance` pixels of a True."""
+    """True within `distance` pixels of a True value."""
     found, reach = jnp.zeros_like(x_BHWC), int(distance)
     for rows in range(-reach, reach + 1):
         width = int((distance**2 - rows**2) ** 0.5)
@@ -83,9 +84,10 @@ def near(x_BHWC, distance: float):
 
 
 def boundary_f1(predicted_BHW, labels_BHW, classes: int):
-    """(score [B], whether the image counts [B]): the harmonic mean of the share of predicted boundary near a true one
-    and that of true boundary near a predicted one, and of this the mean over the classes with a true boundary in the
-    image (Csurka, Larlus & Perronnin 2013, "What is a good evaluation measure for semantic segmentation?")."""
+    """(score [B], whether the image counts [B]): the harmonic mean of precision (the fraction of the predicted boundary
+    near a true one) and recall (the fraction of the true boundary near a predicted one), averaged over the classes with
+    a true boundary in the image (Csurka, Larlus & Perronnin 2013, "What is a good evaluation measure for semantic
+    segmentation?")."""
     height, width = labels_BHW.shape[1:]
     distance = TOLERANCE * (height**2 + width**2) ** 0.5
     predicted_BHW = jnp.where(labels_BHW < classes, predicted_BHW, classes)
@@ -122,21 +124,21 @@ def eval_step(state: State, batch, *, model, prepare, class_weights, axis=None, 
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """[C] from a confusion matrix [true, predicted]; nan for a class in neither the labels nor the predictions."""
+    """[C] from a confusion matrix [true, predicted]; NaN for a class in neither the labels nor the predictions."""
     hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
     return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean of those that are not nan; 0 without any."""
+    """The mean of the values that are not NaN; 0 if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else 0.0
 
 
 def compute_metrics(sums) -> dict[str, float]:
-    """Means over pixels, classes and images, as fractions; the loss in nats. Of a training step's sums the loss and
-    the global accuracy alone. A class without labels has no accuracy, and without predictions too no IoU: the means are
-    over the others."""
+    """Means over pixels, classes and images, as fractions; the loss in nats. For a training step's sums, only the loss
+    and the global accuracy. A class without labels has no accuracy, and a class with neither labels nor predictions has
+    no IoU; means are over the other classes."""
     pixels = max(float(sums["pixels"]), 1.0)
     metrics = {"loss": sums["loss"] / pixels}
     if "confusion" not in sums:
@@ -164,7 +166,7 @@ def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
 
 
 def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
-    """Returns a function (state, stopped) -> state that replaces the running statistics of batch norm by the means of
+    """Returns a function (state, stopped) -> state that replaces the running statistics of batch norm with the means of
     the batches' statistics (precise BN; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"), as SegNet's authors
     do before each evaluation. Their variances are unbiased, m / (m - 1) times these for m pixels per batch.
 
@@ -180,7 +182,7 @@ def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype
     step = data_parallel.parallelize(step, 1, donate=False)
 
     def precise(state: State, stopped: Callable[[], object]) -> State:
-        # On one device, wherever the state lies.
+        # On one device, wherever the state is placed.
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
         here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
         for batch in batches():
@@ -218,7 +220,7 @@ def create(
     dtype=None,
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, labels, keys)` -> (images, labels), or
-    `eval_prepare(images)`. `prepare_eval` as in Task."""
+    `eval_prepare(images)`. `prepare_eval` is as in Task."""
     common = {"model": model, "axis": axis, "dtype": dtype, "class_weights": tuple(class_weights)}
     grad_fn = functools.partial(autodiff, prepare=train_prepare, **common)
     return Task(

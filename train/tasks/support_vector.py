@@ -12,8 +12,8 @@ from models.support_vector import linear_scores
 
 
 class PrimalState(NamedTuple):
-    """Weights [D + 1, K] of K linear machines, the last row their biases; their average over the steps; the number []
-    of finished steps."""
+    """Weights [D + 1, K] of K linear machines, whose last row are the biases; their average over the steps; the number
+    [] of finished steps."""
 
     weights: jax.Array
     average: jax.Array
@@ -26,7 +26,7 @@ def primal_init(inputs: int, machines: int) -> PrimalState:
 
 
 def primal_objective(weights_DK, x_BD, y_BK, cost):
-    """[K]. The bias is penalized as the weights are, which makes the objective strongly convex."""
+    """The objective of each machine [K]. The bias is penalized like the weights, so that it is strongly convex."""
     hinge = jnp.maximum(0, 1 - y_BK * linear_scores(weights_DK, x_BD))
     return jnp.sum(weights_DK**2, 0) / 2 + cost * hinge.sum(0)
 
@@ -35,7 +35,7 @@ def primal_step(state: PrimalState, batch, *, cost: float, examples: int) -> tup
     """One subgradient step on {"input": [B, D], "label": [B, K]}, drawn from `examples` examples.
 
     The objective over cost * examples is lambda |w|^2 / 2 + the mean hinge loss, lambda = 1 / (cost * examples). Step t
-    has rate 2 / (lambda (t + 1)), and the average weighs each iterate by t (Lacoste-Julien, Schmidt & Bach 2012, "A
+    has rate 2 / (lambda (t + 1)), and the average weights each iterate by t (Lacoste-Julien, Schmidt & Bach 2012, "A
     simpler approach to obtaining an O(1/t) convergence rate"). "loss" is the hinge loss, summed over the batch and
     averaged over the machines.
     """
@@ -51,7 +51,7 @@ def primal_step(state: PrimalState, batch, *, cost: float, examples: int) -> tup
 
 
 class DualState(NamedTuple):
-    """Coefficients y alpha [N], and by how much each example's label exceeds its score without bias, [N]."""
+    """Coefficients y alpha [N], and each example's label minus its score without bias [N]."""
 
     coefficients: jax.Array
     excess: jax.Array
@@ -68,23 +68,25 @@ def dual_objective(state: DualState, label_N):
 
 
 def _free(state: DualState, label_N, cost):
-    """The excess of the examples whose coefficient can grow (-inf elsewhere), and of those where it can fall (inf)."""
+    """The excess of the examples whose coefficient can increase (-inf for others), that of the examples whose
+    coefficient can decrease (inf for others), and the upper and lower bounds of the coefficients."""
     upper, lower = jnp.maximum(0, cost * label_N), jnp.minimum(0, cost * label_N)
     growing = jnp.where(state.coefficients < upper, state.excess, -jnp.inf)
     return growing, jnp.where(state.coefficients > lower, state.excess, jnp.inf), upper, lower
 
 
 def dual_step(state: DualState, batch, *, cost) -> tuple[DualState, dict]:
-    """Moves the pair of coefficients that improves the objective most, exactly: sequential minimal optimization (Platt
-    1998), pairs chosen as by Fan, Chen & Lin 2005, "Working set selection using second order information".
+    """Optimizes one pair of coefficients exactly, the pair that improves the objective most: sequential minimal
+    optimization (Platt 1998), with the pair selection of Fan, Chen & Lin 2005, "Working set selection using second
+    order information".
 
-    The batch is {"kernel": [N, N], "label": [N]}. The pair's sum is kept, so that the coefficients sum to 0. "gap" is
-    the violation of the optimality conditions before the step; at the optimum it is 0.
+    The batch is {"kernel": [N, N], "label": [N]}. The pair's sum does not change, so that the coefficients sum to 0.
+    "gap" is the violation of the optimality conditions before the step; it is 0 at the optimum.
     """
     kernel, label = batch["kernel"], batch["label"]
     growing, falling, upper, lower = _free(state, label, cost)
     i = jnp.argmax(growing)
-    ahead = growing[i] - falling  # -inf where the coefficient can't fall.
+    ahead = growing[i] - falling  # -inf if the coefficient can't decrease.
     diagonal = jnp.diagonal(kernel)
     curvature = jnp.maximum(kernel[i, i] + diagonal - 2 * kernel[i], 1e-9)
     j = jnp.argmax(jnp.where(ahead > 0, ahead**2 / curvature, -jnp.inf))
@@ -100,6 +102,7 @@ def dual_step(state: DualState, batch, *, cost) -> tuple[DualState, dict]:
 
 
 def dual_bias(state: DualState, label_N, cost):
-    """The bias [] between the largest excess that can grow and the smallest that can fall, equal at the optimum."""
+    """The bias []: the midpoint of the largest excess of a coefficient that can increase and the smallest of one that
+    can decrease, which are equal at the optimum."""
     growing, falling, _, _ = _free(state, label_N, cost)
     return (growing.max() + falling.min()) / 2
