@@ -1,8 +1,9 @@
 """ImageNet steps on an accelerator: python -m benchmarks.accelerator [--peak_tflops=P] [--batch_size=256]
 
-Images a second of the whole training step of ResNet-50 and AlexNet on all devices of this machine, batches of noise of
-224 pixels that lie on the device, and the share of the peak that P, the vendor's figure for one device and the type in
-10^12 operations a second, gives: a step counts as three forward passes of two operations for each multiply-add.
+Measures images per second of the full training step of ResNet-50 and AlexNet on all devices of this machine, with
+batches of 224x224 noise images that are already on the device. With P, the vendor's peak of one device for the dtype in
+10^12 operations per second, it also prints the fraction of the peak that is reached; a step counts as three forward
+passes with two operations per multiply-add.
 """
 
 import json
@@ -23,15 +24,15 @@ from train.parallel.devices import axis_of, start_devices
 from train.tasks import classification
 
 MODELS = absl_flags.DEFINE_list("models", ["resnet50", "alexnet_owt"], "Networks to measure.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Images of a batch on one device.", lower_bound=1)
-DTYPE = absl_flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "What the networks compute in.")
-STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps of a turn; the median of three turns counts.", lower_bound=1)
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Batch size per device.", lower_bound=1)
+DTYPE = absl_flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the computation.")
+STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps per round; the median of three rounds counts.", lower_bound=1)
 PEAK = absl_flags.DEFINE_float("peak_tflops", None, "The vendor's peak of one device in TFLOP/s.", lower_bound=1e-6)
 SHAPE, CLASSES = (224, 224, 3), 1000
 
 
 def measure(name: str, devices: int) -> dict:
-    """The table's row."""
+    """Returns one row of the table."""
     axis, rows = axis_of(devices), BATCH_SIZE.value * devices
     model = models.create(name, CLASSES, axis_name=axis)
     task = classification.create(
@@ -62,7 +63,7 @@ def measure(name: str, devices: int) -> dict:
 
 
 def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
-    """The figures that follow from the seconds of a step; `peak_tflops` of all devices together."""
+    """The figures computed from the seconds of a step; `peak_tflops` is that of all devices together."""
     multiply_adds = sum(layer.multiply_adds for layer in summary.layers(model, SHAPE))
     tflops = 6e-12 * multiply_adds * batch_size / seconds
     found = {"images_per_second": round(batch_size / seconds, 1), "step_ms": round(1e3 * seconds, 2)}

@@ -1,9 +1,9 @@
-"""Step times of another checkout of the project beside this one's: python -m benchmarks.checkouts --before=FOLDER
+"""Compares the step times of another checkout with this one's: python -m benchmarks.checkouts --before=FOLDER
 
-FOLDER is another checkout, such as a git worktree of an earlier commit. Each of the two takes its steps in a process
-that stays alive, in turns of --seconds; which is first changes from turn to turn. The machine's speed drifts, so the
-ratio this / before of two turns that follow each other is far steadier than that of separate runs. The table has the
-median and the quartiles of these ratios. A ratio below 1: this checkout is faster.
+FOLDER is another checkout, such as a git worktree of an earlier commit. Each of the two runs its steps in a persistent
+process, in alternating turns of --seconds; the order changes from turn to turn. The machine's speed drifts, so the
+ratio this / before of two consecutive turns is far more stable than that of separate runs. The table has the median and
+the quartiles of these ratios. A ratio below 1 means that this checkout is faster.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ THIS = pathlib.Path(__file__).resolve().parents[1]
 
 
 class CheckoutError(OSError):
-    """A checkout's process has ended: one line, exit status 1."""
+    """A checkout's process has ended; reported as one line with exit status 1."""
 
 
 class Steps:
-    """A process that takes steps of one checkout when it is told to."""
+    """A process that runs steps of one checkout on request."""
 
     def __init__(self, folder: pathlib.Path, process: subprocess.Popen, errors):
         self.folder, self.process, self.errors = folder, process, errors
@@ -53,7 +53,7 @@ class Steps:
         return line.strip()
 
     def ms(self, steps: int) -> float:
-        """Milliseconds a step, over `steps`."""
+        """The mean milliseconds per step, over `steps` steps."""
         print(steps, file=self.process.stdin, flush=True)
         return float(self._line())
 
@@ -76,7 +76,7 @@ def steps_of(folder: pathlib.Path, name: str) -> Iterator[Steps]:
 
 
 def measure(name: str, before: pathlib.Path, *, turns: int, seconds: float) -> dict[str, Any]:
-    """The table's row."""
+    """Returns one row of the table."""
     with steps_of(before, name) as other, steps_of(THIS, name) as this:
         steps = max(1, math.ceil(1e3 * seconds / min(other.ms(3), this.ms(3))))
         pairs = []
@@ -88,7 +88,7 @@ def measure(name: str, before: pathlib.Path, *, turns: int, seconds: float) -> d
 
 
 def summarise(name: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """Of (before, this), milliseconds a step in the turns."""
+    """Summarizes the pairs (before, this) of milliseconds per step, one pair per turn."""
     low, middle, high = statistics.quantiles([this / before for before, this in pairs], n=4, method="inclusive")
     before, this = (statistics.median(side) for side in zip(*pairs, strict=True))
     row = {"model": name, "before_ms": before, "this_ms": this, "ratio": middle, "quartiles": [low, high]}
@@ -108,10 +108,10 @@ def main(argv) -> int:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; checkouts takes no positional arguments")
     twins.refuse("peer", "peer_python", "rounds", "forward_only")
     classifiers.check_models()
-    app.require(bool(BEFORE.value), "--before: must be given: the folder of the other checkout")
+    app.require(bool(BEFORE.value), "--before is required: the folder of the other checkout")
     before = pathlib.Path(BEFORE.value).expanduser().resolve()
     is_checkout = (before / "benchmarks" / "classifiers.py").is_file()
-    app.require(is_checkout, f"--before={BEFORE.value}: has no benchmarks/classifiers.py, so it is no checkout")
+    app.require(is_checkout, f"--before={BEFORE.value}: not a checkout, because benchmarks/classifiers.py is missing")
     print(f"before: {before}", f"this:   {THIS}", sep="\n", flush=True)
     rows = []
     for name in classifiers.MODELS.value:

@@ -1,7 +1,8 @@
-"""Training steps beside a peer's: python -m benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON
+"""Compares training steps with a peer's: python -m benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON
 
-As benchmarks.twins has it; without --peer only ours is measured. For the networks for CIFAR the input path is the step
-with the project's batches, flipped and shifted on the device, over the step with one fixed batch.
+benchmarks.twins describes the method; without --peer, only this project is measured. For the CIFAR networks, "input
+path" is the time of a step with the project's batches, flipped and shifted on the device, divided by that of a step
+with one fixed batch.
 """
 
 import functools
@@ -24,7 +25,7 @@ MODELS = absl_flags.DEFINE_list(
     ["mlp", "vgg_like", "resnet20", "densenet40", "alexnet", "resnet18", "segnet_basic"],
     "Networks to measure.",
 )
-IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # As CIFAR-10, of noise.
+IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # CIFAR-10's, for noise.
 LARGE_SHAPE, LARGE_CLASSES = (224, 224, 3), 1000
 
 
@@ -41,21 +42,21 @@ class VGGLike(nn.Module):
         return layers.Dense(CLASSES)(x)
 
 
-NETWORKS: dict[str, tuple[nn.Module, int]] = {  # The peer's name: (our network, batch size).
+NETWORKS: dict[str, tuple[nn.Module, int]] = {  # The peer's name: (this project's network, batch size).
     "mlp": (models.create("mlp", CLASSES, hidden=(1024, 1024, 1024)), 128),
     "vgg_like": (VGGLike(), 128),
     "resnet20": (models.create("cifar_resnet20", CLASSES), 128),
     "densenet40": (models.create("densenet", CLASSES), 64),
     "densenet100_bc": (models.create("densenet", CLASSES, depth=100, bottleneck=True, compression=0.5), 64),
 }
-LARGE = {  # The same for pictures of 224 pixels.
+LARGE = {  # The same for images of 224x224 pixels.
     "alexnet": (models.create("alexnet_owt", LARGE_CLASSES), 64),
     "resnet18": (models.create("resnet18", LARGE_CLASSES), 16),
 }
 
 
 def prepare(images, keys):
-    """The input path's augmentation of uint8 images; float32 is the network's input already."""
+    """Normalizes and augments uint8 images, as the input path does; float32 images are already normalized."""
     return augment.flip_shift(augment.normalize(images, MEAN, STD), keys) if images.dtype == np.uint8 else images
 
 
@@ -98,7 +99,7 @@ def check_models() -> None:
 
 
 def make_twins() -> dict[str, twins.Twin]:
-    """Those of --models."""
+    """Returns the twins of --models."""
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *IMAGE_SHAPE), np.uint8)
     made = {}
     for name in MODELS.value:

@@ -1,9 +1,9 @@
-"""PyTorch's twin of the DCGAN step, for benchmarks.gan, which starts it with a Python that has torch.
+"""The DCGAN step in PyTorch, for benchmarks.gan, which starts it with a Python that has torch.
 
     PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 --steps=5
 
-One step as in PyTorch's dcgan example: the discriminator on a real and on a generated batch, Adam, then the generator
-against the new discriminator, Adam. Prints one line of JSON: {"parameters", "median_ms"}.
+A step is that of PyTorch's dcgan example: an Adam update of the discriminator on a real and a generated batch, then an
+Adam update of the generator against the updated discriminator. Prints one line of JSON: {"parameters", "median_ms"}.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
         by_generator.step()
 
     times = []
-    for _ in range(options.steps + 2):  # The first two compile and warm up.
+    for _ in range(options.steps + 2):  # The first two steps compile and warm up.
         began = time.perf_counter()
         step()
         times.append(1e3 * (time.perf_counter() - began))

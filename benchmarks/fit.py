@@ -1,10 +1,11 @@
-"""Can ImageNet's networks learn at all? Each must fit a few pictures without error:
+"""Checks that the ImageNet networks can learn: each must overfit a few images.
 
     python -m benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]
 
-FOLDER holds train/CLASS/*.jpg or png with small pictures. alexnet_owt fits 1,000 of them, scaled to 224 pixels, without
-dropout and augmentation, to 99 % within 20 minutes; the others fit 16 at their smallest legal size to 100 %. One line
-for each network on standard error, one JSON object on standard output; exit status 1 where one fails.
+FOLDER contains train/CLASS/*.jpg or png with small images. alexnet_owt must fit 1,000 of them, scaled to 224 pixels,
+without dropout and augmentation, with 99 % accuracy (within 20 minutes); the others must fit 16 images of 32 pixels
+with 100 %. Prints one line for each network on standard error and one JSON object on standard output; the exit status
+is 1 if a network fails.
 """
 
 import json
@@ -25,20 +26,21 @@ from train import optimizers
 from train.parallel import data_parallel
 from train.tasks import classification
 
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of small pictures, train/CLASS/*.jpg or png.")
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of small images, train/CLASS/*.jpg or png.")
 MODELS = absl_flags.DEFINE_list(
     "models",
     ["alexnet_owt", "vgg11", "vgg11_bn", "vgg19_bn", "plain18", "plain34", "resnet18", "resnet50", "densenet121"],
     "Networks.",
 )
 
-# AlexNet from its source's weights stays where it began for many steps of SGD (34 epochs did not do in 21 minutes);
-# it has Adam below. A network of many layers without batch norm or without shortcuts learns at small rates alone.
+# AlexNet with its original initialization does not improve for many steps of SGD (34 epochs in 21 minutes were not
+# enough), so it uses Adam below. Deep networks without batch norm or without shortcuts only learn at small rates.
 RATES = {"vgg11": 0.003, "plain34": 0.001}
 
 
 def settings(name: str) -> dict:
-    """Pictures, their side, images a step, optimizer, learning rate, target and most steps of a network."""
+    """The number and side of the images, batch size, optimizer, learning rate, target accuracy, maximum number of steps
+    and evaluation interval of a network."""
     if name == "alexnet_owt":
         many = {"count": 1000, "side": 224, "batch": 50, "optimizer": "adam", "rate": 0.0001}
         return many | {"target": 0.99, "steps": 800, "every": 20}
@@ -48,7 +50,7 @@ def settings(name: str) -> dict:
 
 
 def fit(name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> dict:
-    """Trains on the pictures until they are known."""
+    """Trains on the images until the target accuracy is reached."""
     given = settings(name)
     rows = np.random.default_rng(0).permutation(len(labels))[: given["count"]]
     scaled = [
@@ -94,12 +96,12 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; fit takes no positional arguments")
     for name in MODELS.value:
-        app.require(name in models.MODELS, f"--models={name}: there is no such network")
+        app.require(name in models.MODELS, f"--models={name}: unknown network")
     start_cache()
     dataset = folder.load(DATA_DIR.value)
     images, labels = dataset.splits["train"]
     app.require(
-        isinstance(images, np.ndarray), f"--data_dir={DATA_DIR.value}: pictures of at most 64 pixels are accepted"
+        isinstance(images, np.ndarray), f"--data_dir={DATA_DIR.value}: images must be at most 64 pixels per side"
     )
     found = {}
     for name in MODELS.value:

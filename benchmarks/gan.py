@@ -1,7 +1,7 @@
-"""DCGAN's step beside PyTorch's: python -m benchmarks.gan --peer_python=PYTHON [--rounds=3]
+"""Compares DCGAN's step with PyTorch's: python -m benchmarks.gan --peer_python=PYTHON [--rounds=3]
 
-As benchmarks.twins has it, with the twin in dcgan_in_torch.py: batches of 64 pictures, 32 pixels with one channel and
-64 with three. Without --peer_python our steps alone are timed.
+benchmarks.twins describes the method; PyTorch's step is in dcgan_in_torch.py. Batches have 64 images, of 32x32 pixels
+with one channel or 64x64 pixels with three. Without --peer_python, only this project is measured.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from models import dcgan
 from train import optimizers
 from train.tasks import gan
 
-MODELS = absl_flags.DEFINE_list("models", ["dcgan32", "dcgan64"], "Networks, by the pictures' side.")
+MODELS = absl_flags.DEFINE_list("models", ["dcgan32", "dcgan64"], "Networks; the number is the side of the images.")
 SHAPES = {"dcgan32": (32, 32, 1), "dcgan64": (64, 64, 3)}
 BATCH_SIZE = 64
 
@@ -45,7 +45,7 @@ def main(argv) -> int:
         app.require(name in SHAPES, f"--models={name}: must be one of {', '.join(SHAPES)}")
     if twins.PEER_PYTHON.present:
         absl_flags.FLAGS["peer"].value = str(pathlib.Path(__file__).with_name("dcgan_in_torch.py"))
-    app.require(not twins.FORWARD.value, "--forward_only: a GAN's step alone is measured")
+    app.require(not twins.FORWARD.value, "--forward_only: not supported; only a GAN's full step is measured")
     twins.check()
     twins.compare({name: twin(name) for name in MODELS.value})
     return 0

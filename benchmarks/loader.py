@@ -1,11 +1,12 @@
-"""Pictures a second of our input path for large JPEGs, beside PyTorch's DataLoader with torchvision's transforms:
+"""Compares this project's input path for large JPEGs with PyTorch's DataLoader and torchvision's transforms, in images
+per second:
 
     python -m benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]
 
-PYTHON has torch and torchvision. Both read the same files, JPEGs of ImageNet's usual size that the benchmark makes
-itself, cut random resized crops of 224 pixels and mirror images of them, and make batches of 64 that are ready for the
-step: ours uint8, normalised on the device afterwards; the peer's float32, normalised. They take turns; the peer's best
-number of workers counts. On standard output: one JSON object.
+PYTHON has torch and torchvision. Both read the same files, JPEGs of ImageNet's usual size that the benchmark generates,
+take random resized crops of 224 pixels, mirror them at random, and produce batches of 64 that are ready for the step:
+this project's are uint8 and normalized later on the device; the peer's are normalized float32. They alternate; the
+peer's result is that of its best number of workers. Prints one JSON object on standard output.
 """
 
 import json
@@ -22,8 +23,8 @@ from data.stream import usable_cores
 from experiments.cli import app
 
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch and torchvision.")
-PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Pictures that are made.")
-ROUNDS = absl_flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+PICTURES = absl_flags.DEFINE_integer("pictures", 512, "Number of images to generate.")
+ROUNDS = absl_flags.DEFINE_integer("rounds", 3, "Number of measurements of each side.")
 PEER = """
 import sys, time, torch, torchvision
 from torchvision import transforms

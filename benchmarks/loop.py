@@ -1,8 +1,9 @@
-"""What the loop costs: python -m benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]
+"""Measures the overhead of the loop: python -m benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]
 
-In one run, on an otherwise idle machine: the loop's time a step (data, metrics, logging) over the bare jitted step's
-with one fixed batch, alternating the two; the time from process start to the first row of metrics.csv, with an empty
-and with a filled compilation cache; and the time for which a save holds up the loop. The last line is JSON.
+Measures, in one run on an otherwise idle machine: the loop's time per step (data, metrics, logging) relative to that of
+the bare jitted step with one fixed batch, alternating the two; the time from process start to the first row of
+metrics.csv, with an empty and with a filled compilation cache; and the time for which saving a checkpoint blocks the
+loop. The last line is JSON.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ LOG_EVERY = 10
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig(ClassifyConfig):
-    """The loop's cost"""
+    """The overhead of the loop"""
 
     workdir: str | None = override(ClassifyConfig, "workdir", None)  # type: ignore[assignment]  # Not used.
     steps: int = override(ClassifyConfig, "steps", 300)
@@ -42,7 +43,8 @@ def mark(marks: dict[int, float], step: int, row: dict) -> None:
 
 
 def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[float]]:
-    """Seconds a step of the loop, of the bare step, and of one save's dispatch and wait, one for each round."""
+    """Seconds per step of the loop, seconds of the bare step, and seconds of dispatching a save, one of each per
+    round."""
     import jax
 
     from data import batches
@@ -58,7 +60,7 @@ def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[f
     step = data_parallel.parallelize(experiment.task.train_step, 1, donate=True)
     batch = next(batches.train_batches(images, labels, batch_size=config.batch_size, seed=0))
     looped, bare, saves = [], [], []
-    # The loop gets the compiled step itself, so that only its own work differs.
+    # The loop runs the compiled step itself, so that the difference is only its own work.
     task = experiment.task._replace(
         train_step=step, eval_step=lambda state, batch: {"loss": 0.0, "count": 1.0, "correct": 0.0}
     )
@@ -118,10 +120,10 @@ def first_step(cache: str, config: LoopConfig) -> float:
                 path = pathlib.Path(place, "run", "metrics.csv")
                 while not path.exists() or path.read_text().count("\n") < 2:
                     if process.poll() is not None:
-                        raise OSError(f"it ended before its first step: {shlex.join(command)}")
+                        raise OSError(f"the process ended before its first step: {shlex.join(command)}")
                     time.sleep(0.005)
                 return time.perf_counter() - begin
-            finally:  # After Ctrl-C too.
+            finally:  # Also after Ctrl-C.
                 process.kill()
                 process.wait()
 
@@ -130,7 +132,7 @@ def main(config: LoopConfig) -> int:
     app.require(config.steps % LOG_EVERY == 0, f"--steps={config.steps}: must be a multiple of {LOG_EVERY}")
     with tempfile.TemporaryDirectory() as cache:
         cold = first_step(cache, config)
-        # Fills the cache with all programs: a killed run may have kept none. subprocess.run kills it after Ctrl-C.
+        # Fill the cache with all programs; a killed run may have stored none. subprocess.run kills it after Ctrl-C.
         subprocess.run(
             [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config.model}",
              f"--batch_size={config.batch_size}", f"--augment={config.augment}", "--steps=2"],

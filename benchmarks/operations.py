@@ -1,4 +1,4 @@
-"""The operations of a compiled program: the kind of each, read from the program's text, and its time in a trace."""
+"""The operations of a compiled program: their kinds, parsed from the program's text, and their times in a trace."""
 
 import itertools
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from models.cpu_kernels.ops import PREFIX
 
-KERNELS = {  # The C kernels by their FFI names, without the prefix; the others are batch norm's.
+KERNELS = {  # FFI names of the C kernels, without the prefix; all others belong to batch norm.
     "convolution": "convolution",
     "kernel_gradient": "kernel gradient",
     "max_pool": "pooling",
@@ -34,7 +34,7 @@ MOVES = frozenset(
     + ("parameter", "reshape", "reverse", "slice", "transpose")
 )
 UNUSUAL = frozenset("custom-call infeed rng rng-bit-generator scatter sort".split())
-CONTAINERS = frozenset("call conditional while".split())  # Their operations have events of their own.
+CONTAINERS = frozenset("call conditional while".split())  # The operations in them have their own events.
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 
 
@@ -44,7 +44,7 @@ class Operation(NamedTuple):
     Attributes:
       kind: One of `KINDS`.
       kernel: A C kernel's FFI name without its prefix, or "".
-      shapes: A C kernel's operands' shapes and its results'.
+      shapes: The shapes of a C kernel's operands and results.
     """
 
     kind: str
@@ -53,8 +53,8 @@ class Operation(NamedTuple):
 
 
 def parse(text: str) -> dict[str, Operation]:
-    """The operations of a compiled program by their names, which are unique in it; operations that a fusion consists of
-    and those that contain others are left out."""
+    """The operations of a compiled program by name, which is unique; operations inside a fusion and those that contain
+    others are omitted."""
     functions, found = _functions(text), {}
     computations: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
     current = ""
@@ -83,7 +83,7 @@ def _operation(codes: set[str], result: str, rest: str, function: str) -> Operat
         kernel = target[1].removeprefix(PREFIX)
         operands = re.search(r"operand_layout_constraints=\{(.*?)\}, api_version", rest)
         return Operation(KERNELS.get(kernel, "batch norm"), kernel, _shapes((operands[1] if operands else "") + result))
-    # Pooling is written with slices and comparisons; only the function that made it tells.
+    # Pooling consists of slices and comparisons; only the name of the function identifies it.
     if "pool" in function or "_is_larger" in function or "select-and-scatter" in codes:
         return Operation("pooling")
     if "convolution" in codes:
@@ -103,7 +103,7 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _functions(text: str) -> dict[str, str]:
-    """The number of each stack frame -> its innermost function's name; empty where the text has no tables."""
+    """Stack frame number -> name of its innermost function; empty if the text has no stack frame tables."""
 
     def rows(title: str) -> list[list[str]]:
         table = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -123,7 +123,7 @@ def _functions(text: str) -> dict[str, str]:
 
 
 def shares(found: Iterable[tuple[float, float, str]]) -> dict[str, float]:
-    """The time of each operation by its name: where several run at once, each has an equal share."""
+    """The time of each operation by name; while several run at once, the time is divided equally among them."""
     marks = sorted((at, change, name) for begin, end, name in found for at, change in ((begin, 1), (end, -1)))
     time_of, active = defaultdict[str, float](float), Counter[str]()
     for (at, change, name), (after, _, _) in itertools.pairwise(marks):

@@ -1,11 +1,12 @@
-"""Our logits against a peer's, for weights and input drawn by a recipe, so that no weights have to be stored:
+"""Compares logits with a peer's, for reproducibly drawn weights and input, so that no weights have to be stored:
 
     python -m benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]
 
-For each entry k of the peer's network a generator seeded with crc32(salt/k) draws, in float32: running_var from
+For each entry k of the peer's network, a generator seeded with crc32(salt/k) draws, in float32: running_var from
 U(0.5, 1.5), running_mean from N(0, 0.1^2), bias from N(0, 0.05^2), one-dimensional weights from U(0.8, 1.2), other
-weights from N(0, 2 / fan_in). Two images [224, 224, 3] come from crc32(salt/input) and N(0, 1). The weights go through
-the import that experiments.import_weights uses. FILE holds the peer's logits: logits_first8, logits_mean, logits_std.
+weights from N(0, 2 / fan_in). Two images [224, 224, 3] are drawn from N(0, 1) with the seed crc32(salt/input). The
+weights are converted as in experiments.import_weights. FILE contains the peer's logits: logits_first8, logits_mean,
+logits_std.
 """
 
 import json
@@ -27,7 +28,7 @@ CLASSES = 1000
 
 
 def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The peer's entries and their shapes, torch's layouts, from our network's own shapes."""
+    """The names of the peer's entries and their shapes, in torch's layout, derived from this project's network."""
     layout = models.spec(name).torchvision
     assert layout is not None
     shapes = summary.variables(models.create(name, CLASSES), (224, 224, 3))
@@ -58,17 +59,18 @@ def draw(key: str, shape: tuple[int, ...], *, salt: str) -> np.ndarray:
 
 
 def logits(name: str, salt: str) -> np.ndarray:
-    """Our network's logits [2, 1000] in evaluation mode."""
+    """The logits [2, 1000] of this project's network in evaluation mode."""
     entries = {key: draw(key, shape, salt=salt) for key, shape in entry_shapes(name).items()}
     model, variables = models.from_torchvision(name, entries)
     random = np.random.default_rng(zlib.crc32(f"{salt}/input".encode()))
     images = random.normal(size=(2, 224, 224, 3)).astype(np.float32)
-    with jax.default_matmul_precision("highest"):  # A GPU would take 10 bits of each factor, a TPU 8.
+    with jax.default_matmul_precision("highest"):  # By default a GPU uses 10 bits of each factor, a TPU 8.
         return np.asarray(jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, images))
 
 
 def relative_error(own: np.ndarray, golden: dict) -> float:
-    """max |difference| over the first eight logits, mean and standard deviation, over max |logits of that image|."""
+    """max |difference| of the first eight logits, the mean and the standard deviation, divided by max |logits| of the
+    image; the larger of both images."""
     parts = ((own[:, :8], "logits_first8"), (own.mean(1), "logits_mean"), (own.std(1), "logits_std"))
     scale = np.abs(own).max(1)
     worst = [np.abs(ours - np.asarray(golden[name])).reshape(len(own), -1).max(1) / scale for ours, name in parts]
@@ -76,20 +78,21 @@ def relative_error(own: np.ndarray, golden: dict) -> float:
 
 
 def read_golden(path: str) -> dict:
-    """The peer's numbers. Raises UsageError for a file that holds none."""
+    """Reads the peer's values. Raises UsageError if the file does not contain them."""
     try:
         golden = json.loads(pathlib.Path(path).read_text())
         shapes = [np.shape(golden[name]) for name in ("logits_first8", "logits_mean", "logits_std")]
     except (ValueError, KeyError, TypeError) as error:
-        raise app.UsageError(f"--golden={path}: no golden file: {error!r}") from None
-    app.require(shapes == [(2, 8), (2,), (2,)], f"--golden={path}: its numbers have the shapes {shapes}")
+        raise app.UsageError(f"--golden={path}: not a valid file of logits: {error!r}") from None
+    expected = [(2, 8), (2,), (2,)]
+    app.require(shapes == expected, f"--golden={path}: values have shapes {shapes}, expected {expected}")
     return golden
 
 
 def define_flags() -> None:
     absl_flags.DEFINE_string("model", None, "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
-    absl_flags.DEFINE_string("salt", "parity-1", "Text that all draws depend on.")
-    absl_flags.DEFINE_string("golden", None, "JSON file with the peer's logits to compare with.")
+    absl_flags.DEFINE_string("salt", "parity-1", "Text that seeds all draws.")
+    absl_flags.DEFINE_string("golden", None, "JSON file with the peer's logits for comparison.")
 
 
 def main(argv) -> int:

@@ -1,4 +1,4 @@
-"""JPEGs of ImageNet's usual size, and how fast the input path reads them."""
+"""Generates JPEGs of ImageNet's usual size and measures how fast the input path reads them."""
 
 import pathlib
 import time
@@ -12,7 +12,7 @@ BATCH, SIDE = 64, 224
 
 
 def make(root: pathlib.Path, count: int) -> None:
-    """JPEGs of 500 x 375 pixels, quality 90, of smooth noise: about 60 kB each, half of ImageNet's 110."""
+    """Writes JPEGs of smooth noise with 500 x 375 pixels and quality 90: about 60 kB each, half of ImageNet's 110."""
     random = np.random.default_rng(0)
     for i in range(count):
         place = root / "train" / f"class{i % 4}"
@@ -22,7 +22,7 @@ def make(root: pathlib.Path, count: int) -> None:
 
 
 def rate(root: pathlib.Path, count: int) -> float:
-    """Pictures a second, after a first pass."""
+    """Images per second, after a first pass."""
     images, labels = folder.load(str(root), view=stream.view(SIDE, "resized_crop"), always=True).splits["train"]
     source, per_pass = batches.train_batches(images, labels, batch_size=BATCH, seed=0), count // BATCH
     for _ in range(per_pass):

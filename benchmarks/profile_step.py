@@ -1,11 +1,13 @@
-"""Where the time of a training step goes: python -m benchmarks.profile_step [--models=mlp,resnet20] [--figure=FILE.png]
+"""Profiles a training step by kind of operation: python -m benchmarks.profile_step [--models=mlp,resnet20]
+[--figure=FILE.png]
 
-The steps of benchmarks.classifiers on one fixed batch, on an otherwise idle machine. jax's profiler says when each
-operation of the compiled program begins and ends, and the program's text what it does; while several run, each gets its
-share of the time. So the kinds of operations and "no operation", the time in which none runs, add up to the step's time
-under the profiler. Beside it: the step without the profiler; the C kernels' time in the step, and alone, each call
-compiled for itself, the least of several times; and "between", what is left of the step without the profiler after the
-kernels alone and the other operations: waiting, starting and caches that the operations before have filled.
+Measures the steps of benchmarks.classifiers on one fixed batch, on an otherwise idle machine. JAX's profiler records
+when each operation of the compiled program begins and ends, and the program's text tells its kind; while several
+operations run at once, the time is divided among them. The kinds of operations and "no operation", the time in which
+none runs, therefore add up to the step's time under the profiler. The table also has: the step's time without the
+profiler; the time of the C kernels in the step; their time alone, with each call compiled separately (the minimum of
+several measurements); and "between", the time of the unprofiled step minus that of the kernels alone and of the other
+operations: waiting, starting, and cache contents that preceding operations have replaced.
 """
 
 import collections
@@ -31,7 +33,7 @@ from models.cpu_kernels.ops import PREFIX
 from train.messages import say
 from train.parallel import host_memory
 
-FIGURE = absl_flags.DEFINE_string("figure", "", "Also draw the kinds as stacked bars, into this PNG.")
+FIGURE = absl_flags.DEFINE_string("figure", "", "Also plot the kinds as stacked bars to this PNG file.")
 absl_flags.set_default(classifiers.MODELS, ["mlp", "resnet20", "segnet_basic", "resnet18"])
 ROWS = {"traced_ms": "sum, traced", "wall_ms": "not traced", "kernels_ms": "C kernels", "alone_ms": "alone"}
 ROWS |= {"between_ms": "between"}
@@ -61,7 +63,7 @@ def signature(equation) -> tuple:
 
 
 def least_ms(function: Callable, arguments: list, *, seconds: float = 0.5) -> float:
-    """The least time of a call of a jitted function, in milliseconds, over `seconds` and three calls at least."""
+    """The minimum time of a call of a jitted function in milliseconds, over `seconds` and at least three calls."""
     jax.block_until_ready(function(*arguments))
     times, end = list[float](), time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
@@ -72,7 +74,7 @@ def least_ms(function: Callable, arguments: list, *, seconds: float = 0.5) -> fl
 
 
 def alone_ms(equation, *, dispatch_ms: float) -> float:
-    """One kernel's call alone, without `dispatch_ms`, what jax takes to start a program."""
+    """The time of one kernel call alone, without `dispatch_ms`, the time that JAX takes to start a program."""
     random = np.random.default_rng(0)
     arguments = [random.normal(size=variable.aval.shape).astype(np.float32) for variable in equation.invars]
     call = jax.jit(lambda *operands: equation.primitive.bind(*operands, **equation.params))
@@ -80,7 +82,7 @@ def alone_ms(equation, *, dispatch_ms: float) -> float:
 
 
 def profile(name: str, twin: twins.Twin, *, seconds: float) -> dict[str, Any]:
-    """The table's column: milliseconds a step."""
+    """Returns one column of the table, in milliseconds per step."""
     state = jax.jit(twin.task.init)(jax.random.key(0))
     step = jax.jit(twin.task.train_step, donate_argnums=0).lower(state, twin.batch).compile()
     known = operations.parse(step.as_text() or "")
@@ -100,12 +102,12 @@ def profile(name: str, twin: twins.Twin, *, seconds: float) -> dict[str, Any]:
     steps = max(5, math.ceil(1e3 * seconds / statistics.median(run(3))))
     untraced = run(steps)
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # It would trace jax's own functions.
+    options.python_tracer_level = 0  # Do not trace JAX's own functions.
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             traced = sum(run(steps)) / steps
         found = events(folder, known)
-    untraced += run(steps)  # On both sides of the trace: the machine's speed may drift.
+    untraced += run(steps)  # Before and after the trace, because the machine's speed may drift.
     kinds = dict.fromkeys(KINDS, 0.0)
     ms_of = {operation: 1e-6 * nanoseconds / steps for operation, nanoseconds in operations.shares(found).items()}
     for operation, ms in ms_of.items():
@@ -132,8 +134,8 @@ def profile(name: str, twin: twins.Twin, *, seconds: float) -> dict[str, Any]:
 
 
 def table(columns: list[dict[str, Any]]) -> list[str]:
-    """The lines to print, in ms a step."""
-    lines = [f"{'ms a step':<16}" + "".join(f"{column['model']:>15}" for column in columns)]
+    """The lines to print, in ms per step."""
+    lines = [f"{'ms per step':<16}" + "".join(f"{column['model']:>15}" for column in columns)]
     for kind in KINDS:
         lines.append(f"{kind:<16}" + "".join(f"{column['kinds'][kind]:>15.2f}" for column in columns))
     for key, title in ROWS.items():
@@ -142,7 +144,7 @@ def table(columns: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(path: str, columns: list[dict[str, Any]]) -> None:
-    """A bar for each network, of its kinds in ms; each has a scale of its own."""
+    """Draws a bar of the kinds in ms for each network, each with its own scale."""
     import matplotlib
 
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -158,7 +160,7 @@ def draw(path: str, columns: list[dict[str, Any]]) -> None:
             axes.set_xlim(0, total)
             axes.set_yticks([])
             axes.set_title(f"{column['model']}, batch {column['batch_size']}: {total:.3g} ms", fontsize=10)
-        axes.set_xlabel("milliseconds of a training step, under the profiler")
+        axes.set_xlabel("milliseconds per training step, under the profiler")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figures.save_figure(figure, path)
 
@@ -172,7 +174,7 @@ def main(argv) -> int:
     columns = []
     for name, twin in classifiers.make_twins().items():
         columns.append(profile(name, twin, seconds=twins.SECONDS.value))
-        say(f"{name}: {columns[-1]['wall_ms']:.1f} ms a step")
+        say(f"{name}: {columns[-1]['wall_ms']:.1f} ms per step")
     print(*table(columns), sep="\n")
     if twins.JSON.value:
         print(json.dumps({"rows": columns}))

@@ -1,11 +1,12 @@
-"""How steps grow: python -m benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]
+"""Measures how steps scale: python -m benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]
 
-Training steps of networks of growing depth, width, batch and images, on one core and more, and on simulated devices;
-and the input path's reading of JPEGs on one core and more. Each point is a process of its own, without a compilation
-cache. A table for each curve: the work, multiply-adds of a forward pass of the batch (for JPEGs their number); the
-median milliseconds of a step; milliseconds for the work, relative to the curve's first point: where these rise, the
-time grows faster than the work; seconds to compile; peak memory of the process, and of it after compilation ("steps").
-On an otherwise idle machine; --quick has tiny sizes and one curve of each name, for a first look.
+Measures training steps for increasing depth, width, batch size and image size, on one or more cores and on simulated
+devices, and the input path's reading of JPEGs on one or more cores. Each point is measured in its own process, without
+a compilation cache. Each curve has a table with: the work, in multiply-adds of a forward pass of the batch (for JPEGs,
+their number); the median milliseconds per step; milliseconds per work, relative to the curve's first point (if this
+increases, the time grows faster than the work); compilation time in seconds; the peak memory of the process, and its
+peak after compilation ("steps"). Run it on an otherwise idle machine. --quick uses tiny sizes and one curve of each
+name.
 """
 
 import dataclasses
@@ -37,9 +38,9 @@ from train.parallel.devices import axis_of, start_devices
 
 NAMES = ("depth", "width", "batch", "image", "cores", "devices", "loader")
 CURVES = absl_flags.DEFINE_list("curves", list(NAMES), f"Curves to measure: {', '.join(NAMES)}.")
-QUICK = absl_flags.DEFINE_bool("quick", False, "Tiny sizes, one curve of each name, two points a curve.")
-FIGURE = absl_flags.DEFINE_string("figure", "", "Also draw the curves, into this PNG.")
-POINT = absl_flags.DEFINE_string("point", "", "Measure this one point, as JSON: what each process of a curve does.")
+QUICK = absl_flags.DEFINE_bool("quick", False, "Tiny sizes, one curve of each name, two points per curve.")
+FIGURE = absl_flags.DEFINE_string("figure", "", "Also plot the curves to this PNG file.")
+POINT = absl_flags.DEFINE_string("point", "", "Measure only this point, given as JSON (used internally).")
 absl_flags.set_default(twins.SECONDS, 2.0)
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LINE = "{:>20}" + " {:>11}" * 7
@@ -47,22 +48,22 @@ MEGABYTE = 1e6
 
 
 class PointError(OSError):
-    """A point's process has failed: one line, exit status 1."""
+    """A point's process has failed; reported as one line with exit status 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What one process measures.
+    """A measurement in one process.
 
     Attributes:
-      x: The number that grows along the curve.
-      model: A network of models, or "" for the input path.
-      options: The network's.
-      batch: Images of a step, over all devices; for the input path the number of JPEGs.
+      x: The value that increases along the curve.
+      model: Name of a model, or "" for the input path.
+      options: Options of the model.
+      batch: Global batch size; for the input path, the number of JPEGs.
       size: Height and width of the images in pixels.
-      cores: Cores that the process may use; 0 leaves all.
-      devices: Simulated devices.
-      seconds: Length of the measurement, of five steps at least.
+      cores: Number of cores that the process may use; 0 means all.
+      devices: Number of simulated devices.
+      seconds: Length of the measurement, which has at least five steps.
     """
 
     x: int
@@ -77,7 +78,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points of one kind of network; `x` says what grows."""
+    """The points of one kind of network; `x` names the value that increases."""
 
     name: str
     title: str
@@ -124,10 +125,10 @@ def curves(quick: bool, seconds: float) -> Iterator[Curve]:
         lambda batch: Point(batch, "mlp", batch, small, {"hidden": hidden}),
     )  # fmt: skip
     yield curve(
-        "image", f"cifar_resnet20, batch {few // 2}", "pixels of a side", (8, 16) if quick else (16, 32, 64, 96),
+        "image", f"cifar_resnet20, batch {few // 2}", "pixels per side", (8, 16) if quick else (16, 32, 64, 96),
         lambda side: Point(side, "cifar_resnet20", few // 2, (side, side)),
     )  # fmt: skip
-    yield curve("image", "segnet_basic", "pixels of the height", tall, lambda size: segnet(size[0], size, widths[-2]))
+    yield curve("image", "segnet_basic", "height in pixels", tall, lambda size: segnet(size[0], size, widths[-2]))
     yield curve(
         "cores", f"cifar_resnet20, batch {2 * few}", "cores", cores,
         lambda count: Point(count, "cifar_resnet20", 2 * few, small, cores=count),
@@ -145,14 +146,14 @@ def curves(quick: bool, seconds: float) -> Iterator[Curve]:
 
 
 def peak_mb() -> float:
-    """The largest memory that this process has had resident, in megabytes; the kernel's own count for the parent of a
-    process (getrusage) would be carried over to it."""
+    """The peak resident memory of this process in megabytes. getrusage is not used, because its value would be
+    inherited from the parent process."""
     (line,) = (line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) * 1024 / MEGABYTE
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """The figures of a point, in this process."""
+    """Measures a point in this process."""
     if point.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: point.cores])
     return measure_step(point) if point.model else measure_input(point)
@@ -182,14 +183,14 @@ def measure_step(point: Point) -> dict[str, Any]:
     images = random.normal(size=(point.batch, *shape)).astype(np.float32)
     batch = {"image": images, "label": labels}
     batch = jax.device_put(batch) if devices == 1 else batch
-    ops.use_cpu_kernels(images)  # Compiles the kernels, which is not counted below.
+    ops.use_cpu_kernels(images)  # Compiles the kernels, so that it is not measured below.
     state = jax.block_until_ready(jax.jit(task.init)(jax.random.key(0)))
     step = data_parallel.parallelize(task.train_step, devices, donate=True)
     began = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch))
     compiled, peak = time.perf_counter() - began, peak_mb()
     host_memory.release_memory()
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets the peak memory.
     times, end = list[float](), time.perf_counter() + point.seconds
     while len(times) < 5 or time.perf_counter() < end:
         began = time.perf_counter()
@@ -200,7 +201,7 @@ def measure_step(point: Point) -> dict[str, Any]:
 
 
 def run(point: Point) -> dict[str, Any]:
-    """The figures of a point, from a process of its own. Raises PointError."""
+    """Measures a point in its own process. Raises PointError if that fails."""
     command = [sys.executable, "-P", "-m", "benchmarks.scaling", f"--point={json.dumps(dataclasses.asdict(point))}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -210,7 +211,7 @@ def run(point: Point) -> dict[str, Any]:
 
 
 def with_growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `growth`: milliseconds for the work, relative to the first row's."""
+    """Adds `growth` to the rows: milliseconds per work, relative to the first row."""
     first = rows[0]["ms"] / rows[0]["work"]
     return [row | {"growth": row["ms"] / row["work"] / first} for row in rows]
 
@@ -238,7 +239,7 @@ def table(curve: Curve, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(path: str, measured: list[tuple[Curve, list[dict[str, Any]]]]) -> None:
-    """A row of two plots for each name of curves: time for the work, relative to the first point, and peak memory."""
+    """Draws two plots for each curve name: time per work, relative to the first point, and peak memory."""
     import matplotlib
 
     names = list(dict.fromkeys(curve.name for curve, _ in measured))
@@ -250,7 +251,7 @@ def draw(path: str, measured: list[tuple[Curve, list[dict[str, Any]]]]) -> None:
                 x = [row["x"] for row in rows]
                 left.plot(x, [row["growth"] for row in rows], "o-", color=colour, label=curve.title)
                 right.plot(x, [row["peak_mb"] for row in rows], "o-", color=colour, label=curve.title)
-            left.set_title(f"{name}: time / work (first: 1)")
+            left.set_title(f"{name}: time / work, relative to the first point")
             right.set_title(f"{name}: peak memory, MB")
             for axes, key in ((left, "growth"), (right, "peak_mb")):
                 axes.set_xscale("log", base=2)

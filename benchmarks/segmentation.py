@@ -1,7 +1,8 @@
-"""SegNet-Basic's step beside a peer's: python -m benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON
+"""Compares SegNet-Basic's step with a peer's: python -m benchmarks.segmentation --peer=torch_step.py
+--peer_python=PYTHON
 
-As benchmarks.twins has it: batches of 8 pictures of 96x128 pixels, 11 classes of equal weight, and no normalisation
-across channels, which the peer's twin lacks.
+benchmarks.twins describes the method. Batches have 8 images of 96x128 pixels, with 11 classes of equal weight. There is
+no local response normalization, because the peer's network has none.
 """
 
 import jax

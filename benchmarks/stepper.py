@@ -1,8 +1,8 @@
-"""Training steps on demand: the child process of benchmarks.checkouts, which starts this file by its path and with the
-folder of another checkout as PYTHONPATH, so that all but this file is the other's.
+"""Runs training steps on request: the child process of benchmarks.checkouts, which starts this file by path with the
+folder of another checkout as PYTHONPATH, so that all modules except this file are the other checkout's.
 
-The first line of standard output is the folder of the checkout. Then for each line of standard input, a number of
-steps, it takes so many on one fixed batch, and prints the milliseconds of one.
+The first line of standard output is the folder of the checkout. For each line of standard input, a number of steps, it
+then runs that many steps on one fixed batch and prints the milliseconds per step.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from train.parallel import data_parallel, host_memory
 
 
 def serve(made) -> None:
-    """In the place of the comparison with a peer."""
+    """Replaces the comparison with a peer."""
     (twin,) = made.values()
     step = data_parallel.parallelize(twin.task.train_step, 1, donate=True)
     state = jax.jit(twin.task.init)(jax.random.key(0))
@@ -35,7 +35,7 @@ def serve(made) -> None:
 
 
 def main(argv) -> int:
-    twins.compare = serve  # type: ignore[assignment]  # main makes the twin of --models as it does in every checkout.
+    twins.compare = serve  # type: ignore[assignment]  # main creates the twin of --models, as in every checkout.
     return classifiers.main(argv)
 
 

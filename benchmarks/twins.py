@@ -1,10 +1,11 @@
-"""A network's training step beside a peer's twin of it: turns in one run, medians, a table.
+"""Compares the training steps of networks with those of a peer, another library: alternating turns, medians, a table.
 
-The whole update (forward, backward, SGD with momentum, batch-norm statistics) in float32 on an idle machine's CPU,
-against the peer's twin of each network: same layers, batch size and count of parameters. Both take turns in one run,
-never at the same time. The peer first tries every setting twice (memory layout, threads, compiled or not); those
-near the fastest take turns, and the best median of those that are not compiled is its figure; the fastest compiled
-one has a column of its own. With --forward_only both compute logits in evaluation mode alone.
+Measures the full update (forward, backward, SGD with momentum, batch norm statistics) in float32 on the CPU of an idle
+machine, for networks with the same layers, batch size and number of parameters. Both sides take turns in one run, never
+at the same time. First, every setting of the peer (memory layout, threads, compiled or not) is tried twice; the
+settings near the fastest one take part in the turns. The peer's result is the best median of the settings that are not
+compiled; the fastest compiled setting has its own column. With --forward_only, both only compute logits in evaluation
+mode.
 """
 
 import functools
@@ -32,27 +33,27 @@ from train.parallel import data_parallel, host_memory
 from train.state import parameter_count
 from train.task import Task
 
-PEER = absl_flags.DEFINE_string("peer", "", "The peer's script; without it our steps alone are measured.")
+PEER = absl_flags.DEFINE_string("peer", "", "The peer's script; if empty, only this project is measured.")
 PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python that runs the peer.")
-ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; medians are over them.", lower_bound=1)
-SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn, of five steps at least.", 0.001, 3600.0)
+ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; results are their medians.", lower_bound=1)
+SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn; at least five steps.", 0.001, 3600.0)
 absl_flags.register_validator("seconds", lambda seconds: not math.isnan(seconds), "must be between 0.001 and 3600")
-JSON = absl_flags.DEFINE_bool("json", False, "End with one line of JSON, such as the ratios ours / peer by network.")
-FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Logits in evaluation mode in the place of steps.")
-BATCH = absl_flags.DEFINE_integer("batch", None, "Images of a batch; by default each network's own.", lower_bound=1)
-NEAR = 1.3  # A setting slower than this many times the fastest stays out of the turns.
+JSON = absl_flags.DEFINE_bool("json", False, "Print JSON last, such as the ratio ours / peer of each network.")
+FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Measure logits in evaluation mode instead of steps.")
+BATCH = absl_flags.DEFINE_integer("batch", None, "Batch size; by default that of each network.", lower_bound=1)
+NEAR = 1.3  # Settings slower than this factor times the fastest do not take part in the turns.
 
 
 class PeerError(OSError):
-    """No comparison with the peer is possible: one line, exit status 1."""
+    """The comparison with the peer is impossible; reported as one line with exit status 1."""
 
 
 class Twin(NamedTuple):
-    """Our side of one comparison."""
+    """This project's side of one comparison."""
 
     task: Task
-    batch: dict[str, Any]  # What every step of the comparison gets; "image" is [B, H, W, C].
-    others: Mapping[str, Callable[[], Iterable]] = {}  # Other sources of batches, timed against that one batch.
+    batch: dict[str, Any]  # The batch of every step of the comparison; "image" is [B, H, W, C].
+    others: Mapping[str, Callable[[], Iterable]] = {}  # Other sources of batches, timed relative to `batch`.
 
 
 def sgd():
@@ -61,22 +62,22 @@ def sgd():
 
 
 def settings(cores: int) -> list[str]:
-    """The peer's flags to try; half the cores too, where each is counted twice. Compiled with all cores alone: that
-    takes a minute."""
+    """The peer's flags to try. Half of the cores are tried too, in case each is counted twice. The compiled form is
+    only tried with all cores, because compilation takes a minute."""
     layouts, counts = ("nchw", "channels_last"), sorted({1, max(1, cores // 2), cores})
     eager = [f"--layout={layout} --threads={threads}" for layout, threads in itertools.product(layouts, counts)]
-    return 2 * eager + [f"--layout={layout} --threads={cores} --compile" for layout in layouts]  # Twice: what disturbs
-    # one must not keep the best one out.
+    # Twice, so that a disturbance of one run does not exclude the best setting.
+    return 2 * eager + [f"--layout={layout} --threads={cores} --compile" for layout in layouts]
 
 
 def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
-    """(parameters, median milliseconds a step) as the peer prints them. Raises PeerError."""
+    """(parameters, median milliseconds per step) as the peer prints them. Raises PeerError if the peer fails."""
     command = [PEER_PYTHON.value, PEER.value, f"--model={name}", f"--batch_size={batch_size}", *options.split()]
     command += ["--forward_only"] * FORWARD.value
     done = subprocess.run(command, capture_output=True, text=True)
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if "No module named 'torch'" in last:
-        raise PeerError(f"{PEER_PYTHON.value} has no torch: give --peer_python=PYTHON with one that has it")
+        raise PeerError(f"{PEER_PYTHON.value} has no torch; use --peer_python=PYTHON with one that has it")
     if done.returncode:
         raise PeerError(f"the peer failed: {last}: {' '.join(command)}")
     try:
@@ -87,7 +88,8 @@ def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
 
 
 def near_fastest(name: str, twin: Twin) -> list[str]:
-    """The peer's settings that may be its best. Raises PeerError where its network has another parameter count."""
+    """The peer's settings that may be its fastest. Raises PeerError if its network has a different number of
+    parameters."""
     shapes = jax.eval_shape(twin.task.init, jax.random.key(0))
     ours, times = parameter_count(shapes.params), dict[str, float]()
     for setting in settings(usable_cores()):
@@ -96,7 +98,7 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
         except PeerError as error:
             if "--compile" not in setting:
                 raise
-            say(f"{name}: without {setting}: {error}")  # It needs a C++ compiler, which not everyone has.
+            say(f"{name}: skipped {setting}: {error}")  # It needs a C++ compiler, which may be missing.
             continue
         if parameters != ours:
             raise PeerError(f"{name} has {ours:,} parameters here and {parameters:,} in the peer")
@@ -108,13 +110,15 @@ def near_fastest(name: str, twin: Twin) -> list[str]:
 
 
 def timer(task: Task) -> Callable[[Iterable, int], float]:
-    """(batches, steps) -> median milliseconds of the project's jitted step, from the same first state in each call."""
+    """Returns a function (batches, steps) -> median milliseconds of the project's jitted step. Each call starts from
+    the same state."""
     first, step = jax.jit(task.init)(jax.random.key(0)), data_parallel.parallelize(task.train_step, 1, donate=True)
     predict = data_parallel.parallelize(task.predict_step, 1, donate=False)
 
     def ms(source: Iterable, steps: int) -> float:
-        state, total, marks, pending = jax.tree.map(jnp.copy, first), None, [], None  # The step's own, to donate.
-        for batch in itertools.islice(source, steps + 2):  # The clock starts after two: compiled, pipeline full.
+        # A copy of the state, because the step donates it.
+        state, total, marks, pending = jax.tree.map(jnp.copy, first), None, [], None
+        for batch in itertools.islice(source, steps + 2):  # Timing starts after two steps: compiled, pipeline full.
             if FORWARD.value:
                 jax.block_until_ready(predict(state, batch))
                 marks.append(time.perf_counter())
@@ -122,8 +126,8 @@ def timer(task: Task) -> Callable[[Iterable, int], float]:
             state, sums = step(state, batch)
             if not marks and pending is None:
                 jax.block_until_ready(state)
-                host_memory.release_memory()  # What compilation took, as train.loop does.
-            if pending is not None:  # The sums are fetched one behind the dispatch, as train.loop does.
+                host_memory.release_memory()  # After compilation, as in train.loop.
+            if pending is not None:  # Sums are fetched one step after dispatch, as in train.loop.
                 total = metrics.add(total, pending)
                 marks.append(time.perf_counter())
             pending = sums
@@ -134,7 +138,8 @@ def timer(task: Task) -> Callable[[Iterable, int], float]:
 
 
 def measure(name: str, twin: Twin, chosen: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Every turn: milliseconds a step of ours, of the peer by setting, and the ratios of the other sources."""
+    """Measures all turns: milliseconds per step of this project and of each setting of the peer, and the ratios of the
+    other sources of batches."""
     ms, fixed = timer(twin.task), itertools.repeat(twin.batch)
     others = {kind: source() for kind, source in twin.others.items()}
     peer = functools.partial(run_peer, name, batch_size=len(twin.batch["image"]))
@@ -152,7 +157,7 @@ def measure(name: str, twin: Twin, chosen: list[str], *, rounds: int, seconds: f
 
 
 def summarise(name: str, turns: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
-    """Medians over the turns; the peer's is that of its best setting."""
+    """Medians over the turns; the peer's median is that of its best setting."""
     ours = statistics.median(turns["ours"])
     others = {kind: round(statistics.median(found), 4) for kind, found in turns["others"].items()}
     row = {"model": name, "batch_size": batch_size, "ours_ms": round(ours, 4), "others": others, "turns": turns}
@@ -165,7 +170,7 @@ def summarise(name: str, turns: dict[str, Any], *, batch_size: int) -> dict[str,
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The lines to print, in ms a step; a ratio below 1 means that ours is faster."""
+    """The lines to print, in ms per step; a ratio below 1 means that this project is faster."""
     heads = ("ours ms", "peer ms", "ratio", "compiled", "ratio")
     lines = [f"{'model':<14} {'batch':>5} " + "{:>9} {:>9} {:>6} {:>9} {:>6}".format(*heads) + "  peer's best"]
     for row in rows:
@@ -183,13 +188,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def refuse(*names: str) -> None:
-    """Raises UsageError where a flag is given that has no effect."""
+    """Raises UsageError if a flag without effect is given."""
     for name in names:
         app.require(not absl_flags.FLAGS[name].present, f"--{name}: has no effect here")
 
 
 def check() -> None:
-    """Before anything slow is made. Raises PeerError where the peer's script is not there."""
+    """Must be called before anything slow is created. Raises PeerError if the peer's script does not exist."""
     if PEER.value and not pathlib.Path(PEER.value).is_file():
         raise PeerError(f"--peer={PEER.value}: no such file")
     host_memory.keep_memory()
@@ -198,13 +203,13 @@ def check() -> None:
 
 
 def compare(twins: Mapping[str, Twin]) -> None:
-    """Measures each twin, by the peer's names, and prints the table."""
+    """Measures the twins, whose keys are the peer's names, and prints the table."""
     chosen = {name: near_fastest(name, twin) if PEER.value else [] for name, twin in twins.items()}
     rows = []
     for name, twin in twins.items():
         turns = measure(name, twin, chosen[name], rounds=ROUNDS.value, seconds=SECONDS.value)
         rows.append(summarise(name, turns, batch_size=len(twin.batch["image"])))
-        say(json.dumps(rows[-1]))  # Every turn, after each network: a long run that is cut short has shown it.
+        say(json.dumps(rows[-1]))  # All turns, after each network, in case a long run is interrupted.
     print(*table(rows), sep="\n")
     if JSON.value:
         print(json.dumps({"ratios": {row["model"]: row["ratio"] for row in rows if "ratio" in row}}))

@@ -138,7 +138,7 @@ def test_errors_are_one_line(measure, tmp_path):
     silent.write_text("print('nothing')\n")
     for status, line, arguments in (
         (1, "error: --peer=absent.py: no such file", ["--peer=absent.py"]),
-        (1, f"error: {sys.executable} has no torch: give --peer_python=PYTHON", [f"--peer={needs_torch}"]),
+        (1, f"error: {sys.executable} has no torch; use --peer_python=PYTHON", [f"--peer={needs_torch}"]),
         (1, "error: No such file or directory: absent", [f"--peer={silent}", "--peer_python=absent"]),
         (1, "error: the peer printed no JSON with parameters and median_ms: ", [f"--peer={silent}"]),
         (
@@ -156,7 +156,7 @@ def test_errors_are_one_line(measure, tmp_path):
 
 def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torch):
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
-    line = f"error: {sys.executable} has no torch: give --peer_python=PYTHON with one that has it\n"
+    line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON with one that has it\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 

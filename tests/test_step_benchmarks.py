@@ -101,7 +101,7 @@ def test_the_kinds_add_up_to_the_traced_step(measure, tmp_path):
     assert kinds["products"] >= row["kernels_ms"] > 0 and kinds["elementwise"] > 0 and kinds["convolution"] == 0
     others = row["traced_ms"] - kinds["no operation"] - row["kernels_ms"]
     assert row["between_ms"] == pytest.approx(row["wall_ms"] - others - row["alone_ms"]) and row["alone_ms"] > 0
-    assert done.stdout.splitlines()[0].split() == ["ms", "a", "step", "mlp"] and is_png(tmp_path / "kinds.png")
+    assert done.stdout.splitlines()[0].split() == ["ms", "per", "step", "mlp"] and is_png(tmp_path / "kinds.png")
     assert f"products        {kinds['products']:>15.2f}" in done.stdout.splitlines()
 
 
@@ -125,7 +125,7 @@ def test_a_checkout_that_does_not_start_is_one_line(measure, tmp_path):
     package = tmp_path / "other" / "benchmarks"
     package.mkdir(parents=True)
     done = measure("checkouts", f"--before={tmp_path / 'other'}")
-    line = f"error: --before={tmp_path / 'other'}: has no benchmarks/classifiers.py, so it is no checkout\n"
+    line = f"error: --before={tmp_path / 'other'}: not a checkout, because benchmarks/classifiers.py is missing\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     (package / "__init__.py").touch()
     (package / "classifiers.py").write_text('raise ImportError("too old")\n')
@@ -160,7 +160,7 @@ def test_unknown_curves_and_flags_without_effect_are_refused(measure):
         ("scaling", "--batch=3", "--batch: has no effect here"),
         ("profile_step", "--peer=peer.py", "--peer: has no effect here"),
         ("profile_step", "--models=vgg", "--models=vgg: must be one of mlp, "),
-        ("checkouts", "--models=mlp", "--before: must be given: "),
+        ("checkouts", "--models=mlp", "--before is required: "),
     ):
         done = measure(module, flag)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
