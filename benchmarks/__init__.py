@@ -1,1 +1,1 @@
-"""Measurements that are run by hand."""
+"""Benchmarks, which are run manually."""

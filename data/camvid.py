@@ -82,7 +82,7 @@ def problems(data_dir: str) -> list[str]:
 
 
 def stays_inside(path: pathlib.Path, root: pathlib.Path) -> bool:
-    """Whether the path, with links resolved, lies below `root`. Raises DataError if it can't be resolved."""
+    """Whether the path, with links resolved, is below `root`. Raises DataError if it can't be resolved."""
     try:
         return path.resolve().is_relative_to(root.resolve())
     except (ValueError, RuntimeError, OSError) as error:  # A NUL character in the name, or circular links.

@@ -42,7 +42,7 @@ DTYPES = {
 }
 
 
-class _Kind(NamedTuple):
+class _StorageType(NamedTuple):
     """Represents a class of PyTorch storages."""
 
     dtype: np.dtype
@@ -52,7 +52,7 @@ class _Storage(NamedTuple):
     """The elements that a tensor is a view of; in the older format, their bytes follow the pickle."""
 
     key: str
-    kind: _Kind
+    kind: _StorageType
     elements: int
 
 
@@ -79,7 +79,7 @@ ALLOWED = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): _Kind(np.dtype(dtype)) for name, dtype in DTYPES.items()},
+    **{("torch", name): _StorageType(np.dtype(dtype)) for name, dtype in DTYPES.items()},
 }
 
 
@@ -104,7 +104,8 @@ class _Unpickler(pickle.Unpickler):
         return ALLOWED.get((module, name), _Ignored)
 
     def persistent_load(self, saved):
-        if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], _Kind)):
+        is_storage = isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"
+        if not (is_storage and isinstance(saved[1], _StorageType)):
             raise DataError("it refers to an object that is not a tensor storage")
         if any(part is not None for part in saved[5:]):  # In old files, a view of another storage.
             raise DataError("it refers to a part of a storage, a format from before PyTorch 0.4")
@@ -193,7 +194,7 @@ def _views(found):
     elif isinstance(found, dict):
         for value in found.values():
             yield from _views(value)
-    elif isinstance(found, list | tuple) and not isinstance(found, _Storage | _Kind):
+    elif isinstance(found, list | tuple) and not isinstance(found, _Storage | _StorageType):
         for value in found:
             yield from _views(value)
 

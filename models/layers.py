@@ -249,7 +249,7 @@ def batch_rows(rows) -> dict:
 
 
 def global_rows(count: int, axis_name: str | None):
-    """Returns the indices in the global batch of this device's `count` rows; the devices lie on `axis_name`."""
+    """Returns the indices in the global batch of this device's `count` rows; `axis_name` is the mesh axis."""
     return (lax.axis_index(axis_name) * count if axis_name else 0) + jnp.arange(count)
 
 

@@ -105,8 +105,8 @@ def _convolve_backward(total_BHWW, x_BHWW, ab_2C, kernel, gradient_BHWO):
     # The gradient of a "same" convolution's input is the "same" convolution with the rotated and transposed kernel.
     rotated = kernel.transpose(0, 1, 3, 2)[::-1, ::-1]
     shape = (*gradient_BHWO.shape[:3], rotated.shape[3])
-    d_normalised = ffi.call("convolution", shape, gradient_BHWO, rotated, window=window)
-    operands, shapes = (total_BHWW, d_normalised, x_BHWW, ab_2C), [total_BHWW.shape, ab_2C.shape]
+    d_normalized = ffi.call("convolution", shape, gradient_BHWO, rotated, window=window)
+    operands, shapes = (total_BHWW, d_normalized, x_BHWW, ab_2C), [total_BHWW.shape, ab_2C.shape]
     total, d_ab = ffi.call("affine_relu_gradient", shapes, *operands, aliases={0: 0})
     return total, d_ab, d_kernel
 

@@ -182,7 +182,7 @@ def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype
     step = data_parallel.parallelize(step, 1, donate=False)
 
     def precise(state: State, stopped: Callable[[], object]) -> State:
-        # On one device, wherever the state is placed.
+        # On one device, regardless of the placement of the state.
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
         here, total, count = State(params, batch_stats, (), jnp.int32(0), jax.random.key(0)), None, 0
         for batch in batches():
