@@ -6,10 +6,12 @@ STAMP := .venv/.installed
 # was interrupted (no stamp), or if its Python is missing or was replaced by another version (pip cannot be imported).
 HEALTHY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON) -c 'import pip' 2>/dev/null && echo yes)
 
-# Sets the shell variable python to the newest Python on PATH that runs and can create a virtual environment, or to "".
+# Sets the shell variable python to VENV_PYTHON if given, else to the newest Python on PATH that runs and can create a
+# virtual environment, or to "".
+VENV_PYTHON ?=
 define FIND_PYTHON
 python=; \
-for name in python3.13 python3.12 python3.11 python3; do \
+for name in $(or $(VENV_PYTHON),python3.13 python3.12 python3.11 python3); do \
 	IFS=:; \
 	for dir in $$PATH; do \
 		[ -z "$$python" ] && [ -x "$$dir/$$name" ] || continue; \
