@@ -66,7 +66,7 @@ def test_values_have_the_fields_types():
         "--seed=4294967296": "must be between 0 and 4294967295",
         "--drops=0.5,1": "must be greater than 0 and less than 1",
         "--drops=half": "--drops=half: must be a number, or several separated by commas",
-        "--hidden=3.5": "must be a whole number, or several separated by commas",
+        "--hidden=3.5": "must be an integer, or several separated by commas",
         "--schedule=linear": "value should be one of <constant|step|cosine|one_cycle>",
     }.items(),
 )
@@ -112,7 +112,7 @@ def test_a_relative_path_in_a_removed_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(flags.IllegalFlagValueError, match="--data_dir=d: a relative path, and the current folder does"):
+    with pytest.raises(flags.IllegalFlagValueError, match="--data_dir=d: relative path, but the current folder"):
         parsed(ClassifyConfig, "--data_dir=d")
     assert parsed(ClassifyConfig, "--data_dir=/d").data_dir == "/d"
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # As for a user without an entry in passwd.
@@ -140,7 +140,7 @@ def test_flags_added_later_have_their_defaults_in_older_runs():
     )
     with pytest.raises(ValueError, match="--warp=3: this version has no such flag"):
         options.from_json(ClassifyConfig, {"warp": 3})
-    with pytest.raises(ValueError, match="--batch_size=many: must be a whole number"):
+    with pytest.raises(ValueError, match="--batch_size=many: must be an integer"):
         options.from_json(ClassifyConfig, {"batch_size": "many"})
     with pytest.raises(ValueError, match="--model=None: must be given"):
         options.from_json(ClassifyConfig, {"model": None})
@@ -194,7 +194,7 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
     "given, message",
     [
         ({"devices": 200}, "--devices=200: must be between 1 and the batch size, 128"),
-        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum above 0"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs --momentum greater than 0"),
         ({"negative": "3"}, "--negative needs --positive"),
         ({"model": "logistic"}, "--positive=DIGIT"),
         ({"slope": 0.1}, "--slope=0.1 needs --activation=leaky_relu"),

@@ -69,7 +69,7 @@ def test_the_compilation_cache_is_private(tmp_path, monkeypatch, capsys):
         jax.config.update("jax_compilation_cache_dir", before)
         folder.chmod(0o777)
         compilation_cache.start_cache()
-        assert jax.config.jax_compilation_cache_dir == before and "others can write in " in capsys.readouterr().err
+        assert jax.config.jax_compilation_cache_dir == before and "is writable by other" in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 
@@ -186,7 +186,7 @@ def test_a_removed_current_folder_is_reported(launch, tmp_path):
     program += "app.run(classify.main, classify.ClassifyConfig)\n"
     (tmp_path / "gone").mkdir()
     done = launch(program, "--workdir=w", folder=tmp_path / "gone").wait()
-    line = "error: --workdir=w: a relative path, and the current folder does not exist any more\n"
+    line = "error: --workdir=w: relative path, but the current folder no longer exists\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 
@@ -260,7 +260,7 @@ BAD_FLAGS = {
     "--seed=4294967296": "--seed=4294967296",
     "--weight_decay=inf": "--weight_decay=inf",
     "--warmup_steps=99999999999": "--warmup_steps=99999999999",
-    "--steps=many": "must be a whole number",
+    "--steps=many": "must be an integer",
     "--slope=0.1": "needs --activation=leaky_relu",
     "--model=densenet --depth=41": "3N + 4 layers, not 41",
     "--model=densenet --compression=0.001": "leaves no channels of",

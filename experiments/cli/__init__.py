@@ -1,1 +1,1 @@
-"""Flags, checks, start-up and error messages of the commands."""
+"""Flags, validation, startup and error messages of the commands."""

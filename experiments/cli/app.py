@@ -1,4 +1,4 @@
-"""How a command starts and fails: its flags become a config; an expected failure is one line and an exit status."""
+"""Runs a command: parses its flags into a config and reports expected errors in one line with an exit status."""
 
 import functools
 import io
@@ -22,7 +22,7 @@ STANDARD_OUTPUT = "standard output"
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output, whose errors name it: such as of a full disk."""
+    """Standard output; write errors, such as a full disk, name it as their file."""
 
     def write(self, content) -> int:
         try:
@@ -32,16 +32,18 @@ class _StandardOutput(io.FileIO):
 
 
 class UsageError(ValueError):
-    """A bad flag: one line, exit status 2."""
+    """An invalid flag: reported in one line, exit status 2."""
 
 
 def require(condition: bool, message: str) -> None:
+    """Raises UsageError(message) unless the condition holds."""
     if not condition:
         raise UsageError(message)
 
 
 def _open_standard_streams() -> None:
-    """Where standard error was closed, as by 2>&-, its lines are dropped: a file opened later would get them."""
+    """Redirects closed standard streams, such as by 2>&-, to /dev/null. Otherwise a file opened later could get their
+    file descriptor and receive the output."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_WRONLY)
@@ -55,15 +57,15 @@ def _open_standard_streams() -> None:
 
 
 def _drop_output() -> int:
-    """For a standard output that can't be written. Returns the exit status of an end by SIGPIPE, for a reader that has
-    gone, as of `| head`."""
+    """Discards further output if standard output can't be written. Returns the exit status of a process killed by
+    SIGPIPE, for a closed pipe such as `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + signal.SIGPIPE
 
 
 def _deliver_swallowed_interrupts() -> None:
-    """A Ctrl-C that meets a callback of the garbage collector (jax has one) or a destructor is only printed there, and
-    the command would go on: it is sent again a moment later."""
+    """Sends SIGINT again if a KeyboardInterrupt was raised in a garbage collector callback (jax has one) or a
+    destructor: Python only prints such an exception, and the command would continue."""
     report = sys.unraisablehook
 
     def again(unraisable):
@@ -75,12 +77,12 @@ def _deliver_swallowed_interrupts() -> None:
 
 
 def _use_single_precision() -> None:
-    """Parameters and random numbers are float32: with JAX_ENABLE_X64, as set for other programs, some would be float64,
-    and results others."""
+    """Disables JAX_ENABLE_X64, which may be set for other programs: some arrays would be float64 and results would
+    change."""
     if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on"):
         print("JAX_ENABLE_X64 has no effect: this command computes in float32", file=sys.stderr)
         os.environ["JAX_ENABLE_X64"] = "0"
-        if "jax" in sys.modules:  # It has read the variable already.
+        if "jax" in sys.modules:  # jax has already read the variable.
             sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
@@ -110,7 +112,7 @@ def _parse(argv, *, config_class: type | None = None, positional: bool = False):
         return FLAGS(argv)
     except (flags.Error, OSError, ValueError) as error:  # ValueError: --noFLAG=value, or a file that is not text.
         line = " ".join(str(error).removeprefix("ERROR:: ").split())
-        for kind, accepted in (("int", "a whole number"), ("float", "a number")):
+        for kind, accepted in (("int", "an integer"), ("float", "a number")):
             line = re.sub(
                 rf"(invalid literal for {kind}\(\)|could not convert string to {kind}).*", f"must be {accepted}", line
             )
@@ -120,12 +122,13 @@ def _parse(argv, *, config_class: type | None = None, positional: bool = False):
 
 
 def _explain(error: Exception) -> tuple[int, str] | None:
-    """(exit status, line) of an error that the user can fix; None for an internal one, which keeps its traceback."""
+    """Returns (exit status, message) for an error that the user can fix, or None for an internal error, which keeps its
+    traceback."""
     if isinstance(error, UsageError):
         return 2, f"error: {error}"
     import jax
 
-    import data  # Late: a run listens to signals before it imports what is slow, and a bad flag needs none of it.
+    import data  # Lazy: signal handlers come before slow imports, and a usage error needs none of these.
     from models.errors import ModelError
     from train.checkpoint import CheckpointError
     from train.parallel.processes import DeviceError
@@ -140,20 +143,20 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 1, f"error: {error}"
     lost = isinstance(error, jax.errors.JaxRuntimeError | ValueError) and jax.distributed.is_initialized()
     if lost and re.search("gloo", str(error), re.IGNORECASE):
-        return 1, f"error: another process of this run is gone: {str(error).splitlines()[0]}"
+        return 1, f"error: lost connection to another process of this run: {str(error).splitlines()[0]}"
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
-        return 1, "error: the network or batch needs more memory than there is: " + str(error).splitlines()[0]
+        return 1, "error: out of memory; try a smaller network or batch: " + str(error).splitlines()[0]
     if isinstance(error, MemoryError):
-        return 1, f"error: there is not enough memory: {error}".rstrip(": ")
+        return 1, f"error: out of memory: {error}".rstrip(": ")
     if isinstance(error, UnicodeEncodeError):
-        return 2, f"error: {error.object!r} is not text in {error.encoding}"
+        return 2, f"error: {error.object!r} can't be encoded as {error.encoding}"
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or _working_folder(error)}".rstrip(": ")
     return None
 
 
 def _working_folder(error: OSError) -> str:
-    """What a relative path lies in, where an error without a file name is about that."""
+    """Names the working folder if it is the cause of an OSError without a file name, else returns ""."""
     try:
         os.getcwd()
     except OSError as other:
@@ -162,10 +165,10 @@ def _working_folder(error: OSError) -> str:
 
 
 def run(main: Callable[..., int | None], config_class: type | None = None, *, positional: bool = False) -> None:
-    """Runs `main(config)`, with `config` of `config_class` made from the flags, or `main(config, arguments)` where it
-    takes `positional` arguments; without a `config_class` `main(argv)`.
+    """Runs `main(config)` with a `config_class` made from the flags, `main(config, arguments)` if the command takes
+    `positional` arguments, or `main(argv)` without a `config_class`.
 
-    An expected failure is one line on standard error, with status 2 for a bad flag and 1 otherwise.
+    Expected errors are reported in one line on standard error, with status 2 for an invalid flag and 1 otherwise.
     """
     _open_standard_streams()
     _deliver_swallowed_interrupts()
@@ -184,7 +187,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
         return main(config)
 
     def guarded(argv):
-        if not FLAGS["verbosity"].present:  # tfds tells of every step in reading and writing.
+        if not FLAGS["verbosity"].present:  # tfds logs every step of reading and writing.
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             _use_single_precision()
@@ -200,7 +203,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
             from train.messages import one_line
 
             explained = _explain(error)
-            if "jax" in sys.modules:  # Else there are no other processes.
+            if "jax" in sys.modules:  # Otherwise there are no other processes.
                 from train.parallel.processes import leave_soon
 
                 leave_soon(1 if explained is None else explained[0])
@@ -208,7 +211,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
                 raise
             print(one_line(explained[1]), file=sys.stderr, flush=True)
             if getattr(error, "filename", None) == STANDARD_OUTPUT:
-                _drop_output()  # What is left in its buffer would fail again at the end.
+                _drop_output()  # Flushing the rest of its buffer at exit would fail again.
             return explained[0]
 
     for noisy in ("jax", "orbax", "tensorboardX", "matplotlib"):

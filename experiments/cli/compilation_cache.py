@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between runs."""
+"""The persistent compilation cache, which keeps compiled programs between runs."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import sys
 
 
 def cache_folder() -> pathlib.Path:
-    """The user's own folder for compiled programs, readable by nobody else. OSError where no home folder is known."""
+    """The user's private folder for compiled programs. Raises FileNotFoundError if the home folder is unknown."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if base.startswith("~"):  # HOME is not set, and the user has no entry in passwd.
         raise FileNotFoundError("no home folder is known; set HOME or XDG_CACHE_HOME")
@@ -14,7 +14,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def start_cache() -> None:
-    """Turns on jax's persistent compilation cache in a private folder; one line says if that can't be."""
+    """Enables jax's persistent compilation cache in a private folder; prints a line if that fails."""
     import jax
 
     try:
@@ -22,7 +22,7 @@ def start_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError(f"others can write in {folder}")
+            raise PermissionError(f"{folder} is writable by other users")
     except OSError as error:
         print(f"no compilation cache: {error}", file=sys.stderr)
         return

@@ -1,6 +1,6 @@
-"""The configuration of the commands that train: one frozen dataclass a command, one field a flag.
+"""The configuration of the commands that train: one frozen dataclass per command, one field per flag.
 
-A new flag is a new field here. Fields marked `network` reach the network as its options, see models.create.
+To add a flag, add a field here. Fields marked `network` are passed to the network as options, see models.create.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from experiments.cli.options import option, override
 
 TTA = ("none", "flip", "ten_view")
 SEEDS = f"[0, {2**32 - 1}]"
-# Beyond what any machine can hold; larger numbers would take all memory, or hours of tracing, before they fail.
+# Upper bounds beyond any practical use: larger values would exhaust memory or trace for hours before they fail.
 SIDES = "[1, 16384]"
 MOST_LAYERS = "[1, 10000]"
 
@@ -20,33 +20,32 @@ class RunConfig:
 
     workdir: str = option(
         None,
-        "Folder of the run. The same command resumes it.",
+        "Folder of the run. Repeating the command resumes the run.",
         needed="the folder of the run",
         resumable=True,
         path=True,
     )
     steps: int | None = option(None, "Training steps; or give --epochs.", f"[1, {2**31 - 1}]")
-    epochs: float | None = option(
-        None, "Passes over the training split, if --steps is not given. Default 10; segment 7.", "(0, inf)"
-    )
-    seed: int = option(0, "Seed of initialisation, order, augmentation and dropout.", SEEDS)
-    init_from: str | None = option(None, "Workdir whose parameters the run starts from.", path=True)
+    epochs: float | None = option(None, "Epochs, if --steps is not given. Default 10; segment 7.", "(0, inf)")
+    seed: int = option(0, "Seed of initialization, data order, augmentation and dropout.", SEEDS)
+    init_from: str | None = option(None, "Workdir whose parameters initialize the run.", path=True)
     eval_split: str | None = option(
         None, "Split to evaluate on during the run. Default: val or validation, else test.", resumable=True
     )
     val_fraction: float = option(
-        0.0, "Fraction of each class's training images that become the split val; 0: none.", "[0, 1)"
+        0.0, "Fraction of each class's training images to hold out as the split val; 0: none.", "[0, 1)"
     )
-    eval_every: int = option(0, "Steps between evaluations; 0: up to ten in a run.", "[0, inf)")
+    eval_every: int = option(0, "Steps between evaluations; 0: a tenth of the run.", "[0, inf)")
     log_every: int = option(10, "Steps between rows of metrics.csv.", "[1, inf)")
     save_every: int = option(0, "Steps between checkpoints; 0: after each evaluation only.", "[0, inf)")
-    keep: int = option(2, "Newest checkpoints kept; with a split val the best is kept too.", "[1, inf)", resumable=True)
+    keep: int = option(2, "Newest checkpoints to keep; with a split val also the best.", "[1, inf)", resumable=True)
     dry_run: bool = option(
         False,
-        "Check all flags at full size, then run two small steps, one evaluation and one save. Nothing is kept.",
+        "Check all flags at full size, then run two steps, an evaluation and a save with a small batch. All outputs "
+        "are discarded.",
         resumable=True,
     )
-    dry_run_data: bool = option(False, "With --dry_run: random images instead of the data set.", resumable=True)
+    dry_run_data: bool = option(False, "With --dry_run: use random images instead of the data set.", resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,30 +53,29 @@ class OptimizerConfig:
     """The optimizer"""
 
     batch_size: int = option(128, "Global batch size.", f"[1, {2**31 - 1}]")
-    learning_rate: float = option(0.1, "The schedule's highest learning rate.", "(0, inf)")
+    learning_rate: float = option(0.1, "Peak learning rate of the schedule.", "(0, inf)")
     optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adam", "adamw", "muon"))
-    momentum: float = option(0.9, "Momentum of sgd and first moment of adam and adamw.", "[0, 1)")
-    nesterov: bool = option(False, "Nesterov's momentum of sgd.")
+    momentum: float = option(0.9, "Momentum of sgd; beta1 of adam and adamw.", "[0, 1)")
+    nesterov: bool = option(False, "Use Nesterov momentum in sgd.")
     weight_decay: float = option(
         0.0,
-        "Weight decay as L2 regularisation: it joins the gradient. adamw, muon: decoupled, the learning rate times "
-        "the decay times the weight is taken off.",
+        "Weight decay. sgd, adam: L2 regularization, added to the gradient. adamw, muon: decoupled, the update also "
+        "subtracts learning rate x decay x weight.",
         "[0, inf)",
     )
-    clip_norm: float = option(
-        0.0, "Largest global norm of the gradient, to which a larger one is scaled; 0: any.", "[0, inf)"
-    )
+    clip_norm: float = option(0.0, "Clip the gradient to this global norm; 0: no clipping.", "[0, inf)")
     schedule: str = option("constant", "Learning-rate schedule.", choices=("constant", "step", "cosine", "one_cycle"))
     drops: tuple[float, ...] = option(
-        (0.5, 0.75), "Schedule step: fractions of the run after which the rate drops.", "(0, 1)"
+        (0.5, 0.75), "Schedule step: fractions of the run after which the learning rate drops.", "(0, 1)"
     )
-    drop_factor: float = option(10.0, "Schedule step: what the rate is divided by at a drop.", "(1, inf)")
+    drop_factor: float = option(10.0, "Schedule step: divisor of the learning rate at each drop.", "(1, inf)")
     parameter_groups: str = option(
         "none",
-        "author: rates and decays by leaf as the network's author set them, and alexnet_owt's initial weights.",
+        "author: learning rate and weight decay per parameter as set by the network's author; for alexnet_owt also the "
+        "author's initial weights.",
         choices=("none", "author"),
     )
-    warmup_steps: int = option(0, "Steps of linear warm-up.", "[0, inf)")
+    warmup_steps: int = option(0, "Steps of linear learning-rate warmup.", "[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,21 +84,21 @@ class DeviceConfig:
 
     devices: int | None = option(
         None,
-        "Number of devices; on a CPU they are simulated. Default: all accelerators, or 1.",
+        "Number of devices; simulated on a CPU. Default: all accelerators, or 1.",
         "[1, inf)",
         resumable=True,
     )
     dtype: str = option(
-        "float32", "What the network computes in; parameters are float32.", choices=("float32", "bfloat16")
+        "float32", "Data type of the computation; parameters are float32.", choices=("float32", "bfloat16")
     )
     cpu_kernels: bool = option(
-        True, "Use the C kernels on CPUs; --nocpu_kernels leaves all operations to XLA.", resumable=True
+        True, "Use the C kernels on CPUs; --nocpu_kernels uses XLA for all operations.", resumable=True
     )
     coordinator_address: str | None = option(
-        None, "Several processes: HOST:PORT of the first. Launchers tell it too.", resumable=True
+        None, "Multi-process: HOST:PORT of the first process. Default: from the launcher.", resumable=True
     )
-    num_processes: int | None = option(None, "Several processes: how many.", resumable=True)
-    process_id: int | None = option(None, "Several processes: which one this is, from 0.", resumable=True)
+    num_processes: int | None = option(None, "Multi-process: number of processes.", resumable=True)
+    process_id: int | None = option(None, "Multi-process: index of this process, from 0.", resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +107,7 @@ class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
 
     data_dir: str | None = option(
         None,
-        "Folder of the data set, SPLIT/CLASS/*.jpg or png, or of the prepared store.",
+        "Folder of the data set: SPLIT/CLASS/*.jpg or *.png, or the prepared data set.",
         resumable=True,
         path=True,
     )
@@ -119,7 +117,7 @@ class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
 class BatchNormConfig(TrainingConfig):
     """Batch norm"""
 
-    sync_bn: bool = option(True, "Batch-norm statistics over the global batch.")
+    sync_bn: bool = option(True, "Compute batch-norm statistics over the global batch.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +130,7 @@ class NetworkConfig:
         "dcnn_wide, cifar_resnetN, cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
     )
     hidden: tuple[int, ...] | None = option(
-        None, "mlp, rnn, lstm, gru: sizes of the hidden layers, as 256,128.", "[1, 1000000]", network=True
+        None, "mlp, rnn, lstm, gru: sizes of the hidden layers, such as 256,128.", "[1, 1000000]", network=True
     )
     activation: str | None = option(
         None,
@@ -141,26 +139,26 @@ class NetworkConfig:
     )
     slope: float | None = option(None, "Slope of leaky_relu for x < 0.", "(-inf, inf)", network=True)
     depth: int | None = option(
-        None, "densenet: layers, 3N + 4, or 6N + 4 with --bottleneck; default 40.", MOST_LAYERS, network=True
+        None, "densenet: depth, 3N + 4, or 6N + 4 with --bottleneck; default 40.", MOST_LAYERS, network=True
     )
     blocks: int | None = option(
         None,
-        "densenet: dense blocks, default 3; vit_tiny: blocks of the encoder, default 4.",
+        "densenet: dense blocks, default 3; vit_tiny: encoder blocks, default 4.",
         MOST_LAYERS,
         network=True,
     )
-    growth_rate: int | None = option(None, "densenet: maps each layer adds; default 12.", MOST_LAYERS, network=True)
+    growth_rate: int | None = option(None, "densenet: channels each layer adds; default 12.", MOST_LAYERS, network=True)
     bottleneck: bool | None = option(None, "densenet: 1x1 convolutions before the 3x3 ones.", network=True)
     compression: float | None = option(
-        None, "densenet: fraction of the maps that a transition keeps; default 1.", "(0, 1]", network=True
+        None, "densenet: fraction of the channels that a transition keeps; default 1.", "(0, 1]", network=True
     )
     dropout: float | None = option(None, "Dropout rate.", "[0, 1)", network=True)
     dropout_after: bool | None = option(
-        None, "alexnet_owt: dropout after fc6 and fc7, as its author has it.", network=True
+        None, "alexnet_owt: apply dropout after fc6 and fc7, as the author does.", network=True
     )
-    local_response_norm: bool | None = option(None, "alexnet_owt: the author's two normalisation layers.", network=True)
+    local_response_norm: bool | None = option(None, "alexnet_owt: the author's normalization layers.", network=True)
     v1_5: bool | None = option(
-        None, "resnet50, 101, 152: stride in a block's 3x3 convolution, not in its first 1x1.", network=True
+        None, "resnet50, 101, 152: stride in the block's 3x3 instead of the first 1x1 convolution.", network=True
     )
 
 
@@ -170,53 +168,53 @@ class ClassifyConfig(BatchNormConfig, NetworkConfig):
 
     dataset: str = option(
         "mnist5k",
-        "Data set: mnist5k, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION] as tfds prepared it with "
-        "--file_format=array_record in --data_dir, by default ~/tensorflow_datasets.",
+        "Data set: mnist5k, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION], prepared by tfds with "
+        "--file_format=array_record in --data_dir (default ~/tensorflow_datasets).",
     )
     image_size: int | None = option(
         None,
-        "folder, tfds: side in pixels of the network's input, cut out of images of any size; default 224 where an "
-        "image has more than 64 pixels a side, else the images as they are.",
+        "folder, tfds: side in pixels of the network's input, cropped from images of any size; default 224 if an "
+        "image side exceeds 64 pixels, else the original size.",
         SIDES,
     )
-    train_batches: str | None = option(None, "cifar10: files of the archive to train on, as 1-4; the rest become val.")
-    positive: str | None = option(None, "Binary task: the class that is label 1.")
-    negative: str | None = option(None, "Binary task: the class that is label 0; default all others.")
+    train_batches: str | None = option(None, "cifar10: archive files to train on, such as 1-4; the rest become val.")
+    positive: str | None = option(None, "Binary task: the class with label 1.")
+    negative: str | None = option(None, "Binary task: the class with label 0; default: all others.")
     skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")
     augment: str = option(
         "none",
-        "Augmentation. For images cut to --image_size: resized_crop takes 8 to 100 % of the area, crop a window out "
-        "of a square 8/7 as large; both flip.",
+        "Augmentation. For images cropped to --image_size: resized_crop takes 8 to 100 % of the area, crop takes a "
+        "random window from a square 8/7 as large; both flip at random.",
         choices=("none", "digits", "flip_shift", "crop24", "resized_crop", "crop"),
     )
     shift: int = option(4, "flip_shift: largest shift in pixels.", "[0, inf)")
-    shift_mode: str = option("zero", "flip_shift: what lies outside the image.", choices=("zero", "reflect"))
-    cutout: int = option(0, "flip_shift: side in pixels of the square that is blanked; 0 for none.", "[0, inf)")
-    alternate_flip: bool = option(False, "flip_shift: mirror images in memory every other epoch, not at random.")
+    shift_mode: str = option("zero", "flip_shift: padding mode.", choices=("zero", "reflect"))
+    cutout: int = option(0, "flip_shift: side in pixels of the cutout square; 0: no cutout.", "[0, inf)")
+    alternate_flip: bool = option(False, "flip_shift: flip in-memory images every other epoch, not at random.")
     colour_noise: float = option(
-        0.0, "Standard deviation of the training images' colour shifts; Krizhevsky has 0.1.", "[0, inf)"
+        0.0, "Standard deviation of PCA color augmentation; Krizhevsky et al. 2012 use 0.1.", "[0, inf)"
     )
-    tta: str = option("none", "Views of each test image whose probabilities are averaged.", choices=TTA)
-    label_smoothing: float = option(0.0, "Fraction of the target that all classes share.", "[0, 1)")
-    early_size: int | None = option(None, "Side in pixels that the images of the first steps are shrunk to.", SIDES)
-    early_share: float = option(0.5, "Fraction of the run whose images are shrunk to --early_size.", "(0, 1]")
+    tta: str = option("none", "Test-time augmentation: average the probabilities of these views.", choices=TTA)
+    label_smoothing: float = option(0.0, "Fraction of the target distributed over all classes.", "[0, 1)")
+    early_size: int | None = option(None, "Side in pixels to downscale the images of the first steps to.", SIDES)
+    early_share: float = option(0.5, "Fraction of the run with images downscaled to --early_size.", "(0, 1]")
     gradients: str = option(
         "autodiff",
-        "backpropagation: the lecture's equations written out, for perceptron, mlp and lenet.",
+        "backpropagation: the lecture's explicit equations; for perceptron, mlp and lenet.",
         choices=("autodiff", "backpropagation"),
     )
-    accumulate: int = option(1, "Parts of the batch that a step takes one after the other, to save memory.", "[1, inf)")
-    remat: bool = option(False, "Save memory: store outputs of products and convolutions only, recompute the rest.")
+    accumulate: int = option(1, "Number of micro-batches for gradient accumulation, to save memory.", "[1, inf)")
+    remat: bool = option(False, "Save memory: store only outputs of matmuls and convolutions, recompute the rest.")
     parallelism: str = option(
         "data",
-        "hybrid: the dense layers of alexnet_owt or vggN are sharded over the devices by columns.",
+        "hybrid: shard the dense layers of alexnet_owt or vggN over the devices by columns.",
         choices=("data", "hybrid"),
     )
-    fc_passes: int = option(1, "hybrid: parts of the batch that the dense layers take one after the other.", "[1, inf)")
+    fc_passes: int = option(1, "hybrid: passes of the dense layers, each over a part of the batch.", "[1, inf)")
     fc_update: str = option(
         "accumulate",
-        "hybrid: update the dense layers once a step, or after each pass; the convolutions' learning rate is then "
-        "multiplied by --fc_passes.",
+        "hybrid: update the dense layers once per step, or after each pass; the latter multiplies the learning rate of "
+        "the convolutions by --fc_passes.",
         choices=("accumulate", "each_pass"),
     )
 
@@ -233,23 +231,23 @@ class SegmentConfig(BatchNormConfig):
     model: str = option("segnet_small", "Network.", choices=("segnet_small", "segnet_basic", "segnet"))
     decoder: str | None = option(
         None,
-        "How decoders upsample: by the encoder's pooling indices (indices_add: and its maps), by interpolation that is "
-        "fixed, or learned. Default: indices, segnet_small's indices_add.",
+        "Upsampling of the decoders: the encoder's pooling indices (indices_add: plus its feature maps), bilinear "
+        "interpolation, or transposed convolutions. Default: indices; segnet_small: indices_add.",
         choices=("indices", "bilinear", "transposed", "indices_add"),
         network=True,
     )
     dataset: str = option("digit_scenes", "Data set.", choices=("digit_scenes", "camvid"))
-    image_size: str | None = option(None, "camvid: HEIGHTxWIDTH that all images are resized to; default as they are.")
-    crop: str | None = option(None, "camvid: HEIGHTxWIDTH of random crops to train on.")
-    flip: bool = option(True, "camvid: random mirror images.")
+    image_size: str | None = option(None, "camvid: HEIGHTxWIDTH to resize all images to; default: original size.")
+    crop: str | None = option(None, "camvid: HEIGHTxWIDTH of random training crops.")
+    flip: bool = option(True, "camvid: flip training images horizontally at random.")
     class_weights: str | None = option(
         None,
-        "Classes' weights in the loss: SegNet's published ones (camvid's default), the median frequency over each "
-        "one's own in the training images, or none. digit_scenes' default: 0.3 for the background.",
+        "Class weights in the loss: published: SegNet's (default for camvid); computed: median frequency balancing "
+        "over the training images; none. Default for digit_scenes: 0.3 for the background, 1 for the digits.",
         choices=("published", "computed", "none"),
     )
     exact_batch_norm: bool = option(
-        False, "Precise BN: batch statistics over the training images before each evaluation, no running means."
+        False, "Precise BN: statistics over the training images before each evaluation, instead of running averages."
     )
 
 
@@ -265,14 +263,14 @@ class GenerateConfig(BatchNormConfig):
     model: str = option("dcgan", "Networks.", choices=("dcgan",))
     dataset: str = option("mnist5k", "Data set: mnist5k, cifar10, folder or tfds:NAME.")
     image_size: int | None = option(
-        None, "Side in pixels of the networks' images, 32 or 64; default 32 for images of up to 32."
+        None, "Side in pixels of the generated images, 32 or 64; default: 32 for images up to 32 pixels, else 64."
     )
     skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")
-    authors: bool = option(False, "The authors' networks: 5x5 windows, 128 maps, even latent vectors.")
-    conditional: bool = option(False, "Networks that are told each image's class.")
+    authors: bool = option(False, "The authors' networks: 5x5 kernels, 128 channels, uniform latent vectors.")
+    conditional: bool = option(False, "Class-conditional networks.")
     ema: float = option(
         0.999,
-        "Fraction that the average of the generator's weights, which samples, keeps at a step; 0: none.",
+        "Decay of the exponential moving average of the generator's weights, used for sampling; 0: no average.",
         "[0, 1)",
     )
 

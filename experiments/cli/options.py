@@ -1,12 +1,12 @@
-"""Absl flags from the fields of a frozen dataclass: default, help text and accepted values are written once.
+"""Absl flags from the fields of a frozen dataclass; each field defines default, help text and accepted values.
 
     @dataclasses.dataclass(frozen=True)
     class Config:
         '''Training'''  # the heading under which --help lists these flags
         batch_size: int = option(128, "Global batch size.", "[1, inf)")
 
-`define` makes the flags, `from_flags` reads them into a `Config`, `from_json` reads one that `to_json` made. Types are
-bool, int, float, str, and tuples of int, float or str (lists with commas); each may be None as well.
+`define` defines the flags, `from_flags` reads them into a `Config`, and `from_json` reads the output of `to_json`.
+Supported types are bool, int, float, str, and tuples of int, float or str (comma-separated lists); each may be None.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-NUMBERS = {int: "a whole number", float: "a number"}
+NUMBERS = {int: "an integer", float: "a number"}
 SEVERAL = ", or several separated by commas"
 
 
 class Interval(NamedTuple):
-    """Numbers from `low` to `high`; without an end that is open."""
+    """The numbers from `low` to `high`; `low_open` and `high_open` exclude the end points."""
 
     low: float
     high: float
@@ -34,13 +34,13 @@ class Interval(NamedTuple):
 
     @classmethod
     def parsed(cls, text: str) -> "Interval":
-        """The interval of a text such as "[0, 1)" or "(0, inf)"."""
+        """Parses an interval such as "[0, 1)" or "(0, inf)"."""
         match = re.fullmatch(r"([(\[])([^,]+), ([^,]+)([)\]])", text)
         assert match, text
         return cls(float(match[2]), float(match[3]), match[1] == "(", match[4] == ")")
 
     def holds(self, value: float) -> bool:
-        """False for nan."""
+        """Whether the interval contains the value; False for nan."""
         above = self.low < value or (value == self.low and not self.low_open)
         return above and (value < self.high or (value == self.high and not self.high_open))
 
@@ -54,7 +54,7 @@ class Interval(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a field's flag has beside its type and its default."""
+    """Properties of a field's flag besides its type and default."""
 
     help: str
     interval: Interval | None
@@ -76,16 +76,23 @@ def option(
     network: bool = False,
     path: bool = False,
 ) -> Any:
-    """A field that is a flag. `interval`, as "[0, 1)", bounds a number or each number of a tuple. `needed` says what a
-    flag that must be given is for. A `resumable` flag may differ when a run resumes; a `network` flag is an option of
-    some networks, see models.create. A `path` is made absolute, so that what is stored holds in any folder."""
+    """Declares a dataclass field as a flag.
+
+    Args:
+        interval: bounds of a number, or of each number of a tuple, such as "[0, 1)".
+        choices: the accepted values.
+        needed: for a required flag, a description of its value.
+        resumable: whether the flag may change when a run resumes.
+        network: whether the flag is an option of some networks, see models.create.
+        path: whether the value is a path; it is made absolute, so that the stored value is valid in any folder.
+    """
     bounds = Interval.parsed(interval) if interval else None
     spec = Spec(help, bounds, tuple(choices) if choices else None, needed, resumable, network, path)
     return dataclasses.field(default=default, metadata={"flag": spec})
 
 
 def override(base: type, name: str, default: Any) -> Any:
-    """The field `name` of the dataclass `base` with another default."""
+    """The field `name` of the dataclass `base` with a different default."""
     return dataclasses.field(default=default, metadata=base.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
 
 
@@ -112,19 +119,20 @@ def flag_types(config_class: type) -> dict[str, _Kind]:
 
 
 def _absolute(path: str) -> str:
-    """The path from the current folder on, with ~ for the home folder: a shell leaves that of --flag=~/folder as it is.
-    Raises ValueError where there is no such folder."""
+    """Makes a path absolute and expands ~, which a shell does not do in --flag=~/folder. Raises ValueError if the home
+    folder is unknown or the current folder does not exist."""
     path = os.path.expanduser(path)
     if path.split("/")[0] == "~":  # HOME is not set, and the user has no entry in passwd.
         raise ValueError("no home folder is known; set HOME")
     try:
         return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     except FileNotFoundError:
-        raise ValueError("a relative path, and the current folder does not exist any more") from None
+        raise ValueError("relative path, but the current folder no longer exists") from None
 
 
 def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
-    """The typed value of a flag's value, or of one from JSON. Raises ValueError that says what is accepted."""
+    """Converts a flag's value, or a value from JSON, to the field's type. Raises ValueError that names the accepted
+    values."""
     if value is None or (value == "" and (kind.optional or spec.needed)):
         if not kind.optional:
             raise ValueError("must be given" if not spec.needed else f"must be given: {spec.needed}")
@@ -155,7 +163,7 @@ def _converted(value: Any, kind: _Kind, spec: Spec, several: str = "") -> Any:
 
 
 def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Makes a flag of each field of `config_class`, checked when the command line is parsed."""
+    """Defines a flag for each field of `config_class`, with a validator that runs when the command line is parsed."""
     kinds = flag_types(config_class)
     for field in dataclasses.fields(config_class):
         spec, kind, default = field.metadata["flag"], kinds[field.name], typing.cast(Any, field.default)
@@ -186,17 +194,17 @@ def define(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
 
 
 def from_flags(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """A `config_class` of the parsed flags."""
+    """Creates a `config_class` from the parsed flags."""
     all_specs, kinds = specs(config_class), flag_types(config_class)
     values = {name: _converted(flag_values[name].value, kinds[name], spec) for name, spec in all_specs.items()}
     if "epochs" in values and flag_values["epochs"].present and not flag_values["steps"].present:
-        values["steps"] = None  # A default number of steps is not what was asked for.
+        values["steps"] = None  # --epochs overrides the default number of steps.
     return config_class(**values)
 
 
 def from_arguments(config_class: type, arguments: list[str]) -> Any:
-    """A `config_class` of another command's arguments. Raises ValueError, or OSError for a --flagfile, where it
-    would refuse them."""
+    """Creates a `config_class` from command-line arguments. Raises ValueError, or OSError for a --flagfile, if the
+    command would reject them."""
     values = flags.FlagValues()
     define(config_class, values)
     try:
@@ -209,8 +217,8 @@ def from_arguments(config_class: type, arguments: list[str]) -> Any:
 
 
 def from_json(config_class: type, stored: dict[str, Any]) -> Any:
-    """A `config_class` of stored flags; those added since they were stored have their defaults. Raises ValueError for
-    one that is unknown or out of bounds."""
+    """Creates a `config_class` from stored flags; flags added since then get their defaults. Raises ValueError for an
+    unknown flag or an invalid value."""
     all_specs, kinds, values = specs(config_class), flag_types(config_class), {}
     for name, value in stored.items():
         if name not in all_specs:
@@ -223,20 +231,20 @@ def from_json(config_class: type, stored: dict[str, Any]) -> Any:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The flags by name, for JSON: the items of a list as text, as they are typed."""
+    """The flags by name, for JSON. The items of a tuple become strings, as typed on the command line."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {name: list(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def given(value: Any) -> str:
-    """A flag's value, as a message names it."""
+    """A flag's value as shown in messages."""
     if value is None or value == ():
         return "none" if value is None else "empty"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def flag_lines(config: Any) -> list[str]:
-    """The flags as arguments of a command line, or lines of a file for --flagfile."""
+    """The flags as command-line arguments, or as lines of a file for --flagfile."""
     lines = []
     for name, value in sorted(to_json(config).items()):
         if isinstance(value, bool):
@@ -247,5 +255,5 @@ def flag_lines(config: Any) -> list[str]:
 
 
 def command_line(command: str, config: Any) -> str:
-    """The command with all its flags, for a shell."""
+    """The command with all its flags, quoted for a shell."""
     return f"python -m experiments.{command} {shlex.join(flag_lines(config))}"

@@ -1,4 +1,5 @@
-"""A command that sweep and lecture run, and which gets their signals: it would hold its folder and go on alone."""
+"""Runs a command in a subprocess and forwards signals to it, for sweep, reproduce and lecture. Without forwarding, the
+subprocess would continue after its parent and keep its workdir locked."""
 
 import signal
 import subprocess
@@ -7,16 +8,16 @@ from typing import NamedTuple
 
 
 class Ended(NamedTuple):
-    status: int  # The exit status, 128 and the signal's number where a signal ended the command.
+    status: int  # The exit status; 128 + N if the command was killed by signal N.
     output: str  # Its standard output.
-    signalled: int  # The first signal that was passed on, or 0.
+    signalled: int  # The first forwarded signal, or 0.
 
 
 def run(module: str, *arguments: str) -> Ended:
-    """experiments.MODULE with its arguments, to its end. SIGTERM and SIGINT go to it meanwhile."""
-    # -P: a train.py or data.py in the current folder is not this project's.
+    """Runs experiments.MODULE and waits until it ends; forwards SIGTERM and SIGINT to it."""
+    # -P: do not import a train.py or data.py from the current folder.
     command, signals = [sys.executable, "-P", "-m", f"experiments.{module}", *arguments], list[int]()
-    # In a group of its own, or a terminal's Ctrl-C would reach it twice, and the second ends a run unsaved.
+    # A separate process group: otherwise Ctrl-C would reach it twice, and the second one ends a run without saving.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
 
         def pass_on(number, frame):

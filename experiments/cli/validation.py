@@ -1,5 +1,5 @@
-"""Dependencies between the flags of a command, checked before anything is loaded. The bounds of each alone are in
-config.py; what depends on the data set or on the network is checked where these are made."""
+"""Checks dependencies between flags before anything is loaded. Bounds of single flags are in config.py; dependencies on
+the data set or the network are checked where these are created."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from experiments.cli.config import ClassifyConfig, GenerateConfig, NetworkConfig
 
 
 def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], why: str) -> None:
-    """Raises UsageError where one of the flags has another value than its default, which could not change anything."""
+    """Raises UsageError if one of the flags differs from its default although it has no effect."""
     for field in dataclasses.fields(config):
         if field.name in names:
             value = getattr(config, field.name)
@@ -23,14 +23,14 @@ def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """All that there is for segment."""
+    """Checks the flags that all training commands share; segment has no others."""
     devices, batch_size = config.devices, config.batch_size
     require(
         devices is None or devices <= batch_size,
         f"--devices={devices}: must be between 1 and the batch size, {batch_size}",
     )
     require(not config.dry_run_data or config.dry_run, "--dry_run_data needs --dry_run")
-    require(not config.nesterov or config.momentum > 0, "--nesterov needs a --momentum above 0")
+    require(not config.nesterov or config.momentum > 0, "--nesterov needs --momentum greater than 0")
     if config.optimizer != "sgd":
         _no_effect(config, ("nesterov",), f"with --optimizer={config.optimizer}")
     if config.optimizer == "muon":
@@ -39,7 +39,7 @@ def check_training(config: TrainingConfig) -> None:
         _no_effect(config, ("drops", "drop_factor"), f"with --schedule={config.schedule}")
     require(config.schedule != "step" or bool(config.drops), "--schedule=step needs --drops")
     if config.schedule == "one_cycle":
-        _no_effect(config, ("warmup_steps",), "with --schedule=one_cycle, which has a warm-up of its own")
+        _no_effect(config, ("warmup_steps",), "with --schedule=one_cycle, which has its own warmup")
 
 
 def check_generate(config: GenerateConfig) -> None:
@@ -56,7 +56,7 @@ def check_reconstruct(config: ReconstructConfig) -> None:
 
 
 def check_network(config: NetworkConfig) -> None:
-    """What a model's options need of each other; which ones it has is checked where it is made."""
+    """Checks dependencies between network options. Whether a model supports them is checked where it is created."""
     slope, activation = config.slope, config.activation
     require(slope is None or activation == "leaky_relu", f"--slope={slope} needs --activation=leaky_relu")
     if config.hidden == ():
@@ -94,10 +94,10 @@ def check_classify(config: ClassifyConfig) -> None:
         f"--fc_passes={passes} --fc_update={update} need --parallelism=hybrid",
     )
     if update == "each_pass":
-        _refuse(config, "--fc_update=each_pass", clip_norm=0.0)  # The gradient of a pass is a part of the whole.
-    require(passes > 1 or update == "accumulate", "--fc_update=each_pass needs a --fc_passes above 1")
+        _refuse(config, "--fc_update=each_pass", clip_norm=0.0)  # The gradient of a pass is only a part of the sum.
+    require(passes > 1 or update == "accumulate", "--fc_update=each_pass needs --fc_passes greater than 1")
     if hybrid:
-        # Muon makes whole matrices orthogonal; a device holds some of their columns.
+        # Muon orthogonalizes whole matrices; each device holds only some of their columns.
         require(config.optimizer != "muon", "--optimizer=muon is not supported by --parallelism=hybrid")
         _refuse(config, "--parallelism=hybrid", early_size=None, accumulate=1, remat=False)
     if config.gradients == "backpropagation":
@@ -106,7 +106,7 @@ def check_classify(config: ClassifyConfig) -> None:
 
 
 def _refuse(config: ClassifyConfig, by: str, **supported) -> None:
-    """Raises UsageError where a flag has another value than the one that is supported."""
+    """Raises UsageError if a flag differs from its only supported value."""
     for name, value in supported.items():
         given = getattr(config, name)
         require(given == value, f"--{name}={given} is not supported by {by}")
