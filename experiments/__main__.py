@@ -2,9 +2,9 @@
 
     nutshell classify --workdir=W --model=mlp --steps=500
 
-is `python -m experiments.classify --workdir=W --model=mlp --steps=500`, in any folder: modules of the current folder,
-such as a train.py, are not imported in the place of this project's. `nutshell lecture.perceptron` is one topic of the
-lecture.
+is equivalent to `python -m experiments.classify --workdir=W --model=mlp --steps=500` and works in any folder: modules
+in the current folder, such as a train.py, do not shadow this project's. `nutshell lecture.perceptron` runs one topic
+of the lecture.
 """
 
 import ast
@@ -13,11 +13,11 @@ import pathlib
 import runpy
 import sys
 
-END = "\nif __name__ == "  # A command is a module that ends with it.
+END = "\nif __name__ == "  # A module that contains this is a command.
 
 
 def commands() -> dict[str, str]:
-    """name -> its module's source."""
+    """Maps each command's name to the source of its module."""
     found, here = {}, pathlib.Path(__file__).parent
     for path in [*here.glob("[a-z]*.py"), *here.glob("lecture/*.py"), *here.glob("lecture/*/*.py")]:
         source = path.read_text()
@@ -27,13 +27,13 @@ def commands() -> dict[str, str]:
 
 
 def summary(source: str) -> str:
-    """The first sentence of a module's docstring, without what `--help` shows in full."""
+    """The first sentence of a module's docstring, without the example command that `--help` shows."""
     first = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
     return " ".join(first.split()).split(": python -m ")[0].rstrip(".:")
 
 
 def main() -> None:
-    """The console script `nutshell`. Exit status 2 for an unknown command."""
+    """The console script `nutshell`. Exits with status 2 for an unknown command."""
     name, *arguments = sys.argv[1:] or ["--help"]
     known = commands()
     if name in ("--help", "-h", "help"):

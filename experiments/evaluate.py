@@ -23,16 +23,16 @@ class EvaluateConfig:
     dataset: str | None = option(None, "Data set to evaluate on; default: the run's own.")
     data_dir: str | None = option(None, "Folder of the data set to evaluate on; default: the run's own.", path=True)
     split: str | None = option(None, "Split to evaluate on; default: test, else val or validation.")
-    batch_size: int | None = option(None, "Images a batch; default: as the run has it.", "[1, inf)")
-    tta: str | None = option(None, "Views of each image that are averaged; default: the run's own.", choices=TTA)
+    batch_size: int | None = option(None, "Batch size; default: the run's own.", "[1, inf)")
+    tta: str | None = option(None, "Test-time augmentation, averaged over views; default: the run's own.", choices=TTA)
     skip_corrupt: bool = option(False, "Skip images that can't be decoded instead of stopping.")
     checkpoint: str = option(
-        "latest", "The newest checkpoint or the one of the best evaluation.", choices=("latest", "best")
+        "latest", "Checkpoint to evaluate: the newest, or that of the best evaluation.", choices=("latest", "best")
     )
 
 
 def classifier(config: EvaluateConfig, run):
-    """(run, data set, experiment, table of classes) of a run of classify, changed for the evaluation."""
+    """Returns (run, data set, experiment, class table function) for a run of classify, adapted to this evaluation."""
     from experiments.reporting.classification_report import class_table
     from experiments.setup import classification, evaluation_data, stored_network
 
@@ -47,7 +47,7 @@ def classifier(config: EvaluateConfig, run):
 
 
 def segmenter(config: EvaluateConfig, run):
-    """The same of a run of segment, whose images are resized to the run's."""
+    """As `classifier`, for a run of segment; images are resized to the run's image size."""
     from experiments.reporting.segmentation_report import class_table
     from experiments.setup import segmentation, stored_network
 
@@ -57,7 +57,7 @@ def segmenter(config: EvaluateConfig, run):
 
 
 def generator(config: EvaluateConfig, run):
-    """The same of a run of generate."""
+    """As `classifier`, for a run of generate."""
     from experiments.reporting.generation_report import share_table
     from experiments.setup import evaluation_data, generation, stored_network
 
@@ -82,7 +82,7 @@ def autoencoder(config: EvaluateConfig, run):
 
 
 def _default_split(run, dataset) -> str:
-    """test, else val or validation; of a run of generate its own, for whose images its scores stand."""
+    """The default split: test, else val or validation. A run of generate uses the split that it was scored on."""
     from experiments.setup.experiment import scoring_split
 
     given = run.config.eval_split if run.task == "generation" else None
@@ -90,7 +90,7 @@ def _default_split(run, dataset) -> str:
 
 
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:
-    """Raises UsageError where the split given is not there, or the classes are others."""
+    """Raises UsageError if the given split does not exist or the classes differ from the run's."""
     known = ", ".join(dataset.splits)
     require(not config.split or config.split in dataset.splits, f"--split={config.split}: {dataset.name} has {known}")
     ours, theirs = list(class_names), list(dataset.class_names)
@@ -111,7 +111,7 @@ def main(config: EvaluateConfig) -> int:
     from train.task import eval_batch_size
 
     start_cache()
-    if not run.config.cpu_kernels:  # For the run's own bits.
+    if not run.config.cpu_kernels:  # Bitwise the same results as the run's.
         ops.disable()
     kinds = {"segmentation": segmenter, "generation": generator, "reconstruction": autoencoder}
     kind = kinds.get(run.task, classifier)
@@ -132,7 +132,7 @@ def main(config: EvaluateConfig) -> int:
     compiled = [data_parallel.parallelize(step, 1, donate=False) for step in eval_steps]
     run_has = eval_batch_size(
         experiment.task, batch_size=run.config.batch_size, examples=len(labels)
-    )  # For the same bits.
+    )  # The same batch size gives bitwise the same results.
     batch_size = config.batch_size or run_has
     eval_batches = functools.partial(batches.eval_batches, images, labels, batch_size=batch_size)
     began = time.perf_counter()
@@ -151,7 +151,7 @@ def main(config: EvaluateConfig) -> int:
     for row in [header, *rows]:
         print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
     summary = run_record.summary(run.config, experiment, result, split, dataset, run.workdir)
-    print(json.dumps(summary), flush=True)  # Before confusion.csv, for which the folder may give no leave.
+    print(json.dumps(summary), flush=True)  # Before confusion.csv, because the folder may not be writable.
     if "confusion" in sums:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -1,9 +1,10 @@
-"""What a network's layers look for, as images: python -m experiments.filters --workdir=W [--layer=K]
+"""Visualizes the features of a network's layers: python -m experiments.filters --workdir=W [--layer=K]
 
---layer=1 shows the weights of the first layer, each filter on its own scale. --layer=K, counted over the convolutions
-in the order of the forward pass, shows the channels that the test images excite the most: the patches that excite
-each the most and, beside them, their guided gradients (Springenberg et al. 2015, "Striving for simplicity"). Excitation
-is what the convolution itself gives, before any batch norm, pooling or activation behind it.
+--layer=1 shows the weights of the first layer, each filter normalized to its own range. --layer=K, where K counts the
+convolutions in the order of the forward pass, shows the channels with the largest activations on the test images: the
+patches that activate each channel most and, beside them, their guided gradients (Springenberg et al. 2015, "Striving
+for simplicity"). Here an activation is the output of the convolution itself, before batch norm, pooling or the
+activation function.
 """
 
 import collections
@@ -23,7 +24,7 @@ from experiments.reporting import figures, figures_filters
 from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
-TOP = 9  # Patches shown of each.
+TOP = 9  # Patches shown for each channel.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +32,17 @@ class FiltersConfig:
     """Filters"""
 
     workdir: str = option(None, "Folder of the run.", needed="the folder of the run", path=True)
-    layer: int = option(1, "1: weights of the first layer; from 2 on: patches of a convolution.", "[1, inf)")
+    layer: int = option(1, "1: weights of the first layer; K: patches for the K-th convolution.", "[1, inf)")
     checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 
 
 def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
     """The outputs [B, h, w, C] of a network's convolutions by name, in the order of the forward pass.
 
-    `convolve(call, x)` may stand in for a convolution `call` of the input x. Convolutions whose weights differ between
-    positions are left out: a channel of theirs is not one feature.
+    `convolve(call, x)` can replace a convolution `call` of the input x. Locally connected layers are left out, because
+    their weights differ between positions: a channel is not a single feature.
     """
-    found = collections.OrderedDict()  # jax keeps its order; the keys of a plain dictionary it sorts.
+    found = collections.OrderedDict()  # jax keeps the order of an OrderedDict, but sorts the keys of a dict.
 
     def record(call, arguments, keywords, context):
         if not isinstance(context.module, nn.Conv) or context.method_name != "__call__":
@@ -55,34 +56,34 @@ def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
 
 
 def variables_of(state):
-    """What `outputs` takes, from a run's state."""
+    """The `variables` argument of `outputs`, from a run's state."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.ndarray]:
-    """The rows [h, 2] and columns [w, 2], start and stop, of the input [H, W, C] that each row and column of a
-    convolution's output depends on: its receptive field, clipped at the border.
+    """Receptive fields of a convolution's output: the rows [h, 2] and columns [w, 2] (start, stop) of the input
+    [H, W, C] that each output row and column depends on, clipped at the border.
 
-    Found by lighting one row or column of a dark input. With kernels of ones the network only adds up, so nothing
-    cancels; and each convolution says no more than where its input differs from the dark one's, so nothing overflows
-    or fades. That is exact for any depth, with pooling and shortcuts.
+    They are found by setting one row or column of a zero input to one. All kernels are set to ones, so that no terms
+    cancel, and the output of each convolution is reduced to whether it differs from that of the zero input, so that no
+    value overflows or underflows. This is exact for any depth, with pooling and shortcuts.
     """
 
-    def plain(path, leaf):
+    def ones_or_zeros(path, leaf):
         return jnp.full(leaf.shape, path[-1].key in ("kernel", "scale", "var", "whitening"), leaf.dtype)
 
     def differs(call, x):
-        return (call((x != x[:1]).astype(x.dtype)) > 0.5).astype(x.dtype)  # Whole numbers, but for rounding.
+        return (call((x != x[:1]).astype(x.dtype)) > 0.5).astype(x.dtype)  # Integers up to rounding.
 
-    variables, dark = jax.tree_util.tree_map_with_path(plain, variables), jnp.zeros(input_shape)
+    variables, zeros = jax.tree_util.tree_map_with_path(ones_or_zeros, variables), jnp.zeros(input_shape)
 
-    def reached(lit):
-        return outputs(model, variables, jnp.stack([dark, lit]), convolve=differs)[name][1].any(-1)
+    def reached(image):
+        return outputs(model, variables, jnp.stack([zeros, image]), convolve=differs)[name][1].any(-1)
 
     found = []
     for size, sees in (
-        (input_shape[0], lambda i: reached(dark.at[i].set(1.0)).any(1)),
-        (input_shape[1], lambda i: reached(dark.at[:, i].set(1.0)).any(0)),
+        (input_shape[0], lambda i: reached(zeros.at[i].set(1.0)).any(1)),
+        (input_shape[1], lambda i: reached(zeros.at[:, i].set(1.0)).any(0)),
     ):
         seen = np.asarray(jax.lax.map(sees, jnp.arange(size)))  # [input, output]
         found.append(np.stack([seen.argmax(0), size - seen[::-1].argmax(0)], axis=1))
@@ -90,28 +91,29 @@ def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.nda
 
 
 def cut(image, box, *, size, fill: float) -> np.ndarray:
-    """The part ((top, bottom), (left, right)) of an image [H, W, C] as [*size, C], where it would lie if the border
-    had not clipped it; `fill` is beyond the border."""
+    """Crops ((top, bottom), (left, right)) from an image [H, W, C] and pads the crop to [*size, C]. A crop clipped at
+    the border keeps its unclipped position; the pixels beyond the border are `fill`."""
     result = np.full((*size, image.shape[-1]), fill)
-    place = []
-    for (start, stop), whole in zip(box, size, strict=True):
-        late = whole - (stop - start) if start == 0 else 0  # Clipped at the near border, it begins late.
-        place.append(slice(late, late + stop - start))
-    result[tuple(place)] = image[tuple(slice(*edges) for edges in box)]
+    inside = []
+    for (start, stop), full in zip(box, size, strict=True):
+        offset = full - (stop - start) if start == 0 else 0  # Clipped at the top or left border.
+        inside.append(slice(offset, offset + stop - start))
+    result[tuple(inside)] = image[tuple(slice(*edges) for edges in box)]
     return result
 
 
 def peaks(state, batch, *, model, prepare, name: str):
-    """(the largest output [B, C] of each channel of a convolution, its place [B, C] counted along the rows)."""
+    """Returns (the largest output [B, C] of each channel of a convolution, its flat index [B, C] over h x w)."""
     maps = outputs(model, variables_of(state), prepare(batch["image"]))[name]
     flat = maps.reshape(maps.shape[0], -1, maps.shape[-1])
     return flat.max(1), flat.argmax(1)
 
 
 def guided_gradients(state, batch, *, model, prepare, name: str):
-    """(the network's input [B, H, W, C], the guided gradient at it of one output of a convolution for each image).
+    """Returns (the network's input [B, H, W, C], the guided gradient of one convolution output with respect to it, for
+    each image).
 
-    batch["unit"] [B] is the output's place in [h, w, C].
+    batch["unit"] [B] is the flat index of the output in [h, w, C].
     """
     guided = model.clone(guided=True)
 
@@ -124,9 +126,9 @@ def guided_gradients(state, batch, *, model, prepare, name: str):
 
 
 def excited_patches(state, images, *, experiment, prepare, name: str):
-    """(channels [U], patches [U, T, h, w, C] in 0 .. 1, their guided gradients [U, T, h, w, C]) of uint8 images
-    [N, H, W, C]: for each channel those that excite it the most, at the place of its maximum; the channels are those
-    whose T largest excitations have the largest mean."""
+    """Returns (channels [U], patches [U, T, h, w, C] in 0 .. 1, their guided gradients [U, T, h, w, C]) for uint8
+    images [N, H, W, C]: the patches with the largest activations of each channel, at the position of the maximum. The
+    channels are those whose T largest activations have the largest mean."""
     from data import batches
 
     def compiled(step):
@@ -166,7 +168,7 @@ def main(config: FiltersConfig) -> int:
     run, layer = saved_run.read(config.workdir), config.layer
     require(run.task == "classification", f"--workdir={config.workdir} holds a run of {run.task}, not of classify")
     start_cache()
-    run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # One view of each image.
+    run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # No test-time augmentation.
     experiment = stored_network.experiment_from_run(run)
     like = jax.eval_shape(experiment.task.init, jax.random.key(0))
     one = jnp.zeros((1, *experiment.input_shape))
@@ -194,7 +196,7 @@ def main(config: FiltersConfig) -> int:
         state, dataset.splits[split][0], experiment=experiment, prepare=prepare, name=name
     )
     what = f"{name}: the {len(channels)} channels with the largest activations on images of the {split} split"
-    title = f"{what}; beside each one's patches their guided gradients"
+    title = f"{what}; left: patches, right: their guided gradients"
     figure = figures_filters.excitation_grid(patches, gradients, [f"channel {c}" for c in channels], title=title)
     figures.save_figure(figure, path)
     print(f"{what}, {patches.shape[1]} patches of {patches.shape[2]}x{patches.shape[3]} pixels each: {path}")

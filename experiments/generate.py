@@ -7,7 +7,7 @@ from train.signals import Stop
 
 def main(config: GenerateConfig) -> int:
     validation.check_generate(config)
-    stop = Stop()  # Listens to signals; the imports below take seconds.
+    stop = Stop()  # Installs signal handlers first: the imports below take seconds.
     from experiments.reporting import generation_report, run_record
     from experiments.setup import generation, stored_network, training
     from experiments.setup.experiment import eval_split
@@ -17,7 +17,7 @@ def main(config: GenerateConfig) -> int:
     devices = training.start_devices(config, stop)
     workdir = training.open_workdir(config)
 
-    # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
+    # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
         dataset = generation.load_dataset(config)
         info = generation.dataset_info(dataset)
@@ -29,7 +29,7 @@ def main(config: GenerateConfig) -> int:
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
-    # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
+    # --- State: from the newest checkpoint of the workdir, else from --init_from, else random weights.
     new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
     if config.dry_run:
         config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)
@@ -47,7 +47,7 @@ def main(config: GenerateConfig) -> int:
     plan = training.plan(config, steps, experiment.learning_rate)
     batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
     samples = generation_report.SampleWriter(workdir.path / "samples", config, experiment)
-    task = experiment.task._replace(prepare_eval=samples)  # Each evaluation draws the same latent vectors' samples.
+    task = experiment.task._replace(prepare_eval=samples)  # Samples from the same latent vectors at each evaluation.
     outputs = training.output(config, workdir, checkpoints, experiment.task, state, record, split=split, steps=steps)
     with outputs as output:
         result = loop.train(

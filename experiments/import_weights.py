@@ -1,4 +1,4 @@
-"""A workdir from published weights: python -m experiments.import_weights --model=resnet18 --weights=FILE --workdir=W"""
+"""Imports published weights: python -m experiments.import_weights --model=resnet18 --weights=FILE --workdir=W"""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from experiments.cli.options import option, override
 class ImportWeightsConfig:
     """Published weights"""
 
-    workdir: str = option(None, "Folder of the run that the weights become.", needed="the folder of the run", path=True)
+    workdir: str = option(None, "Folder of the new run with these weights.", needed="the folder of the run", path=True)
     model: str = option("cnn", "Network: alexnet_owt, vggN, vggN_bn, resnetN or densenetN.")
     v1_5: bool | None = override(ClassifyConfig, "v1_5", None)
     dataset: str = override(ClassifyConfig, "dataset", "folder")
@@ -21,16 +21,16 @@ class ImportWeightsConfig:
     image_size: int | None = override(ClassifyConfig, "image_size", 224)
     dtype: str = override(ClassifyConfig, "dtype", "float32")
     weights: str = option(
-        None, "File with the weights: .safetensors, or torch's .pth.", needed="the file with the weights", path=True
+        None, "File with the weights: .safetensors, or PyTorch's .pth.", needed="the file with the weights", path=True
     )
 
 
-# The constants that torchvision's networks were trained with (its documentation), on the scale 0 to 255.
+# Mean and standard deviation from torchvision's documentation, scaled to 0 to 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def main(config: ImportWeightsConfig) -> int:
-    v1_5 = "--nov1_5: torchvision's weights are of v1.5, with the stride in the 3x3 convolution"
+    v1_5 = "--nov1_5: torchvision's weights are for v1.5, which has the stride in the 3x3 convolution"
     require(config.v1_5 is not False, v1_5)
     size = config.image_size
     if size is None:
@@ -65,7 +65,7 @@ def main(config: ImportWeightsConfig) -> int:
             both = f"has {len(names)} classes, the weights {model.num_classes}"
             raise DataError(f"--data_dir={config.data_dir} {both}")
 
-    # --- The state before a first step, with these weights in it.
+    # --- The state at step 0 with these weights.
     info = ClassificationInfo((size, size, 3), MEAN, STD, tuple(names))
     experiment = classification.create_experiment(run_config, info, devices=1, steps=1, checked=False)
     shapes = jax.eval_shape(experiment.task.init, jax.random.key(0))
@@ -95,8 +95,8 @@ def main(config: ImportWeightsConfig) -> int:
 
 
 def of_classify(config: ImportWeightsConfig, **changed) -> ClassifyConfig:
-    """The config of a run of classify, which the imported network becomes. No momentum has been gathered: none is
-    stored."""
+    """The config of the imported network as a run of classify. Its momentum is 0, because there is no optimizer state
+    to store."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     del values["weights"]
     return ClassifyConfig(**(values | {"momentum": 0.0} | changed))

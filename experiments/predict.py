@@ -10,8 +10,8 @@ from experiments.cli.app import require
 from experiments.cli.config import SEEDS
 from experiments.cli.options import option
 
-MOST = 100_000  # Samples of one call.
-NAMED = 20  # Files that can't be read, each with a line of its own.
+MOST = 100_000  # Samples per call.
+NAMED = 20  # Unreadable files that are reported one by one; the rest are counted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class PredictConfig:
 
     workdir: str = option(None, "Folder of the run.", needed="the folder of the run", path=True)
     top: int = option(1, "Most probable labels printed for each file.", "[1, inf)")
-    samples: int | None = option(None, "Of a run of generate: how many images to make.", f"[1, {MOST}]")
-    seed: int = option(0, "Of a run of generate: seed of the latent vectors.", SEEDS)
-    out: str | None = option(None, "Of a run of generate: folder of the images; default W/predictions.", path=True)
+    samples: int | None = option(None, "Runs of generate: number of images to generate.", f"[1, {MOST}]")
+    seed: int = option(0, "Runs of generate: seed of the latent vectors.", SEEDS)
+    out: str | None = option(None, "Runs of generate: output folder; default W/predictions.", path=True)
     checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
 
 
@@ -72,11 +72,11 @@ def start() -> None:
 
 
 def write_samples(config: PredictConfig, run, files: list[str]) -> int:
-    """PNG files of samples and a grid; their names as CSV on standard output."""
+    """Writes samples and a grid of them as PNG files; prints the file names as CSV."""
     require(not files, f"a run of generate takes no image files; given: {' '.join(files)!r}")
     require(config.top == 1, "--top is supported for runs of classify")
     if config.samples is None:
-        raise app.UsageError("--samples=N must be given: the number of images that a run of generate makes")
+        raise app.UsageError("--samples=N must be given: the number of images to generate")
     start()
     from experiments.reporting import generation_report
     from experiments.setup import generation, stored_network
@@ -98,7 +98,7 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
 
 
 def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
-    """The most probable classes as CSV on standard output."""
+    """Prints the most probable classes as CSV."""
     import numpy as np
 
     from experiments.setup import prediction, stored_network
@@ -113,16 +113,16 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
 
 
 def folder_of(run, files: list[str]) -> pathlib.Path:
-    """Where image files are written; UsageError for one of the `files` that lies there."""
+    """The folder that image files are written to. Raises UsageError if one of the `files` is in it."""
     folder = run.workdir / "predictions"
     for file in files:
         inside = pathlib.Path(file).resolve().parent == folder.resolve()
-        require(not inside, f"{file} lies where images are written, {folder}; copy it to another folder")
+        require(not inside, f"{file} is in the output folder {folder}; copy it to another folder")
     return folder
 
 
 def write_images(config: PredictConfig, run, files: list[str], images) -> None:
-    """PNG files of reconstructions, in the workdir; their names as CSV on standard output."""
+    """Writes reconstructions as PNG files into the workdir; prints the file names as CSV."""
     from experiments.reporting import reconstruction_report
     from experiments.setup import prediction, stored_network
 
@@ -136,7 +136,7 @@ def write_images(config: PredictConfig, run, files: list[str], images) -> None:
 
 
 def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
-    """PNG files of classes and overlays, and a legend, in the workdir; their names as CSV on standard output."""
+    """Writes masks, overlays and a legend as PNG files into the workdir; prints the file names as CSV."""
     from experiments.reporting import segmentation_report
     from experiments.setup import prediction, stored_network
 

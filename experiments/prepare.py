@@ -24,18 +24,19 @@ class PrepareConfig:
     )
     source: str | None = option(
         None,
-        "cifar10: local copy of the archive, else it is downloaded. folder: archive of images to unpack. camvid: "
+        "cifar10: local copy of the archive; default: download it. folder: archive of images to unpack. camvid: "
         "folder or archive.",
         path=True,
     )
     data_dir: str | None = option(
         None,
-        "cifar10: folder of the prepared store, default ~/nutshell_data. folder: where SPLIT/CLASS/ lie.",
+        "cifar10: folder for the prepared data set, default ~/nutshell_data. folder, camvid: folder of the images "
+        "(folder: as SPLIT/CLASS/).",
         path=True,
     )
-    split: str | None = option(None, "folder: split to unpack to; default by the archive's folders or name.")
+    split: str | None = option(None, "folder: split to unpack to; default: from the archive's folders or its name.")
     shards: str | None = option(
-        None, "folder: folder for a copy as array_record shards, read with --dataset=tfds:pictures.", path=True
+        None, "folder: folder for a copy as array_record shards, to be read with --dataset=tfds:pictures.", path=True
     )
 
 
@@ -44,7 +45,7 @@ def main(config: PrepareConfig) -> int:
     if source and not (source.is_file() or (source.is_dir() and config.dataset == "camvid")):
         from data import DataError
 
-        what = "a folder; an archive is needed" if source.is_dir() else "there is no such file"
+        what = "is a folder, must be an archive" if source.is_dir() else "no such file"
         raise DataError(f"--source={config.source}: {what}")
     if config.dataset != "folder":
         require(not config.split and not config.shards, "--split and --shards are supported by --dataset=folder")
@@ -55,7 +56,8 @@ def main(config: PrepareConfig) -> int:
 
 
 def targets(config: PrepareConfig) -> list[pathlib.Path]:
-    """The folders that are written, and a folder of images that is read: it may be in preparation."""
+    """The folders to lock: those that are written, and a folder of images that is read, which another process may be
+    preparing."""
     from data import cifar10
 
     if config.dataset == "cifar10":
@@ -72,7 +74,7 @@ def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
 
     folder = pathlib.Path(config.data_dir) if config.data_dir else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
-        print(f"cifar10 is prepared already in {folder}", file=sys.stderr)
+        print(f"cifar10 is already prepared in {folder}", file=sys.stderr)
         return 0
     if source is None:
         source = folder / "downloads" / archive.URL.rsplit("/", 1)[1]
@@ -80,7 +82,7 @@ def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
             archive.download(source)
     splits = archive.read_archive(str(source))
     if archive.md5(source) != archive.MD5:
-        print(f"warning: {source} has another MD5 than the official archive, {archive.MD5}", file=sys.stderr)
+        print(f"warning: the MD5 of {source} differs from the official archive's, {archive.MD5}", file=sys.stderr)
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)
     return 0
@@ -93,7 +95,7 @@ def camvid(config: PrepareConfig, source: pathlib.Path | None) -> int:
 
     require(bool(source and config.data_dir), "--dataset=camvid needs --source=FOLDER_OR_ARCHIVE and --data_dir")
     if source and not collect(source, pathlib.Path(str(config.data_dir))):
-        raise DataError(f"--source={config.source} holds no lists SPLIT.txt and no images")
+        raise DataError(f"--source={config.source} contains no lists SPLIT.txt and no images")
     wrong = camvid.problems(str(config.data_dir))
     for line in wrong:
         print(f"error: {one_line(line)}", file=sys.stderr)
@@ -109,18 +111,18 @@ def image_folder(config: PrepareConfig, source: pathlib.Path | None) -> int:
 
     root = config.data_dir or ""
     require(bool(source or not config.split), f"--split={config.split} needs --source=ARCHIVE")
-    require(bool(root), "--dataset=folder needs --data_dir=FOLDER, where SPLIT/CLASS/ lie or will lie")
+    require(bool(root), "--dataset=folder needs --data_dir=FOLDER, the folder with (or for) SPLIT/CLASS/")
     require(bool(source or config.shards), "--dataset=folder needs --source=ARCHIVE or --shards=STORE")
     if source:
         split = config.split or unpack.split_of(source.name)
         require(unpack.plain(split), f"--split={split}: must be a plain folder name")
         count = unpack.unpack(source, pathlib.Path(root), split=split, fixed=bool(config.split))
-        whose = "" if config.split else " (of split " + split + " where the archive's folders name none)"
-        print(f"{count:,} images in {root}{whose}", file=sys.stderr)
+        default = "" if config.split else f" (split {split} unless the archive's folders name one)"
+        print(f"{count:,} images in {root}{default}", file=sys.stderr)
     if config.shards:
         if store.exists(pathlib.Path(config.shards), "pictures", prefix=""):
             place = pathlib.Path(config.shards, "pictures")
-            print(f"{place} is there already and stays as it is; to make it anew, remove it first", file=sys.stderr)
+            print(f"{place} already exists and is left unchanged; remove it to create it again", file=sys.stderr)
             return 0
         _, files, names = folder.listing(root)
         place = store.write_image_files(pathlib.Path(config.shards), "pictures", files, names)

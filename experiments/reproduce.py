@@ -1,4 +1,4 @@
-"""Repeats a finished run and compares: python -m experiments.reproduce --run=W --workdir=NEW"""
+"""Repeats a finished run and compares the results: python -m experiments.reproduce --run=W --workdir=NEW"""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from experiments.cli.app import require
 from experiments.cli.options import option
 from train.workdir import WorkdirError
 
-TIMES = ("seconds", "images_per_second")  # The columns of metrics.csv that no two runs share.
+TIMES = ("seconds", "images_per_second")  # Columns of metrics.csv that differ between any two runs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,31 +26,31 @@ class ReproduceConfig:
 
 
 def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run's folder. Raises WorkdirError where it can't be read."""
+    """Reads a JSON file of a run's folder. Raises WorkdirError if it can't be read."""
     try:
         found = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or (name == "summary.json" and "fingerprint" not in found):
-        raise WorkdirError(f"{folder} holds no finished run: no readable {name} there")
+        raise WorkdirError(f"{folder} does not contain a finished run: no readable {name}")
     return found
 
 
 def read_rows(folder: pathlib.Path) -> list[dict[str, float | None]]:
-    """The rows of a run's metrics.csv. Raises WorkdirError where they can't be read."""
+    """Reads the rows of a run's metrics.csv. Raises WorkdirError if they can't be read."""
     from experiments.reporting import report
 
     try:
         rows = report.read_metrics(folder / "metrics.csv")
     except (OSError, ValueError):
         rows = []
-    if not rows or any(row.get("step") is None for row in rows):  # A finished run has at least its last evaluation's.
-        raise WorkdirError(f"{folder} holds no finished run: no readable metrics.csv there")
+    if not rows or any(row.get("step") is None for row in rows):  # A finished run has at least one row.
+        raise WorkdirError(f"{folder} does not contain a finished run: no readable metrics.csv")
     return rows
 
 
 def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
-    """The numbers of two summaries that are not equal, by name: scores, steps, examples; not times."""
+    """The entries of two summaries that differ, by name, without times, workdir and fingerprint."""
     left_out = {"compile_seconds", "workdir", "fingerprint", *TIMES}
     names = [name for name in stored.keys() | here.keys() if name not in left_out]
     pairs = {name: (stored.get(name), here.get(name)) for name in sorted(names)}
@@ -58,7 +58,7 @@ def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
 
 
 def first_different_step(stored: list[dict], here: list[dict]) -> int | None:
-    """The first step whose rows of metrics.csv are not equal but for times; None where all are."""
+    """The first step whose rows of metrics.csv differ in anything but times; None if there is none."""
     tables = [
         {row["step"]: {k: v for k, v in row.items() if k not in TIMES and v is not None} for row in rows}
         for rows in (stored, here)
@@ -73,17 +73,17 @@ def main(config: ReproduceConfig) -> int:
 
     run, new = saved_run.read(config.run, flag="run"), pathlib.Path(config.workdir)
     stored_run, stored = (read_json(run.workdir, name) for name in ("run.json", "summary.json"))
-    rows = read_rows(run.workdir)  # Before hours are spent on what it is compared with.
-    require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must be another folder than --run")
+    rows = read_rows(run.workdir)  # Fail before the new run, which may take hours.
+    require(new.resolve() != run.workdir.resolve(), f"--workdir={new}: must differ from --run")
 
     # --- The same flags.
     changed: dict[str, Any] = {"workdir": config.workdir}
     if config.data_dir is not None:
         changed["data_dir"] = config.data_dir
-    if "eval_split" not in stored_run:  # Of an older version, which chose another split where test and val are there.
+    if "eval_split" not in stored_run:  # Older versions chose a different split if both test and val existed.
         changed["eval_split"] = run.eval_split
     devices = re.match(r"(\d+) cpu", str(stored_run.get("devices")))
-    if run.config.devices is None and devices:  # Of several processes: on CPUs one process simulates as many.
+    if run.config.devices is None and devices:  # On CPUs one process simulates the devices of all processes.
         changed["devices"] = int(devices[1])
     flags = options.flag_lines(dataclasses.replace(run.config, **changed))
     done = subprocesses.run(saved_run.COMMANDS[run.task], *flags)
@@ -104,10 +104,10 @@ def main(config: ReproduceConfig) -> int:
         print(f"not identical: parameters {state}; {where}", file=sys.stderr)
         for name, (before, now) in metrics.items():
             numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (before, now))
-            by = f", a difference of {now - before:.3g}" if numbers else ""
+            by = f", difference {now - before:.3g}" if numbers else ""
             print(f"  {name}: {before} (run), {now} (here){by}", file=sys.stderr)
         print(
-            "what differs in the environment:" if lines else "no difference in the environment is known",
+            "differences in the environment:" if lines else "no known difference in the environment",
             file=sys.stderr,
         )
         for line in lines:

@@ -1,6 +1,6 @@
-"""The layers of a network: python -m experiments.summary --model=cnn --image_size=28 [--json]
+"""Prints a network's layers: python -m experiments.summary --model=cnn --image_size=28 [--json]
 
-With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that a device sends and holds in a step.
+With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that each device sends per step and stores.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ class SummaryConfig(NetworkConfig):
     """Summary"""
 
     image_size: str | None = option(
-        None, "Pixels, SIDE or HEIGHTxWIDTH; default those of the images that the network is meant for."
+        None, "Image size in pixels, SIDE or HEIGHTxWIDTH; default: what the network was designed for."
     )
-    channels: int | None = option(None, "Channels; default those of the same images.", "[1, inf)")
-    num_classes: int | None = option(None, "Classes; default those of the same images.", "[1, inf)")
+    channels: int | None = option(None, "Image channels; default: what the network was designed for.", "[1, inf)")
+    num_classes: int | None = option(None, "Number of classes; default: what the network was designed for.", "[1, inf)")
     json: bool = option(False, "Print one JSON object instead of a table.")
     parallelism: str | None = option(
         None,
-        "Add what a device sends and holds, for data parallelism or for both.",
+        "Also print the bytes that a device sends per step and stores; hybrid: with both kinds of parallelism.",
         choices=("data", "hybrid"),
     )
-    devices: int | None = option(None, "parallelism: devices, 2 or more.")
+    devices: int | None = option(None, "parallelism: number of devices, 2 or more.")
     batch_size: int | None = option(None, "parallelism: global batch size.")
-    mesh: str | None = option(None, "hybrid: HOSTSxLOCAL, dense layers sharded inside each host, as 4x8.")
-    figure: str | None = option(None, "hybrid: PNG file for a figure of the bytes against the devices.", path=True)
+    mesh: str | None = option(None, "hybrid: HOSTSxLOCAL, such as 4x8; the dense layers are sharded within each host.")
+    figure: str | None = option(None, "hybrid: PNG file for a plot of the bytes over the number of devices.", path=True)
 
 
 def main(config: SummaryConfig) -> int:
@@ -41,25 +41,25 @@ def main(config: SummaryConfig) -> int:
     from experiments.setup import classification, communication
     from models import dcgan, summary
 
-    start_cache()  # The kernels that tracing needs are kept there.
+    start_cache()  # Tracing compiles kernels.
     spec = models.spec(config.model)
     height, width, channels = spec.image_shape
     channels, classes = config.channels or channels, config.num_classes or spec.num_classes
     size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", config.image_size or f"{height}x{width}")
     if size is None:
-        raise app.UsageError(f"--image_size={config.image_size}: must be SIDE, as 224, or HEIGHTxWIDTH")
+        raise app.UsageError(f"--image_size={config.image_size}: must be SIDE, such as 224, or HEIGHTxWIDTH")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
     for name, value in given.items():
         require(value is None or bool(config.parallelism), f"--{name}={value} needs --parallelism=data or hybrid")
-    told = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is not told the class"
-    require(config.num_classes is None or spec.task not in ("generation", "reconstruction"), told)
+    unused = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is unconditional"
+    require(config.num_classes is None or spec.task not in ("generation", "reconstruction"), unused)
     if spec.task == "reconstruction":
         model = models.create(config.model, classes, shape=image_shape, **classification.given_options(config))
     elif spec.task == "generation":
         square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
         require(square, f"--image_size={config.image_size}: must be 32 or 64")
-        classification.given_options(config)  # It has none.
+        classification.given_options(config)  # Rejects all network options: the model has none.
         model = models.create(config.model, classes, size=image_shape[0], channels=channels)
     else:
         model = classification.network(config, classes)

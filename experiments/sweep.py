@@ -1,4 +1,4 @@
-"""A grid of runs, one workdir each.
+"""Trains a grid of classifiers, each in its own workdir.
 
 python -m experiments.sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500
 """
@@ -24,19 +24,19 @@ class SweepConfig:
     """Sweep"""
 
     workdir: str = option(
-        None, "Folder of the sweep; each point's run is a folder in it.", needed="the folder of the sweep", path=True
+        None, "Folder of the sweep; each run gets a subfolder.", needed="the folder of the sweep", path=True
     )
-    grid: str = option("", 'The grid, as "learning_rate=0.1,0.01 seed=0..4".')
-    print_commands: bool = option(False, "Only print the commands, one a line.")
+    grid: str = option("", 'The grid, such as "learning_rate=0.1,0.01 seed=0..4".')
+    print_commands: bool = option(False, "Only print the commands, one per line.")
 
 
 def main(config: SweepConfig, classify_flags: list[str]) -> int:
     own = any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in classify_flags)
-    require(not own, "--workdir and --dry_run are the sweep's own: give them before the --, or not at all")
+    require(not own, "--workdir and --dry_run are not allowed after the --; the sweep sets each run's --workdir")
     points = sweep_table.points(config.grid)
     given = {flag.lstrip("-").split("=")[0] for flag in classify_flags if flag.startswith("-")}
     twice = [name for name in points[0] if given & {name, f"no{name}"}]
-    require(not twice, f"--{' --'.join(twice)} after the -- has no effect: --grid gives it a value in each run")
+    require(not twice, f"--{' --'.join(twice)} after the -- has no effect: --grid sets its value in each run")
     runs = []
     for point in points:
         run = pathlib.Path(config.workdir, ",".join(f"{name}={value}" for name, value in point.items()))
@@ -47,19 +47,19 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         return 0
     workdir = Workdir(config.workdir)
     if (workdir.path / "run.json").exists():
-        raise WorkdirError(f"{workdir.path} holds a single run; choose a new --workdir")
+        raise WorkdirError(f"{workdir.path} contains a single run; choose a new --workdir")
     rows, failed, stopped = [], 0, 0
-    checked: finished_run.Finished | None = None  # A run whose data set classify has compared with the present one.
+    checked: finished_run.Finished | None = None  # A run whose stored data set classify has verified.
     for i, (point, arguments) in enumerate(zip(points, runs, strict=True), 1):
         print(f"{i}/{len(points)}  {' '.join(f'{k}={v}' for k, v in point.items())}", file=sys.stderr, flush=True)
-        place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved since.
+        place = {"workdir": arguments[-1].removeprefix("--workdir=")}  # A finished run may have been moved.
         finished = finished_run.read(arguments)
         if checked and finished and finished_run.on_same_data(checked, finished):
             print(f"run already complete in {place['workdir']}", file=sys.stderr, flush=True)
             rows.append(point | finished.summary | place)
             continue
         done = subprocesses.run("classify", *arguments)
-        if done.status == 2 or done.status > 128:  # A bad flag must be fixed before more is run.
+        if done.status == 2 or done.status > 128:  # A bad flag would fail in all further runs.
             stopped = done.status
             break
         if done.status:
@@ -70,7 +70,7 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
     if rows:
         results = sweep_table.table(rows, list(points[0]))
         text = io.StringIO()
-        columns = dict.fromkeys(name for row in rows for name in row)  # Data sets may differ in their metrics.
+        columns = dict.fromkeys(name for row in rows for name in row)  # Metrics may differ between data sets.
         writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -81,7 +81,7 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
             deviation = f"± {100 * spread:.2f} %  ({seeds} runs)" if seeds > 1 else "%  (1 run)"
             print(f"{setting:<40} {100 * mean:6.2f} {deviation}")
         if any(row["split"] == "test" for row in rows):
-            note = "these accuracies are on test; to choose a setting, compare accuracies on val (--val_fraction)"
+            note = "these are test accuracies; to choose a setting, compare validation accuracies (--val_fraction)"
             print(note, file=sys.stderr)
         print(f"table: {workdir.path / 'sweep.csv'}, figures: sweep.png, sweep_curves.png", file=sys.stderr)
     if failed:

@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_reproduced_is_a_one_line_error(start, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and f"--run={tmp_path} holds no run" in done.stderr
     result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP))
     done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'w'}/")
-    assert done.returncode == 2 and "must be another folder than --run" in done.stderr
+    assert done.returncode == 2 and "must differ from --run" in done.stderr
     # The outputs of the old run are read before the new run starts.
     for name, damaged in (
         *(("metrics.csv", text) for text in (b"", b"step,loss\n2,x\n4,1\n", b"a,b\n1,2\n", b"\xff\xfe")),
@@ -107,7 +107,7 @@ def test_a_run_that_cannot_be_reproduced_is_a_one_line_error(start, tmp_path):
         path.unlink() if damaged is None else path.write_bytes(damaged)
         done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'new'}")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-        assert f"holds no finished run: no readable {name} there" in done.stderr
+        assert f"does not contain a finished run: no readable {name}" in done.stderr
         assert not (tmp_path / "new").exists()
         path.write_bytes(whole)
 

@@ -104,7 +104,7 @@ def test_a_run_on_camvid(root, start, tmp_path):
         assert (mask.mode, mask.size, overlay.mode, overlay.size) == ("P", (44, 30), "RGB", (44, 30))
         assert np.asarray(mask).max() < 11
     done = start("predict", f"--workdir={workdir}", rows[0]["mask"])
-    assert done.returncode == 2 and "lies where images are written" in done.stderr
+    assert done.returncode == 2 and "is in the output folder" in done.stderr
 
 
 def test_precise_bn_does_not_depend_on_the_number_of_devices(root):

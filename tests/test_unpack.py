@@ -198,7 +198,7 @@ def test_shards_are_read_like_the_folder(tmp_path, start):
 
     arguments = ["--dataset=folder", f"--data_dir={tmp_path / 'd'}", f"--shards={tmp_path / 's'}"]
     again = start("prepare", *arguments, f"--source={tmp_path / 't.tar'}", "--split=val")
-    assert again.returncode == 0 and "is there already and stays as it is" in again.stderr
+    assert again.returncode == 0 and "already exists and is left unchanged" in again.stderr
     assert files(tmp_path / "d" / "val") == NESTED
     refused = start("prepare", *arguments, "--split=a/b", f"--source={tmp_path / 't.tar'}")
     assert refused.returncode == 2 and "--split=a/b" in refused.stderr
