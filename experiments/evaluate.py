@@ -61,7 +61,7 @@ def generator(config: EvaluateConfig, run):
     from experiments.reporting.generation_report import share_table
     from experiments.setup import evaluation_data, generation, stored_network
 
-    require(config.split != "train", "--split=train: samples are compared with images not trained on")
+    require(config.split != "train", "--split=train: samples are compared with images not used for training")
     changed = evaluation_data.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
     changed = dataclasses.replace(changed, eval_split=config.split or changed.eval_split)
     dataset = generation.load_dataset(changed)

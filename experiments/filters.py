@@ -166,7 +166,7 @@ def main(config: FiltersConfig) -> int:
     from models import summary
 
     run, layer = saved_run.read(config.workdir), config.layer
-    require(run.task == "classification", f"--workdir={config.workdir} holds a run of {run.task}, not of classify")
+    require(run.task == "classification", f"--workdir={config.workdir} contains a run of {run.task}, not of classify")
     start_cache()
     run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # No test-time augmentation.
     experiment = stored_network.experiment_from_run(run)

@@ -79,10 +79,10 @@ def main(config: ImportWeightsConfig) -> int:
     )
     workdir = Workdir(config.workdir)
     if workdir.read_json("run.json") is not None:
-        raise WorkdirError(f"{workdir.path} holds a run already; choose a new --workdir")
+        raise WorkdirError(f"{workdir.path} already contains a run; choose a new --workdir")
     checkpoints = Checkpoints(workdir.path, constants=dataclasses.asdict(info))
     if checkpoints.steps():
-        raise WorkdirError(f"{workdir.path} holds checkpoints already; choose a new --workdir")
+        raise WorkdirError(f"{workdir.path} already contains checkpoints; choose a new --workdir")
     checkpoints.save(0, state, record={})
     checkpoints.wait()
     dataset = Dataset("folder", {}, tuple(names))

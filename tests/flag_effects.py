@@ -165,7 +165,7 @@ GENERATE = {
     "nesterov": program(True, slow=True, optimizer="sgd"),
     "devices": program(2, slow=True),
     "init_from": refusal("RUN", "has --model=mlp, this run --model=dcgan"),
-    "eval_split": refusal("train", "samples are compared with images not trained on"),
+    "eval_split": refusal("train", "samples are compared with images not used for training"),
     "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=dcgan"),
@@ -315,7 +315,7 @@ TOPICS = {
 # Flags that would have no effect: each is rejected with this error.
 REFUSED = (
     ("classify", {"schedule": "step", "drops": ()}, "--schedule=step needs --drops"),
-    ("classify", {"schedule": "step", "drops": (0.5, 0.9)}, "--drops=0.9 has no effect: after that share of 2 steps"),
+    ("classify", {"schedule": "step", "drops": (0.5, 0.9)}, "--drops=0.9 has no effect: no steps remain after it"),
     ("classify", {"sync_bn": False}, "--nosync_bn has no effect on one device"),
     (
         "classify",

@@ -226,7 +226,7 @@ def test_steps_of_epochs_are_exact_and_too_many_are_refused():
         big = Dataset("d", {"train": (np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100, np.int32))}, ("a",))
         assert training.total_steps(ClassifyConfig(epochs=epochs, batch_size=10), big, 1) == expected
     for epochs in (1e306, 1e12):
-        with pytest.raises(UsageError, match="steps: must be fewer than 2147483648"):
+        with pytest.raises(UsageError, match="steps: must be less than 2147483648"):
             training.total_steps(ClassifyConfig(epochs=epochs), dataset, 1)
 
 
@@ -251,14 +251,14 @@ def test_sizes_beyond_any_machine_are_refused(flag, accepted):
 def test_batch_norm_over_one_value_is_refused(given):
     info = ClassificationInfo((16, 16, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"))
     with pytest.raises(
-        UsageError, match="bn_dense would normalise one value a channel, to 0: batch norm needs a larger"
+        UsageError, match="bn_dense would normalize a single value per channel to 0: batch norm needs a larger"
     ):
         classification.create_experiment(ClassifyConfig(model="cnn", **given), info, devices=1, steps=1)
     for model in ("lenet", "mlp"):  # Without batch norm.
         shape = dataclasses.replace(info, image_shape=(28, 28, 1), mean=(9.0,), std=(1.0,))
         classification.create_experiment(ClassifyConfig(model=model, **given), shape, devices=1, steps=1)
     config = ClassifyConfig(model="cnn", batch_size=2, sync_bn=False)
-    with pytest.raises(UsageError, match="would normalise one value"):
+    with pytest.raises(UsageError, match="would normalize a single value"):
         classification.create_experiment(config, info, devices=2, steps=1)
 
 
@@ -267,7 +267,7 @@ def test_batch_norm_over_one_value_is_refused(given):
 def test_batch_norm_over_one_value_is_refused_for_generate(size, devices, given):
     info = GenerationInfo((size, size, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"))
     create = functools.partial(generation.create_experiment, info=info, devices=devices, steps=1)
-    line = r"generator/bn_project would normalise one value a channel, to 0: .* \(--batch_size, --sync_bn\) or larger"
+    line = r"generator/bn_project would normalize a single value per channel to 0: .* \(--batch_size, --sync_bn\)"
     with pytest.raises(UsageError, match=line):
         create(GenerateConfig(authors=True, **given))
     assert create(GenerateConfig(authors=True, **given), checked=False)  # A stored run.
@@ -278,7 +278,7 @@ def test_batch_norm_over_one_value_is_refused_for_generate(size, devices, given)
 def test_a_stored_run_with_a_small_batch_can_be_loaded():
     info = SegmentationInfo((2, 2, 3), (9.0,) * 3, (1.0,) * 3, ("a", "b"), (1.0, 1.0))
     config = SegmentConfig(model="segnet_basic", dataset="camvid", batch_size=1)
-    with pytest.raises(UsageError, match="would normalise one value"):
+    with pytest.raises(UsageError, match="would normalize a single value"):
         segmentation.create_experiment(config, info, devices=1, steps=1)
     assert segmentation.create_experiment(config, info, devices=1, steps=1, checked=False)
 

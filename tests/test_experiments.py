@@ -80,7 +80,7 @@ def test_evaluate_equals_the_runs_own_evaluation(whole, start):
     assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
     assert scores["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     done = start("evaluate", f"--workdir={workdir}", "--tta=ten_view")
-    assert done.returncode == 2 and "--tta=ten_view is supported by runs with --augment=crop24" in done.stderr
+    assert done.returncode == 2 and "--tta=ten_view is supported with --augment=crop24" in done.stderr
     assert len((workdir / "confusion.csv").read_text().splitlines()) == 11
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 
@@ -307,14 +307,14 @@ def test_unusable_workdirs_are_reported(whole, start, tmp_path):
     done = start("classify", f"--workdir={broken}", *SMALL)
     assert done.returncode == 1 and "is a file, not a folder of checkpoints" in done.stderr
     done = start("evaluate", f"--workdir={tmp_path}")
-    assert done.returncode == 1 and "holds no run" in done.stderr
+    assert done.returncode == 1 and "does not contain a run" in done.stderr
 
 
 def test_a_refused_start_leaves_no_folder(start, tmp_path):
     done = start("classify", f"--workdir={tmp_path / 'new'}", *SMALL, "--init_from=/none")
     assert (done.returncode, done.stderr) == (
         1,
-        "error: --init_from=/none holds no run: no readable run.json there\n",
+        "error: --init_from=/none does not contain a run: no readable run.json\n",
     )
     assert not (tmp_path / "new").exists()
 

@@ -221,5 +221,5 @@ def test_the_command_without_a_convolution_and_without_a_run(tmp_path, monkeypat
         np.testing.assert_array_equal(np.asarray(image), figures_filters.filter_grid(templates))
     with pytest.raises(UsageError, match="--layer=2: mlp has no convolution; must be 1 dense1$"):
         filters.main(FiltersConfig(str(tmp_path / "run"), 2))
-    with pytest.raises(workdir.WorkdirError, match="holds no run"):
+    with pytest.raises(workdir.WorkdirError, match="does not contain a run"):
         filters.main(FiltersConfig(str(tmp_path)))

@@ -67,7 +67,7 @@ def test_a_run_of_generate(root, start, tmp_path):
     assert same(whole, result(done))
     (again / "run.json").unlink()  # The checkpoints' run is now unknown.
     done = start("generate", f"--workdir={again}", *run, "--seed=1")
-    assert (done.returncode, done.stdout) == (1, "") and "holds checkpoints, but no run.json" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "") and "contains checkpoints without a run.json" in done.stderr
 
     made = [tmp_path / name for name in ("one", "two")]
     for out, seed in zip(made, (3, 4), strict=True):
@@ -91,7 +91,7 @@ def test_a_run_of_generate(root, start, tmp_path):
         ("predict", ["--samples=1", "--top=2"], "--top is supported for runs of classify"),
         ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
         ("predict", ["--samples=1", "x.png"], "takes no image files; given: 'x.png'"),
-        ("evaluate", ["--split=train"], "--split=train: samples are compared with images not trained on"),
+        ("evaluate", ["--split=train"], "--split=train: samples are compared with images not used for training"),
     ):
         done = start(command, f"--workdir={workdir}", *flags)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -107,7 +107,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
     for changed, message in (
         ({"dataset": "mnist5"}, "did you mean mnist5k?"),
-        ({"eval_split": "train"}, "--eval_split=train: samples are compared with images not trained on"),
+        ({"eval_split": "train"}, "--eval_split=train: samples are compared with images not used for training"),
     ):
         with pytest.raises((UsageError, ArgumentError), match=re.escape(message)):
             generation.load_dataset(GenerateConfig(**changed))
@@ -159,7 +159,7 @@ def test_too_few_images_are_refused(tmp_path):
 def test_epochs_replace_the_default_steps(root, start, tmp_path):
     few = ["--dataset=folder", f"--data_dir={root}", "--batch_size=8", "--epochs=1e9"]
     done = start("generate", f"--workdir={tmp_path / 'w'}", *few)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and " steps: must be fewer than" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and " steps: must be less than" in done.stderr
 
 
 def test_images_are_resized_or_padded_to_the_networks_size():

@@ -226,7 +226,7 @@ def test_a_run(model, start, tmp_path):
     for row, image in zip(rows, made, strict=True):
         np.testing.assert_allclose(np.asarray(Image.open(row["reconstruction"])) / 255, image, atol=0.51 / 255)
     done = start("predict", f"--workdir={workdir}", rows[0]["reconstruction"])
-    assert done.returncode == 2 and "lies where images are written" in done.stderr
+    assert done.returncode == 2 and "is in the output folder" in done.stderr
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_curves_pair_train_and_eval(tmp_path):
     assert lines[(3.0,)] == (0.7,)
     assert "best val 0.7 at step 3" in axes.get_title("left").replace("\n", " ")
     unchosen = report.curves(metric_rows(), split="test", selects=False)["loss"].axes[0]
-    assert "ends at test 0.7" in unchosen.get_title("left").replace("\n", " ")
+    assert "final test 0.7" in unchosen.get_title("left").replace("\n", " ")
     for name, figure in drawn.items():
         figures.save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG_START)

@@ -93,7 +93,7 @@ def test_a_run_is_reproduced_and_changes_are_detected(start, tmp_path, monkeypat
 @pytest.mark.slow
 def test_a_run_that_cannot_be_reproduced_is_a_one_line_error(start, tmp_path):
     done = start("reproduce", f"--run={tmp_path}", f"--workdir={tmp_path / 'new'}")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and f"--run={tmp_path} holds no run" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and f"--run={tmp_path} does not contain" in done.stderr
     result(start("classify", f"--workdir={tmp_path / 'w'}", *MLP))
     done = start("reproduce", f"--run={tmp_path / 'w'}", f"--workdir={tmp_path / 'w'}/")
     assert done.returncode == 2 and "must differ from --run" in done.stderr

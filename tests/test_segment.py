@@ -206,7 +206,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (["--dataset=camvid"], 1, "--dataset=camvid requires --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not supported by --dataset=digit_scenes"),
         (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
-        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes composes the scenes of a step anew"),
+        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes generates new training scenes"),
         (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
         (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "must be HEIGHTxWIDTH"),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "must be at most 30x44"),

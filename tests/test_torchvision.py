@@ -145,7 +145,7 @@ def test_the_command_creates_a_complete_workdir(tmp_path, start):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["classes"] == 3
     again = run("import_weights", *source)
-    assert again.returncode == 1 and "holds a run already" in again.stderr
+    assert again.returncode == 1 and "already contains a run" in again.stderr
     # Imported without a folder, classes have no names; evaluation uses those of its folder.
     elsewhere = f"--workdir={tmp_path / 'unnamed'}"
     assert run("import_weights", *source, elsewhere).returncode == 0

@@ -169,7 +169,7 @@ def test_nothing_is_chosen_on_test(start, tmp_path):
     for command in (["evaluate"], ["filters"], ["predict", "x.png"]):
         done = start(command[0], f"--workdir={tmp_path}", "--checkpoint=best", *command[1:])
         assert done.returncode in (1, 2) and done.stderr.count("\n") == 1
-        assert "x.png" in done.stderr or "was evaluated on test, and none is chosen by such a score" in done.stderr
+        assert "x.png" in done.stderr or "was evaluated on test, so no best checkpoint was selected" in done.stderr
     with pytest.raises(UsageError, match="--checkpoint=best: the run in .* was evaluated on test"):
         load_run(str(tmp_path), "best")
 
@@ -182,7 +182,7 @@ def test_a_run_resumes_with_its_original_evaluation_split(chosen, start, tmp_pat
     command = ["classify", f"--flagfile={tmp_path / 'w/flags.txt'}", f"--workdir={tmp_path / 'w'}"]
     done = start(*command)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "was evaluated on test (stored), not on val (given); give --eval_split=test" in done.stderr
+    assert "was evaluated on test (stored), val was given; give --eval_split=test" in done.stderr
     assert start(*command, "--eval_split=test").returncode == 0
 
 

@@ -20,7 +20,7 @@ class RunConfig:
 
     workdir: str = option(
         None,
-        "Folder of the run. Repeating the command resumes the run.",
+        "Folder of the run. Repeat the command to resume.",
         needed="the folder of the run",
         resumable=True,
         path=True,

@@ -1,1 +1,1 @@
-"""Figures, report.html and the records of a run."""
+"""Figures, report.html and run records."""

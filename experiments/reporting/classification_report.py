@@ -1,4 +1,4 @@
-"""What a finished classifier's report shows."""
+"""The report of a finished classifier."""
 
 import functools
 
@@ -15,8 +15,8 @@ SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 
 def weight_images(state, model: str, layer: str, image_shape):
-    """The weights of the first layer of the network `model`, given by its path, as images [N, H, W, C]: a
-    convolution's filters or the templates of a dense layer, for images or for rows of one."""
+    """The weights of the network's first layer as images [N, H, W, C]: the filters of a convolution, or the weights of
+    a dense layer in the shape of its input, an image or a row of one. `layer` is the layer's path."""
     if first_filters := models.spec(model).first_filters:
         kernel = first_filters(state.params, state.batch_stats)
     else:
@@ -27,7 +27,7 @@ def weight_images(state, model: str, layer: str, image_shape):
 
 
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
-    """Writes the report of a classifier: figures/*.png and report.html in the workdir."""
+    """Writes the report of a classifier to the workdir: figures/*.png and report.html."""
     state, names = result.state, experiment.info.class_names
     images, labels = preprocessing.sample_for_report(*test)
     confusion = result.sums["confusion"].astype(int)
@@ -42,19 +42,19 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "confusion_matrix",
             "Confusion matrix",
-            "true classes in rows, predicted ones in columns",
+            "rows: true classes; columns: predicted classes",
             draw.confusion_matrix(confusion, names),
         ),
         (
             "mistakes",
             "Most confident errors",
-            f"{among} that the network classifies wrongly with the highest probability",
+            f"{among} misclassified with the highest probability",
             draw.mistakes_grid(images, labels, predicted, confidence, names),
         ),
         (
             "layer1",
             f"Layer-1 {kind}",
-            "weights of the first layer, each scaled by its own largest",
+            "weights of the first layer, each image scaled by its largest magnitude",
             draw.image_grid(weights[:64], title=f"Layer-1 {kind}", signed=True),
         ),
     )
@@ -72,7 +72,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
 
 
 def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
-    """The report's table of recall and precision by class."""
+    """The table of recall and precision per class."""
     confusion, rows = sums["confusion"], []
     for i, name in enumerate(class_names):
         true, predicted = confusion[i].sum(), confusion[:, i].sum()

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its flags and data: packages, processor, kernels, variables, source code."""
+"""The environment that affects a run's results: packages, processor, CPU kernels, variables and source code."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,7 @@ GROUPS = {"versions": "", "packages": "", "environment": "variable ", "data_dige
 
 
 def processor() -> str:
-    """The processor's name and the number of its cores."""
+    """The processor's name and number of cores."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:
-    """What git prints in a folder; None where it fails, or there is no git."""
+    """The output of a git command in a folder, or None if it fails or git is not installed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, env=own, capture_output=True, timeout=30)
@@ -34,9 +34,8 @@ def _git(folder: pathlib.Path, *arguments: str) -> bytes | None:
 
 
 def source(file: pathlib.Path = pathlib.Path(__file__)) -> dict[str, Any]:
-    """The commit of the checkout that `file` belongs to, whether its tracked files differ from it, and the SHA-256 of
-    the difference; None where it belongs to none. (An installed copy may lie in a checkout of another project, whose
-    commit says nothing.)"""
+    """The commit of the git checkout that tracks `file`, whether tracked files differ from it, and the SHA-256 of the
+    diff; None values if no checkout tracks the file, such as an installed copy inside another project's checkout."""
     tracked = _git(file.parent, "ls-files", "--error-unmatch", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD") if tracked else None
     diff = _git(file.parent, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") if commit else None
@@ -48,10 +47,10 @@ def source(file: pathlib.Path = pathlib.Path(__file__)) -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """All of it, for run.json."""
+    """The whole environment, for run.json."""
     from models.cpu_kernels.ops import use_cpu_kernels
 
-    texts = [found.metadata for found in importlib.metadata.distributions()]  # Each is parsed when it is asked for.
+    texts = [found.metadata for found in importlib.metadata.distributions()]  # Parsed on access.
     packages = {text["Name"]: text["Version"] for text in texts if text["Name"]}
     return {
         "versions": {"python": platform.python_version(), **{name: packages.get(name) for name in VERSIONS}},
@@ -64,8 +63,8 @@ def describe() -> dict[str, Any]:
 
 
 def differences(run: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Lines that tell in what the run.json `here` differs from that of `run`: environment, devices and data. What
-    either does not record, or a damaged file not as names and values, is left out."""
+    """Lines that describe how the run.json `here` differs from that of `run` in environment, devices and data. Entries
+    that either file lacks, or that are damaged, are skipped."""
 
     def facts(record: dict[str, Any], key: str) -> dict[str, Any]:
         value = record[key]

@@ -1,8 +1,8 @@
 """Figures for a training report: one style, drawn with matplotlib's Agg canvas.
 
-matplotlib is imported inside the functions, so that importing this module stays fast. Colours are those of
-Okabe and Ito, which colour-blind readers can tell apart. Each figure is about 620 pixels wide with large type:
-shrunk to the width of a phone it can still be read. The background is opaque white, for light and dark pages.
+matplotlib is imported inside the functions to keep importing this module fast. The colors are the color-blind safe
+palette of Okabe and Ito. Each figure is about 620 pixels wide with large type, so that it stays readable when scaled
+to the width of a phone. The background is opaque white, for light and dark pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.2  # inches, of every figure but the largest confusion matrices
+WIDTH = 5.2  # inches, of all figures except large confusion matrices
 DPI = 120
 COLOURS = {"train": "#0072B2", "eval": "#D55E00", "test": "#009E73", "alone": "#0072B2"}
 STYLE: dict[Any, Any] = {
@@ -40,25 +40,25 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "grid.color": "#e4e4e4",
     "lines.linewidth": 1.8,
-    "text.parse_math": False,  # a class may be called "$5 and $6"
+    "text.parse_math": False,  # class names may contain $
     "xtick.color": "#444444",
     "ytick.color": "#444444",
 }
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Save a figure as PNG, atomically and without time or version inside: equal figures give equal bytes."""
+    """Save a figure as PNG, atomically and without timestamp or version, so that equal figures give equal bytes."""
     import matplotlib
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in scripts the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # characters that the font lacks
         figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     write_atomically(Path(path), buffer.getvalue())
 
 
 def new_figure(width: float = WIDTH, height: float = 3.4) -> Figure:
-    """Return an empty figure of the given size in inches; the style is in force only inside rc_context(STYLE)."""
+    """Return an empty figure of the given size in inches; the style applies only inside rc_context(STYLE)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,12 +104,12 @@ def titled(quantity: str) -> str:
 def confusion_matrix(
     counts: ArrayLike, class_names: Sequence[str] | None = None, *, title: str | None = None
 ) -> Figure:
-    """Draw a confusion matrix: colours are shares of each row, so that rare classes are as plain as common ones.
+    """Draw a confusion matrix. Colors show each row normalized to sum 1, so that rare classes are visible.
 
     Args:
-        counts: [C, C] whole numbers, true class x predicted class; written into the cells when C <= 20.
-        class_names: C names; None gives the numbers 0 .. C - 1.
-        title: None names the commonest mistake.
+        counts: [C, C] integers, true class x predicted class; shown in the cells if C <= 20.
+        class_names: C names; None uses the numbers 0 .. C - 1.
+        title: None uses the most frequent confusion.
     """
     import matplotlib
     from matplotlib.colors import PowerNorm
@@ -118,7 +118,7 @@ def confusion_matrix(
     table = np.asarray(counts)
     size = len(table)
     if table.ndim != 2 or table.shape != (size, size) or size == 0:
-        raise ValueError(f"a confusion matrix must be square, not of shape {table.shape}")
+        raise ValueError(f"a confusion matrix must be square, got shape {table.shape}")
     names = [str(index) for index in range(size)] if class_names is None else [str(name) for name in class_names]
     if len(names) != size:
         raise ValueError(f"{size} classes, but {len(names)} class names")
@@ -126,14 +126,14 @@ def confusion_matrix(
     mistakes = table - np.diag(np.diag(table))
     if title is None:
         true, predicted = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
-        worst = f"{_shortened(names[true])} taken for {_shortened(names[predicted])}"
-        title = f"Commonest mistake: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No errors"
+        worst = f"{_shortened(names[true])} predicted as {_shortened(names[predicted])}"
+        title = f"Most frequent error: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No errors"
 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         side = min(8.0, max(WIDTH, 0.38 * size))
         figure = new_figure(side, side * 0.98)
         axes = figure.add_subplot()
-        # The square root lets a share of 1 % be seen beside one of 99 %.
+        # The square-root color scale makes a fraction of 1 % visible beside one of 99 %.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
         every = -(-size // 40)
         shown = range(0, size, every)
@@ -155,7 +155,7 @@ def confusion_matrix(
         bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         bar.ax.tick_params(labelsize=9)
-        bar.set_label("share of the true class", fontsize=9)
+        bar.set_label("fraction of the true class", fontsize=9)
     return figure
 
 
@@ -168,15 +168,16 @@ def image_grid(
     signed: bool = False,
     columns: int | None = None,
 ) -> Figure:
-    """Draw images in rows, each with its caption below.
+    """Draw a grid of images, each with its caption below.
 
     Args:
         images: [N, H, W], [N, H, W, 1] or [N, H, W, 3] floats; N may be 0.
         captions: N texts, or None.
-        normalize: stretch each image to its own range; otherwise floats are taken to lie in 0 .. 1 (when
-            ``signed``, all images share one range).
-        signed: for weights. Zero is the middle: white, with blue below and red above (grey for three channels).
-        columns: images in a row; None chooses by N.
+        normalize: scale each image to its own range; otherwise floats must be in 0 .. 1 (if ``signed``, all images
+            share one range).
+        signed: for weights. Zero is white, negative values are blue and positive ones red; with three channels zero
+            is gray.
+        columns: images per row; None chooses by N.
     """
     import matplotlib
     from matplotlib.patches import Rectangle
@@ -185,7 +186,7 @@ def image_grid(
     if pixels.ndim == 4 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] != 3):
-        raise ValueError(f"images must be [N, H, W] or [N, H, W, 1 or 3], not {pixels.shape}")
+        raise ValueError(f"images must be [N, H, W] or [N, H, W, 1 or 3], got {pixels.shape}")
     total = len(pixels)
     if captions is not None and len(captions) != total:
         raise ValueError(f"{total} images, but {len(captions)} captions")
@@ -226,7 +227,7 @@ def image_grid(
 
 
 def _to_unit_range(pixels: NDArray[np.float64], normalize: bool, signed: bool) -> NDArray[np.float64]:
-    """Bring [N, H, W] or [N, H, W, 3] to 0 .. 1; when ``signed``, zero goes to 0.5."""
+    """Scale [N, H, W] or [N, H, W, 3] to 0 .. 1; if ``signed``, zero maps to 0.5."""
     if not pixels.size:
         return pixels
     axes = tuple(range(1, pixels.ndim))
@@ -249,11 +250,11 @@ def mistakes_grid(
     limit: int = 12,
     title: str | None = None,
 ) -> Figure:
-    """Draw the wrong predictions, those of the highest probability first.
+    """Draw the wrong predictions, in descending order of probability.
 
     Args:
         images: [N, H, W] or [N, H, W, 1 or 3] floats.
-        labels, predicted: [N] whole numbers, the true and the predicted class.
+        labels, predicted: [N] integers, the true and the predicted class.
         confidence: [N] floats in 0 .. 1, the probability of the predicted class.
     """
     true, guess, sure = np.asarray(labels), np.asarray(predicted), np.asarray(confidence, dtype=np.float64)
@@ -272,12 +273,12 @@ def wrapped(text: str, width: int = 46) -> str:
 
 
 def _shortened(name: str, longest: int = 16) -> str:
-    """Cut a long name, with an ellipsis to say so."""
+    """Truncate a long name with an ellipsis."""
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _caption_lines(text: str, width: int) -> list[str]:
-    """Break a caption into lines of at most ``width`` characters, at its commas where that is possible."""
+    """Break a caption into lines of at most ``width`` characters, at commas if possible."""
     lines: list[str] = []
     for piece in text.replace(", ", ",\n").split("\n"):
         if lines and len(lines[-1]) + 1 + len(piece) <= width:

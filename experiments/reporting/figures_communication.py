@@ -1,4 +1,4 @@
-"""The figure of bytes on the wire against the number of devices."""
+"""The figure of communication volume over the number of devices."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ from experiments.reporting.figures import COLOURS, STYLE, label_ends, new_figure
 
 
 def draw(path: str, devices: Sequence[int], *, data, hybrid, per_device: int) -> None:
-    """Megabytes that a device sends in a step, at `per_device` images each, as a PNG; `hybrid` may be None."""
+    """Plots the megabytes that each device sends per step, with `per_device` images each, as a PNG; `hybrid` may be
+    None."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -20,6 +21,6 @@ def draw(path: str, devices: Sequence[int], *, data, hybrid, per_device: int) ->
                 ends.append((megabytes[-1], name, part))
         label_ends(axes, ends)
         axes.set_xlabel(f"devices, {per_device} images each")
-        axes.set_ylabel("MB a device sends in a step")
+        axes.set_ylabel("MB sent per device and step")
         axes.set_ylim(bottom=0)
     save_figure(figure, path)

@@ -1,6 +1,6 @@
-"""Images of what a network's convolutions look for: filters as in Krizhevsky's slide, patches beside gradients.
+"""Visualizations of convolutions: filters as in Krizhevsky's slide, and patches beside their guided gradients.
 
-Everything is laid out in whole pixels and enlarged by repeating them, so that no weight is blurred.
+Images are enlarged by an integer factor without interpolation, so that weights are not blurred.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ from experiments.reporting.figures import DPI, STYLE, new_figure, wrapped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 640  # Pixels that an image is enlarged to, or somewhat more.
-LINE = 22  # Pixels of a line of text.
+WIDTH = 640  # Minimum width in pixels of an enlarged image.
+LINE = 22  # Height in pixels of a line of text.
 
 
 def as_colour(images: ArrayLike) -> NDArray[np.float64]:
-    """Images [..., C] as [..., 3]: three channels are red, green and blue, of any other number the mean is grey."""
+    """Converts images [..., C] to [..., 3]: three channels are RGB; otherwise their mean is shown in gray."""
     pixels = np.asarray(images, np.float64)
     return pixels if pixels.shape[-1] == 3 else np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
 
 
 def to_own_range(images: ArrayLike) -> NDArray[np.float64]:
-    """Each of the images [N, H, W, C] stretched to 0 .. 1 by its own least and largest value; a flat one is 0.5."""
+    """Scales each of the images [N, H, W, C] from its own minimum and maximum to 0 .. 1; a constant image becomes
+    0.5."""
     pixels = np.asarray(images, np.float64)
     low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     return np.where(high > low, (pixels - low) / np.where(high > low, high - low, 1), 0.5)
 
 
 def around_grey(images: ArrayLike) -> NDArray[np.float64]:
-    """Each of the images [N, H, W, C] scaled by its own largest magnitude to 0 .. 1, with zero at 0.5."""
+    """Scales each of the images [N, H, W, C] by its largest magnitude to 0 .. 1, with zero at 0.5."""
     pixels = np.asarray(images, np.float64)
     largest = np.abs(pixels).max(axis=(1, 2, 3), keepdims=True)
     return 0.5 + 0.5 * pixels / np.where(largest > 0, largest, 1)
 
 
 def columns_of(count: int) -> int:
-    """The columns of a grid of `count` images: full rows where some are not too wide, else nearly a square."""
+    """The number of columns of a grid of `count` images: one that fills all rows if it is at most about twice the
+    square root, else the square root, rounded up."""
     root = math.ceil(math.sqrt(count))
     return next((n for n in range(root, 2 * root + 1) if count % n == 0), root)
 
 
 def montage(images: ArrayLike, *, columns: int, scale: int = 1) -> NDArray[np.uint8]:
-    """Images [N, H, W, 3] in 0 .. 1 as one of rows * (H + 1) + 1 by columns * (W + 1) + 1 pixels: black lines of one
-    pixel between and around them. Then each pixel is repeated `scale` times both ways."""
+    """Arranges images [N, H, W, 3] in 0 .. 1 in a grid of rows * (H + 1) + 1 by columns * (W + 1) + 1 pixels, separated
+    and framed by black lines of one pixel; then each pixel is repeated `scale` times in both directions."""
     pixels = np.round(255 * np.clip(np.asarray(images, np.float64), 0, 1)).astype(np.uint8)
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
@@ -61,21 +63,21 @@ def montage(images: ArrayLike, *, columns: int, scale: int = 1) -> NDArray[np.ui
 
 
 def filter_grid(filters: ArrayLike) -> NDArray[np.uint8]:
-    """Filters [N, H, W, C] as one image [., ., 3], each normalised to its own range (Krizhevsky, Sutskever & Hinton
-    2012, figure 3)."""
+    """Filters [N, H, W, C] as a single image [., ., 3], each normalized to its own range (Krizhevsky, Sutskever &
+    Hinton 2012, figure 3)."""
     images = to_own_range(as_colour(filters))
     columns = columns_of(len(images))
     return montage(images, columns=columns, scale=math.ceil(WIDTH / (columns * (images.shape[2] + 1) + 1)))
 
 
 def excitation_grid(patches: ArrayLike, gradients: ArrayLike, captions: Sequence[str], *, title: str) -> Figure:
-    """For each of U units a block of the T patches that excite it, the strongest first, and beside it a block of their
-    guided gradients in the same order, as Springenberg et al. 2015 show them.
+    """For each of U units a block of the T patches that activate it most, in descending order, and beside it a block of
+    their guided gradients in the same order, as in Springenberg et al. 2015.
 
     Args:
         patches: [U, T, H, W, C] in 0 .. 1.
-        gradients: [U, T, H, W, C], each drawn on its own scale with zero in grey.
-        captions: U texts.
+        gradients: [U, T, H, W, C], each drawn on its own scale with zero in gray.
+        captions: U strings.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Images of samples: during a run, in its report, and as files."""
+"""Sample images of a GAN: during a run, in its report, and as files."""
 
 import functools
 import pathlib
@@ -31,14 +31,14 @@ HEADLINE = (
 )
 CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
 SKIP = ("seconds", "images_per_second", *CONSTANT)
-ROWS, COLUMNS = 8, 8  # Of the grid of samples; a conditional network has a column for each class, up to MOST.
+ROWS, COLUMNS = 8, 8  # The grid of samples; a conditional network has one column per class, up to MOST.
 MOST = 12
-STRIPS = 12  # Evaluations in the strip over time.
-SHOWN_SEED = 1  # Of the latent vectors that are drawn at every evaluation.
+STRIPS = 12  # Evaluations in the figure of samples over time.
+SHOWN_SEED = 1  # Seed of the latent vectors that are sampled at each evaluation.
 
 
 def latent_batch(count: int, seed: int, *, latents, classes: int) -> dict:
-    """What `count` samples are made of: their latent vectors, and the classes in turn."""
+    """Inputs for `count` samples: latent vectors, and the classes in cyclic order."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
     return {"latent": latents(keys), "label": jnp.arange(count) % classes}
 
@@ -48,14 +48,14 @@ def columns_of(classes: int, *, conditional: bool) -> int:
 
 
 def samples(predict, state, batch, size: int = 250) -> np.ndarray:
-    """Samples uint8 [N, H, W, C] of a batch of latent vectors and labels, on one device, wherever the state lies."""
+    """Samples uint8 [N, H, W, C] for a batch of latent vectors and labels, computed on one device."""
     own, step = jax.device_get((gan.sampler(state), state.step))
     here = State({"generator": own["params"]}, {"generator": own["batch_stats"]}, {}, step, jax.random.key(0))
     make, count = _jitted(predict), len(batch["label"])
     size = min(size, count)
     parts = []
     for start in range(0, count, size):
-        begin = min(start, count - size)  # The last part has the others' size.
+        begin = min(start, count - size)  # The last part overlaps, so that all parts have the same size.
         part = {name: value[begin : begin + size] for name, value in batch.items()}
         parts.append(np.asarray(make(here, part))[start - begin :])
     return np.concatenate(parts)
@@ -67,7 +67,7 @@ def _jitted(predict):
 
 
 def tiled(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [N, H, W, C] side by side, uint8 [rows x H, columns x W, C]; what is left of the last row is black."""
+    """Tiles images [N, H, W, C] to uint8 [rows x H, columns x W, C]; unused cells of the last row are black."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     images = np.concatenate([images, np.zeros((rows * columns - count, height, width, channels), images.dtype)])
@@ -76,12 +76,12 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Pixels uint8 [H, W, C] as a PNG file."""
+    """Writes pixels uint8 [H, W, C] as a PNG file."""
     run_page.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
 class SampleWriter:
-    """A task's `prepare_eval`: keeps samples of the same latent vectors at each evaluation, as step_NNNNNNN.png."""
+    """A task's `prepare_eval`: writes samples from the same latent vectors at each evaluation, as step_NNNNNNN.png."""
 
     def __init__(self, folder: pathlib.Path, config: GenerateConfig, experiment: Experiment):
         self._folder, self._predict = folder, experiment.task.predict_step
@@ -99,19 +99,19 @@ class SampleWriter:
 
 
 def _is_grid(path: pathlib.Path, width: int) -> bool:
-    """Whether the file is a whole grid of this run's samples: what else lies there is passed over."""
+    """Whether the file is an undamaged sample grid of this run; other files are ignored."""
     if not path.stem.removeprefix("step_").isdecimal():
         return False
     try:
         with Image.open(path) as image:
             image.load()
             return image.width == width
-    except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's for a damaged PNG.
+    except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a damaged PNG.
         return False
 
 
 def strip(paths: list[pathlib.Path], height: int):
-    """The first row of each grid of samples, over time."""
+    """Plots the first row of each sample grid, over training time."""
     import matplotlib
 
     picked = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(STRIPS, len(paths))).astype(int))]
@@ -124,13 +124,13 @@ def strip(paths: list[pathlib.Path], height: int):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.set_ylabel(f"{int(path.stem.removeprefix('step_')):,}", rotation=0, ha="right", va="center")
-        figure.suptitle("The same latent vectors after this many steps", x=0, ha="left", fontsize=12, weight="bold")
+        figure.suptitle("Samples of the same latent vectors by step", x=0, ha="left", fontsize=12, weight="bold")
     return figure
 
 
 def between(batch: dict, rows: int, columns: int) -> dict:
-    """`columns` latent vectors on the line from one to the next of the batch, for each of `rows` pairs; both ends have
-    the first's class."""
+    """Linear interpolation between pairs of consecutive latent vectors of the batch: `columns` points for each of
+    `rows` pairs. Row i gets the i-th class of the batch."""
     share = jnp.linspace(0, 1, columns)[None, :, None]
     ends = batch["latent"][: 2 * rows].reshape(rows, 2, 1, -1)
     line = (1 - share) * ends[:, 0] + share * ends[:, 1]
@@ -138,14 +138,14 @@ def between(batch: dict, rows: int, columns: int) -> dict:
 
 
 def share_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
-    """The share of each class among the samples, by the classifier."""
+    """The table of the fraction of samples that the classifier assigns to each class."""
     shares = sums["draws"]["classes"].sum(0)
     shares = shares / shares.sum()
     return "Classes", ["class", "samples"], [[n, f"{100 * s:.1f} %"] for n, s in zip(class_names, shares, strict=True)]
 
 
 def write_report(workdir, config, experiment, *, test, result, summary, command: str) -> None:
-    """A GAN's page."""
+    """Writes the report of a GAN to the workdir."""
     del test
     classes, height = len(experiment.info.class_names), experiment.info.image_shape[0]
     columns = columns_of(classes, conditional=config.conditional)
@@ -158,15 +158,15 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
         (
             "samples",
             "Samples",
-            "not picked: the first latent vectors of a fixed seed"
-            + (", a column for each class" if config.conditional else ""),
+            "not selected: the first latent vectors of a fixed seed"
+            + (", one column per class" if config.conditional else ""),
             draw.image_grid(images, title="Samples", columns=columns, normalize=False),
         ),
         (
             "interpolation",
             "Interpolation",
-            "each row goes from one latent vector to another along a line",
-            draw.image_grid(lines, title="From one latent vector to another", columns=8, normalize=False),
+            "each row interpolates linearly between two latent vectors",
+            draw.image_grid(lines, title="Interpolation between latent vectors", columns=8, normalize=False),
         ),
     ]
     if paths:
@@ -175,7 +175,7 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
             (
                 "samples_over_time",
                 "Samples over time",
-                "the same latent vectors at each evaluation",
+                "samples from the same latent vectors at each evaluation",
                 strip(paths, height),
             ),
         )
@@ -192,7 +192,8 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
 
 
 def write_samples(place: pathlib.Path, images: np.ndarray, *, columns: int) -> list[str]:
-    """A PNG file of each sample and grid.png of all; the samples' names. Those of an earlier call are removed."""
+    """Writes each sample as a PNG file and all of them as grid.png; removes the samples of an earlier call. Returns the
+    file names."""
     place.mkdir(parents=True, exist_ok=True)
     for old in place.glob("sample_[0-9][0-9][0-9][0-9][0-9].png"):
         old.unlink()

@@ -1,7 +1,7 @@
-"""The report of a training run: metrics.csv read and drawn as curves, and one self-contained HTML page.
+"""The report of a training run: curves of metrics.csv and a self-contained HTML page.
 
-The page holds its images as data URIs and its style inline: no script, no network, dark mode where the reader's
-system asks for it. All text from outside (class names, flags, paths, titles) goes through html.escape.
+The page embeds images as data URIs and its style inline. It has no scripts, loads nothing from the network and follows
+the system's dark mode. All external text (class names, flags, paths, titles) is passed through html.escape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.workdir import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Its best value lies in the middle, or belongs to untrained networks.
+# Metrics whose best value is in the middle, or is reached by untrained networks.
 NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_fake", "active", "kl")
 LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae", "reconstruction")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -67,8 +67,8 @@ tr:last-child td { border-bottom: 0; }
 def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
     """Read metrics.csv; empty and missing cells become None.
 
-    A last line that was cut short (the run was stopped while writing it) is left out; any other cell that is no
-    number raises ValueError.
+    A truncated last line (the run was stopped while writing it) is skipped; any other cell that is not a number raises
+    ValueError.
     """
     text = Path(path).read_text(encoding="utf-8")
     reader = csv.DictReader(text.splitlines())
@@ -92,15 +92,15 @@ def curves(
     selects: bool,
     skip: Sequence[str] = ("epoch", "seconds"),
 ) -> dict[str, Figure]:
-    """Draw the columns of metrics.csv over the steps, one figure for each quantity.
+    """Plot the columns of metrics.csv over the steps, one figure per quantity.
 
-    The columns train_X and eval_X share the figure "X"; any other column, such as learning_rate, has its own. The
-    curve of eval_X bears the name of the ``split`` that was evaluated. If a checkpoint may be chosen on it
-    (``selects``) a ring marks the best evaluation, which the title names; else the title names the last. Where a step
-    comes twice (a resumed run), the later row counts. Columns without values, and those in ``skip``, give no figure.
+    The columns train_X and eval_X share the figure "X"; any other column, such as learning_rate, has its own. The curve
+    of eval_X is labeled with the evaluated ``split``. If checkpoints may be selected on it (``selects``), a ring marks
+    the best evaluation and the title reports it; otherwise the title reports the last. If a step occurs twice (in a
+    resumed run), the later row is used. Columns without values and those in ``skip`` are not plotted.
 
     Args:
-        rows: one dict for each row, as from read_metrics; empty cells are None.
+        rows: one dict per row, as from read_metrics; empty cells are None.
     """
     import matplotlib
 
@@ -121,7 +121,7 @@ def curves(
 
 
 def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: str, selects: bool) -> Figure:
-    """Draw one quantity: ``parts`` maps train, eval or alone to {step: value}."""
+    """Plot one quantity: ``parts`` maps train, eval or alone to {step: value}."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure = new_figure()
@@ -137,7 +137,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: st
     title = titled(quantity)
     main = next((part for part in ("eval", "train", "alone") if part in parts), "alone")
     ends: list[tuple[float, str, str]] = []
-    for part, points in sorted(parts.items(), key=lambda item: item[0] != "train"):  # train lies undermost
+    for part, points in sorted(parts.items(), key=lambda item: item[0] != "train"):  # train first, below the others
         steps = np.array(sorted(points), dtype=float)
         values = np.array([points[step] for step in steps], dtype=float)
         good = np.isfinite(values)
@@ -155,7 +155,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: st
             title += f": best {name} {number(values[best])} at step {steps[best]:,.0f}"
         elif part == main:
             highest = f"highest logged {number(np.nanmax(values))}"
-            title += f": {highest}" if part == "alone" else f": ends at {ends[-1][1].strip()}"
+            title += f": {highest}" if part == "alone" else f": final {ends[-1][1].strip()}"
     if finite.size < everything.size:
         first = min(step for points in parts.values() for step, value in points.items() if not np.isfinite(value))
         title += f"; not finite from step {first:,.0f}"
@@ -177,7 +177,7 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: st
 
 
 def _number(key: str, value: Cell) -> str:
-    """Write a number for people: whole ones with commas, fractions named in FRACTIONS as percentages."""
+    """Format a number for display: integers with commas, metrics named in FRACTIONS as percentages."""
     if value is None:
         return "–"
     if isinstance(value, (bool, str, np.bool_)):
@@ -193,12 +193,12 @@ def _number(key: str, value: Cell) -> str:
 
 
 def escaped(value: object) -> str:
-    """Text for HTML."""
+    """Escape text for HTML."""
     return html.escape(str(value), quote=True)
 
 
 def figure_html(title: str, caption: str, path: str | Path) -> str:
-    """A PNG file as an inlined figure. Raises ValueError for another file."""
+    """Embed a PNG file as a figure element. Raises ValueError for other files."""
     content = Path(path).read_bytes()
     if content[:8] != PNG_START or len(content) < 24:
         raise ValueError(f"not a PNG: {path}")
@@ -211,7 +211,7 @@ def figure_html(title: str, caption: str, path: str | Path) -> str:
 
 
 def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table; columns of numbers alone stand to the right."""
+    """A table element; purely numeric columns are right-aligned."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"table {title!r}: a row of {len(row)} cells under a header of {len(header)}")
@@ -239,14 +239,14 @@ def html_page(
     tables: Sequence[TableEntry],
     resume_note: str,
 ) -> str:
-    """Return the report as one HTML page that needs nothing else.
+    """Return the report as a self-contained HTML page.
 
     Args:
-        summary: headline numbers, shown as tiles in this order; strings stay as they are.
+        summary: headline numbers, shown as tiles in this order; strings are shown unchanged.
         command: the exact command line that repeats the run.
-        figures: (title, caption, path of a PNG) each; the caption also serves readers who cannot see the image.
+        figures: (title, caption, path of a PNG) each; title and caption are also the alternative text.
         tables: (title, header of K names, rows of K cells) each.
-        resume_note: how to go on from the checkpoint; "" leaves it out.
+        resume_note: how to resume from the checkpoint; "" omits it.
     """
     tiles = "".join(
         f"<div><dt>{escaped(key)}</dt><dd>{escaped(_number(key, value))}</dd></div>" for key, value in summary.items()
@@ -263,7 +263,7 @@ def html_page(
 
 
 def document(title: str, body: str, *, style: str = "") -> str:
-    """A whole HTML page around `body`, which may load nothing and run nothing."""
+    """A complete HTML page around `body`, whose content security policy forbids scripts and external resources."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

@@ -1,4 +1,4 @@
-"""The report of a finished run of any task: the curves of metrics.csv, the task's figures and tables, the layers."""
+"""The report of a finished run of any task: curves of metrics.csv, the task's figures and tables, and the layers."""
 
 import io
 import itertools
@@ -13,22 +13,21 @@ from experiments.setup.experiment import selects
 from train.workdir import write_atomically, write_event_images
 
 CAPTIONS = {
-    "loss": "cross-entropy in nats: training, the mean since the row before; evaluation, the whole split",
-    "accuracy": "accuracy: training, the mean since the row before; evaluation, the whole split",
-    "learning_rate": "the schedule at each logged step",
+    "loss": "cross-entropy in nats; training: mean since the previous row; evaluation: mean over the whole split",
+    "accuracy": "accuracy; training: mean since the previous row; evaluation: mean over the whole split",
+    "learning_rate": "the learning rate at each logged step",
 }
 
 
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
-    """The image as a PNG file, whole or not at all."""
+    """Writes the image as a PNG file, atomically."""
     png = io.BytesIO()
     image.save(png, "PNG")
     write_atomically(path, png.getvalue())
 
 
 def stems(files: list[str]) -> list[str]:
-    """A name for what is made of each file, its own without the ending; of several files of one name those after the
-    first get a number."""
+    """File names without suffixes; a number is appended to names that occur again, as in different folders."""
     found: dict[str, None] = {}
     for file in files:
         stem = pathlib.Path(file).stem
@@ -38,9 +37,11 @@ def stems(files: list[str]) -> list[str]:
 
 
 def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS) -> None:
-    """figures/*.png and report.html in the run's folder: the curves of metrics.csv but those of `skip`, `figures` as
-    (file's name, title, caption, figure), `tables`, the `layers` and the summary, whose `headline` stands first.
-    `captions` are the curves', by quantity."""
+    """Writes figures/*.png and report.html to the workdir.
+
+    The page shows the summary, with the entries of `headline` first; the curves of metrics.csv except those in `skip`,
+    with their `captions`; `figures`, each (file name, title, caption, figure); `tables`; and the `layers`.
+    """
     path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
     split = summary["split"]
@@ -53,7 +54,7 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
     images = {f"figures/{name}": np.asarray(Image.open(path / f"{name}.png").convert("RGB")) for name, *_ in figures}
     write_event_images(workdir, images, step=summary["step"])
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
-    # Where test is scored too, the others are told by the split's name.
+    # If test is also scored, the other scores are prefixed with their split.
     shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(

@@ -1,4 +1,4 @@
-"""The record of a run in its workdir: flags.txt, run.json, summary.json, and its progress on a terminal."""
+"""The records of a run in its workdir, flags.txt, run.json and summary.json, and its progress on a terminal."""
 
 import dataclasses
 import datetime
@@ -26,26 +26,26 @@ from train.task import Task
 from train.workdir import Workdir, WorkdirError, write_atomically
 
 OTHERS = ("options.json", "lecture.html", "sweep.csv")  # Files of lecture topics, the lecture and sweeps.
-# What a dry run's summary has: no scores of two steps.
+# Entries of a dry run's summary: scores after two steps are omitted.
 DRY_RUN = ("model", "dataset", "split", "examples", "step", "parameters", "seconds", "compile_seconds")
 
 
 def stored_summary(
     workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset, split: str
 ) -> dict | None:
-    """The summary if the workdir's run, evaluated on `split`, is complete, else None. Raises WorkdirError, with both
-    values, where the workdir is that of a run with other flags or on other data."""
+    """The summary of the workdir's run if it is complete, else None. Raises WorkdirError, with both values, if the run
+    was created with different flags, data or evaluated split."""
     run = workdir.read_json("run.json")
     if run is None:
         found = [f"{name} of another command" for name in OTHERS if (workdir.path / name).exists()]
-        found += ["checkpoints, but no run.json that says whose"][: len(checkpoint.Checkpoints(workdir.path).steps())]
+        found += ["checkpoints without a run.json"][: len(checkpoint.Checkpoints(workdir.path).steps())]
         if found:
-            raise WorkdirError(f"{workdir.path} holds {found[0]}; choose a new --workdir")
+            raise WorkdirError(f"{workdir.path} contains {found[0]}; choose a new --workdir")
         return None
     if not isinstance(run.get("flags"), dict):
-        raise WorkdirError(f"{workdir.path / 'run.json'} is damaged: it holds no flags")
+        raise WorkdirError(f"{workdir.path / 'run.json'} is damaged: it contains no flags")
     if run.get("task") != experiment.task.name:
-        raise WorkdirError(f"{workdir.path} holds a run of {run.get('task')}; choose a new --workdir")
+        raise WorkdirError(f"{workdir.path} contains a run of {run.get('task')}; choose a new --workdir")
     try:
         stored = options.from_json(type(config), run["flags"])
     except ValueError as error:
@@ -53,7 +53,7 @@ def stored_summary(
     check_flags(workdir, config, stored)
     before = saved_run.eval_split(run, stored)
     if split != before:
-        both = f"{workdir.path} was evaluated on {before} (stored), not on {split} (given)"
+        both = f"{workdir.path} was evaluated on {before} (stored), {split} was given"
         raise WorkdirError(f"{both}; give --eval_split={before}, or choose a new --workdir")
     if not config.dry_run_data:
         check_data(workdir, run, experiment, dataset)
@@ -63,9 +63,9 @@ def stored_summary(
 
 
 def check_flags(workdir: Workdir, config: TrainingConfig, stored: TrainingConfig) -> None:
-    """Raises WorkdirError where a flag that changes what is computed differs from the stored one."""
+    """Raises WorkdirError if a flag that affects the results differs from the stored one."""
     resumable = {name for name, spec in options.specs(type(config)).items() if spec.resumable}
-    if getattr(config, "fc_update", None) == "accumulate":  # How the work is divided, but not the result.
+    if getattr(config, "fc_update", None) == "accumulate":  # These distribute the work without changing the result.
         resumable |= {"parallelism", "fc_passes"}
     pairs = [
         f"--{name}={options.given(before)} (stored), {options.given(now)} (given)"
@@ -79,24 +79,24 @@ def check_flags(workdir: Workdir, config: TrainingConfig, stored: TrainingConfig
 
 
 def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dataset) -> None:
-    """Raises WorkdirError where the data set is not the stored one."""
+    """Raises WorkdirError if the data set differs from the stored one."""
     info = experiment.info
     facts: dict[str, Any] = {"class_names": list(info.class_names), "image_shape": list(info.image_shape)}
     facts |= {"splits": counts(dataset), "mean": list(info.mean), "std": list(info.std)}
-    if hasattr(info, "class_weights"):  # Computed from the training labels, perhaps.
+    if hasattr(info, "class_weights"):  # May be computed from the training labels.
         facts["class_weights"] = list(info.class_weights)
     for name, given in facts.items():
         stored = run.get(name, given)
         same = stored == given
         if name in ("mean", "std", "class_weights") and saved_run.are_numbers(stored):
-            # Another machine may round otherwise.
+            # Rounding may differ between machines.
             same = len(stored) == len(given) and np.allclose(stored, given, rtol=1e-5)
         if not same:
             raise WorkdirError(
                 f"{workdir.path} was created with different data: {name} {stored} (stored), {given} (given)"
             )
     stored = run.get("data_digests", {})
-    given = digests(dataset) if stored else {}  # Older runs have none.
+    given = digests(dataset) if stored else {}  # Not recorded by older versions.
     changed = [split for split in given if stored.get(split, given[split]) != given[split]]
     if changed:
         both = f"{workdir.path} was created with different data: the labels or images of {', '.join(changed)}"
@@ -104,7 +104,7 @@ def check_data(workdir: Workdir, run: dict, experiment: Experiment, dataset: Dat
 
 
 def counts(dataset: Dataset) -> dict[str, int]:
-    """Examples of each split."""
+    """The number of examples in each split."""
     return {split: len(labels) for split, (_, labels) in dataset.splits.items()}
 
 
@@ -124,10 +124,10 @@ def write_start(
     steps: int,
     devices: str,
 ) -> None:
-    """Writes flags.txt and run.json; a resumed run keeps the time of its first start. `split` is what the run is
-    evaluated on."""
+    """Writes flags.txt and run.json. A resumed run keeps the time of its first start. `split` is the evaluated
+    split."""
     stored = workdir.read_json("run.json") or {}
-    # Which process this is holds for this start alone: flags.txt can be loaded by one process.
+    # Omit the multi-process flags, which are valid only for this start, so that a single process can load flags.txt.
     config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
     run = {
@@ -157,7 +157,7 @@ def _now() -> str:
 
 
 def write_end(workdir: Workdir, summary: dict) -> None:
-    """Writes the end into run.json, then summary.json, whose presence says that the run is complete."""
+    """Writes the end time to run.json, then summary.json, which marks the run as complete."""
     workdir.write_json("run.json", (workdir.read_json("run.json") or {}) | {"end": _now()})
     workdir.write_json("summary.json", summary)
 
@@ -165,9 +165,9 @@ def write_end(workdir: Workdir, summary: dict) -> None:
 def summary(
     config: Any, experiment: Experiment, result: Result, split: str, dataset: Dataset, workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """The last line of standard output, and summary.json: the scores on `split`, and where the run has scored test only
-    at its end those with the prefix test_."""
-    # A GAN's floor is the distance to the images of `split`.
+    """The content of summary.json and of the last line of standard output: the scores on `split`, and, if test was
+    scored only at the end, its scores with the prefix test_."""
+    # The floor of a GAN's score refers to the images of `split`, not of test.
     tests = {f"test_{name}": value for name, value in result.test_metrics.items() if name != "floor"}
     if tests:
         tests["test_examples"] = counts(dataset)["test"]
@@ -222,7 +222,7 @@ def columns(task: Task) -> list[str]:
 
 
 def print_complete(summary: dict) -> int:
-    """What a start in the workdir of a complete run prints; its exit status."""
+    """Prints the summary of a run that was already complete; returns the exit status."""
     if processes.is_main():
         try:
             line = headline(summary)
@@ -234,7 +234,7 @@ def print_complete(summary: dict) -> int:
 
 
 def finish(workdir: Workdir, config: TrainingConfig, summary: dict) -> int:
-    """Writes and prints the summary of a run that is complete; its exit status. A dry run's has no scores."""
+    """Writes and prints the summary of a completed run; returns the exit status. A dry run's summary has no scores."""
     write_end(workdir, summary)
     if config.dry_run:
         say("dry run passed: two small steps, an evaluation, a checkpoint and a report; all outputs are discarded")
@@ -247,8 +247,8 @@ def finish(workdir: Workdir, config: TrainingConfig, summary: dict) -> int:
 
 
 class Progress:
-    """The progress of a run on standard error: a bar on a terminal; elsewhere a line for each evaluation, and one for
-    the first row of metrics after EVERY seconds without a line."""
+    """A progress bar on a terminal; otherwise a line for each evaluation, and for the first row of metrics after EVERY
+    seconds without a line. Both on standard error."""
 
     EVERY = 30.0
 

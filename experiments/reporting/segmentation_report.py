@@ -1,4 +1,4 @@
-"""What a finished segmentation's report shows, and the images of masks."""
+"""The report of a finished run of segment, and images of masks."""
 
 import pathlib
 
@@ -25,7 +25,7 @@ HEADLINE = (
 )
 SKIP = ("seconds", "images_per_second")
 SHOWN = 10  # Images in the report.
-# Sky to Bicyclist in CamVid's own colours, void black; other classes take as many of tab20.
+# CamVid's own colors from Sky to Bicyclist; other data sets use the colors of tab20. Void is black.
 CAMVID = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
     *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
@@ -33,7 +33,7 @@ CAMVID = (
 
 
 def palette(class_names) -> np.ndarray:
-    """uint8 [C + 1, 3]: a colour for each class, and black for void."""
+    """Colors uint8 [C + 1, 3]: one per class, and black for void."""
     from data import camvid
 
     if tuple(class_names) == camvid.CLASSES:
@@ -48,13 +48,13 @@ def palette(class_names) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The image [H, W, C] with the classes' colours laid over it, uint8 [H, W, 3]."""
+    """Blends the image [H, W, C] with the class colors of the mask, uint8 [H, W, 3]."""
     return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
 
 
 def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
-    """(file, mask, overlay) of each image file: a palette PNG of its classes and its image with their colours laid
-    over it, both of the image's own size, beside legend.png."""
+    """Writes, for each image file, a palette PNG of its predicted classes and an overlay of their colors on the image,
+    both in the image's original size, and legend.png. Returns rows (file, mask, overlay)."""
     colours, rows = palette(class_names), []
     for file, name, mask in zip(files, run_page.stems(files), found, strict=True):
         image = decode.read_image(file, channels=3)
@@ -82,7 +82,7 @@ def _legend(shown, colours, names) -> None:
 
 
 def figure(images, labels, guesses, class_names):
-    """Images, true and predicted classes side by side, with a legend."""
+    """A figure of images, true classes and predicted classes side by side, with a legend."""
     colours, count = palette(class_names), len(images)
     height, width = images.shape[1:3]
     panel = 1.55
@@ -93,7 +93,7 @@ def figure(images, labels, guesses, class_names):
         for axes, shown_image, title in zip(
             grid[row],
             (np.broadcast_to(image, (height, width, 3)), colours[known], colours[guess]),
-            ("image", "truth", "prediction"),
+            ("image", "ground truth", "prediction"),
             strict=True,
         ):
             axes.imshow(shown_image)
@@ -105,7 +105,7 @@ def figure(images, labels, guesses, class_names):
 
 
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
-    """A segmentation's page."""
+    """Writes the report of a run of segment to the workdir."""
     import matplotlib
 
     names, (images, labels) = experiment.info.class_names, test
@@ -124,7 +124,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "confusion_matrix",
             "Confusion matrix",
-            "pixels: true classes in rows, predicted ones in columns",
+            "pixels; rows: true classes; columns: predicted classes",
             draw.confusion_matrix(confusion, names),
         ),
     )
@@ -142,7 +142,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
 
 
 def class_table(sums, class_names) -> tuple[str, list[str], list[list[str]]]:
-    """Pixels, recall and intersection over union by class."""
+    """The table of pixels, recall and intersection over union per class."""
     confusion = sums["confusion"]
     overlap, rows = segmentation.intersection_over_union(confusion), []
     for i, name in enumerate(class_names):

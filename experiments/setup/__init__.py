@@ -1,1 +1,1 @@
-"""From flags to a data set, a network and a task: one file a task."""
+"""Creates data sets, networks and tasks from configs; one module per task."""

@@ -1,4 +1,4 @@
-"""From classify's config to a data set, a network and a task: for training, evaluation and prediction."""
+"""Creates the data set, network and task of a classify config, for training, evaluation and prediction."""
 
 import functools
 from typing import Any
@@ -29,12 +29,12 @@ from train.parallel import hybrid
 from train.parallel.devices import axis_of
 from train.tasks import classification
 
-# Pixels of the training images that a network is fitted to: 512 images of CIFAR-10.
+# Number of training pixels used by data-dependent initialization: 512 images of CIFAR-10.
 PATCH_PIXELS = 524_288
 
 
 def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None = None) -> Dataset:
-    """The data set, as a binary task where --positive asks for one; image files are resized to `shape` if given."""
+    """Loads the data set, as a binary task if --positive is given; image files are resized to `shape` if given."""
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
@@ -66,7 +66,7 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
 
 
 def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo:
-    """The facts of a data set, from its training split; the covariance from a sample, where noise needs it."""
+    """Computes a data set's metadata from its training split; --colour_noise also needs a sample's covariance."""
     images, _ = train_split(dataset)
     streamed = isinstance(images, stream.Stream)
     mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
@@ -77,16 +77,16 @@ def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo
 def network(
     config: NetworkConfig, classes: int, *, axis: str | None = None, sync_bn: bool = True, author: bool = False
 ) -> nn.Module:
-    """The Linen module `config.model` with the options given. Raises ModelError for an unknown network, UsageError for
-    an option that it does not support."""
+    """Creates the Linen module `config.model` with the given options. Raises ModelError for an unknown network and
+    UsageError for an option that it does not support."""
     known, given = models.options(config.model), given_options(config)
     settings = {"axis_name": axis, "sync_bn": sync_bn, "author_weights": author}
     return models.create(config.model, classes, **given, **{k: v for k, v in settings.items() if k in known})
 
 
 def given_options(config: NetworkConfig | ReconstructConfig) -> dict[str, Any]:
-    """The network flags given, by name. Raises ModelError for an unknown network, UsageError for an option that it does
-    not support."""
+    """The given network flags by name. Raises ModelError for an unknown network and UsageError for an option that it
+    does not support."""
     known = models.options(config.model)
     flags = [name for name, spec in options.specs(type(config)).items() if spec.network]
     given = {name: getattr(config, name) for name in flags if getattr(config, name) is not None}
@@ -99,8 +99,8 @@ def given_options(config: NetworkConfig | ReconstructConfig) -> dict[str, Any]:
 def create_experiment(
     config: ClassifyConfig, info: ClassificationInfo, *, devices: int, steps: int, checked: bool = True
 ) -> Experiment:
-    """The network and its task, for a run on `devices`. Unless `checked`, as for a stored run, the network may be one
-    that can't see the images."""
+    """Creates the network and its task for a run on `devices`. With `checked=False`, for stored runs, skips the checks
+    that the network supports the images and the batch."""
     axis = axis_of(devices)
     task_name = models.spec(config.model).task
     require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
@@ -153,7 +153,7 @@ def create_experiment(
 
 
 def manual_gradients(config: ClassifyConfig, model, input_shape, prepare, axis: str | None):
-    """The gradients of --gradients=backpropagation, else None."""
+    """The gradient function for --gradients=backpropagation, or None for autodiff."""
     if config.gradients == "autodiff":
         return None
     supported = "perceptron, mlp and lenet"
@@ -166,8 +166,8 @@ def manual_gradients(config: ClassifyConfig, model, input_shape, prepare, axis: 
 
 
 def check_shapes(config: ClassifyConfig, model, input_shape, early_size: tuple[int, int] | None) -> None:
-    """Raises ModelError where the network can't see the images, UsageError where its weights do not fit the smaller
-    ones of the run's first steps."""
+    """Raises ModelError if the network does not support the image size, and UsageError if its weights do not fit the
+    smaller images of --early_size."""
     weights = [layer.parameters for layer in summary.layers(model, input_shape)]
     if early_size is None:
         return
@@ -181,12 +181,13 @@ def check_shapes(config: ClassifyConfig, model, input_shape, early_size: tuple[i
 
 
 def data_dependent_init(config: ClassifyConfig, state, images, info: DatasetInfo):
-    """`state`, where the network's initial weights depend on the training images fitted to a fixed sample of them."""
-    fit = models.spec(config.model).data_dependent_init
-    if fit is None or config.init_from:
+    """Returns the state after data-dependent initialization on a fixed sample of the training images, if the network
+    has one; otherwise the unchanged state."""
+    init = models.spec(config.model).data_dependent_init
+    if init is None or config.init_from:
         return state
     height, width = images.shape[1:3]
     count = max(1, PATCH_PIXELS // (height * width))
     sample = images[stream.sample(len(images), count)]
-    fitted = fit(state.batch_stats, augment.normalize(sample, info.mean, info.std))
-    return state._replace(batch_stats=fitted)
+    batch_stats = init(state.batch_stats, augment.normalize(sample, info.mean, info.std))
+    return state._replace(batch_stats=batch_stats)

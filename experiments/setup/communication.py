@@ -1,4 +1,4 @@
-"""What a device sends and holds in a training step, by data and by hybrid parallelism, for `summary`."""
+"""Bytes that each device sends per training step and stores, with data and hybrid parallelism; used by `summary`."""
 
 import re
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from train.parallel.devices import axis_of, start_devices
 from train.state import State, parameter_count
 from train.tasks import classification
 
-COMPILED = 8  # Devices up to which the program is compiled and counted; beyond, the formula is used.
+COMPILED = 8  # Up to this number of devices the compiled program is analyzed; above, a formula is used.
 
 
 class Counts:
-    """The numbers that the formulas need: parameters and batch statistics that all devices share, those of the dense
-    layers, the features' width, the width of the hidden dense layers."""
+    """Inputs of the formulas: counts of replicated parameters and batch statistics and of dense-layer parameters, the
+    number of input features of the dense layers, and the widths of the hidden dense layers."""
 
     def __init__(self, model, image_shape):
         variables = summary.variables(model, image_shape)
@@ -41,7 +41,7 @@ class Counts:
         }
 
     def hybrid(self, local: int, batch_size: int, hosts: int = 1) -> dict[str, int]:
-        """`batch_size` images over hosts x local devices; inside a host the dense layers are divided."""
+        """Bytes for `batch_size` images on hosts x local devices; the dense layers are sharded within each host."""
         filled = sum(leaf.size // leaf.shape[-1] * -(-leaf.shape[-1] // local) for leaf in jax.tree.leaves(self.dense))
         sent = communication.dense_bytes(
             batch_size=batch_size // hosts, features=self.features, units=self.units, devices=local
@@ -55,7 +55,7 @@ class Counts:
 
 
 def counted(model, image_shape, *, devices: int, batch_size: int, hybrid_parallel: bool) -> int:
-    """Bytes that a device sends in one step, counted in the compiled program."""
+    """Bytes that a device sends per step, counted in the compiled program."""
     axis, optimizer = axis_of(devices), optax.sgd(0.01, momentum=0.9)
     model = model.clone(axis_name=axis)
 
@@ -85,27 +85,27 @@ def counted(model, image_shape, *, devices: int, batch_size: int, hybrid_paralle
 
 
 class Plan(NamedTuple):
-    """What is to be counted."""
+    """The configuration to analyze."""
 
     hybrid: bool
     hosts: int
-    local: int  # Devices of each host.
+    local: int  # Devices per host.
     batch_size: int
     figure: str | None
 
 
 def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
-    """Starts as many CPU devices as the program is counted for. Call it before anything is traced: tracing starts one
-    alone. Raises UsageError for numbers that don't fit."""
+    """Starts the CPU devices for which the program will be compiled. Call it before any tracing, which would start a
+    single device. Raises UsageError for inconsistent numbers."""
     hosts = 1
     if mesh is not None:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
-        require(match is not None and hybrid, f"--mesh={mesh}: must be HOSTSxLOCAL, as 4x8, with --parallelism=hybrid")
+        require(match is not None and hybrid, f"--mesh={mesh}: must be HOSTSxLOCAL (4x8), with --parallelism=hybrid")
         hosts, local = (int(number) for number in match.groups()) if match else (1, 1)
-        require(devices in (None, hosts * local), f"--devices={devices} is not --mesh={mesh}")
+        require(devices in (None, hosts * local), f"--devices={devices} does not match --mesh={mesh}")
         devices = hosts * local
-    require(figure is None or mesh is None, f"--figure={figure} is supported for devices of one host, without --mesh")
-    require(figure is None or figure.lower().endswith(".png"), f"--figure={figure}: must be the name of a .png file")
+    require(figure is None or mesh is None, f"--figure={figure} is supported for a single host, without --mesh")
+    require(figure is None or figure.lower().endswith(".png"), f"--figure={figure}: must be a .png file name")
     require(devices is not None and devices > 1, f"--devices={devices}: must be 2 or more with --parallelism")
     require(
         batch_size is not None and batch_size > 0 and batch_size % devices == 0,
@@ -113,16 +113,16 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
     )
     require(
         not hybrid or hasattr(model, "CLASSIFIER"),
-        "--parallelism=hybrid is supported by alexnet_owt and vggN: they have dense layers",
+        "--parallelism=hybrid is supported only by alexnet_owt and vggN, which have hidden dense layers",
     )
     if hosts == 1 and devices <= COMPILED:
-        jax.config.update("jax_platforms", "cpu")  # Where fewer accelerators stand, as many devices are simulated.
+        jax.config.update("jax_platforms", "cpu")  # Simulated devices, whatever accelerators exist.
         start_devices(devices)
     return Plan(hybrid, hosts, devices // hosts, batch_size, figure)
 
 
 def report(model, image_shape, plan: Plan) -> dict:
-    """{"data": ..., "hybrid": ...} with the bytes of each, after `start`."""
+    """Returns {"data": ..., "hybrid": ...} with the bytes of each. Call `start` first."""
     hybrid, hosts, local, batch_size, figure = plan
     devices = hosts * local
     counts = Counts(model, image_shape)

@@ -1,4 +1,4 @@
-"""What data a stored run is evaluated on, and how it sees an image file."""
+"""The data that a stored run is evaluated on, and the decoding of image files for it."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,13 @@ from experiments.setup.saved_run import SavedRun
 
 
 def in_memory(run: SavedRun) -> bool:
-    """Whether the run held its images in memory, as they are."""
+    """Whether the run held its images in memory at their original size."""
     return run.config.image_size is None and max(run.info.image_shape[:2]) <= image_files.LARGEST
 
 
 def read_image(file: str, run: SavedRun) -> np.ndarray:
-    """The image file as the run's network saw the test images, uint8 [H, W, C]: the middle square of streamed images,
-    the whole of others, resized. Raises DataError."""
+    """Reads an image file as uint8 [H, W, C], preprocessed like the run's test images: streamed images are center
+    cropped to a square, others keep their full area; both are resized. Raises DataError."""
     height, width, channels = run.info.image_shape
     if run.task in ("segmentation", "reconstruction") or in_memory(run):
         return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
@@ -27,15 +27,15 @@ def read_image(file: str, run: SavedRun) -> np.ndarray:
 
 
 def on_own_data(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> Any:
-    """The run's config with another folder of its data set. Raises UsageError for another data set."""
+    """The run's config with the given folder of its data set. Raises UsageError for a different data set."""
     own = run.config.dataset
     require(dataset in (None, own), f"--dataset={dataset}: must be the run's own, {own}")
     return on_data(run.config, dataset=dataset, data_dir=data_dir)
 
 
 def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
-    """The config with another data set or folder, where these are not None; one's folder is not another's. No images of
-    other data are held out."""
+    """The config with the given data set or folder, if not None. A new data set also resets the folder. No images of
+    new data are held out."""
     if dataset not in (None, config.dataset):
         config = dataclasses.replace(config, dataset=dataset, data_dir=None, val_fraction=0.0)
     if data_dir not in (None, config.data_dir):
@@ -44,7 +44,7 @@ def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
 
 
 def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
-    """The data set of another folder, with the split val that the run held out of its own if it is a copy of that."""
+    """The data set; if it is a copy of the run's own data, with the split val that the run held out."""
     fraction = run.config.val_fraction
     if not fraction or "train" not in dataset.splits or {"val", "validation"} & dataset.splits.keys():
         return dataset
@@ -55,11 +55,14 @@ def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
 def for_evaluation(
     run: SavedRun, *, dataset: str | None, data_dir: str | None, tta: str | None
 ) -> tuple[SavedRun, tuple[int, int, int] | None]:
-    """(the run of classify with its config and image shape changed to evaluate it on the data and with the views
-    given, the shape [h, w, channels] that image files are resized to, or None). What is None is the run's own."""
+    """Adapts a run of classify to the given data set, folder and test-time augmentation; None keeps the run's own.
+
+    Returns:
+        (run with changed config and image shape, shape [h, w, channels] to resize image files to, or None).
+    """
     old, shape = run.config, run.info.image_shape
     config = dataclasses.replace(old, tta=tta or old.tta)
-    if config.tta == "ten_view" and not in_memory(run):  # The views are cut out of a larger square.
+    if config.tta == "ten_view" and not in_memory(run):  # The views are crops of a larger square.
         side = stream.view(old.image_size, "crop").side
         config = dataclasses.replace(config, augment="crop")
         run = run._replace(info=dataclasses.replace(run.info, image_shape=(side, side, shape[2])))
@@ -74,5 +77,5 @@ def for_evaluation(
 
 
 def unnamed(classes: int) -> tuple[str, ...]:
-    """What the classes are called where no folder of images gives their names."""
+    """Placeholder names for classes without known names."""
     return tuple(f"{i:04d}" for i in range(classes))

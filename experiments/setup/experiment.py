@@ -1,4 +1,4 @@
-"""What the commands that train make of their config: facts of the data set, a network, an optimizer, a task."""
+"""What the training commands create from their config: data set metadata, network, optimizer and task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from train.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The facts of a data set that a network is made for; kept in run.json and in each checkpoint."""
+    """Metadata of the data set that a network is trained on; stored in run.json and in each checkpoint."""
 
     image_shape: tuple[int, ...]  # [H, W, C] of the images, before any crop
     mean: tuple[float, ...]  # by channel, on the scale 0 to 255
@@ -37,12 +37,12 @@ class SegmentationInfo(DatasetInfo):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationInfo(DatasetInfo):
-    classifier: tuple[str, ...] = ()  # The fingerprint of the classifier that samples are scored with, once known.
+    classifier: tuple[str, ...] = ()  # The fingerprint of the FID classifier, once known.
 
 
 class Experiment(NamedTuple):
     info: DatasetInfo
-    input_shape: tuple[int, ...]  # [H, W, C] that the network sees
+    input_shape: tuple[int, ...]  # [H, W, C] of the network's input
     model: nn.Module
     task: Task
     learning_rate: Callable[[int], Any]  # step -> rate
@@ -56,7 +56,7 @@ def train_split(dataset: Dataset) -> tuple[Any, Any]:
 
 
 def eval_split(dataset: Dataset, given: str | None = None) -> str:
-    """The split that a run is evaluated on: the one `given`, or val, or validation, as tfds has it, else test."""
+    """The split that a run is evaluated on: `given`, else val, else validation (the name in tfds), else test."""
     known = ", ".join(dataset.splits)
     require(not given or given in dataset.splits, f"--eval_split={given}: {dataset.name} has {known}")
     return given or _first(dataset, ("val", "validation", "test"))
@@ -75,12 +75,12 @@ def _first(dataset: Dataset, names: tuple[str, ...]) -> str:
 
 
 def selects(split: str | None) -> bool:
-    """Whether a checkpoint may be chosen by its score on the split: not on test, whose score would be too good."""
+    """Whether checkpoints may be selected by their score on the split. Selection on test would bias its score."""
     return split not in (None, "train", "test")
 
 
 def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
-    """(learning-rate schedule, optax optimizer) of a run of `steps` steps."""
+    """Returns (learning-rate schedule, optax optimizer) for a run of `steps` steps."""
     schedule = optimizers.schedule(
         config.schedule,
         learning_rate=config.learning_rate,
@@ -106,16 +106,16 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
 
 
 def check_batch_norm(config: BatchNormConfig, model: nn.Module, input_shape, devices: int) -> None:
-    """Raises UsageError where a batch-norm layer would normalise one value a channel, to 0, so that nothing passes
-    through it."""
+    """Raises UsageError if a batch-norm layer would normalize a single value per channel, which gives 0 for any
+    input."""
     rows = config.batch_size // getattr(config, "accumulate", 1) // (1 if config.sync_bn else devices)
     if rows == 1:
         for name, values in summary.normalised_values(model, input_shape, rows).items():
-            line = f"{name} would normalise one value a channel, to 0: batch norm needs a larger batch"
+            line = f"{name} would normalize a single value per channel to 0: batch norm needs a larger batch"
             flags = [f"--{flag}" for flag in ("batch_size", "accumulate", "sync_bn") if hasattr(config, flag)]
             require(values > 1, f"{line} ({', '.join(flags)}) or larger images")
 
 
 def network_dtype(config: TrainingConfig) -> str | None:
-    """The type that a network computes in where it is not its parameters' own."""
+    """The data type of the network's computation, or None for that of its parameters, float32."""
     return None if config.dtype == "float32" else config.dtype

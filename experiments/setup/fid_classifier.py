@@ -1,4 +1,4 @@
-"""The classifier that generated images are scored with: the project's cnn, trained once on a data set and kept."""
+"""The classifier whose features score generated images: the project's cnn, trained once per data set and cached."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from train.signals import Interrupted, Stop
 from train.tasks import classification
 
 BATCH, SEED = 64, 0
-EPOCHS, MANY = 16, 10_000  # The demo's, and of more images than these three.
+EPOCHS, MANY = 16, 10_000  # The demo's number of epochs; data sets with more images than MANY take 3 epochs.
 
 
 class Classifier(NamedTuple):
@@ -30,15 +30,15 @@ class Classifier(NamedTuple):
 
 
 def _task(images: np.ndarray, classes: int, steps: int):
-    """(task, network, its input from images) by the demo's recipe."""
+    """Returns (task, network, function from images to the network's input), trained with the demo's recipe."""
     mean, std = pixel_statistics(images)
-    grey = images.shape[-1] == 1
+    gray = images.shape[-1] == 1
 
     def normalize(images):
         return augment.normalize(images, mean, std)
 
     def train(images, keys):
-        return normalize(augment.digits(images, keys)) if grey else augment.flip_shift(normalize(images), keys)
+        return normalize(augment.digits(images, keys)) if gray else augment.flip_shift(normalize(images), keys)
 
     rate = optimizers.schedule("one_cycle", learning_rate=0.1, steps=steps)
     model = models.create("cnn", classes)
@@ -57,20 +57,20 @@ def _task(images: np.ndarray, classes: int, steps: int):
 def load(
     images: np.ndarray, labels: np.ndarray, classes: int, *, stop: Stop | None = None, trial: bool = False
 ) -> Classifier:
-    """The classifier of training images uint8 [N, H, W, C] and labels [N], from the user's cache or trained now, for
-    a `trial` hardly. Raises Interrupted after a signal."""
+    """Returns the classifier for training images uint8 [N, H, W, C] and labels [N], from the user's cache or newly
+    trained; a `trial` trains for only two steps. Raises Interrupted after a signal."""
     batch = min(BATCH, len(labels))
     steps = 2 if trial else (EPOCHS if len(labels) <= MANY else 3) * len(labels) // batch
     task, model, normalize = _task(images, classes, steps)
     digest = hashlib.sha256(f"{jax.__version__} {classes} {images.shape} {steps} {batch} {SEED}".encode())
     digest.update(np.ascontiguousarray(images).tobytes() + np.asarray(labels, np.int32).tobytes())
     path = None
-    with contextlib.suppress(OSError):  # No home folder: the classifier is trained each time.
+    with contextlib.suppress(OSError):  # Without a home folder the classifier is not cached.
         path = cache_folder().with_name("classifiers") / f"{digest.hexdigest()}.npz"
     like = jax.eval_shape(task.init, jax.random.key(SEED))
     found = _read(path, like) if path else None
     if found is None:
-        say(f"training the classifier that scores samples, {steps} steps, once for these images")
+        say(f"training the classifier that scores samples: {steps} steps, once per data set")
         found = _train(task, images, labels, batch=batch, steps=steps, stop=stop)
         if path:
             _write(path, found)
@@ -99,7 +99,7 @@ def _train(task, images, labels, *, batch: int, steps: int, stop: Stop | None):
 
 
 def _read(path: pathlib.Path, like):
-    """The state kept in the file; None where there is none, or another's or a damaged one."""
+    """Reads the cached state; None if the file is missing, damaged or from a different classifier."""
     shapes = _kept(leaves.shapes(like))
     found = cache.read(path, path.stem, *shapes)
     if found is None or {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in found.items()} != shapes:
@@ -108,8 +108,8 @@ def _read(path: pathlib.Path, like):
 
 
 def _write(path: pathlib.Path, state) -> None:
-    """Stores the state in the cache; one that can't be written is a warning."""
-    with contextlib.suppress(OSError):  # Where this fails, so does what follows.
+    """Stores the state in the cache; a failure is reported as a warning."""
+    with contextlib.suppress(OSError):  # If this fails, cache.write fails too and warns.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     cache.write(path, path.stem, what="training the classifier", **_kept(leaves.to_host(state)))
 

@@ -1,4 +1,4 @@
-"""From generate's config to a data set, the networks and a task."""
+"""Creates the data set, networks and task of a generate config."""
 
 import dataclasses
 import functools
@@ -29,13 +29,13 @@ from train.parallel.devices import axis_of
 from train.signals import Stop
 from train.tasks import gan, gan_scores
 
-ITEMS = 1000  # Test images, and samples and training images of a draw, that are compared.
-BYTES = 4 << 30  # Of all images in memory.
-BORDER = 8  # Images smaller than the networks' by up to 1 / BORDER are padded; others are resized.
+ITEMS = 1000  # Images that are compared: of the evaluated split, and samples and training images per draw.
+BYTES = 4 << 30  # Maximum size of a split in memory.
+BORDER = 8  # Images smaller than the networks' size by at most 1 / BORDER of it are padded; others are resized.
 
 
 def _squares(images: np.ndarray, side: int) -> np.ndarray:
-    """The middle squares of uint8 images [N, H, W, C], resized to `side`."""
+    """Center square crops of uint8 images [N, H, W, C], resized to `side`."""
     short = min(images.shape[1:3])
     top, left = ((size - short) // 2 for size in images.shape[1:3])
     images = images[:, top : top + short, left : left + short]
@@ -48,8 +48,8 @@ def _squares(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def _kept(dataset: Dataset, asked: int | None) -> Dataset:
-    """The data set in memory, in squares of the networks' size or a little smaller; of each split but train at most
-    ITEMS images, always the same."""
+    """The data set in memory as squares of the networks' size or slightly smaller, with a fixed sample of at most ITEMS
+    images of each split except train."""
     splits = {}
     for split, (images, labels) in dataset.splits.items():
         rows = np.arange(len(labels)) if split == "train" else stream.sample(len(labels), ITEMS)
@@ -57,7 +57,7 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
             raise data.DataError(f"{dataset.name}: {len(rows)} image in the split {split}; scores need 2 or more")
         size = len(rows) * math.prod(images.shape[1:])
         if size > BYTES:
-            raise data.DataError(f"{dataset.name}: {len(rows)} images of {split} take {size >> 30} GiB, more than 4")
+            raise data.DataError(f"{dataset.name}: {len(rows)} images of {split} take {size >> 30} GiB; the limit is 4")
         short = min(images.shape[1:3])
         side = asked or (32 if short <= 32 else 64)
         padded = side - side // BORDER <= short <= side
@@ -70,19 +70,19 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
     load = functools.partial(data.load, name, data_dir, skip_corrupt=skip_corrupt)
     try:
         dataset = load()
-        whole = not isinstance(train_split(dataset)[0], stream.Stream)
+        in_memory = not isinstance(train_split(dataset)[0], stream.Stream)
     except data.SizesDiffer:
         if asked is None:
             raise
-        whole = False
-    if not whole:  # The whole middle squares, at once in the right size.
+        in_memory = False
+    if not in_memory:  # Decode the full center squares directly to the final size.
         dataset = load(image_size=round((asked or 64) * stream.SHARE), augment="crop")
     return _kept(hold_out(dataset, val_fraction), asked)
 
 
 @functools.cache
 def _generated(asked: int | None, val_fraction: float) -> Dataset:
-    """Random images instead of the data set's."""
+    """Random images instead of the data set."""
     dataset = generated.load(None, other="test" if val_fraction else "val")
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
     dataset = dataset._replace(splits=splits)
@@ -90,17 +90,17 @@ def _generated(asked: int | None, val_fraction: float) -> Dataset:
 
 
 def load_dataset(config: GenerateConfig) -> Dataset:
-    """The data set, in memory: all training images, of each other split at most ITEMS."""
+    """Loads the data set into memory: all training images, and at most ITEMS images of each other split."""
     size = config.image_size
     require(size in (None, *dcgan.SIZES), f"--image_size={size}: must be 32 or 64")
-    require(config.eval_split != "train", "--eval_split=train: samples are compared with images not trained on")
+    require(config.eval_split != "train", "--eval_split=train: samples are compared with images not used for training")
     if config.dry_run_data:
         return _generated(size, config.val_fraction)
     return _load(config.dataset, config.data_dir, size, config.skip_corrupt, config.val_fraction)
 
 
 def dataset_info(dataset: Dataset) -> GenerationInfo:
-    """The facts of a data set, from its training split."""
+    """Computes a data set's metadata from its training split."""
     images, _ = train_split(dataset)
     return GenerationInfo(tuple(images.shape[1:]), *pixel_statistics(images), dataset.class_names)
 
@@ -108,17 +108,17 @@ def dataset_info(dataset: Dataset) -> GenerationInfo:
 def create_scorer(
     config: GenerateConfig, info: GenerationInfo, dataset: Dataset, split: str, *, stop: Stop | None = None
 ) -> tuple[gan.Scorer, GenerationInfo]:
-    """(what evaluations on `split` score samples with, the info with its fingerprint). Its classifier may have to be
-    trained; Interrupted where a signal comes meanwhile.
+    """Returns (the scorer for evaluations on `split`, the info with its classifier's fingerprint). Trains the
+    classifier if it is not cached; raises Interrupted after a signal.
 
-    The scorer's floor is the Frechet distance of training images to test images by the classifier's features, the mean
-    over draws.
+    The scorer's floor is the Frechet distance between training images and those of `split` in the classifier's feature
+    space, averaged over draws.
     """
     images, labels = dataset.splits["train"]
     tests, _ = dataset.splits[split]
     classifier = fid_classifier.load(images, labels, len(info.class_names), stop=stop, trial=config.dry_run)
     if info.classifier not in ((), (classifier.fingerprint,)):
-        say("the classifier was trained again: scores differ a little from those of the stored run")
+        say("the classifier was retrained: scores differ slightly from those of the stored run")
     step = jax.jit(lambda images: classifier.features(images)[0])
 
     def gaussian(images):
@@ -133,12 +133,13 @@ def create_scorer(
 
 
 def latents(config: GenerateConfig):
-    """The function keys [B] -> latent vectors [B, L]."""
+    """The function from keys [B] to latent vectors [B, L]."""
     return functools.partial(dcgan.latents, authors=config.authors)
 
 
 def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
-    """Between images uint8 [B, H, W, C] and the networks' [B, size, size, C] in -1 .. 1, black around them."""
+    """The conversion between images uint8 [B, H, W, C] and the networks' images [B, size, size, C] in -1 .. 1, which
+    are padded with black."""
     before = (size - info.image_shape[0]) // 2
     after = size - info.image_shape[0] - before
     edges = ((0, 0), (before, after), (before, after), (0, 0))
@@ -162,8 +163,8 @@ def create_experiment(
     scorer: gan.Scorer | None = None,
     checked: bool = True,
 ) -> Experiment:
-    """The networks and their task, for a run on `devices`; without a `scorer` one that can't be evaluated. Unless
-    `checked`, as for a stored run, the batch may be too small for batch norm."""
+    """Creates the networks and their task for a run on `devices`. Without a `scorer` the task can't be evaluated. With
+    `checked=False`, for stored runs, skips the check that the batch is large enough for batch norm."""
     axis = axis_of(devices)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     size = next((size for size in dcgan.SIZES if info.image_shape[0] <= size), dcgan.SIZES[-1])

@@ -1,4 +1,4 @@
-"""Predictions of a trained network, a batch at a time on one device; and a stored run loaded for a notebook."""
+"""Batched predictions of a trained network on one device, and `load_run` for notebooks."""
 
 import dataclasses
 import functools
@@ -26,34 +26,34 @@ def _compiled(step):
 def outputs(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
     """The task's outputs for uint8 images [N, H, W, C], batch by batch; the last batch is padded with zeros."""
     size = max(1, min(batch_size or BATCH_SIZE[task.name], len(images)))
-    for start in range(0, max(1, len(images)), size):  # One batch at least: it gives the outputs their shape.
+    for start in range(0, max(1, len(images)), size):  # At least one batch, for the shape of the outputs.
         part = images[start : start + size]
         padded = np.pad(part, ((0, size - len(part)), *((0, 0),) * 3))
         yield np.asarray(_compiled(task.predict_step)(state, {"image": padded}))[: len(part)]
 
 
 def probabilities(task: Task, state: State, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-    """Of each class [N, C] for uint8 images [N, H, W, C]."""
+    """Class probabilities [N, C] for uint8 images [N, H, W, C]."""
     found = [np.asarray(jax.nn.softmax(logits, axis=-1)) for logits in outputs(task, state, images, batch_size)]
     return np.concatenate(found)
 
 
 def reconstructions(task: Task, state: State, images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [N, H, W, C], with pixels in 0 .. 1 but for sparse, whose outputs are not bounded."""
+    """Reconstructions of uint8 images [N, H, W, C], with pixels in [0, 1]; those of sparse are not bounded."""
     return np.concatenate(list(outputs(task, state, images)))
 
 
 def masks(task: Task, state: State, images: np.ndarray) -> np.ndarray:
-    """The class of each pixel, uint8 [N, H, W], for uint8 images [N, H, W, C]."""
+    """The predicted class of each pixel, uint8 [N, H, W], for uint8 images [N, H, W, C]."""
     return np.concatenate([logits.argmax(-1).astype(np.uint8) for logits in outputs(task, state, images)])
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LoadedRun:
-    """A trained network with its config, ready to predict."""
+    """A trained network with its config, for prediction."""
 
     workdir: pathlib.Path
-    config: Any  # that of the command that trained it
+    config: Any  # The config of the command that trained the run.
     experiment: Experiment
     state: State
 
@@ -66,16 +66,16 @@ class LoadedRun:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `experiment.model.apply` takes: the trees "params" and "batch_stats"."""
+        """The variables for `experiment.model.apply`: "params" and "batch_stats"."""
         return {"params": self.state.params, "batch_stats": self.state.batch_stats}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities [N, classes] of a run of classify, the class of each pixel [N, H, W] of a run of segment,
-        reconstructions [N, H, W, C] of one of reconstruct, for uint8 images [N, H, W, C] of the run's size. Raises
-        ValueError for others, or for a run of generate."""
+        """Returns class probabilities [N, classes] for a run of classify, the class of each pixel [N, H, W] for a run of
+        segment, or reconstructions [N, H, W, C] for a run of reconstruct, from uint8 images [N, H, W, C] of the run's
+        size. Raises ValueError for other images or a run of generate."""
         task, shape = self.experiment.task, self.experiment.info.image_shape
         if task.name not in BATCH_SIZE:
-            raise ValueError(f"a run of generate makes images: python -m experiments.predict --workdir={self.workdir}")
+            raise ValueError(f"for a run of generate use python -m experiments.predict --workdir={self.workdir}")
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != shape or images.ndim != 4:
             wanted = f"uint8 of shape [N, {', '.join(map(str, shape))}]"
@@ -85,7 +85,8 @@ class LoadedRun:
 
 
 def load_run(workdir: str, checkpoint: str = "latest") -> LoadedRun:
-    """The trained network of a workdir, from its newest ("latest") or its "best" checkpoint. Raises WorkdirError."""
+    """Loads the trained network of a workdir from its newest ("latest") or its "best" checkpoint. Raises WorkdirError
+    if there is none."""
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best', not {checkpoint!r}")
     run = saved_run.read(str(workdir))

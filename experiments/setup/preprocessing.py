@@ -1,4 +1,4 @@
-"""What a network sees of an image in training and in an evaluation."""
+"""Preprocessing of images for training and evaluation."""
 
 import functools
 
@@ -8,7 +8,7 @@ from experiments.cli.config import ClassifyConfig
 
 
 def sample_for_report(images, labels):
-    """The test images that the report looks for mistakes among: all, or of a stream as many as fit in memory."""
+    """The test images in which the report searches for errors: all of them, or a fixed sample of a stream."""
     if not isinstance(images, stream.Stream):
         return images, labels
     rows = stream.sample(len(images), stream.SAMPLE)
@@ -16,7 +16,7 @@ def sample_for_report(images, labels):
 
 
 def make_prepare(config: ClassifyConfig, info):
-    """(train, eval, input shape): train(images, keys) and eval(images) make the network's input from uint8 images."""
+    """Returns (train, eval, input shape): train(images, keys) and eval(images) map uint8 images to network inputs."""
     normalize = functools.partial(augment.normalize, mean=info.mean, std=info.std)
     height, width, channels = info.image_shape
     kind, views = config.augment, config.tta
@@ -30,13 +30,13 @@ def make_prepare(config: ClassifyConfig, info):
     else:
         require(
             views != "ten_view",
-            "--tta=ten_view is supported by runs with --augment=crop24, and for images of more than 64 pixels a side "
-            "with --augment=crop, or in evaluate",
+            "--tta=ten_view is supported with --augment=crop24, and for images of more than 64 pixels a side with "
+            "--augment=crop or in evaluate",
         )
         crop_fn = None
 
     noise = config.colour_noise
-    require(not noise or (channels == 3 and kind != "digits"), "--colour_noise needs colour images")
+    require(not noise or (channels == 3 and kind != "digits"), "--colour_noise needs color images")
 
     def train(images, keys):
         if kind == "digits":
@@ -44,13 +44,13 @@ def make_prepare(config: ClassifyConfig, info):
         images = normalize(images)
         if noise:
             images = augment.colour_noise(images, keys, covariance=info.covariance, std=info.std, scale=noise)
-        # Normalised before shifts and cutout: the zeros that they bring in are the mean.
+        # Normalize before shifts and cutout, so that the zeros they fill in are the mean.
         if kind == "flip_shift":
             reflect, flip = config.shift_mode == "reflect", not config.alternate_flip
             return augment.flip_shift(
                 images, keys, shift=config.shift, reflect=reflect, cutout=config.cutout, flip=flip
             )
-        if kind == "resized_crop":  # The stream has cut and resized: the mirror image is left.
+        if kind == "resized_crop":  # The stream has already cropped and resized.
             return augment.flip_shift(images, keys, shift=0)
         return augment.flip_crop(images, keys, size=crop) if crop else images
 
@@ -62,7 +62,7 @@ def make_prepare(config: ClassifyConfig, info):
 
 
 def check_early(config: ClassifyConfig, input_shape, early_steps: int) -> None:
-    """Raises UsageError where --early_size and --early_share would leave all images as they are."""
+    """Raises UsageError if --early_size and --early_share have no effect."""
     size, shortest = config.early_size, min(input_shape[:2])
     require(size != shortest, f"--early_size={size} has no effect on images of {shortest} pixels")
     share = config.early_share
@@ -70,7 +70,7 @@ def check_early(config: ClassifyConfig, input_shape, early_steps: int) -> None:
 
 
 def early_resize(config: ClassifyConfig, input_shape, steps: int) -> tuple[int, tuple[int, int] | None]:
-    """(steps, (height, width)) of the smaller images that a run begins with; (0, None) without."""
+    """Returns (steps, (height, width)) of the initial steps on downscaled images, or (0, None) without --early_size."""
     size, shortest = config.early_size, min(input_shape[:2])
     if size is None:
         return 0, None

@@ -1,4 +1,4 @@
-"""A run as its workdir describes it: run.json, read and checked."""
+"""Reads and validates the run.json of a workdir."""
 
 import dataclasses
 import json
@@ -31,12 +31,12 @@ class SavedRun(NamedTuple):
     config: Any  # that task's config
     info: Any  # that task's DatasetInfo
     steps: int
-    eval_split: str | None  # What it was evaluated on; None for imported weights.
-    data_digests: dict[str, str]  # data.dataset.digests of its data set; {} where it was written without.
+    eval_split: str | None  # The split it was evaluated on; None for imported weights.
+    data_digests: dict[str, str]  # data.dataset.digests of its data set; {} if not recorded.
 
 
 def are_numbers(value: Any) -> bool:
-    """Whether it is a list or tuple of numbers."""
+    """Whether the value is a list or tuple of numbers."""
     numbers = isinstance(value, list | tuple) and not any(isinstance(item, bool) for item in value)
     return numbers and all(isinstance(item, int | float) for item in value)
 
@@ -46,7 +46,8 @@ def _tuples(value: Any) -> Any:
 
 
 def eval_split(run: dict, config: Any) -> str | None:
-    """The split that the run of a run.json is evaluated on. Before run.json told it, this was test where there was."""
+    """The split that the run is evaluated on. A run.json of an older version does not record it; the default was test
+    if it exists."""
     if "eval_split" in run:
         return run["eval_split"]
     splits = run.get("splits", {})
@@ -54,8 +55,8 @@ def eval_split(run: dict, config: Any) -> str | None:
 
 
 def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
-    """The run of a workdir, which a command was given by `flag`. Raises WorkdirError where there is none, or where
-    another version's flags can't be read."""
+    """Reads the run of a workdir; `flag` is the flag that named it, for messages. Raises WorkdirError if there is no
+    run or its flags, such as those of another version, can't be read."""
     path = pathlib.Path(workdir, "run.json")
     try:
         run = json.loads(path.read_text())
@@ -65,10 +66,10 @@ def read(workdir: str, *, flag: str = "workdir") -> SavedRun:
         sound = len(info.image_shape) == 3 and all(int(n) > 0 for n in info.image_shape)
         sound = sound and all(len(part) > 0 and are_numbers(part) for part in (info.mean, info.std))
         if not sound or not info.class_names or not all(isinstance(name, str) for name in info.class_names):
-            raise ValueError("facts of the data set are missing")
+            raise ValueError("metadata of the data set is missing")
         steps, flags = int(run["steps"]), dict(run["flags"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise WorkdirError(f"--{flag}={workdir} holds no run: no readable run.json there") from None
+        raise WorkdirError(f"--{flag}={workdir} does not contain a run: no readable run.json") from None
     try:
         config = options.from_json(config_class, flags)
     except ValueError as error:

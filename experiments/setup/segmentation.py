@@ -1,4 +1,4 @@
-"""From segment's config to a data set, a network and a task."""
+"""Creates the data set, network and task of a segment config."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from train.messages import say
 from train.parallel.devices import axis_of
 from train.tasks import segmentation
 
-STATISTICS = 500  # Training scenes that pixel statistics and computed weights are taken from.
+STATISTICS = 500  # Number of training scenes for pixel statistics and computed class weights.
 
 
 def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
-    """(height, width) of HEIGHTxWIDTH. Raises UsageError for other text."""
+    """Parses HEIGHTxWIDTH into (height, width). Raises UsageError for other text."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text or "")
-    require(text is None or match is not None, f"--{flag}={text}: must be HEIGHTxWIDTH, as 180x240")
+    require(text is None or match is not None, f"--{flag}={text}: must be HEIGHTxWIDTH, such as 180x240")
     return (int(match[1]), int(match[2])) if match else None
 
 
@@ -48,7 +48,7 @@ def _load_scenes(val_fraction: float) -> Dataset:
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
-    """Random images instead of CamVid's, as many."""
+    """Random images in the numbers of CamVid's splits."""
     random, shape = np.random.default_rng(0), size or (360, 480)
     splits = {}
     for split, count in (("train", 367), ("val", 101), ("test", 233)):
@@ -59,7 +59,7 @@ def generated(size: tuple[int, int] | None) -> Dataset:
 
 
 def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
-    """The data set; with a `split`, of image files only that one if there is one."""
+    """Loads the data set. With `split`, only that split of image files is loaded, if it exists."""
     size = size_of(config.image_size, "image_size")
     scenes = config.dataset == "digit_scenes"
     for name, value in (("image_size", config.image_size), ("crop", config.crop), ("data_dir", config.data_dir)):
@@ -68,7 +68,7 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
     require(not (scenes and config.dry_run_data), "--dry_run_data is supported by --dataset=camvid only")
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
-        raise UsageError(f"--{flag}=train: digit_scenes composes the scenes of a step anew; must be test")
+        raise UsageError(f"--{flag}=train: digit_scenes generates new training scenes in each step; must be test")
     if scenes:
         return _load_scenes(config.val_fraction)
     only = None if config.val_fraction else split  # Images are held out of train.
@@ -77,14 +77,14 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Some training scenes, always the same."""
+    """A fixed sample of training scenes."""
     keys = jax.random.split(jax.random.key(1), STATISTICS)
     images, labels = jax.jit(digit_scenes.scenes)(keys, *dataset.splits["train"])
     return np.asarray(images), np.asarray(labels)
 
 
 def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
-    """The constants of a data set, from its training split."""
+    """Computes a data set's metadata from its training split."""
     train, scenes = train_split(dataset), dataset.name == "digit_scenes"
     images, labels = _composed(dataset) if scenes else train
     kind = config.class_weights or ("scenes" if scenes else "published")
@@ -102,7 +102,7 @@ def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
 
 
 def preparations(config: SegmentConfig, info: SegmentationInfo):
-    """(train, eval): train(images, labels, keys) -> (images, labels) and eval(images) make the network's input."""
+    """Returns (train, eval): train(images, labels, keys) -> (inputs, labels) and eval(images) -> inputs."""
     raw = models.spec(config.model).raw_pixels
 
     def scaled(images):
@@ -130,7 +130,7 @@ def preparations(config: SegmentConfig, info: SegmentationInfo):
 
 
 def network(config: SegmentConfig, info: SegmentationInfo, *, axis: str | None = None, sync_bn: bool = True):
-    """The model; one that uses no other devices without an axis."""
+    """Creates the model; without an axis it runs on a single device."""
     decoder = {"decoder": config.decoder} if config.decoder else {}
     return models.create(config.model, len(info.class_names), axis_name=axis, sync_bn=sync_bn, **decoder)
 
@@ -138,8 +138,8 @@ def network(config: SegmentConfig, info: SegmentationInfo, *, axis: str | None =
 def create_experiment(
     config: SegmentConfig, info: SegmentationInfo, *, devices: int, steps: int, checked: bool = True
 ) -> Experiment:
-    """The network and its task, for a run on `devices`. Unless `checked`, as for a stored run, the batch may be too
-    small for batch norm."""
+    """Creates the network and its task for a run on `devices`. With `checked=False`, for stored runs, skips the check
+    that the batch is large enough for batch norm."""
     axis, dtype = axis_of(devices), network_dtype(config)
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train, evaluation = preparations(config, info)
@@ -165,9 +165,9 @@ def create_experiment(
 
 
 def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, dtype: str | None, train, evaluation):
-    """Precise BN: a function that puts batch statistics over the training images, as they are, into a state; of scenes
-    over a thousand. A batch is as large as that over which a training step normalises; the last one begins earlier, so
-    that all have one size."""
+    """Precise BN: returns a function that sets a state's batch statistics to those over the training images without
+    augmentation (over 1,000 scenes of digit_scenes). Batches have the size over which a training step normalizes; the
+    last batch overlaps the previous one, so that all have the same size."""
     scenes = config.dataset == "digit_scenes"
 
     def prepare(images, labels, keys):
@@ -189,7 +189,7 @@ def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, d
 
 
 def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> SegmentConfig:
-    """The run's config, changed to evaluate it on the data given, or where both are None on its own."""
+    """The run's config, adapted for evaluation on the given data, or on its own if both are None."""
     config = evaluation_data.on_own_data(run, dataset=dataset, data_dir=data_dir)
     if config.dataset == "digit_scenes":
         return config

@@ -1,4 +1,4 @@
-"""Networks of stored runs: a run's experiment, the state of a checkpoint, the initial weights of --init_from."""
+"""Restores networks of stored runs: a run's experiment, a checkpoint's state, and the weights for --init_from."""
 
 import pathlib
 from typing import Any
@@ -16,7 +16,7 @@ from train.messages import say
 from train.state import State
 from train.workdir import WorkdirError
 
-# Flags that give weights of one shape another meaning.
+# Flags that change what weights of the same shapes compute.
 ARCHITECTURE_FLAGS = (
     *("model", "v1_5", "local_response_norm", "activation", "slope"),
     *("decoder", "authors", "conditional"),
@@ -24,7 +24,7 @@ ARCHITECTURE_FLAGS = (
 
 
 def experiment_from_run(run: SavedRun, *, scorer: Any = None) -> Experiment:
-    """The network and the task of a stored run, on one device. A run of generate is evaluated by the `scorer`."""
+    """Creates the network and task of a stored run on one device. Evaluating a run of generate needs a `scorer`."""
     settings: dict[str, Any] = {"devices": 1, "steps": run.steps, "checked": False}
     if run.task == "segmentation":
         return segmentation.create_experiment(run.config, run.info, **settings)
@@ -36,35 +36,35 @@ def experiment_from_run(run: SavedRun, *, scorer: Any = None) -> Experiment:
 
 
 def restore(experiment: Experiment, run: SavedRun, which: str = "latest") -> State:
-    """The state of a run's newest ("latest") or "best" checkpoint. Raises WorkdirError without any, UsageError for the
-    best of a run that has no split to choose it on."""
+    """Restores the state of a run's newest ("latest") or "best" checkpoint. Raises WorkdirError if there is none, and
+    UsageError for "best" if the run has no validation split to select it on."""
     if which == "best" and not selects(run.eval_split):
         on = f"evaluated on {run.eval_split}" if run.eval_split else "not evaluated"
-        advice = "none is chosen by such a score; latest is the newest; train with --val_fraction or a split val"
-        raise UsageError(f"--checkpoint=best: the run in {run.workdir} was {on}, and {advice}")
+        advice = "so no best checkpoint was selected; use latest, or train with --val_fraction or a split val"
+        raise UsageError(f"--checkpoint=best: the run in {run.workdir} was {on}, {advice}")
     checkpoints = checkpoint.Checkpoints(run.workdir, best=experiment.task.best, report=say, owner=False)
     like = jax.eval_shape(experiment.task.init, jax.random.key(0))
     restored = checkpoints.restore(like, best=which == "best")
     if restored is None:
-        raise WorkdirError(f"--workdir={run.workdir} holds no checkpoint")
+        raise WorkdirError(f"--workdir={run.workdir} contains no checkpoint")
     return restored[0]
 
 
 def init_from(config, state: State) -> State:
-    """`state`, or with --init_from its parameters and batch statistics replaced by those of another workdir; of a
-    network that is this one's encoder, by that part."""
+    """Returns `state`; with --init_from, its parameters and batch statistics are replaced by those of another workdir,
+    or only the encoder's if the other network is this one's encoder."""
     if not config.init_from:
         return state
     source = checkpoint.Checkpoints(pathlib.Path(config.init_from), report=say, owner=False)
     restored = source.restore(state, parts=init_from_parts(config))
     if restored is None:
-        raise WorkdirError(f"--init_from={config.init_from} holds no checkpoint")
+        raise WorkdirError(f"--init_from={config.init_from} contains no checkpoint")
     return restored[0]
 
 
 def init_from_parts(config) -> tuple[str, ...]:
-    """The beginnings of the paths of the leaves that --init_from gives; () without it. Raises WorkdirError where it
-    holds no run, UsageError where that is of another network."""
+    """Path prefixes of the leaves that --init_from restores; () without it. Raises WorkdirError if the workdir contains
+    no run, and UsageError if its network differs."""
     if not config.init_from:
         return ()
     other = saved_run.read(config.init_from, flag="init_from").config

@@ -1,4 +1,4 @@
-"""What the commands that train share: devices, workdir, checks, the state that a run starts from, batches."""
+"""Setup shared by the training commands: devices, workdir, checks, initial state and batches."""
 
 import atexit
 import contextlib
@@ -35,23 +35,23 @@ from train.workdir import MetricsFile, Workdir
 
 
 class Devices(NamedTuple):
-    number: int  # over all processes
+    number: int  # Total over all processes.
     description: str
 
 
 def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
-    """Starts the devices and the compilation cache, and finds the other processes, if there are any."""
+    """Starts the devices and the compilation cache, and connects to the other processes, if any."""
     if not config.cpu_kernels:
         ops.disable()
     group = (config.coordinator_address, config.num_processes, config.process_id)
     started = Devices(*device_module.start_devices(config.devices, group=group))
-    stop.listen()  # jax.distributed has taken the signals.
+    stop.listen()  # Again, because jax.distributed replaces the signal handlers.
     start_cache()
     return started
 
 
 def open_workdir(config: TrainingConfig) -> Workdir:
-    """The run's workdir, locked. Of several processes the first has it, the others write to one that is removed."""
+    """Opens and locks the run's workdir. Only the first process opens it; the others get a temporary one."""
     with processes.fail_together():
         if processes.is_main():
             return Workdir(config.workdir)
@@ -66,8 +66,8 @@ def _temporary_workdir(parent: pathlib.Path | None, prefix: str) -> Workdir:
 
 @contextlib.contextmanager
 def checked_on_all_processes(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
-    """A block that refuses what can't be run, on all processes if on one, whose flags must be the same. The workdir is
-    removed if it was made for this run."""
+    """A context for validation: an error in one process fails all of them, and all processes must have the same flags.
+    On an error, a workdir created for this run is removed."""
     own = ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
     flags = {name: options.given(value) for name, value in options.to_json(config).items() if name not in own}
     first = processes.broadcast_json(flags)
@@ -83,7 +83,7 @@ def checked_on_all_processes(config: TrainingConfig, workdir: Workdir) -> Iterat
 
 
 def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> int:
-    """The number of training steps, after the batch was checked against the data set and the devices."""
+    """Returns the number of training steps, and checks the batch size against the data set and the devices."""
     examples, batch = len(train_split(dataset)[1]), config.batch_size
     require(batch <= examples, f"--batch_size={batch}: must be at most {examples}, the size of the training split")
     lower = batch // device_count * device_count
@@ -92,15 +92,15 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     for name in ("accumulate", "fc_passes"):
         parts, rows = getattr(config, name, 1), batch // device_count
         require(rows % parts == 0, f"--{name}={parts}: must divide the {rows} rows of the batch on a device")
-    # The number as it was typed: the nearest float to 1.1 is above it, and 1.1 epochs would take a step too many.
+    # A fraction of the decimal as typed: the nearest float to 1.1 is larger, and 1.1 epochs could take an extra step.
     wanted = config.steps or fractions.Fraction(str(config.epochs or 10.0)) * examples / batch
-    require(wanted < 2**31, f"{float(wanted):.10g} steps: must be fewer than {2**31}")
+    require(wanted < 2**31, f"{float(wanted):.10g} steps: must be less than {2**31}")
     steps = max(1, math.ceil(wanted))
     warmup = config.warmup_steps
-    require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be fewer than the run's {steps} steps")
-    given = () if config.drops == type(config).drops else config.drops  # Those of the default may come too late.
+    require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be less than the run's {steps} steps")
+    given = () if config.drops == type(config).drops else config.drops  # The default drops may come too late.
     late = [drop for drop in given if round(steps * drop) >= steps]
-    require(not late, f"--drops={options.given(late)} has no effect: after that share of {steps} steps there are none")
+    require(not late, f"--drops={options.given(late)} has no effect: no steps remain after it, of {steps} in all")
     require(getattr(config, "sync_bn", True) or device_count > 1, "--nosync_bn has no effect on one device")
     return steps
 
@@ -108,15 +108,15 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
 def stored_summary(
     workdir: Workdir, config: TrainingConfig, experiment: Experiment, dataset: Dataset, split: str
 ) -> dict | None:
-    """The summary of a run that is complete, else None; WorkdirError on every process for the workdir of another."""
+    """The summary of a complete run, else None. Raises WorkdirError on all processes for the workdir of another run."""
     with processes.fail_together():
         summary = run_record.stored_summary(workdir, config, experiment, dataset, split)
     return processes.broadcast_json(summary)
 
 
 def check_steps(experiment: Experiment, state: State, batch, *, device_count: int, always: bool) -> None:
-    """Traces the training steps for a batch of shapes. Raises ValueError where a reduction over devices is missing; for
-    a single device they are traced where `always` asks for it."""
+    """Traces the training steps with a batch of shapes. Raises ValueError if a reduction over devices is missing. On a
+    single device, traces only if `always`."""
     if device_count == 1 and not always:
         return
     shapes = jax.eval_shape(experiment.task.shard, state)
@@ -127,7 +127,7 @@ def check_steps(experiment: Experiment, state: State, batch, *, device_count: in
 
 
 def initialize(experiment: Experiment, config: TrainingConfig, dataset: Dataset, *, device_count: int) -> State:
-    """The state before the first step, of random weights; its training step is checked before anything is trained."""
+    """Initializes the state with random weights and checks the training step by tracing it."""
     images, labels = train_split(dataset)
     state = data_parallel.parallelize(experiment.task.init, 1, donate=False)(jax.random.key(config.seed))
     image = jax.ShapeDtypeStruct((config.batch_size, *images.shape[1:]), "uint8")
@@ -137,13 +137,13 @@ def initialize(experiment: Experiment, config: TrainingConfig, dataset: Dataset,
 
 
 def open_checkpoints(workdir: Workdir, config: TrainingConfig, experiment: Experiment, split: str) -> Checkpoints:
-    """The run's checkpoints; the best is kept where `split` is one to choose on."""
+    """Opens the run's checkpoints; the best is kept if `split` may be used for selection."""
     best, constants = experiment.task.best if selects(split) else None, dataclasses.asdict(experiment.info)
     return Checkpoints(workdir.path, keep=config.keep, best=best, constants=constants)
 
 
 def restore(checkpoints: Checkpoints, state: State) -> tuple[State, dict] | None:
-    """(state, record) of the workdir's newest checkpoint, or None for a new run."""
+    """Restores (state, record) from the workdir's newest checkpoint, or returns None for a new run."""
     with processes.fail_together():
         return checkpoints.restore(state)
 
@@ -151,11 +151,11 @@ def restore(checkpoints: Checkpoints, state: State) -> tuple[State, dict] | None
 def dry_run(
     config: Any, workdir: Workdir, dataset: Dataset, split: str, device_count: int
 ) -> tuple[Any, Workdir, Dataset, int]:
-    """(config, workdir, data set, steps) of a dry run: two small steps and a small evaluation, in a workdir that is
-    removed."""
-    for left in workdir.path.glob(".dry_run_*"):  # Of a dry run that was killed.
+    """Returns (config, workdir, data set, steps) for a dry run: two steps and an evaluation with a small batch, in a
+    temporary workdir."""
+    for left in workdir.path.glob(".dry_run_*"):  # Left over from a dry run that was killed.
         shutil.rmtree(left, ignore_errors=True)
-    atexit.register(workdir.remove_if_made)  # The last that is registered runs first.
+    atexit.register(workdir.remove_if_made)  # Runs after the temporary workdir's removal.
     size = 2 * device_count * getattr(config, "fc_passes", 1) * getattr(config, "accumulate", 1)
     evaluated = {name: dataset.splits[name] for name in {split, "test"} & dataset.splits.keys()}
     few = {name: (images[:size], labels[:size]) for name, (images, labels) in evaluated.items()}
@@ -172,14 +172,14 @@ def announce(devices: Devices, dataset: Dataset, state: State) -> None:
 
 def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
     every = config.eval_every or max(1, -(-steps // 10))
-    # Compiled: its operations one by one would take longer to compile.
+    # Compile the schedule as a whole: compiling its operations one by one would take longer.
     rate = data_parallel.parallelize(learning_rate, 1, donate=False)
     return loop.Plan(steps, every, config.log_every, config.save_every, rate)
 
 
 def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:
-    """Batches of this process's rows of the training split, of `split` for evaluations, and of test for the end where
-    the run may be chosen by its scores on `split`."""
+    """This process's batches: of the training split, of `split` for evaluations, and, if checkpoints are selected on
+    `split`, of test for the final evaluation."""
     part = processes.index_and_count()
 
     def evaluation(split: str) -> loop.EvalData:
@@ -216,7 +216,8 @@ def output(
     split: str,
     steps: int,
 ) -> Iterator[loop.Output]:
-    """Where the loop's results go, for the state and the record that it starts from."""
+    """Opens the outputs of the training loop: checkpoints, metrics.csv and progress; `state` and `record` are those
+    that it starts from."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
     progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
@@ -224,7 +225,7 @@ def output(
         with contextlib.closing(metrics), progress:
             yield loop.Output(checkpoints, metrics, progress)
     except FloatingPointError:
-        checkpoints.wait()  # The message says that those before are kept.
+        checkpoints.wait()  # The error message refers to the saved checkpoints.
         raise
     except Interrupted as interrupted:
         if config.dry_run:
