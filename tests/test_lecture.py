@@ -134,7 +134,7 @@ def test_lecture(start, tmp_path):
         done = start("lecture", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr and len(done.stderr.splitlines()) == 1
     done = start("classify", f"--workdir={tmp_path / 'w' / 'activations'}", "--model=mlp", "--steps=1")
-    assert done.returncode == 1 and "activations holds options.json of another command; choose a new" in done.stderr
+    assert done.returncode == 1 and "activations contains options.json of another command; choose a new" in done.stderr
     assert not (tmp_path / "w" / "activations" / "run.json").exists()
 
 

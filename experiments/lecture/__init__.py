@@ -1,1 +1,1 @@
-"""The lecture: experiments.lecture runs all topics, experiments.lecture.NAME one."""
+"""The lecture: experiments.lecture runs all topics, experiments.lecture.NAME runs one."""

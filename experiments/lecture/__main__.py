@@ -1,7 +1,7 @@
 """Runs all topics of the lecture in order and writes one page: python -m experiments.lecture --workdir=W
 
 Each topic runs as a separate command in W/NAME. The same command resumes the lecture and skips topics that are
-complete. The page is W/lecture.html. --use=W1,W2 adds other finished runs to it.
+complete. The page is W/lecture.html. --use=W1,W2 adds other finished runs to the page.
 """
 
 import contextlib
@@ -37,23 +37,23 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
         "SegNet: a class for every pixel ({step:,} steps)",
         "The encoder stores the index of each pooling maximum; the decoder writes values back at those indices and "
         "convolves. After {step:,} steps on {dataset} the mean intersection over union is {mean_iou:.1%}.",
-        (("predictions", "Predictions", "test images, their true classes and the predicted ones"),),
+        (("predictions", "Predictions", "test images, true classes and predicted classes"),),
     ),
     "generate": (
-        "Generative adversarial networks: images from deconvolutions ({step:,} steps)",
-        "A generator of deconvolutions learns to fool a discriminator that learns to tell real images from generated "
-        "ones. After {step:,} steps on {dataset} the Frechet distance between its samples and real images, in the "
+        "Generative adversarial networks: images from transposed convolutions ({step:,} steps)",
+        "A generator of transposed convolutions learns to fool a discriminator, which learns to distinguish real from "
+        "generated images. After {step:,} steps on {dataset} the Frechet distance of samples to real images, in the "
         "feature space of a classifier, is {classifier_fid:.1f}; it is {floor:.2f} for other real images and "
         "{ceiling:.1f} before training.",
         (
             ("samples", "Samples", "not selected: the first latent vectors of a fixed seed"),
-            ("samples_over_time", "Samples over time", "the same latent vectors at different training steps"),
+            ("samples_over_time", "Samples over time", "samples from the same latent vectors at different steps"),
         ),
     ),
     "classify": (
         "A classifier: {model} on {dataset}",
         "Its accuracy on {examples:,} images is {accuracy:.2%}.",
-        (("layer1", "Layer-1 filters", "each filter scaled separately from black to white"),),
+        (("layer1", "Layer-1 filters", "each filter scaled to its own range"),),
     ),
     "reconstruct": (
         "An autoencoder: {model} on {dataset}",
@@ -63,13 +63,13 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
 }
 INTRODUCTION = (
     "Each claim of the lecture was tested by an experiment run for this page. The text is generated from the measured "
-    "numbers and says so where a claim was not confirmed at this scale. The command below each section repeats that "
+    "numbers and states where a claim was not confirmed at this scale. The command below each section repeats its "
     "experiment.",
 )
 
 
 def read(path: pathlib.Path) -> dict:
-    """The object in a JSON file. Raises WorkdirError if there is none."""
+    """Reads the object in a JSON file. Raises WorkdirError if there is none."""
     from train.workdir import WorkdirError
 
     try:
@@ -84,7 +84,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def topic_section(workdir: pathlib.Path):
-    """The page section of a finished topic."""
+    """Creates the page section of a finished topic."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
 
@@ -98,7 +98,7 @@ def topic_section(workdir: pathlib.Path):
 
 
 def run_section(workdir: pathlib.Path):
-    """The page section of a finished training run."""
+    """Creates the page section of a finished training run."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
     from experiments.setup import saved_run
@@ -119,7 +119,7 @@ def run_section(workdir: pathlib.Path):
 
 @contextlib.contextmanager
 def report_damage(path: pathlib.Path):
-    """Converts the exceptions that a damaged or unrelated file causes to a WorkdirError."""
+    """Converts exceptions caused by a damaged or unrelated file to a WorkdirError."""
     from train.workdir import WorkdirError
 
     try:
@@ -129,7 +129,7 @@ def report_damage(path: pathlib.Path):
 
 
 def run_topic(name: str, workdir: pathlib.Path) -> int:
-    """Runs a topic and returns its exit status, or 128 plus the signal number if a signal ended it."""
+    """Runs a topic and returns its exit status; 128 + N if signal N was forwarded to it."""
     from train.messages import say
 
     began = time.perf_counter()
@@ -137,7 +137,7 @@ def run_topic(name: str, workdir: pathlib.Path) -> int:
     ended = subprocesses.run(module, f"--workdir={workdir}", *TOPICS[name])
     status = 128 + ended.signalled if ended.signalled else ended.status
     if status:
-        say(f"{name} ended with exit status {status}; run the same command to resume the lecture there")
+        say(f"{name} ended with exit status {status}; repeat the command to resume the lecture")
     else:
         say(f"{name}: {time.perf_counter() - began:.0f} s")
     return status
@@ -147,7 +147,7 @@ def run_topic(name: str, workdir: pathlib.Path) -> int:
 class LectureConfig:
     """The lecture"""
 
-    workdir: str = option(None, "Folder of the lecture; the same command resumes it.", needed="the folder", path=True)
+    workdir: str = option(None, "Folder of the lecture. Repeat the command to resume.", needed="the folder", path=True)
     use: tuple[str, ...] = option(
         (), "Comma-separated workdirs of finished training runs to add to the page.", path=True
     )
@@ -165,7 +165,7 @@ def main(config: LectureConfig) -> int:
     from train.messages import say
     from train.workdir import Workdir, WorkdirError, write_atomically
 
-    used = [run_section(pathlib.Path(path).absolute()) for path in config.use]  # First, so that errors come early.
+    used = [run_section(pathlib.Path(path).absolute()) for path in config.use]  # First, to report errors early.
     workdir = Workdir(config.workdir)
     if (workdir.path / "run.json").exists() or (workdir.path / "lesson.json").exists():
         raise WorkdirError(f"{workdir.path} contains a single run or topic; use a new --workdir")

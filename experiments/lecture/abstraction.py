@@ -1,7 +1,7 @@
 """Increasingly abstract features: python -m experiments.lecture.abstraction --workdir=W
 
-Trains linear probes on the pixels and on the features of each layer of a convolutional network, trained and untrained.
-And, since convolution is not only for images, a one-dimensional network that classifies shapes in noisy signals.
+Fits linear probes to the pixels and to the features of each layer of a convolutional network, trained and untrained.
+To show that convolution is not limited to images, also trains a one-dimensional network to classify noisy signals.
 """
 
 import functools
@@ -30,7 +30,7 @@ OPTIONS = {
     "signal_steps": (600, "Number of training steps per signal network."),
 }
 LAYERS = ("pixels", "conv1", "conv2", "conv3", "dense", "logits")
-LARGEST, LABELLED = 1000, 10  # Maximum number of features of a probe; digits per class it is fitted on.
+LARGEST, LABELLED = 1000, 10  # Maximum number of features of a probe; digits per class that it is fitted to.
 LENGTH, NOISE = 128, 0.8  # Number of samples in a signal, and the standard deviation of the noise.
 TIME = np.arange(32) / 32
 SHAPES = {  # With mean square about 1; the chirp sweeps from one to eight periods per shape.
@@ -65,7 +65,7 @@ def features(model, variables, images_BHWC) -> dict[str, jax.Array]:
 def probe(x_BF, labels, test_BF, test_labels, *, steps: int = 750, rate: float = 4.0, decay: float = 0.001):
     """The test accuracy of multinomial logistic regression after full-batch gradient descent (Alain & Bengio 2016,
     "Understanding intermediate layers using linear classifier probes"). Features are normalized to mean 0 and variance
-    1 / F on the labelled examples, so that one learning rate suits all layers."""
+    1 / F on the labeled examples, so that one learning rate suits all layers."""
     mean, std = x_BF.mean(0, keepdims=True), x_BF.std(0, keepdims=True)
     x_BF, test_BF = ((x - mean) / ((std + 1e-3) * math.sqrt(x.shape[1])) for x in (x_BF, test_BF))
 
@@ -80,7 +80,7 @@ def probe(x_BF, labels, test_BF, test_labels, *, steps: int = 750, rate: float =
 
 
 def signals(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signals [count, 128, 1], labels [count], starts [count]): noise with a shape at a random position."""
+    """Returns (signals [count, 128, 1], labels [count], starts [count]): noise with a shape at a random position."""
     labels, places = random.integers(0, 3, count), random.integers(0, LENGTH - len(TIME) + 1, count)
     found, shapes = random.normal(0, NOISE, (count, LENGTH)), list(SHAPES.values())
     for row, label, place in zip(found, labels, places, strict=True):
@@ -105,8 +105,8 @@ class SignalNet(nn.Module):
 
 
 def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict[str, float]]:
-    """The accuracy, before and after training, of probes on each layer that are fitted on ten test digits per class and
-    tested on the other test digits. The network is trained on neither."""
+    """The accuracy of probes on each layer before and after training of the network. Probes are fitted to ten test
+    digits per class and tested on the other test digits; the network is trained on neither."""
     (images, labels), random, found = splits["test"], np.random.default_rng(seed), {}
     shuffled = [random.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
     fit, rest = (np.concatenate(rows) for rows in zip(*(np.split(rows, [LABELLED]) for rows in shuffled), strict=True))
@@ -136,8 +136,8 @@ def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
 
 
 def plot_signals(weights, title: str):
-    """A signal of each class with the shape highlighted; below, the filters, each in the colour of the shape whose
-    logit it increases the most."""
+    """Plots a signal of each class with the shape highlighted and, below, the filters, each in the color of the shape
+    whose logit it increases most."""
     colours = [figures.COLOURS[part] for part in ("train", "eval", "test")]
     x, labels, places = signals(np.random.default_rng(0), 100)
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -153,7 +153,7 @@ def plot_signals(weights, title: str):
         for index, axes in enumerate(below.subplots(2, FILTERS // 2, sharex=True, sharey=True).flat):
             axes.axhline(0, color="#cccccc", linewidth=0.8)
             axes.plot(np.array(weights["filters"])[:, 0, index], color=colours[np.argmax(weights["logits"][index])])
-        below.supxlabel(f"sample of the filter ({FILTERS} learned filters, in the colour of their shape)", fontsize=10)
+        below.supxlabel(f"sample of the filter ({FILTERS} learned filters, in the color of their shape)", fontsize=10)
     return figure
 
 
@@ -184,22 +184,22 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     )
     series = {n: (list(by[n].values()), colour, "-") for n, colour in (("untrained", "eval"), ("trained", "train"))}
     drawn = topic.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
-    caption = f"a linear probe on each layer, fitted on {10 * LABELLED} digits; mean and standard deviation over seeds"
+    caption = f"a linear probe on each layer, fitted to {10 * LABELLED} digits; mean and standard deviation over seeds"
     this_topic.figure("probes", drawn, title="Linear probes by layer", caption=caption)
     title = f"Shapes in noise: accuracy {told['convolution']} by convolution, {told['dense']} by a dense network"
-    caption = "grey: input signals; in colour: the shapes they contain and the filters learned by the first seed"
+    caption = "gray: input signals; in color: the shapes they contain and the filters learned by the first seed"
     this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
     layers = ", ".join(f"{said[layer]} ({layer})" for layer in LAYERS)
     text = [
-        f"The lecture: features become more abstract from layer to layer. A linear probe fitted on {10 * LABELLED} "
-        f"labelled digits has an accuracy of {layers} on the others: up to the dense layer the accuracy "
+        f"The lecture: features become more abstract from layer to layer. A linear probe fitted to {10 * LABELLED} "
+        f"labeled digits has an accuracy of {layers} on the others: up to the dense layer the accuracy "
         f"{'increases' if rises else 'does not increase'} with each layer for every seed. Before training it is "
         f"{untrained['dense']} on the dense layer.",
-        "Convolution is not only for images. A noisy signal contains one of three shapes at a random position. "
+        "Convolution is not limited to images. A noisy signal contains one of three shapes at a random position. "
         f"{FILTERS} filters of {WIDTH} samples with global max pooling ({size['convolution']:,} parameters) classify "
         f"new signals with an accuracy of {told['convolution']}, a dense network ({size['dense']:,} parameters) with "
-        f"{told['dense']}: the convolution is {'better with fewer parameters' if better else 'no better here'}.",
+        f"{told['dense']}: the convolution is {'better with fewer parameters' if better else 'not better here'}.",
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
     return topic.TopicResult("Abstraction: from pixels to classes", text, FORMULA, numbers)

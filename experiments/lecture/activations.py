@@ -1,4 +1,4 @@
-"""Activation functions, their derivatives and where they saturate:
+"""Activation functions, their derivatives and their saturation:
 python -m experiments.lecture.activations --workdir=W
 """
 
@@ -16,7 +16,7 @@ from models import layers
 LECTURE = ("tanh", "sigmoid", "relu", "rectified_tanh", "leaky_relu")
 ACTIVATIONS = {name: layers.ACTIVATIONS[name] for name in LECTURE}
 THRESHOLD = 0.1  # Inputs whose derivative is below this fraction of the largest one count as saturated.
-STDS = (1, 3)  # Of the normal inputs.
+STDS = (1, 3)  # Standard deviations of the normal inputs.
 POINTS = 100_000
 FUNCTION, DERIVATIVE = figures.COLOURS["train"], figures.COLOURS["eval"]
 FORMULA = (
@@ -41,22 +41,22 @@ def extremes(name: str) -> tuple[float, float]:
 
 @functools.cache
 def normal_points(std: float, count: int = POINTS) -> np.ndarray:
-    """The midpoints, in probability, of `count` equally probable parts of N(0, std^2): the mean of a function over
+    """The quantiles of N(0, std^2) at the midpoints of `count` equal probability intervals; the mean of a function over
     them approximates its expectation."""
     middles = (jnp.arange(count) + 0.5) / count
     return std * np.asarray(jax.scipy.special.ndtri(middles))
 
 
 def saturated(name: str, *, std: float, positive: bool = False) -> float:
-    """The fraction of inputs from N(0, std^2), or of only the `positive` ones, whose derivative is below THRESHOLD
-    times the largest one."""
+    """The fraction of inputs from N(0, std^2), or only of the `positive` ones, at which the derivative is below
+    THRESHOLD times its maximum."""
     z = normal_points(std)
     small = derivative(name, z) < THRESHOLD * extremes(name)[1]
     return float(small[z > 0].mean() if positive else small.mean())
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """For each activation the extremes of its derivative and the saturated fractions of normal inputs; of the widest
+    """For each activation, the extremes of its derivative and the saturated fractions of normal inputs; for the widest
     distribution also the saturated fraction of positive inputs."""
     found = {}
     for name in ACTIVATIONS:
@@ -73,7 +73,7 @@ def titled(name: str) -> str:
 
 
 def curves(title: str):
-    """One panel per activation: the function and its derivative, grey where the derivative is small."""
+    """One panel per activation: the function and its derivative, shaded gray where the derivative is small."""
     z = np.arange(-500, 501) / 100
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
@@ -95,14 +95,14 @@ def curves(title: str):
             for y, text, colour in (
                 (1.6, "function", FUNCTION),
                 (0.9, "derivative (dashed)", DERIVATIVE),
-                (0.2, f"grey: derivative below\n{THRESHOLD:g} times its maximum", "#666666"),
+                (0.2, f"gray: derivative below\n{THRESHOLD:g} times its maximum", "#666666"),
             ):
                 axes.text(-4.6, y, text, color=colour, va="top", fontsize=11, fontweight="bold")
     return figure
 
 
 def bars(found, title: str):
-    """The saturated fractions, a pair of bars for each activation."""
+    """The saturated fractions, with a pair of bars per activation."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=4.2)
         axes = figure.add_subplot()
@@ -130,7 +130,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     keep = [name for name in found if not found[name][f"saturated_positive_std{wide}"]]
     kept = " and ".join(map(titled, keep)) or "no function"
     title = f"Not saturated for any z > 0: {kept}" if keep else "For z > 0 every function saturates"
-    caption = f"each function and its derivative; grey where the derivative is below {THRESHOLD:g} times its maximum"
+    caption = f"each function and its derivative; gray where the derivative is below {THRESHOLD:g} times its maximum"
     this_topic.figure("functions", curves(title), title="Functions and derivatives", caption=caption)
 
     growth = {name: found[name][f"saturated_std{wide}"] - found[name][f"saturated_std{narrow}"] for name in found}
@@ -141,20 +141,20 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     this_topic.figure("saturation", bars(found, title), title="Saturation", caption=caption)
 
     text = (
-        "The lecture says that sigmoidal units saturate: where the derivative is close to 0, no gradient passes. Here "
-        f"an input counts as saturated where the derivative is below {THRESHOLD:g} times its maximum.",
-        f"For inputs from N(0, {narrow}²) that is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
+        "The lecture says that sigmoidal units saturate: if the derivative is close to 0, almost no gradient passes. "
+        f"Here an input counts as saturated if the derivative is below {THRESHOLD:g} times its maximum.",
+        f"For inputs from N(0, {narrow}²) this fraction is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
         f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; for inputs from N(0, {wide}²) it is "
         f"{percent('tanh', f'saturated_std{wide}')} and {percent('sigmoid', f'saturated_std{wide}')}. The sigmoid's "
         f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each sigmoid layer shrinks the "
         "gradient unless its weights compensate.",
-        f"For ReLU the fraction is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the "
+        f"For ReLU it is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the "
         f"positive inputs none is saturated for {kept}, but "
         f"{percent('rectified_tanh', f'saturated_positive_std{wide}')} for the rectified tanh. The leaky ReLU's "
         f"derivative is at least {leak:.2g}.",
     )
     header = ["activation", "largest derivative", "smallest on [−5, 5]", f"saturated, N(0, {narrow}²)"]
-    header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 alone"]
+    header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 only"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
     return topic.TopicResult(

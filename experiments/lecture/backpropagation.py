@@ -1,4 +1,4 @@
-"""The lecture's four equations against automatic differentiation:
+"""The lecture's four equations of backpropagation compared with automatic differentiation:
 python -m experiments.lecture.backpropagation --workdir=W
 """
 
@@ -22,7 +22,7 @@ from train import backpropagation, optimizers
 from train.equality import tree_error
 from train.tasks import classification
 
-OPTIONS = {"steps": (400, "Training steps of lenet, by the equations and by autodiff.")}
+OPTIONS = {"steps": (400, "Number of training steps of lenet, with the equations and with autodiff.")}
 BATCH, EXAMPLES, MAPS, TIMED = 64, 32, 6, 15
 FORMULA = """<math display="block"><mtable columnalign="left">
 <mtr><mtd><msup><mi>δ</mi><mi>L</mi></msup><mo>=</mo><msub><mo>∇</mo><msup><mi>a</mi><mi>L</mi></msup></msub>
@@ -42,7 +42,7 @@ FORMULA = """<math display="block"><mtable columnalign="left">
 
 
 def tasks(images) -> dict:
-    """The task of lenet, with gradients by automatic differentiation and by the equations."""
+    """Tasks that train lenet with gradients by automatic differentiation and by the equations."""
     model, mean_std = models.create("lenet", 10), pixel_statistics(images)
 
     def prepare(images, keys=None):
@@ -65,7 +65,7 @@ def tasks(images) -> dict:
 
 
 def both_gradients(images, labels, *, double: bool):
-    """Gradients (by the equations, by autodiff) of the first training step of lenet, on the host."""
+    """Gradients of lenet's first training step, (by the equations, by autodiff), as numpy arrays."""
     with jax.enable_x64(double):
         model, dtype = models.create("lenet", 10), np.float64 if double else np.float32
         scaled = ((images - images.mean()) / images.std()).astype(dtype)
@@ -86,7 +86,7 @@ def both_gradients(images, labels, *, double: bool):
 
 
 def errors_by_layer(images, labels) -> dict:
-    """{layer: [error in float32, error in float64]} by train.equality; "all" is for the whole tree."""
+    """Returns {layer: [error in float32, error in float64]}, computed by train.equality; "all" is the whole tree."""
     found: dict[str, list[float]] = {}
     for double in (False, True):
         ours, theirs = both_gradients(images, labels, double=double)
@@ -97,7 +97,7 @@ def errors_by_layer(images, labels) -> dict:
 
 
 def trained(task, splits, *, seed: int, steps: int) -> dict:
-    """Test accuracy after training, and the median time of a step in milliseconds."""
+    """The test accuracy after training and the median time per step in milliseconds."""
     (images, labels), (tests, answers) = splits["train"], splits["test"]
     state = small_training.train(task, images, labels, batch_size=BATCH, steps=steps, seed=seed)
     guesses = np.asarray(jax.jit(task.predict_step)(state, {"image": tests})).argmax(-1)
@@ -110,7 +110,7 @@ def trained(task, splits, *, seed: int, steps: int) -> dict:
 
 
 def error_maps(images, labels) -> list:
-    """[(layer, maps [H, W, M])]: the error at the output of each layer of an untrained lenet, for one digit."""
+    """A list of (layer, maps [H, W, M]): the error at the output of each layer of an untrained lenet, for one digit."""
     model = models.create("lenet", 10)
     layers = model.layer_specs(images.shape[1:])
     scaled = ((images[:1] - images.mean()) / images.std()).astype(np.float32)
@@ -129,7 +129,7 @@ def error_maps(images, labels) -> list:
 
 
 def draw_errors(digit, errors):
-    """The digit, and below it a row of error maps per layer."""
+    """Plots the digit and, below it, one row of error maps per layer."""
     import matplotlib
 
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -143,12 +143,12 @@ def draw_errors(digit, errors):
             for axes, number in zip(row, range(min(MAPS, error.shape[-1])), strict=False):
                 axes.imshow(error[..., number], "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             row[0].set_title(f"{kind}, {error.shape[0]}x{error.shape[1]}", fontsize=9)
-        topic.headline(shown, "The error propagated back")
+        topic.headline(shown, "Backpropagated errors")
     return shown
 
 
 def draw_differences(errors: dict):
-    """The differences by layer in both precisions, on a log axis."""
+    """Plots the differences by layer in both precisions, on a log axis."""
     import matplotlib
     from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -189,22 +189,22 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "errors",
         draw_errors(images[0, ..., 0], error_maps(images, labels)),
         title="The error of each layer",
-        caption="of an untrained lenet for the digit above; up to six maps per layer; red is positive",
+        caption="errors of an untrained lenet for the digit above; up to six maps per layer; red is positive",
     )
     accuracy = {name: topic.mean_and_std([each["accuracy"] for each in found]) for name, found in runs.items()}
     ms = {name: statistics.median(each["ms"] for each in found) for name, found in runs.items()}
     text = [
-        "Four equations give every gradient of a convolutional network: the error at the output, the error of a layer "
-        "from the one above it by the flipped kernel, and from the errors the gradients of weights and biases.",
-        "Implemented without automatic differentiation they give the same gradients: the largest difference is "
-        f"{errors['all'][0]:.1e} in single and {errors['all'][1]:.1e} in double precision. After {steps} steps of "
-        f"training either way the test accuracy of lenet is {100 * accuracy['backpropagation']['mean']:.2f} % and "
-        f"{100 * accuracy['autodiff']['mean']:.2f} %; a step takes "
-        f"{ms['backpropagation']:.1f} ms by the equations and {ms['autodiff']:.1f} ms by autodiff.",
+        "Four equations give all gradients of a convolutional network: the error at the output, the error of a layer "
+        "from that of the next layer with the flipped kernel, and the gradients of weights and biases from the errors.",
+        "Implemented without automatic differentiation, they give the same gradients: the largest difference is "
+        f"{errors['all'][0]:.1e} in single and {errors['all'][1]:.1e} in double precision. After {steps} training "
+        f"steps the test accuracy of lenet is {100 * accuracy['backpropagation']['mean']:.2f} % with the equations and "
+        f"{100 * accuracy['autodiff']['mean']:.2f} % with autodiff; a step takes "
+        f"{ms['backpropagation']:.1f} ms with the equations and {ms['autodiff']:.1f} ms with autodiff.",
         "Differences from the slides: the bias is subtracted, so its gradient is minus the sum of the errors (with the "
-        "plus sign of the slide the loss would increase); the slides have one bias per position, here it is one per "
-        "map, as usual; and softmax with cross-entropy has the error p - y at the output, without the derivative of an "
-        "elementwise function.",
+        "plus sign of the slide the loss would increase); the slides have one bias per position, here there is one per "
+        "map, as usual; and for softmax with cross-entropy the error at the output is p - y, without the derivative of "
+        "an elementwise function.",
     ]
     numbers = {
         "max_relative_error": errors["all"][0],

@@ -1,7 +1,7 @@
 """Weights shared across positions: python -m experiments.lecture.convolution --workdir=W
 
 A dense, a locally connected and a convolutional layer of the same output size, each followed by the same ReLU, max
-pooling and softmax layer, are trained on the same digits and tested on the test digits, both centred and shifted.
+pooling and softmax layer, are trained on the same digits and tested on the test digits, both centered and shifted.
 """
 
 import functools
@@ -28,7 +28,7 @@ MAPS, WINDOW, SHIFTS = 8, 5, range(6)  # The last two in pixels.
 DIRECTIONS = [(y, x) for y, x in itertools.product((-1, 0, 1), repeat=2) if y or x]
 NAMES = {"dense": "dense", "local": "locally connected", "convolution": "convolution"}
 COLOURS = {"dense": "eval", "local": "test", "convolution": "train"}
-# For Adam; of 0.001, 0.003, 0.01 and 0.03 the one with the smallest final training loss.
+# For Adam; among 0.001, 0.003, 0.01 and 0.03 those with the smallest final training loss.
 LEARNING_RATES = {"dense": 0.003, "local": 0.03, "convolution": 0.03}
 FORMULA = """<math display="block"><msub><mi>a</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mi>σ</mi>
 <mo>(</mo><munder><mo>∑</mo><mrow><mi>k</mi><mo>,</mo><mi>l</mi></mrow></munder><msub><mi>a</mi><mrow><mo>(</mo><mi>i</mi>
@@ -94,7 +94,7 @@ class OneLayer(nn.Module):
         else:
             x = Conv(MAPS, (WINDOW,) * 2, padding="VALID", name="layer")(x)
         x = relu(x)
-        for _ in range(3):  # Equal to one window of eight, which takes many times as long to compile.
+        for _ in range(3):  # Equivalent to one window of eight, which takes much longer to compile.
             x = max_pool(x, 2)
         return Dense(self.num_classes, name="logits")(x.reshape(len(x), -1))
 
@@ -154,7 +154,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     best, other = moved["convolution"], max((moved[kind] for kind in ("dense", "local")), key=lambda x: x["mean"])
     holds = best["mean"] - other["mean"] > best["std"] + other["std"]
     title = f"The layer has {factors['dense']:,.0f} times fewer parameters than a dense one, "
-    title += "and recognises shifted digits better" if holds else "but recognises shifted digits no better"
+    title += "and recognizes shifted digits better" if holds else "but does not recognize shifted digits better"
     series = {
         f"{name}\n{counts[kind]:,} parameters": ([by_kind[kind] for by_kind in at.values()], COLOURS[kind], "-")
         for kind, name in NAMES.items()
@@ -166,19 +166,19 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     this_topic.figure("accuracy_by_shift", drawn, title="Accuracy on shifted digits", caption=caption)
     filters = np.moveaxis(layer["kernel"], -1, 0)
     drawn = figures.image_grid(filters, title=f"The {MAPS} filters of the first seed", signed=True)
-    this_topic.figure("filters", drawn, title="Learned filters", caption="red weights are positive, blue ones negative")
+    this_topic.figure("filters", drawn, title="Learned filters", caption="positive weights are red, negative ones blue")
     shares = ({NAMES[kind]: [100 * x for x in part[kind].values()] for kind in NAMES} for part in (still, moved))
     said = [", ".join(f"{name} {mean:.1f} ± {std:.1f} %" for name, (mean, std) in part.items()) for part in shares]
     text = [
         "The lecture: neurons that detect the same feature at different positions share their weights; this saves "
-        "parameters, and what is learned at one position applies to all others. Layers with the same output, "
-        f"{MAPS} maps of 24x24, have {inside['dense']:,} parameters if dense, {inside['local']:,} if each neuron sees "
-        f"{WINDOW}x{WINDOW} pixels with its own weights, and {inside['convolution']:,} as a convolution: "
+        "parameters, and what is learned at one position applies to all others. A layer with "
+        f"{MAPS} output maps of 24x24 has {inside['dense']:,} parameters if dense, {inside['local']:,} if each neuron "
+        f"sees {WINDOW}x{WINDOW} pixels with its own weights, and {inside['convolution']:,} as a convolution: "
         f"{factors['dense']:,.0f} and {factors['local']:,.0f} times fewer.",
         f"Accuracy on the test digits: {said[0]}. On digits shifted by 3 pixels, which do not occur in training: "
-        f"{said[1]}. All three layers are followed by the same pooling, and features learned at the centre transfer "
-        + ("better" if holds else "no better")
-        + " to other positions where weights are shared.",
+        f"{said[1]}. All three layers are followed by the same pooling, and with shared weights, features learned at "
+        + ("the center transfer better" if holds else "the center do not transfer better")
+        + " to other positions.",
     ]
     return topic.TopicResult("Convolution: the same weights at all positions", text, FORMULA, numbers)
 

@@ -69,7 +69,7 @@ def digits() -> Digits:
 
 
 def some(digits: Digits, count: int) -> tuple[jax.Array, np.ndarray]:
-    """About `count` of the digits, equally many of each class: network inputs [B, 28, 28, 1] and labels [B]."""
+    """About `count` digits, balanced over classes: network inputs [B, 28, 28, 1] and labels [B]."""
     rows = slice(None, None, max(1, len(digits.labels) // count))
     return digits.prepare(digits.images[rows]), digits.labels[rows]
 
@@ -100,8 +100,8 @@ def tasks(
 
 
 def train(task: Task, digits: Digits, *, steps: int, seed: int, every: int) -> list[dict[str, float]]:
-    """Trains and returns {"step", "loss" in nats, "accuracy"} on the training set at step 0, every `every` steps and at
-    the end."""
+    """Trains and returns rows {"step", "loss" in nats, "accuracy"}, measured on the training set at step 0, every
+    `every` steps and at the end."""
     curve: list[dict[str, float]] = []
     evaluate, mask = jax.jit(task.eval_step), np.ones(len(digits.labels), np.float32)
 
@@ -154,7 +154,7 @@ def hidden_gradients(params, images, labels, *, model: DeepMLP) -> list[jax.Arra
 
 
 def verdict(accuracy: float) -> str:
-    """A verdict on the mean final training accuracy; below twice chance level a network has not learned."""
+    """Describes the mean final training accuracy; below twice chance level a network has not learned."""
     if accuracy < 2 * CHANCE:
         return "does not learn"
     return "learns" if accuracy >= 0.5 else "learns little"
@@ -169,7 +169,7 @@ def draw_band(axes, x, values: np.ndarray, colour: str) -> float:
 
 
 def draw_accuracy(nets: list[tuple[list, str, str]], title: str):
-    """Training accuracy by step, one line per entry (curves of `train` by seed, label, colour name) of `nets`."""
+    """Plots training accuracy by step, one line per entry (curves of `train` by seed, label, color name) of `nets`."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure()
         axes, ends = figure.add_subplot(), []
@@ -184,7 +184,7 @@ def draw_accuracy(nets: list[tuple[list, str, str]], title: str):
 
 
 def power_of_ten(value: float) -> str:
-    """0.0000012 as 1.2·10⁻⁶; values from 0.01 to 1000 without an exponent, with two digits."""
+    """Formats 0.0000012 as 1.2·10⁻⁶; values from 0.01 to 1000 have no exponent and two digits."""
     if 0.01 <= abs(value) < 1000 or value == 0:
         return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
     digits, exponent = f"{value:.1e}".split("e")
@@ -192,6 +192,6 @@ def power_of_ten(value: float) -> str:
 
 
 def tick(value: float, place: Any = None) -> str:
-    """10⁻⁶ for 0.000001: a tick label of a log axis, without math text."""
+    """Formats 0.000001 as 10⁻⁶, for tick labels of a log axis without math text."""
     del place
     return f"10{str(round(np.log10(value))).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"

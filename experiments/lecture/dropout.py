@@ -24,15 +24,15 @@ OPTIONS = {
     "seeds": (5, topic.SEEDS[1]),
     "steps": (1000, "Number of training steps per network."),
     "hidden": (512, "Number of hidden units, at least 36."),
-    "rate": (0.5, "Probability p_d in (0, 1) that a hidden unit is dropped in a training step."),
+    "rate": (0.5, "Dropout rate: the probability p_d in (0, 1) of dropping a hidden unit in a training step."),
 }
 A_CLASS = 50  # Training digits per class.
 BATCH_SIZE, EVALUATIONS = 50, 20
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
-# Factor on Kaiming's initial weights, whose noise would hide the learned features in the figures.
+# Scale of the Kaiming initialization; at full scale its noise would hide the learned features in the figures.
 SMALL = 0.1
 SHOWN = 36  # Number of units whose weights are shown.
-MASKS, MASKED = 1000, 100  # Number of masks that the training output is averaged over, and of digits.
+MASKS, MASKED = 1000, 100  # Number of masks over which the training output is averaged, and number of digits.
 NETS = {"without": ("no dropout", "eval"), "with": ("dropout", "train")}  # Label, key of figures.COLOURS.
 MEASURED = ("test_accuracy", "train_accuracy", "activation_correlation", "weight_correlation", "live_units")
 
@@ -136,7 +136,7 @@ def draw_curves(found: dict[str, list[dict]], title: str):
                 lines.append(topic.draw_spread(axes, steps, values, part))
             ends.append([(line[-1], *net) for net, line in zip(NETS.values(), lines, strict=True)])
             axes.set_ylabel(f"{'training' if split == 'train' else 'test'} accuracy, %")
-            # Including the untrained networks would hide the difference.
+            # The range excludes the untrained networks, which would hide the difference.
             axes.set(xlim=(0, steps[-1]), ylim=(np.min(lines, 0)[1] - 1, np.max(lines) + 1))
         panels[-1].set_xlabel("training steps")
         figure.draw_without_rendering()  # The label positions depend on the final layout.
@@ -164,13 +164,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     said = {key: [numbers[key][name]["mean"] for name in ("with", "without")] for key in MEASURED}
     test, train = (" with dropout, ".join(f"{100 * x:.1f}\N{NO-BREAK SPACE}%" for x in said[k]) for k in MEASURED[:2])
     drawn = draw_curves(found, f"Test accuracy: {test}\N{NO-BREAK SPACE}without")
-    caption = "accuracy of the full network, no units dropped; mean and standard deviation over seeds"
+    caption = "accuracy of the full network without dropped units; mean and standard deviation over seeds"
     this_topic.figure("accuracy", drawn, title="Training and test accuracy", caption=caption)
     for (name, (label, _)), mean in zip(NETS.items(), said["activation_correlation"][::-1], strict=True):
         images = np.reshape(found[name][0]["features"], (-1, 28, 28))
-        title = f"{label.capitalize()}: the mean correlation of two units' activations is {mean:.2f}"
+        title = f"{label.capitalize()}: the mean absolute correlation of two units' activations is {mean:.2f}"
         drawn = figures.image_grid(images, title=title, signed=True, columns=6)
-        caption = f"weights of {SHOWN} units, initialized at {SMALL:g} times Kaiming's; remaining noise was not learned"
+        caption = f"weights of {SHOWN} units; the noise remains from initialization at {SMALL:g} times Kaiming's scale"
         this_topic.figure(f"features_{name}", drawn, title=f"First-layer features, {label}", caption=caption)
 
     def seen(key, sign):
@@ -184,13 +184,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"The lecture: dropout drops each hidden unit with probability {rate:g} in each training step, so that a "
         f"network with many weights overfits a small training set less. Here a network with {hidden} hidden units is "
         f"trained on {10 * A_CLASS} digits. Its training accuracy is {train} without, its test accuracy {test} "
-        f"without: the gain of {100 * gain['mean']:.1f} points, with a standard deviation of {100 * gain['std']:.1f} "
+        f"without. The gain of {100 * gain['mean']:.1f} points, with a standard deviation of {100 * gain['std']:.1f} "
         "over seeds, " + ("confirms this." if seen("test_accuracy", 1) else "does not confirm this at this scale."),
         "A unit that cannot rely on others has to be useful by itself. The mean absolute correlation of two units is "
         f"{units} with and without dropout for their activations on the test digits, and {weights} for their weights: "
-        + (f"less co-adaptation {' and '.join(less)}." if less else "no reduction of co-adaptation is seen."),
-        f"At test time the lecture multiplies activations by {1 - rate:g}: the mean of the training output over "
-        f"{MASKS:,} masks is within {100 * numbers['mean_over_masks_error']['mean']:.1f} % of that.",
+        + (f"less co-adaptation {' and '.join(less)}." if less else "co-adaptation is not reduced."),
+        f"At test time the lecture multiplies activations by {1 - rate:g}; the mean of the training output over "
+        f"{MASKS:,} masks differs from this by {100 * numbers['mean_over_masks_error']['mean']:.1f} %.",
     ]
     return topic.TopicResult("Dropout: preventing co-adaptation of units", text, FORMULA, numbers)
 

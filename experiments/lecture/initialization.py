@@ -55,7 +55,7 @@ def standard(key, shape, dtype=jnp.float32):
 
 
 def draws() -> list[list]:
-    """Rows (kernel, quantity, m, n, value by the equation, measured value)."""
+    """Returns rows (kernel, quantity, m, n, value by the equation, measured value)."""
     rows, key = [], jax.random.key(0)
     for name, shape in SHAPES.items():
         m, n = fans(shape)
@@ -132,14 +132,14 @@ def half_right(net: dict) -> str:
 
 
 def describe(numbers: dict, checked: list[list], steps: int) -> topic.TopicResult:
-    """The text for the numbers."""
+    """Creates the topic's text from the numbers."""
     ten = deep_nets.power_of_ten
     ratios = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
     activations, gradients = ratios["activations"], ratios["gradients"]
     text = [
-        "The lecture: initial weights should preserve the scale of signals and gradients from layer to layer; Glorot "
-        "initialization assumes units that are nearly linear around zero, Kaiming initialization compensates for the "
-        "half of the signal that a rectifier drops.",
+        "The lecture: initial weights should preserve the scale of signals and gradients from layer to layer. Glorot "
+        "initialization assumes units that are nearly linear around zero; Kaiming initialization compensates for the "
+        "half of the signal that a rectifier sets to zero.",
         "In an untrained tanh network with the older U(±1/√m), the standard deviation of the activations of layer 5 "
         f"is {ten(1 / activations['standard'])} times that of layer 1, and that of the gradients of layer 1 is "
         f"{ten(gradients['standard'])} times that of layer 5; with Glorot initialization the ratios are "
@@ -158,7 +158,7 @@ def describe(numbers: dict, checked: list[list], steps: int) -> topic.TopicResul
         )
     seen = " and ".join(f"{name.title()} {deep_nets.verdict(net['accuracy']['mean'])}" for name, net in nets.items())
     text.append(
-        f"In He et al. a network of 30 layers stalls with Glorot's variance and learns with Kaiming's; here, with "
+        f"In He et al. a network with 30 layers stalls with Glorot's variance and learns with Kaiming's; here, with "
         f"{depth} layers, {seen}."
     )
     table = ("Random weights and their equations", ["kernel", "quantity", "m", "n", "equation", "measured"], checked)

@@ -1,4 +1,4 @@
-"""Narrow plain and residual networks with batch norm, like those for CIFAR-10 of He, Zhang, Ren & Sun 2016, "Deep
+"""Narrow plain and residual networks with batch norm, like the CIFAR-10 networks of He, Zhang, Ren & Sun 2016, "Deep
 residual learning for image recognition", section 4.2, and their training errors."""
 
 import functools
@@ -95,7 +95,7 @@ def moving_average(values, window: int) -> np.ndarray:
 
 
 def draw(curves: dict[str, np.ndarray], window: int, title: str):
-    """The training error in percent of each network [seeds, N] against the last step of its window, as mean and
+    """Plots the training error of each network in percent, [seeds, N], over the last step of its window, as mean and
     standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.4)
@@ -112,6 +112,6 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
         figure.draw_without_rendering()  # The label positions depend on the final layout.
         ends.sort()
         cuts = np.flatnonzero(np.diff([value for value, *_ in ends]) > 20) + 1
-        for low, high in itertools.pairwise((0, *cuts, len(ends))):  # Separates only neighbouring labels.
+        for low, high in itertools.pairwise((0, *cuts, len(ends))):  # Separates only neighboring labels.
             figures.label_ends(axes, ends[low:high])
     return figure

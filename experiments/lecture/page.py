@@ -1,6 +1,6 @@
 """The lecture page: a section per topic with text, formula, figures, numbers and the command that repeats it.
 
-Like the report of a run it is self-contained and escapes all text. Formulas are MathML with allowed elements only.
+Like the report of a run, it is self-contained and escapes all text. Formulas are MathML from an allow-list of elements.
 """
 
 import json
@@ -78,12 +78,12 @@ def _section(number: int, section: Section) -> str:
 
 
 def zoo(chart: str, link: str) -> str:
-    """The section on the neural-network zoo: its chart, HTML, and a link to its page, "" where there is none."""
+    """The section on the neural-network zoo: its chart as HTML, and a link to its page ("" if there is none)."""
     escaped = report.escaped(link)
-    page = f'<p><a href="{escaped}">The zoo with what each network learned</a></p>' if link else ""
+    page = f'<p><a href="{escaped}">The zoo with the results of each network</a></p>' if link else ""
     return (
         '<section class="topic" id="zoo"><h2>The neural-network zoo</h2><p>The networks of the Asimov Institute’s '
-        f"chart (Fjodor van Veen 2016). Each can be trained by its own learning rule.</p>{page}{chart}"
+        f"chart (Fjodor van Veen 2016). Each can be trained with its own learning rule.</p>{page}{chart}"
         '<p class="note">To train them:</p>'
         '<pre tabindex="0">python -m experiments.lecture.zoo --workdir=NEW</pre></section>'
     )

@@ -19,7 +19,7 @@ OPTIONS = {
 }
 METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
 TEST = 1000  # Test points per seed.
-SOLVED = 0.95  # The mean accuracy from which on a method is said to solve a data set.
+SOLVED = 0.95  # The minimum mean accuracy for a method to solve a data set.
 FORMULA = (
     '<math display="block"><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mi>η</mi><mo>(</mo><mi>y</mi><mo>−</mo><mi>φ</mi>'
     "<mo>(</mo><msup><mi>w</mi><mi>T</mi></msup><mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>)</mo><mi>x</mi>"
@@ -28,7 +28,7 @@ FORMULA = (
 
 
 def measure(name: str, seed: int, options) -> dict[str, Any]:
-    """The parameters and the test accuracy of each method."""
+    """Trains each method; returns its parameters and test accuracy."""
     x, y = points.draw(name, options["points"], seed=seed, split="train")
     new_x, new_y = points.draw(name, TEST, seed=seed, split="test")
     found = {}
@@ -41,7 +41,7 @@ def measure(name: str, seed: int, options) -> dict[str, Any]:
 
 
 def boundaries(found, seed: int, title: str):
-    """Test points, output and decision boundary; a row per data set, a column per method."""
+    """Plots test points, output and decision boundary; one row per data set, one column per method."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.titlelocation": "center"}):
         figure = figures.new_figure(height=5.9)
         topic.headline(figure, title)
@@ -84,23 +84,25 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     said = {pair: f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f} %" for pair, value in right.items()}
     solvers = [m for m in METHODS if right["xor", m]["mean"] >= SOLVED]
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
-    title = f"XOR is solved by {names}{' alone' * (len(solvers) == 1)}"
+    title = f"XOR is solved {'only ' * (len(solvers) == 1)}by {names}"
     figure = boundaries({name: found[name][0] for name in points.DATA}, this_topic.seeds[0], title)
-    caption = "test points of the first seed and accuracy; the background is the output, paler where it is less certain"
+    caption = "test points and accuracy of the first seed; the background shows the output, paler if less certain"
     this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
     both = ", ".join(f"{METHODS[m]} {said['xor', m]}" for m in METHODS)
     text = (
-        "The perceptron and logistic regression make the same correction, (y − output) x: the perceptron's output is a "
-        "step, 0 or 1, the logistic unit's is the probability given by the sigmoid. Each draws one straight line.",
-        f"Where a line separates the classes, the test accuracy of the perceptron is {said['separable', 'perceptron']} "
-        f"and that of the logistic unit {said['separable', 'logistic']} (mean and standard deviation over seeds).",
-        "The lecture says that no line solves XOR and that one hidden layer does. Here the accuracy is above "
+        "The perceptron and logistic regression have the same update, (y − output) x: the perceptron's output is a "
+        "step, 0 or 1, and the logistic unit's is a probability, given by the sigmoid. Both decision boundaries are "
+        "straight lines.",
+        "If a line separates the classes, the test accuracy of the perceptron is "
+        f"{said['separable', 'perceptron']} and that of the logistic unit {said['separable', 'logistic']} (mean and "
+        "standard deviation over seeds).",
+        "The lecture says that no line solves XOR, but one hidden layer does. Here the accuracy is above "
         f"{100 * SOLVED:.0f} % for {names}: {both}.",
     )
     rows = [[points.DATA[n], *(said[n, m] for m in METHODS)] for n in points.DATA]
     table = ("Test accuracy", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return topic.TopicResult("Where a unit draws the line", text, FORMULA, numbers, [table])
+    return topic.TopicResult("Decision boundaries of a single unit", text, FORMULA, numbers, [table])
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ DATASETS = ("auto", "cifar10", "mnist5k")
 OPTIONS = {
     "dataset": ("auto", "cifar10, mnist5k or auto; auto is cifar10 if it was prepared, else mnist5k."),
     "steps": (700, "Number of training steps per network, at least 20."),
-    "maps": (8, "Maps in the first third of the layers, doubled in each further third; the paper has 16."),
-    "pool": (4, "Window in pixels for downsampling images by averaging, 1 to 4; the paper has 1."),
+    "maps": (8, "Number of maps in the first third of the layers, doubled in each following third; the paper uses 16."),
+    "pool": (4, "Window in pixels for average-pooling the images, 1 to 4; the paper uses 1."),
 }
 
 FORMULA = """<math display="block"><mrow><mtext>plain:</mtext><mspace width="0.4em"/><mi>y</mi><mo>=</mo><mi>F</mi>
@@ -38,8 +38,9 @@ def choose(dataset: str) -> Dataset:
 
 
 def gap(deep: np.ndarray, shallow: np.ndarray, images: int) -> dict[str, float]:
-    """How much larger the errors [seeds] of the deep networks are, and its standard error: by the deviation over seeds
-    or, if larger, by that of error rates on so many images, since three seeds may agree by chance."""
+    """The mean difference of the errors [seeds] of the deep and the shallow networks, and its standard error: from the
+    deviation over seeds or, if larger, from the binomial deviation of error rates on `images` images, because three
+    seeds may agree by chance."""
     of_seeds = topic.mean_and_std(deep - shallow)
     counted = sum((share * (1 - share)).mean() for share in (deep, shallow)) / images
     return of_seeds | {"standard_error": float(np.sqrt(max(of_seeds["std"] ** 2, counted) / len(deep)))}
@@ -89,16 +90,16 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     )
     worse = {kind: gap["mean"] > 2 * gap["standard_error"] for kind, gap in gaps.items()}
     text = [
-        "The lecture: beyond some depth a plain network gets worse even on its training data, although the deeper one "
-        "could copy the shallower one and pass its output on; with shortcuts around every two layers depth does not "
-        "hurt. "
+        "The lecture: beyond some depth a plain network gets worse even on its training data, although the deeper "
+        "network could represent the shallower one by identity layers; with shortcuts around every two layers depth "
+        "does not hurt. "
         f"After {steps} steps the plain networks have a training error of {said['plain-20']} with 20 layers and "
         f"{said['plain-56']} with 56, the residual ones {said['residual-20']} and {said['residual-56']}: degradation "
         f"is {'seen' if worse['plain'] else 'not seen'} without shortcuts and {'seen' if worse['residual'] else 'not'} "
         "with them, by differences of more than two standard errors.",
-        f"Reduced to run in minutes: {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and "
+        f"To run in minutes, this uses {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and "
         f"{4 * maps} maps, and Adam for few steps; He et al. train on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps "
-        "for 64,000 steps of SGD with momentum. So this shows how hard a deep plain network is to train, not its "
+        "for 64,000 steps of SGD with momentum. It therefore shows how hard a deep plain network is to train, not its "
         "final error.",
     ]
     return topic.TopicResult("Plain and residual networks: degradation", text, FORMULA, numbers)

@@ -1,4 +1,4 @@
-"""Points in the plane and what separates them: Rosenblatt's rule, logistic regression, a hidden layer."""
+"""Two-dimensional data sets and their classifiers: Rosenblatt's rule, logistic regression and a hidden layer."""
 
 import functools
 
@@ -30,7 +30,7 @@ def _xor(random, count: int, *, noise: float = 0.3):
 
 
 def moons(random, count: int, *, noise: float = 0.15):
-    """Two interleaving half circles, as in scikit-learn's make_moons; the outer one comes first."""
+    """Two interleaving half circles, as in scikit-learn's make_moons; the outer one is first."""
     outer, inner = np.linspace(0, np.pi, count // 2), np.linspace(0, np.pi, count - count // 2)
     x = np.concatenate([np.cos(outer), 1 - np.cos(inner)]), np.concatenate([np.sin(outer), 0.5 - np.sin(inner)])
     return np.stack(x, 1) + noise * random.standard_normal((count, 2)), np.arange(count) >= count // 2
@@ -50,14 +50,14 @@ def step(z):
 
 
 def network(hidden: int):
-    """One hidden layer of tanh units and one output: the project's mlp."""
+    """The project's mlp with one hidden layer of tanh units and one output."""
     return models.create("mlp", 1, hidden=(hidden,), activation="tanh")
 
 
 @jax.jit
 def score(params, x):
-    """The input of the output unit, [..., 2] -> [...], positive for class 1: x w + b, where the network (x [N, 2])
-    replaces x by its hidden units."""
+    """The pre-activation of the output unit, [..., 2] -> [...], positive for class 1: x w + b; for the network
+    (x [N, 2]), x is replaced by its hidden units."""
     if "w" in params:
         return x @ params["w"] + params["b"]
     return network(len(params["dense1"]["bias"])).apply({"params": params}, x)[:, 0]
@@ -65,7 +65,7 @@ def score(params, x):
 
 def correct(params, x, y):
     """The parameters after one example x [2] of class y: w += eta (y - step(w x + b)) x with eta = 1 (Rosenblatt 1958,
-    "The perceptron"). Starting from zero weights, another eta only scales them; the boundary stays the same."""
+    "The perceptron"). Starting from zero weights, a different eta only scales them; the boundary stays the same."""
     error = y - step(score(params, x))
     return {"w": params["w"] + error * x, "b": params["b"] + error}
 
@@ -79,8 +79,8 @@ def descend(params, x_N2, y_N, *, rate: float = 1.0):
 
 @functools.partial(jax.jit, static_argnames=("method", "steps", "hidden"))
 def fit(key, x_N2, y_N, *, method: str, steps: int, hidden: int):
-    """The parameters after `steps` passes over the points. The perceptron takes them one at a time, in a new order on
-    each pass; for the other methods a pass is one full-batch step."""
+    """The parameters after `steps` passes over the points. The perceptron processes them one at a time, in a new random
+    order in each pass; for the other methods a pass is one full-batch step."""
     zero = {"w": jnp.zeros(2), "b": jnp.zeros(())}
     if method == "perceptron":
         order = jax.vmap(lambda key: jax.random.permutation(key, len(y_N)))(jax.random.split(key, steps)).reshape(-1)

@@ -19,12 +19,12 @@ from experiments.cli import app
 from experiments.lecture import topic
 from models.layers import avg_pool, max_pool, relu
 
-OPTIONS = {"digits": (500, "Number of test digits that the changes are averaged over.")}
+OPTIONS = {"digits": (500, "Number of test digits over which the changes are averaged.")}
 MARGIN = 4  # Black border in pixels that keeps moved digits inside; 36 pixels are divisible by both windows.
 FILTERS, WINDOW = 8, 7
 SHIFTS = {f"shift_{pixels}": (pixels, 0.0) for pixels in range(5)}
 ROTATIONS = {f"rotation_{degrees}": (0, float(degrees)) for degrees in range(0, 31, 5)}
-POOLS: dict[str, tuple[str, str, str, Callable]] = {  # Label, colour, line style, function.
+POOLS: dict[str, tuple[str, str, str, Callable]] = {  # Label, color, line style, function.
     "none": ("no pooling", "test", "-", lambda x: x),
     "average_2": ("average of 2x2", "eval", "--", functools.partial(avg_pool, window=2)),
     "average_4": ("average of 4x4", "eval", "-", functools.partial(avg_pool, window=4)),
@@ -58,7 +58,7 @@ def features(images_BHWC, bank):
 
 @jax.jit
 def moved(images_BHWC, shift_2, degrees):
-    """Images rotated clockwise by `degrees` about the centre, then shifted by (down, right) pixels, with bilinear
+    """Images rotated clockwise by `degrees` about the center, then shifted by (down, right) pixels, with bilinear
     interpolation and zero padding."""
     height, width = images_BHWC.shape[1:3]
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2]).reshape(2, 1, 1)
@@ -76,13 +76,14 @@ def relative_change(before, after):
 
 @jax.jit
 def changes(images, others, bank) -> dict[str, jax.Array]:
-    """By pooling, the relative change [B] of the features from `images` to `others`, both [B, H, W, 1]."""
+    """The relative change [B] of the features from `images` to `others`, both [B, H, W, 1], for each pooling."""
     before, after = features(images, bank), features(others, bank)
     return {name: relative_change(pool(before), pool(after)) for name, (_, _, _, pool) in POOLS.items()}
 
 
 def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, float]]:
-    """The mean relative change of the first `digits`, by move (and between digits of different classes) and pooling."""
+    """The mean relative change of the first `digits` by pooling: for each move, and between digits of different
+    classes."""
     random = np.random.default_rng(seed)
     bank, few = gabor(random), images[:digits]
 
@@ -138,7 +139,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     kept = {p: small[p]["mean"] / change["between_classes"][p]["mean"] for p in POOLS}
     seen = [what for move, what in (("shift_1", "the shift"), ("rotation_15", "the rotation")) if holds(move)]
     text = [
-        "The lecture: a pooling unit takes the maximum of a neighbourhood, so its output changes little under small "
+        "The lecture: a pooling unit takes the maximum of a neighborhood, so its output changes little under small "
         "shifts and rotations of the image. A shift by 1 pixel changes the features of oriented filters by "
         f"{listed('shift_1')}; a rotation by 15 degrees by {listed('rotation_15')}. "
         + (
@@ -148,7 +149,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         )
     ]
     text += [
-        f"Of the 4x4 windows, the {POOLS[steadier][0].split()[0]} changes less under the shift. But pooling also "
+        f"For 4x4 windows, the {POOLS[steadier][0].split()[0]} changes less under the shift. But pooling also "
         "brings digits of different classes closer together: relative to their distance, the change under the shift is "
         f"{kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and {kept['max_4']:.2f} "
         "with the 4x4 maximum."

@@ -1,4 +1,4 @@
-"""Softmax and its temperature; the images that excite each output unit the most ("grandmother cells").
+"""Softmax with temperature, and the images that activate each output unit most ("grandmother cells").
 
 python -m experiments.lecture.softmax --workdir=W [--steps=200]
 """
@@ -24,7 +24,7 @@ from train.task import Task
 OPTIONS = {"steps": (200, "Number of training steps, with batches of 64 digits.")}
 TEMPERATURES = (0.25, 1.0, 4.0)
 BATCH = 64
-TOP, SHOWN = 20, 8  # How many of the images that excite a unit the most are counted, and drawn.
+TOP, SHOWN = 20, 8  # Number of images with the largest logits that are counted, and shown, per unit.
 FORMULA = (
     '<math display="block"><msub><mi>p</mi><mi>i</mi></msub><mo>=</mo><mfrac><mrow><mi>exp</mi><mo>(</mo><msub>'
     "<mi>z</mi><mi>i</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow><mrow><munder><mo>∑</mo><mi>j</mi></munder>"
@@ -71,7 +71,7 @@ def create(steps: int) -> Task:
 
 
 def measure(seed: int, steps: int) -> dict[str, Any]:
-    """Trains the network of one seed. Returns its test accuracy, the test images that excite each unit the most before
+    """Trains the network of one seed. Returns its test accuracy, the test images that activate each unit most before
     and after training, and the logits of the test image with the least certain prediction."""
     splits, task = data.load("mnist5k").splits, create(steps)
     tests, answers = splits["test"]
@@ -98,7 +98,7 @@ def titled_figure(height: float, title: str):
 
 
 def temperature_bars(image, logits, title: str):
-    """The probabilities at each temperature, and the image [H, W]."""
+    """Plots the probabilities at each temperature, and the image [H, W]."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = titled_figure(5.6, title)
         rows = figure.subplots(len(TEMPERATURES), 1, sharex=True)
@@ -108,14 +108,15 @@ def temperature_bars(image, logits, title: str):
             axes.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="probability", xticks=range(len(shares)))
             axes.set_title(f"T = {temperature:g}: entropy {entropy(shares):.2f} nats", fontsize=11)
         rows[-1].set_xlabel("digit")
-        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Where the bars are short.
+        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Placed where the bars are short.
         inset.imshow(image, "gray")
         inset.set(xticks=[], yticks=[])
     return figure
 
 
 def top_image_grid(images, labels, indices, title: str):
-    """A row per unit with the images (`indices` [C, top]) that excite it the most; other classes are framed."""
+    """One row per unit with the images (`indices` [C, top]) that activate it most; images of other classes are
+    framed."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = titled_figure(6.4, title)
         axes, side = figure.add_subplot(), images.shape[1] + 3
@@ -161,7 +162,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"the {SHOWN} test digits with the largest logit of each output unit, in descending order, for the network "
     )
     caption += "of the first seed; digits of another class are framed"
-    this_topic.figure("output_units", figure, title="What excites the output units", caption=caption)
+    this_topic.figure("output_units", figure, title="Images that activate the output units most", caption=caption)
 
     grows = ", ".join(f"{value:.2f} nats at T = {temperature:g}" for temperature, value in nats.items())
     worst = by_unit["trained"].mean(0).min()
@@ -170,8 +171,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"figure the entropy is {grows}. The most probable class does not depend on T.",
         "The lecture calls an output unit a grandmother cell: it responds to a single concept. After "
         f"{this_topic.options['steps']} steps the test accuracy is {100 * accuracy['mean']:.1f} %, and of the {TOP} "
-        f"test digits that excite a unit the most, {said['trained']} belong to its class; before training it was "
-        f"{said['untrained']} (mean and standard deviation over seeds). The lowest fraction for any unit is "
+        f"test digits that activate a unit most, {said['trained']} belong to its class; before training it was "
+        f"{said['untrained']} (mean and standard deviation over seeds). The lowest fraction of any unit is "
         f"{100 * worst:.0f} %.",
     )
     numbers = {

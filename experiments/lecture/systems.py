@@ -1,4 +1,4 @@
-"""The large networks of the lecture, counted and drawn: python -m experiments.lecture.systems --workdir=W"""
+"""Sizes and diagrams of the lecture's large networks: python -m experiments.lecture.systems --workdir=W"""
 
 import models
 from experiments.lecture import topic
@@ -36,7 +36,7 @@ def split() -> dict[str, dict[str, float]]:
 
 
 def draw_split(parts: dict):
-    """The proportions of convolutions and dense layers."""
+    """Plots the proportions of convolutions and dense layers."""
     import matplotlib
 
     names = {"multiply_adds": "multiply-adds", "parameters": "parameters", "units": "units"}
@@ -68,7 +68,7 @@ def draw_split(parts: dict):
 
 
 def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str, dict[str, int]]):
-    """The layers of each network as a column of boxes, coloured by map size."""
+    """Draws the layers of each network as a column of boxes, colored by map size."""
     import matplotlib
     from matplotlib.patches import Rectangle
 
@@ -92,12 +92,12 @@ def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str,
             axes.text(column + 0.5, -0.4, head, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
         axes.set(xlim=(0, len(rows_of)), ylim=(tallest + 0.5, -3.6))
         axes.set_axis_off()
-        axes.set_title("Deeper and yet cheaper: one box per layer")
+        axes.set_title("Deeper but cheaper: one box per layer")
     return shown
 
 
 def draw_dense_block(rows: list[list[int]]):
-    """The layers of a dense block in a row; each reads all preceding ones."""
+    """Draws the layers of a dense block in a row; each reads all preceding layers."""
     import matplotlib
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
@@ -123,7 +123,7 @@ def draw_dense_block(rows: list[list[int]]):
 
 
 def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
-    """Megabytes sent per device and step, against the number of devices."""
+    """Plots the megabytes sent per device and step over the number of devices."""
     import matplotlib
 
     with matplotlib.rc_context(figures.STYLE):
@@ -134,7 +134,7 @@ def draw_traffic(data: list[float], hybrid: list[float], crossing: int | None):
             ends.append((values[-1], name, part))
         figures.label_ends(axes, ends)
         axes.set(xlabel=f"devices, {PER_DEVICE} images each", ylabel="MB sent per device and step", ylim=(0, None))
-        where = f"up to {crossing - 1} devices" if crossing else "for all these numbers of devices"
+        where = f"up to {crossing - 1} devices" if crossing else "for any number of devices shown"
         axes.set_title(f"AlexNet: hybrid parallelism sends less\n{where}")
     return shown
 
@@ -167,7 +167,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "side_by_side",
         draw_side_by_side({name: weighted(name) for name in SIDE_BY_SIDE}, counts),
         title="VGG-19, a plain and a residual network",
-        caption="from the image (top) to the classes (bottom), coloured by map size (He et al. 2016, figure 3)",
+        caption="from the image (top) to the classes (bottom), colored by map size (He et al. 2016, figure 3)",
     )
     this_topic.figure(
         "dense_block",
@@ -179,15 +179,15 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     eight = list(DEVICES).index(8)
     text = [
         f"AlexNet-OWT has {whole['units']:,} units and {whole['parameters'] / 1e6:.1f} million weights. Its "
-        f"convolutions do {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the work with "
+        f"convolutions need {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the computation and have "
         f"{conv['parameters'] / whole['parameters']:.0%} of the weights. (The lecture's 650,000 units are those of the "
         "two-tower network of 2012, whose first layers have 96 and 256 maps.)",
-        "Hybrid parallelism therefore divides the convolutions among devices by images and the dense layers by units: "
-        f"with eight devices each sends {hybrid[eight]:.0f} MB per step, with data parallelism {data[eight]:.0f} MB."
-        + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
-        f"VGG-19 needs {counts['vgg19']['multiply_adds'] / counts['resnet34']['multiply_adds']:.1f} times the work of "
-        f"ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 only by its "
-        "shortcuts.",
+        "Hybrid parallelism therefore shards the batch over devices for the convolutions and the units for the dense "
+        f"layers: with eight devices each sends {hybrid[eight]:.0f} MB per step, with data parallelism "
+        f"{data[eight]:.0f} MB." + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
+        f"VGG-19 needs {counts['vgg19']['multiply_adds'] / counts['resnet34']['multiply_adds']:.1f} times the "
+        f"computation of ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 only by "
+        "its shortcuts.",
         f"In a dense block with growth rate {dense[0][1]} the layers have {', '.join(str(r[0]) for r in dense)} input "
         "maps.",
     ]

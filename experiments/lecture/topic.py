@@ -1,14 +1,14 @@
-"""What the lecture's topics share: their flags, working directory, cached results, figures and result.
+"""Infrastructure shared by the lecture's topics: flags, working directory, cached results, figures and result.
 
-    W/pieces/*.json     cached results, one file per `Topic.cached` call; the same command reuses them
+    W/pieces/*.json     cached results, one file per `Topic.cached` call, reused when the command is repeated
     W/figures/*.png     the figures
     W/lesson.json       the topic's section of the lecture page: title, text, formula, figures, tables, numbers, command
     W/options.json      the flags that the topic was started with
     W/summary.json      the numbers, also printed as the last line of standard output
 
 A topic's module ends with `topic.main(NAME, experiment, OPTIONS)`. `experiment(this_topic: Topic) -> TopicResult`
-computes it, and OPTIONS, a dict from name to (default, help), lists its flags other than --workdir and --seeds. A topic
-without OPTIONS draws nothing at random and has no --seeds. Flags are defined only in `main`, so that modules whose
+computes the topic, and OPTIONS, a dict from name to (default, help), lists its flags other than --workdir and --seeds.
+A topic without OPTIONS is deterministic and has no --seeds. Flags are defined only in `main`, so that modules whose
 flags have the same names can be imported together.
 """
 
@@ -34,7 +34,7 @@ from train.task import Task
 from train.tasks import classification
 from train.workdir import Workdir, WorkdirError
 
-SEEDS = (3, "Number of random seeds, starting at 0, that results are averaged over.")
+SEEDS = (3, "Number of random seeds, starting at 0, over which results are averaged.")
 BOUNDS = {int: f"[1, {2**31 - 1}]", float: "(0, inf)", str: None}
 
 
@@ -99,7 +99,7 @@ class Topic:
 
 
 def headline(figure, title: str, width: int = 48) -> None:
-    """Sets the title above all panels of a figure, wrapped to `width` characters."""
+    """Sets a title above all panels of a figure, wrapped to `width` characters."""
     figure.suptitle(figures.wrapped(title, width), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
@@ -107,7 +107,7 @@ def draw_spread(
     axes, x, values: np.ndarray, part: str, *, linestyle: Any = "-", label: str | None = None
 ) -> np.ndarray:
     """Plots the mean over seeds of `values` [seeds, T] with a band of one standard deviation; returns the mean [T].
-    `part` is a key of figures.COLOURS, `label` the line's text in a legend."""
+    `part` is a key of figures.COLOURS, `label` the line's legend label."""
     mean, spread = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
     axes.plot(x, mean, color=figures.COLOURS[part], linestyle=linestyle, label=label)
     axes.fill_between(x, mean - spread, mean + spread, color=figures.COLOURS[part], alpha=0.2, linewidth=0)
@@ -115,7 +115,7 @@ def draw_spread(
 
 
 def lines(series, places, title: str, **axes_options):
-    """Plots fractions in percent, one labelled line with error bars per entry of `series`.
+    """Plots fractions in percent, one labeled line with error bars per entry of `series`.
 
     `series` maps a label to (one `mean_and_std` per x position in `places`, key of figures.COLOURS, line style).
     """
@@ -158,7 +158,7 @@ def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
         (
             "workdir",
             str,
-            option(None, "Folder of the topic; the same command resumes it.", needed="the folder", path=True),
+            option(None, "Folder of the topic. Repeat the command to resume.", needed="the folder", path=True),
         )
     ]
     for name, (default, text) in options.items():
@@ -212,7 +212,7 @@ def _run_in(workdir: Workdir, name: str, experiment, *, options: dict[str, Any])
     stored = workdir.read_json("options.json")
     given = {"experiment": name, **options}
     if stored is not None and "seeds" not in options:
-        stored.pop("seeds", None)  # Of an older version, where it changed nothing.
+        stored.pop("seeds", None)  # Stored by an older version, in which it had no effect.
     if stored not in (None, given):
         differing = sorted(key for key in stored.keys() | given.keys() if stored.get(key) != given.get(key))
         pairs = "; ".join(f"--{key}={stored.get(key)} (stored), {given.get(key)} (given)" for key in differing)

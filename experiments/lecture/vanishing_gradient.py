@@ -1,8 +1,8 @@
 """Gradients backpropagated through a deep network: python -m experiments.lecture.vanishing_gradient --workdir=W
 
 For plain networks of dense layers on mnist5k: the norm of each layer's gradient with four activations and with Glorot
-and Kaiming initialization, before and after some training; and the training accuracy of a deep sigmoid network compared
-with a deep ReLU network.
+and Kaiming initialization, before and after some training steps; and the training accuracy of a deep sigmoid network
+compared with that of a deep ReLU network.
 """
 
 import functools
@@ -21,14 +21,14 @@ OPTIONS = {
     "steps": (800, "Number of training steps of the ReLU and the sigmoid network."),
     "hidden_layers": (20, "Number of hidden layers of all networks, at most 50, with 64 units each."),
 }
-LINES = {  # activation: label, colour
+LINES = {  # activation: label, color
     "tanh": ("tanh", figures.COLOURS["train"]),
     "sigmoid": ("sigmoid", figures.COLOURS["eval"]),
     "relu": ("ReLU", figures.COLOURS["test"]),
     "rectified_tanh": ("rectified tanh", "#CC79A7"),
 }
 WIDTH = 64
-EXAMPLES = 1000  # Number of digits that the gradient is measured on.
+EXAMPLES = 1000  # Number of digits on which the gradient is measured.
 AFTER = 100  # Training steps before the second measurement.
 RATE = 0.01  # Learning rate of all runs except those of the sigmoid network, which uses the best of RATES.
 RATES = (0.01, 0.1, 1.0, 10.0)
@@ -46,7 +46,7 @@ FORMULA = """<math display="block"><mrow><mfrac><mrow><mi>∂</mi><mi>L</mi></mr
 
 
 def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int) -> dict[str, list[float]]:
-    """Gradient norms by layer [depth] at the `start` and `after` AFTER training steps."""
+    """Gradient norms by layer [depth]: "start" is before training, "after" is after AFTER training steps."""
     images, labels = deep_nets.some(digits, EXAMPLES)
     found = {}
     for name, steps in (("start", 0), ("after", AFTER)):
@@ -58,7 +58,7 @@ def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int
 
 
 def draw_norms(found: dict, when: str, title: str):
-    """Gradient norm by layer, in the order of backpropagation; one panel per initialization."""
+    """Plots the gradient norm by layer, in the order of backpropagation; one panel per initialization."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1, sharex=True, sharey=True)
@@ -165,8 +165,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"with tanh (both with Glorot initialization) and {ten(ratio['relu_kaiming'])} with ReLU and Kaiming "
         f"initialization; with Glorot it is below {VANISHED:g} for {' and '.join(gone) or 'none of the four'}"
         + ("." if "tanh" in gone else ", but not for tanh at this depth."),
-        f"A ratio near 1 is not sufficient: for ReLU it is {ten(ratio['relu_glorot'])} with Glorot, but there the "
-        f"gradient of layer 1 is {ten(dim)} times as large as with Kaiming.",
+        f"A ratio near 1 is not sufficient: for ReLU it is {ten(ratio['relu_glorot'])} with Glorot, but the "
+        f"gradient of layer 1 is then {ten(dim)} times as large as with Kaiming.",
         f"In {steps} steps of plain SGD the ReLU network {says['relu']} (training accuracy {percent['relu']}) and the "
         f"sigmoid network {says['sigmoid']} at the best of {len(RATES)} learning rates ({percent['sigmoid']}; chance "
         f"is {100 * deep_nets.CHANCE:.0f} %).",
