@@ -182,7 +182,7 @@ def test_scores_of_the_gan():
     assert scores["confident_share"] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("distance, verdict", [(20, "come near"), (50, "hardly"), (90, "are no digits")])
+@pytest.mark.parametrize("distance, verdict", [(20, "samples resemble"), (50, "hardly"), (90, "do not resemble")])
 def test_report_of_the_gan(distance, verdict):
     kinds = {"samples": distance, "untrained": 110.0, "digits": 10.0}
     made = {kind: {"frechet_distance": d, "inception_score": 2.0, "confident_share": 0.5} for kind, d in kinds.items()}

@@ -70,10 +70,10 @@ def test_card():
     findings = maps.report_kohonen([result, result])
     assert findings.numbers["topographic_error"] == {"mean": result["map"]["topographic"], "std": 0.0}
     assert result["map"]["topographic"] < result["k_means"]["topographic"] and result["map"]["accuracy"] > 0.4
-    assert "keeps neighbours together" in findings.text
+    assert "preserves neighborhoods" in findings.text
     mixed = copy.deepcopy(result)
     mixed["map"]["topographic"] = mixed["k_means"]["topographic"]
-    assert "not seen to keep neighbours together" in maps.report_kohonen([mixed]).text
+    assert "does not clearly preserve neighborhoods" in maps.report_kohonen([mixed]).text
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_extreme_learning_card():
     assert [row["step"] for row in result["mlp"]["curve"]] == [0, 2] and result["machines"][1]["accuracy"] > 0.5
     findings = readouts.report_extreme_learning([result])
     assert findings.numbers["test_accuracy"]["mean"] == result["machines"][1]["accuracy"]
-    assert "does not get there" in findings.text
+    assert "does not reach this" in findings.text
     slow, fast = copy.deepcopy(result), copy.deepcopy(result)
     slow["mlp"]["curve"][-1] |= {"accuracy": 1.0, "seconds": 3 * result["machines"][1]["seconds"]}
     fast["mlp"]["curve"][-1] |= {"accuracy": 1.0, "seconds": result["machines"][1]["seconds"] / 2}

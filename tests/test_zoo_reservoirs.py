@@ -136,7 +136,7 @@ def test_liquid_state_card():
     assert result["liquid"] > 0.3 and 0.01 < result["spikes_per_step"] < 0.4
     findings = reservoirs.report_liquid_state([result])
     assert findings.numbers["test_accuracy"]["mean"] == result["liquid"]
-    words = {0.9: "connections between the neurons help.", 0.805: "was not seen", 0.7: "even hurt"}
+    words = {0.9: "connections between the neurons help.", 0.805: "was not confirmed", 0.7: "even hurt"}
     for score, expected in words.items():
         other = result | {"liquid": score, "unconnected": 0.8, "pixels": 0.85}
         text = reservoirs.report_liquid_state([other]).text

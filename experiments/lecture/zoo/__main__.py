@@ -1,11 +1,11 @@
 """Trains the networks of the zoo and writes its page: python -m experiments.lecture.zoo --workdir=W
 
-    W/zoo.html      the chart; a network opens to its card
-    W/summary.json  the numbers, also the last line of standard output
-    W/pieces/*.json the results of each network and seed; the same command reuses them
-    W/figures/*.png a figure per network
+    W/zoo.html      the chart, in which each network expands to its card
+    W/summary.json  the numbers, also printed as the last line of standard output
+    W/pieces/*.json the results of each network and seed, reused when the command is repeated
+    W/figures/*.png one figure per network
 
---only trains some networks; the page shows all that were trained in the folder.
+--only trains only some networks; the page shows all networks that were trained in the folder.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from experiments.lecture.zoo.networks import NETWORKS, cards
 class ZooConfig:
     """The neural-network zoo"""
 
-    workdir: str = option(None, "Folder of the zoo; the same command resumes it.", needed="the folder", path=True)
+    workdir: str = option(None, "Folder of the zoo. Repeat the command to resume.", needed="the folder", path=True)
     only: tuple[str, ...] = option((), f"Comma-separated networks to train; default: all of {', '.join(NETWORKS)}.")
-    seeds: int = option(1, "Number of random seeds, starting at 0, that results are averaged over.", "[1, 100]")
+    seeds: int = option(1, "Number of random seeds, starting at 0, over which results are averaged.", "[1, 100]")
 
 
 def train(topic, card) -> None:
-    """Trains what is missing of a network."""
+    """Trains a network with all seeds that have no cached result."""
 
     def timed(seed: int) -> dict:
         began = time.perf_counter()
@@ -40,7 +40,7 @@ def train(topic, card) -> None:
 
 
 def shown(topic, card):
-    """The card with the findings of a network that was trained with all seeds, or without."""
+    """The card of a network, with its findings if it was trained with all seeds."""
     from experiments.lecture.zoo.page import Shown
 
     names = [f"{card.name}_seed{seed}" for seed in topic.seeds]

@@ -1,5 +1,5 @@
-"""The adding problem of the recurrent networks (Hochreiter & Schmidhuber 1997, "Long short-term memory", section 5.4):
-its sequences, its training, and how far back in a sequence the gradient reaches."""
+"""The adding problem for recurrent networks (Hochreiter & Schmidhuber 1997, "Long short-term memory", section 5.4):
+sequences, training, and gradient norms by step of the sequence."""
 
 import functools
 from typing import Any
@@ -15,19 +15,19 @@ from models.recurrent import CELLS, RowReader
 from train.task import Task
 from train.tasks import gradient_descent
 
-# The gate that keeps the state is nearly open at the start. With 1 (lstm) or 0 (gru) 60 steps are not learned in 1,500
-# steps of training.
+# Initial bias of the gate that keeps the state, which is then nearly open. With 1 (lstm) or 0 (gru) sequences of 60
+# steps are not learned in 1,500 training steps.
 KEEP_BIAS = 3.0
-RATE = 0.01  # Of the adding problem. The plain network fails with 0.003 and 0.001 too.
-RIGHT = 0.04  # Largest error of a right answer to the adding problem, as in the paper.
+RATE = 0.01  # Learning rate for the adding problem. The plain network also fails with 0.003 and 0.001.
+RIGHT = 0.04  # Maximum error of a correct prediction in the adding problem, as in the paper.
 
 
 def sequences(generator: np.random.Generator, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences [count, length, 2, 1] of numbers from U(-1, 1) with marks beside them, and their targets [count].
+    """Sequences [count, length, 2, 1] of numbers from U(-1, 1) and their markers, and the targets [count].
 
-    One number of steps 2 to 10 is marked by 1 and another one of the first half; the marks of the first and the last
-    step are -1, others are 0. The target is 0.5 + (X1 + X2) / 4 for the marked numbers (Hochreiter & Schmidhuber 1997,
-    section 5.4, where the length varies by a tenth).
+    One number in steps 2 to 10 has the marker 1, and so has another number of the first half; the markers of the first
+    and the last step are -1, all others are 0. The target is 0.5 + (X1 + X2) / 4 for the marked numbers X1 and X2
+    (Hochreiter & Schmidhuber 1997, section 5.4, where the length varies by 10 %).
     """
     half, rows = length // 2, np.arange(count)
     numbers, marks = generator.uniform(-1, 1, (count, length)), np.zeros((count, length))
@@ -41,7 +41,7 @@ def sequences(generator: np.random.Generator, count: int, length: int) -> tuple[
 
 
 def regression(model, optimizer, image_shape) -> Task:
-    """The squared error of the network's only output, for targets as "label"."""
+    """A regression task: the squared error of the network's single output; targets are in "label"."""
 
     def grad_fn(params, batch_stats, batch, key):
         del key
@@ -71,7 +71,7 @@ def regression(model, optimizer, image_shape) -> Task:
 
 @functools.partial(jax.jit, static_argnames="cell")
 def state_gradients(params, sequences, targets, *, cell: str) -> tuple[jax.Array, ...]:
-    """The gradients [T, B, H] of each sequence's squared error with respect to each array of the state at each step."""
+    """The gradients [T, B, H] of each sequence's squared error with respect to each array of the state, by step."""
     layer, logits, kind = params["layer1"], params["logits"], CELLS[cell]
     s_TBG = (sequences[..., 0] @ layer["input"]["kernel"] + layer["input"]["bias"][None, None]).swapaxes(0, 1)
     zeros = jnp.zeros((*s_TBG.shape[:2], len(layer["recurrent"])))
@@ -89,7 +89,8 @@ def state_gradients(params, sequences, targets, *, cell: str) -> tuple[jax.Array
 
 
 def reach(params, sequences, targets, *, cell: str) -> list[float]:
-    """By step, the mean over sequences of the norm of the gradient with respect to the state, over that of the last."""
+    """The norm of the gradient with respect to the state by step, averaged over sequences and divided by that of the
+    last step."""
     found = [np.asarray(part, np.float64) for part in state_gradients(params, sequences, targets, cell=cell)]
     # float64, because the squares of a vanished gradient underflow float32.
     norms = np.sqrt(sum((part**2).sum(-1) for part in found)).mean(-1)
@@ -97,15 +98,15 @@ def reach(params, sequences, targets, *, cell: str) -> list[float]:
 
 
 def rounded(values) -> list[float]:
-    """Values with five digits."""
+    """Rounds values to five significant digits."""
     return [float(f"{value:.5g}") for value in values]
 
 
 def learn(
     cell: str, length: int, *, seed: int, steps: int, batch: int = 32, units: int = 32, rate: float = RATE
 ) -> dict[str, Any]:
-    """Learns the adding problem; each sequence is seen once. Returns the test sequences' `curve` of (step, fraction of
-    right answers), `right` and `loss` at the end, and `reach` before and after training."""
+    """Trains on the adding problem; each sequence is used once. Returns the `curve` of (step, accuracy) on the test
+    sequences, the final accuracy `right` and `loss`, and `reach` before and after training."""
     generator = np.random.default_rng((seed, length))
     train, test = sequences(generator, steps * batch, length), sequences(generator, 500, length)
     task = regression(RowReader(1, cell, (units,), KEEP_BIAS), digits.adam(rate, steps), (length, 2, 1))

@@ -1,4 +1,4 @@
-"""The attention network: a small vision transformer on the patches of digits, beside a multi-layer perceptron."""
+"""The attention network: a small vision transformer on digits, compared with a multi-layer perceptron."""
 
 import functools
 from typing import Any
@@ -21,8 +21,8 @@ SHOWN = 4  # Digits in the figure, the first test images of 0 to 3.
 
 
 def attention_maps(model, params, images) -> np.ndarray:
-    """How much the class token attends to each patch in the last block, [B, heads, h, w], for normalized images. The
-    weights of a map and of the class token itself, which is left out, add up to 1."""
+    """The attention of the class token to each patch in the last block, [B, heads, h, w], for normalized images. The
+    weights of a map and the class token's attention to itself, which is omitted, sum to 1."""
     _, kept = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))({"params": params}, images)
     weights = kept["intermediates"][f"block{model.blocks}"]["attention"]["weights"][0]
     down, across = (side // model.patch for side in images.shape[1:3])
@@ -30,7 +30,7 @@ def attention_maps(model, params, images) -> np.ndarray:
 
 
 def run(seed: int, *, steps: int = 2400, **options) -> dict[str, Any]:
-    """Accuracies and sizes of the transformer and the perceptron, and the maps of a few test images."""
+    """Accuracies and sizes of the transformer and the perceptron, and attention maps of a few test images."""
     images, labels = data.load("mnist5k").splits["test"]
     model, found = models.create("vit_tiny", 10, **NETWORK | options), {}
     for whose, each, rate in (("own", model, 0.005), ("other", models.create("mlp", 10), 0.002)):
@@ -43,8 +43,8 @@ def run(seed: int, *, steps: int = 2400, **options) -> dict[str, Any]:
 
 
 def concentration(maps) -> float:
-    """The fraction of a head's attention to patches that the quarter of them with the largest weights gets, the mean
-    over maps [B, heads, h, w]: 0.25 where it is even."""
+    """The fraction of a head's attention to patches that goes to the quarter of the patches with the largest weights,
+    averaged over maps [B, heads, h, w]; 0.25 for uniform attention."""
     maps = np.asarray(maps)
     flat = np.sort(maps.reshape(-1, maps[0, 0].size), axis=1)[:, ::-1]
     quarter = round(flat.shape[1] / 4)
@@ -52,7 +52,7 @@ def concentration(maps) -> float:
 
 
 def draw(result: dict[str, Any], title: str):
-    """A row per digit: the image, and the map of each head over it."""
+    """Plots one row per digit: the image and the attention map of each head."""
     images, maps = np.asarray(result["digits"]), np.asarray(result["maps"])
     heads = maps.shape[1]
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -84,15 +84,15 @@ def report(results: list[dict[str, Any]]) -> Findings:
     baseline = {"test_accuracy": other, "parameters": results[0]["other"]["parameters"]}
     better = "more" if own["mean"] > other["mean"] else "not more"
     text = (
-        f"Without convolutions, by patches that look at each other, {100 * own['mean']:.1f} % of the test digits are "
-        f"classified correctly, {better} than the {100 * other['mean']:.1f} % of a multi-layer perceptron "
-        f"with as many steps on shifted digits. In the last block the class token gives {100 * quarter['mean']:.0f} % "
-        "of its attention to a quarter of the patches"
+        f"Without convolutions, with attention between patches, {100 * own['mean']:.1f} % of the test digits are "
+        f"classified correctly, {better} than the {100 * other['mean']:.1f} % of a multi-layer perceptron trained for "
+        f"the same number of steps on shifted digits. In the last block {100 * quarter['mean']:.0f} % of the class "
+        "token's attention goes to a quarter of the patches"
     )
-    text += ": it looks at parts of the digit." if quarter["mean"] > 0.4 else ": it looks at all of them nearly evenly."
-    figure = draw(results[0], f"Where the heads look: {100 * own['mean']:.1f} % of digits right")
+    text += ": it focuses on parts of the digit." if quarter["mean"] > 0.4 else ": it is nearly uniform."
+    figure = draw(results[0], f"Attention of the heads; test accuracy {100 * own['mean']:.1f} %")
     caption = (
-        "Attention of the class token to the patches in the last block, one map per head, bright where it is high; "
+        "Attention of the class token to the patches in the last block, one map per head, brighter where it is larger; "
         "white: outline of the digit."
     )
     return Findings(text, numbers, baseline, figure, caption, "multi-layer perceptron")
@@ -107,12 +107,12 @@ CARDS = (
             + (Layer("hidden", 4, "one"), Layer("output", 3)),
             skips=((0, 2), (2, 4)),
         ),
-        "Each patch of the picture asks a question, its query, of all patches and mixes their values by how well their "
-        "keys match. Which patch matters to which is so decided anew for every picture, and near and far are alike.",
+        "The query of each patch is compared with the keys of all patches, and their values are averaged with weights "
+        "given by the match. So the connections between patches depend on the image, and distance does not matter.",
         """<math display="block"><mtext>attention</mtext><mo>(</mo><mi>Q</mi><mo>,</mo><mi>K</mi><mo>,</mo><mi>V</mi>
 <mo>)</mo><mo>=</mo><mtext>softmax</mtext><mo>(</mo><mfrac><mrow><mi>Q</mi><msup><mi>K</mi><mi>T</mi></msup></mrow><msqrt><mi>d</mi>
 </msqrt></mfrac><mo>)</mo><mi>V</mi></math>""",
-        "Backpropagation of the cross-entropy through all blocks, by Adam with decoupled weight decay.",
+        "Backpropagation of the cross-entropy through all blocks, with Adam and decoupled weight decay.",
         "Vaswani et al. 2017, Attention is all you need; Dosovitskiy et al. 2020, An image is worth 16x16 words",
         run,
         report,

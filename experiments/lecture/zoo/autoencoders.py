@@ -1,4 +1,4 @@
-"""The zoo's autoencoders: plain, denoising and sparse; the variational one is in variational.py."""
+"""The zoo's plain, denoising and sparse autoencoders; the variational autoencoder is in variational.py."""
 
 import functools
 
@@ -15,9 +15,9 @@ from models.autoencoder import Autoencoder, DenoisingAutoencoder, SparseAutoenco
 from models.layers import row_keys
 from train.tasks import reconstruction
 
-CODE, RATE = 32, 0.5  # Units of the plain autoencoder's code; probability that the denoising one's pixels are masked.
-UNITS, PENALTY = 256, 0.3  # Units of the other codes; weight of the sparse code's sum in the loss.
-SHOWN = 20  # Filters of a figure.
+CODE, RATE = 32, 0.5  # Units of the plain autoencoder's code; probability of masking a pixel for the denoising one.
+UNITS, PENALTY = 256, 0.3  # Units of the other codes; weight of the L1 penalty on the sparse code.
+SHOWN = 20  # Filters per figure.
 
 
 def _task(model, loss, steps: int, terms: tuple[str, ...] = ()):
@@ -35,8 +35,8 @@ def _spread(results, name: str, key: str) -> dict[str, float]:
 
 
 def pca_errors(digits: pixels.Digits, components: int) -> dict:
-    """The errors of the test digits' projections onto the training digits' principal components; `images` are those of
-    one test digit of each class."""
+    """The errors of the test digits' projections onto the training digits' principal components; `images` are the
+    reconstructions of one test digit per class."""
     from sklearn.decomposition import PCA
 
     train, test = pixels.flat(digits.train), pixels.flat(digits.test)
@@ -73,8 +73,8 @@ def report_autoencoder(results: list[dict]) -> Findings:
     gain = numbers["psnr"]["mean"] - baseline["psnr"]["mean"]
     relation = "less than" if error < linear else "not less than"
     text = (
-        f"From a code of {code} numbers it rebuilds test digits with a mean squared error of {error:.4f} per pixel, "
-        f"{relation} the {linear:.4f} of PCA with as many components ({gain:+.1f} dB). On the training digits the "
+        f"It reconstructs test digits from {code} numbers with a mean squared error of {error:.4f} per pixel, "
+        f"{relation} the {linear:.4f} of PCA with {code} components ({gain:+.1f} dB). On the training digits the "
         f"error is {numbers['training_squared_error']['mean']:.4f}."
     )
     title = f"{code} numbers per digit: error {error:.4f}, PCA's {linear:.4f}"
@@ -83,21 +83,21 @@ def report_autoencoder(results: list[dict]) -> Findings:
         Row(f"autoencoder, code of {code} units", first["images"]),
         Row(f"PCA, {code} components", first["pca"]["images"]),
     ]
-    caption = "Test digits, and what the autoencoder and PCA rebuild from equally many numbers; seed 0"
+    caption = "Test digits and their reconstructions by the autoencoder and PCA from equally many numbers; seed 0"
     return Findings(text, numbers, baseline, image_rows(title, rows), caption, f"PCA, {code} components")
 
 
 # --- Denoising autoencoder
 
 
-def _neighbours(filters: np.ndarray) -> float:
+def _adjacent_correlation(filters: np.ndarray) -> float:
     """The mean correlation of horizontally and vertically adjacent weights in filters [N, 28, 28]: 0 for noise."""
     pairs = ((f[:, :-1], f[:, 1:]) for one in filters for f in (one, one.T))
     return float(np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs]))
 
 
 def _linear_denoiser(digits: pixels.Digits, noisy_train: np.ndarray, noisy_test: np.ndarray) -> np.ndarray:
-    """The noisy test digits, uint8 [N, 28, 28, 1], denoised by the best linear map of the training digits: [N, 784]."""
+    """Denoises test digits uint8 [N, 28, 28, 1] with a linear map fitted to the training digits; returns [N, 784]."""
     from sklearn.linear_model import Ridge
 
     return Ridge(alpha=10.0).fit(pixels.flat(noisy_train), pixels.flat(digits.train)).predict(pixels.flat(noisy_test))
@@ -131,7 +131,7 @@ def run_denoising(seed: int, *, steps: int = 1500, code: int = UNITS, rate: floa
         filters = np.asarray(state.params["encoder_0"]["kernel"]).T.reshape(-1, 28, 28)
         strongest = np.argsort(-np.linalg.norm(filters, axis=(1, 2)))[:SHOWN]
         found[name] = pixels.errors(output, clean) | {
-            "adjacent_correlation": _neighbours(filters),
+            "adjacent_correlation": _adjacent_correlation(filters),
             "images": pixels.as_lists(output[chosen]),
             "filters": pixels.as_lists(filters[strongest], signed=True),
         }
@@ -152,9 +152,10 @@ def report_denoising(results: list[dict]) -> Findings:
     rough, share = baseline["adjacent_correlation_trained_without_noise"]["mean"], f"{100 * first['rate']:.0f} %"
     smoother = "smoother" if smooth > rough else "not smoother"
     text = (
-        f"With {share} of the pixels set to 0 it raises the PSNR of test digits by {gain:.1f} dB to {own:.1f} dB; the "
-        f"best linear map reaches {linear:.1f} dB, the same network trained without noise {plain:.1f} dB. Its filters "
-        f"are {smoother} than without noise: adjacent weights correlate by {smooth:.2f} against {rough:.2f}."
+        f"With {share} of the pixels set to 0 it increases the PSNR of test digits by {gain:.1f} dB to {own:.1f} dB; "
+        f"the best linear map reaches {linear:.1f} dB, and the same network trained without noise {plain:.1f} dB. Its "
+        f"filters are {smoother} than without noise: the correlation of adjacent weights is {smooth:.2f} instead of "
+        f"{rough:.2f}."
     )
     rows = [
         Row("test digits", first["digits"]),
@@ -165,7 +166,7 @@ def report_denoising(results: list[dict]) -> Findings:
         Row("the strongest filters, trained with noise", first["denoising"]["filters"], signed=True),
         Row("the strongest filters, trained without noise", first["plain"]["filters"], signed=True),
     ]
-    caption = "Test digits with masked pixels and their reconstructions; weights of the encoder, each on its own scale"
+    caption = "Test digits with masked pixels and their reconstructions; encoder weights, each on its own scale"
     figure = image_rows(f"Denoising: {gain:+.1f} dB; best linear map: {gain + linear - own:+.1f} dB", rows)
     return Findings(text, numbers, baseline, figure, caption, "best linear map")
 
@@ -205,19 +206,19 @@ def report_sparse(results: list[dict]) -> Findings:
     count = first["units"] * active / 100
     relation = "less than" if error < linear else "not less than"
     text = (
-        f"A test digit activates {active:.1f} % of the {first['units']} units, about {count:.0f}, against "
-        f"{without:.0f} % without the penalty; {100 * numbers['unused']['mean']:.0f} % of the units are never active. "
-        f"The mean squared error is {error:.4f} per pixel, {relation} the {linear:.4f} of PCA with as many "
-        f"components as units are active."
+        f"A test digit activates {active:.1f} % of the {first['units']} units, about {count:.0f}; without the penalty "
+        f"{without:.0f} %. {100 * numbers['unused']['mean']:.0f} % of the units are never active. "
+        f"The mean squared error is {error:.4f} per pixel, {relation} the {linear:.4f} of PCA with the same number of "
+        "components as active units."
     )
     rows = [
         Row("test digits", first["digits"]),
         Row(f"sparse autoencoder, {active:.1f} % of the units active", first["sparse"]["images"]),
         Row(f"PCA, {first['pca']['components']} components", first["pca"]["images"]),
-        Row("parts of the units that are active most often", first["sparse"]["parts"], signed=True),
+        Row("decoder weights of the most frequently active units", first["sparse"]["parts"], signed=True),
         Row("the same without penalty", first["plain"]["parts"][:SHOWN], signed=True),
     ]
-    caption = "Reconstructions of test digits; what a unit adds to the image (red: light, blue: dark)"
+    caption = "Reconstructions of test digits; contribution of a unit to the image (red: brighter, blue: darker)"
     title = f"{active:.1f} % of the units are active with a penalty, {without:.0f} % without"
     return Findings(text, numbers, baseline, image_rows(title, rows), caption, "without penalty")
 
@@ -239,8 +240,8 @@ CARDS = (
         name="autoencoder",
         title="Autoencoder (AE)",
         diagram=Diagram((Layer("input", 4), Layer("hidden", 2), Layer("match", 4))),
-        idea="The network must give out what it was shown, but everything has to pass a layer with few units. So it "
-        "learns a short code that keeps what matters in the images.",
+        idea="The network has to reproduce its input, but all information passes through a layer with few units. So it "
+        "learns a short code that keeps the important information about the images.",
         formula=_formula(_CODE),
         rule="Gradient descent (Adam) on the squared error between each image and its reconstruction.",
         reference="Bourlard & Kamp, 1988, “Auto-association by multilayer perceptrons and singular value "
@@ -253,11 +254,11 @@ CARDS = (
         name="denoising",
         title="Denoising autoencoder (DAE)",
         diagram=Diagram((Layer("noisy", 4), Layer("hidden", 2), Layer("match", 4))),
-        idea="The network sees an image with missing pixels and must give out the whole one. Copying does not help, so "
-        "it has to learn which pixels go together.",
+        idea="The network sees an image with missing pixels and has to output the complete one. Copying does not help, "
+        "so it has to learn how pixels depend on each other.",
         formula=_formula(_NOISY),
         rule="Gradient descent (Adam) on the squared error between the clean image and the reconstruction of a noisy "
-        "one; the noise is drawn anew in each step.",
+        "one; new noise is drawn in each step.",
         reference="Vincent, Larochelle, Bengio & Manzagol, 2008, “Extracting and composing robust features with "
         "denoising autoencoders”",
         run=run_denoising,
@@ -268,11 +269,11 @@ CARDS = (
         name="sparse",
         title="Sparse autoencoder (SAE)",
         diagram=Diagram((Layer("input", 2), Layer("hidden", 5), Layer("match", 2))),
-        idea="The code has many units, but each active one costs something. So every image is put together from a few "
-        "parts out of a large collection that the network learns.",
+        idea="The code has many units, but each active unit adds a penalty to the loss. So each image is composed of a "
+        "few parts out of a large learned dictionary.",
         formula=_formula(_CODE, _PENALTY),
-        rule="Gradient descent (Adam) on the squared error of the reconstruction plus the sum of the code's values, "
-        "which are not negative.",
+        rule="Gradient descent (Adam) on the squared reconstruction error plus λ times the sum of the code's "
+        "nonnegative values.",
         reference="Ranzato, Poultney, Chopra & LeCun, 2007, “Efficient learning of sparse representations with an "
         "energy-based model”",
         run=run_sparse,

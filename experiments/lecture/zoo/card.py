@@ -1,4 +1,4 @@
-"""What the zoo says and measures about one network."""
+"""The card of a network: its description, its experiment and its findings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class Findings(NamedTuple):
-    """What all seeds of a network found: one or two sentences, the content of summary.json, and a figure."""
+    """The findings over all seeds of a network: a short text, the content of summary.json, and a figure."""
 
     text: str
     numbers: dict[str, Any]
-    baseline: dict[str, Any]  # What `numbers` are compared with, under equal names.
+    baseline: dict[str, Any]  # Comparison values for `numbers`, under the same names.
     figure: "Figure"
     caption: str
-    versus: str = "baseline"  # What the baseline is, in a few words.
+    versus: str = "baseline"  # A short name of the baseline.
 
 
 def rounded(values, digits: int = 5) -> Any:
-    """An array as nested lists of rounded numbers, as a card's `run` returns them for JSON."""
+    """Converts an array to nested lists of rounded numbers, for the JSON results of a card's `run`."""
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
@@ -34,14 +34,14 @@ class Card:
 
     Attributes:
       name: Key in summary.json and value of --only.
-      title: Its name on the page, as in the chart.
-      diagram: Its cells and connections.
+      title: Name on the page, as in the chart.
+      diagram: Cells and connections.
       idea: Two sentences for students.
       formula: MathML.
       rule: The learning rule, in one sentence.
       reference: Author, year and title.
-      run: Trains the network from a seed on; returns results as JSON has them.
-      report: The findings from the results of all seeds, at least one.
+      run: Trains the network with a given seed; returns JSON-serializable results.
+      report: Computes the findings from the results of all seeds, at least one.
       command: Another command that trains the network for longer; "" if there is none.
     """
 

@@ -1,4 +1,4 @@
-"""The zoo's deconvolutional network: images of a trained classifier's features."""
+"""The zoo's deconvolutional network: reconstructs images from a trained classifier's features."""
 
 import functools
 
@@ -17,11 +17,16 @@ from models.deconvolutional import UpConvolutions
 from train.tasks import reconstruction
 
 LAYERS = ("conv1", "conv2", "conv3", "dense", "logits")
-NEXT = {"conv2": "conv1", "conv3": "conv2", "dense": "conv3", "logits": "dense"}  # A layer and whose features it reads.
+NEXT = {
+    "conv2": "conv1",
+    "conv3": "conv2",
+    "dense": "conv3",
+    "logits": "dense",
+}  # Each layer and the layer whose features it reads.
 
 
 def features(images, *, model, variables):
-    """The features of a CNN by layer, each as the next layer reads it, after pooling and ReLU; and its logits."""
+    """The features of a CNN by layer, as the input of the next layer, after pooling and ReLU; and its logits."""
     found = {}
 
     def record(call, arguments, keywords, context):
@@ -35,7 +40,7 @@ def features(images, *, model, variables):
 
 
 def class_means(digits: pixels.Digits, predicted: np.ndarray) -> np.ndarray:
-    """For each of the classes `predicted` [N] the mean of the training digits of that class, as pixels [N, 784]."""
+    """The mean training digit of each of the classes `predicted` [N], as pixels [N, 784]."""
     train = pixels.flat(digits.train)
     return np.stack([train[digits.train_labels == label].mean(0) for label in range(10)])[predicted]
 
@@ -93,11 +98,11 @@ def report(results: list[dict]) -> Findings:
     psnr = [numbers[f"{layer}_psnr"]["mean"] for layer in LAYERS]
     falls = all(a > b for a, b in zip(psnr, psnr[1:], strict=False))
     class_mean = baseline["logits_psnr"]["mean"]
-    keeps = "hold more than the class" if psnr[-1] > class_mean else "give back no more than the class"
+    keeps = "contain more information than the class" if psnr[-1] > class_mean else "give no more than the class"
     text = (
-        f"From the features of a classifier ({100 * numbers['classifier_accuracy']['mean']:.1f} % of the test digits "
-        f"right) test digits are rebuilt with {psnr[0]:.1f} dB PSNR after the first layer and {psnr[-1]:.1f} dB from "
-        f"the ten logits; the PSNR {'falls from layer to layer' if falls else 'does not fall at every layer'}. The "
+        f"From the features of a classifier ({100 * numbers['classifier_accuracy']['mean']:.1f} % test accuracy) test "
+        f"digits are reconstructed with a PSNR of {psnr[0]:.1f} dB after the first layer and {psnr[-1]:.1f} dB from "
+        f"the ten logits; the PSNR {'decreases with each layer' if falls else 'does not decrease at every layer'}. The "
         f"mean digit of the predicted class has {class_mean:.1f} dB, so here the logits {keeps}."
     )
     rows = [Row("test digits", first["digits"])]
@@ -105,8 +110,8 @@ def report(results: list[dict]) -> Findings:
         label = f"from {layer}, {first['sizes'][layer]:,} numbers: {value:.1f} dB"
         rows.append(Row(label, first["images"][layer]))
     rows.append(Row(f"mean digit of the predicted class: {class_mean:.1f} dB", first["class_mean_images"]))
-    caption = "Test digits and what up-convolutional networks rebuild from a classifier's layers; images of seed 0"
-    figure = image_rows(f"From {psnr[0]:.0f} dB after one layer to {psnr[-1]:.0f} dB from the logits", rows)
+    caption = "Test digits and reconstructions from a classifier's layers by up-convolutional networks; seed 0"
+    figure = image_rows(f"PSNR: {psnr[0]:.0f} dB from the first layer, {psnr[-1]:.0f} dB from the logits", rows)
     return Findings(text, numbers, baseline, figure, caption, "mean digit of the class")
 
 
@@ -127,11 +132,11 @@ CARDS = (
                 Layer("output", 5, "one"),
             )
         ),
-        idea="A convolutional network run the other way: from features to an image. Trained to undo a classifier, it "
-        "shows how much of a digit each of the classifier's layers still holds.",
+        idea="A convolutional network in reverse, from features to an image. Trained to invert a classifier, it shows "
+        "how much information about a digit each of the classifier's layers keeps.",
         formula=FORMULA,
-        rule="Gradient descent (Adam) on the squared error between an image and what is made of the features of one "
-        "layer of a trained classifier, which stays as it is.",
+        rule="Gradient descent (Adam) on the squared error between an image and its reconstruction from the features "
+        "of one layer of a trained classifier, whose weights are fixed.",
         reference="Zeiler, Krishnan, Taylor & Fergus, 2010, “Deconvolutional networks”; Dosovitskiy & Brox, 2015, "
         "“Inverting visual representations with convolutional networks”",
         run=run,

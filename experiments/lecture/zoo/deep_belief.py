@@ -1,4 +1,4 @@
-"""The deep belief network: layers learned one by one without labels, then backpropagation with few of them."""
+"""The deep belief network: unsupervised layer-wise pre-training, then fine-tuning with few labels."""
 
 from typing import Any
 
@@ -21,22 +21,22 @@ from train.task import Task
 
 HIDDEN = (256, 128)
 LABELS = (100, 400, 4000)
-RATE = 0.003  # Of Adam. It, the steps and the epochs were chosen on training digits that had no label in the run.
+RATE = 0.003  # Adam's learning rate. It, steps and epochs were tuned on training digits whose labels are not used.
 STARTS = {
     "pretrained": ("pre-trained", "train"),
-    "random_start": ("random start", "eval"),
-    "relu": ("random start, ReLU", "test"),
+    "random_start": ("random initialization", "eval"),
+    "relu": ("random init., ReLU", "test"),
 }
 
 
 def scaled(images):
-    """Pixels 0 .. 255 as 0 .. 1, which a restricted Boltzmann machine takes as probabilities."""
+    """Scales pixels from 0 .. 255 to 0 .. 1, which a restricted Boltzmann machine interprets as probabilities."""
     return images.astype(np.float32) / 255
 
 
 def pretrain(pixels, hidden, *, key, seed: int, epochs: int, rate: float = 0.1) -> list[Restricted]:
-    """A restricted Boltzmann machine per hidden layer, each learned by CD-1 from the hidden probabilities of the one
-    before (Hinton, Osindero & Teh 2006, section 4), for pixels [N, V]."""
+    """Trains a restricted Boltzmann machine per hidden layer on pixels [N, V], each with CD-1 on the hidden
+    probabilities of the previous one (Hinton, Osindero & Teh 2006, section 4)."""
     found = []
     for n, size in enumerate(hidden):
         key_of_layer = jax.random.fold_in(key, n)
@@ -47,14 +47,14 @@ def pretrain(pixels, hidden, *, key, seed: int, epochs: int, rate: float = 0.1) 
 
 
 def with_layers(params: dict, machines: list[Restricted]) -> dict:
-    """The parameters of an MLP with the machines as hidden layers: the output of each unit is the probability that the
-    machine's unit is 1."""
+    """MLP parameters whose hidden layers are replaced by the machines' weights: the output of each unit is the
+    probability that the machine's unit is 1."""
     layers = {f"dense{n}": {"kernel": m.weights, "bias": m.hidden} for n, m in enumerate(machines, 1)}
     return {**params, **layers}
 
 
 def from_machines(task: Task, machines: list[Restricted]) -> Task:
-    """The task with a start from the machines; the output layer starts as before."""
+    """The task with hidden layers initialized from the machines; the output layer is initialized as before."""
 
     def init(key):
         state = task.init(key)
@@ -64,7 +64,7 @@ def from_machines(task: Task, machines: list[Restricted]) -> Task:
 
 
 def few(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The rows of `count` examples, equally many of each class, drawn at random."""
+    """The indices of `count` random examples, balanced over classes."""
     random, classes = np.random.default_rng((seed, count)), np.unique(labels)
     each = [random.permutation(np.flatnonzero(labels == label))[: count // len(classes)] for label in classes]
     return np.sort(np.concatenate(each))
@@ -80,7 +80,7 @@ def run(
     examples: int | None = None,
     batch_size: int = 100,
 ) -> dict[str, Any]:
-    """The test accuracy with each number of labels, from pre-trained layers and from random weights."""
+    """The test accuracy for each number of labels, from pre-trained and from random weights."""
     dataset = data.load("mnist5k")
     every = len(dataset.splits["train"][1]) // examples if examples else 1
     images, classes = (part[::every] for part in dataset.splits["train"])
@@ -125,7 +125,7 @@ def draw(results: list[dict]):
                 first["labels"], accuracy.mean(0), spread, marker="o", capsize=3, color=figures.COLOURS[colour]
             )
             axes.containers[-1].set_label(label)
-        axes.set(xlabel="labelled digits", ylabel="test accuracy, %", xscale="log", xticks=first["labels"])
+        axes.set(xlabel="labeled digits", ylabel="test accuracy, %", xscale="log", xticks=first["labels"])
         axes.set_xticks(first["labels"], [str(count) for count in first["labels"]])
         axes.minorticks_off()
         axes.legend(fontsize=9, loc="lower right")
@@ -135,8 +135,8 @@ def draw(results: list[dict]):
             axes.set_axis_off()
         for axes, weights in zip(panels.flat, first["filters"], strict=False):
             limit = max(np.abs(weights).max(), 1e-6)
-            picture = np.reshape(weights, (side, side))
-            axes.imshow(picture, "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            image = np.reshape(weights, (side, side))
+            axes.imshow(image, "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     return figure
 
 
@@ -158,26 +158,27 @@ def report(results: list[dict]) -> Findings:
     )
     few_labels, all_labels = first["labels"][0], first["labels"][-1]
     text = (
-        f"With {few_labels} labels the network that was pre-trained on {first['unlabelled']:,} unlabelled digits has "
-        f"{values['pretrained'][0]['mean']:.1%} of the test digits right, a random start of the same network "
-        f"{values['random_start'][0]['mean']:.1%} and one of ReLU units {values['relu'][0]['mean']:.1%}: pre-training "
-        f"{'helps' if min(over_same[0], over_relu[0]) > 1 else 'does not clearly help'} here. With {all_labels:,} "
-        f"labels its lead is {over_same[-1]:.1f} points over the same network and {over_relu[-1]:.1f} over ReLU units"
-        f"{'' if over_same[-1] < over_same[0] else ', no smaller than with few labels'}."
+        f"With {few_labels} labels the network pre-trained on {first['unlabelled']:,} unlabeled digits has a test "
+        f"accuracy of {values['pretrained'][0]['mean']:.1%}, the same network with random initialization "
+        f"{values['random_start'][0]['mean']:.1%} and one with ReLU units {values['relu'][0]['mean']:.1%}: "
+        f"pre-training {'helps' if min(over_same[0], over_relu[0]) > 1 else 'does not clearly help'} here. "
+        f"With {all_labels:,} labels its advantage is {over_same[-1]:.1f} points over the same network and "
+        f"{over_relu[-1]:.1f} over ReLU units"
+        f"{'' if over_same[-1] < over_same[0] else ', not smaller than with few labels'}."
     )
     caption = (
-        f"test accuracy by the number of labels, {'-'.join(map(str, first['hidden']))} hidden units, mean and standard "
-        "deviation over seeds; below, weights of the first layer after pre-training, red positive, seed 0"
+        f"test accuracy by number of labels, {'-'.join(map(str, first['hidden']))} hidden units, mean and standard "
+        "deviation over seeds; below: weights of the first layer after pre-training, red is positive, seed 0"
     )
-    return Findings(text, numbers, baseline, draw(results), caption, "random start")
+    return Findings(text, numbers, baseline, draw(results), caption, "random initialization")
 
 
 DEEP_BELIEF = Card(
     name="deep_belief",
     title="Deep belief network (DBN)",
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4), Layer("probabilistic", 4), Layer("match", 5))),
-    idea="Restricted Boltzmann machines are stacked: each learns, without labels, to describe what the one below "
-    "found. Their weights are then a better start for backpropagation than random numbers when labels are few.",
+    idea="Restricted Boltzmann machines are stacked: each learns, without labels, to model the hidden units of the one "
+    "below. With few labels, their weights are a better initialization for backpropagation than random ones.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><mi>v</mi><mo>,</mo><msub><mi>h</mi><mn>1</mn></msub>'
     "<mo>,</mo><msub><mi>h</mi><mn>2</mn></msub><mo>)</mo><mo>=</mo><mi>p</mi><mo>(</mo><mi>v</mi><mo>|</mo><msub><mi>h</mi>"
     "<mn>1</mn></msub><mo>)</mo><mspace width='0.3em'/><mi>p</mi><mo>(</mo><msub><mi>h</mi><mn>1</mn></msub><mo>,</mo>"

@@ -1,5 +1,5 @@
-"""Networks with many layers: deep feed-forward, convolutional and residual networks against shallower or plainer ones
-of equal size."""
+"""Deep feed-forward, convolutional and residual networks compared with shallow, dense or plain networks of similar
+size."""
 
 import functools
 from typing import Any
@@ -18,13 +18,13 @@ from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.reporting import figures
 from train.tasks import losses
 
-RATE = 0.003  # Of the networks on digits.
+RATE = 0.003  # Learning rate of the networks on digits.
 
-# --- Three hidden layers against one ---
+# --- Three hidden layers and one ---
 
 POINTS, TURNS, NOISE = 400, 3.0, 0.02  # Training points on two spirals, turns of each spiral, noise.
-EDGE = 2.3  # The figure shows points with coordinates up to this.
-# Hidden layers with about as many parameters: on digits 53,706 and 53,275, in the plane 374 and 372.
+EDGE = 2.3  # The largest coordinate shown in the figure.
+# Hidden layers with similar numbers of parameters: on digits 53,706 and 53,275, in the plane 374 and 372.
 HIDDEN: dict[str, dict[str, tuple[int, ...]]] = {
     "three": {"digits": (64, 32, 32), "plane": (12, 12, 12)},
     "one": {"digits": (67,), "plane": (74,)},
@@ -32,9 +32,9 @@ HIDDEN: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def spirals(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points [count, 2] on two spirals that wind around each other, and their classes [count], 0 or 1."""
+    """Points [count, 2] on two intertwined spirals, and their classes [count], 0 or 1."""
     random, labels = np.random.default_rng(seed), np.arange(count) % 2
-    radius = np.sqrt(random.uniform(0.01, 1, count))  # The root spreads points evenly along the spiral.
+    radius = np.sqrt(random.uniform(0.01, 1, count))  # The square root spaces points evenly along the spiral.
     angle = 2 * np.pi * TURNS * radius + np.pi * labels
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) + NOISE * random.standard_normal((count, 2))
     return 2 * x.astype(np.float32), labels.astype(np.int32)
@@ -46,7 +46,7 @@ def plane_net(hidden: tuple[int, ...]):
 
 @functools.partial(jax.jit, static_argnames=("hidden", "steps"))
 def fit_plane(key, x_N2, y_N, *, hidden: tuple[int, ...], steps: int):
-    """The parameters after so many steps of Adam on all points."""
+    """The parameters after `steps` full-batch steps of Adam."""
     model, optimizer = plane_net(hidden), optax.adam(optax.cosine_decay_schedule(0.01, steps))
     params = model.init(key, x_N2)["params"]
 
@@ -82,8 +82,8 @@ def compared(kind: str, deep: dict, shallow: dict) -> str:
     gain = deep["mean"] - shallow["mean"]
     verdict = "helps" if gain > 0.01 else "hurts" if gain < -0.01 else "makes no difference of more than 1 %"
     return (
-        f"On {kind} three hidden layers reach {percent(deep)} and one with as many parameters {percent(shallow)}: "
-        f"depth {verdict}."
+        f"On {kind} three hidden layers reach {percent(deep)} and one hidden layer with a similar number of parameters "
+        f"{percent(shallow)}: depth {verdict}."
     )
 
 
@@ -109,7 +109,7 @@ def report_deep_feed_forward(results: list[dict[str, Any]]) -> Findings:
             axes.set_axis_off()
             layers = {"one": "1 hidden layer", "three": "3 hidden layers"}[name]
             axes.set_title(f"{layers}: {100 * found['spirals']:.0f} %", fontsize=11)
-    caption = "points of two spirals, the output of each network as background, and its test accuracy; first seed"
+    caption = "points of two spirals, with the output of each network as background, and its test accuracy; first seed"
     return Findings(text, numbers, baseline, figure, caption, "one hidden layer")
 
 
@@ -117,8 +117,8 @@ DEEP_FEED_FORWARD = Card(
     name="deep_feed_forward",
     title="Deep feed forward (DFF)",
     diagram=Diagram((Layer("input", 3), Layer("hidden", 4), Layer("hidden", 4), Layer("output", 2))),
-    idea="Several hidden layers lie one after the other. Each layer combines what the layer before has found, so few "
-    "units can draw complicated boundaries.",
+    idea="The network has several hidden layers in sequence. Each layer combines the features of the previous one, so "
+    "that few units can form complicated decision boundaries.",
     formula="""<math display="block"><mrow><msub><mi>h</mi><mi>l</mi></msub><mo>=</mo><mi>f</mi><mo>(</mo><msub>
 <mi>W</mi><mi>l</mi></msub><msub><mi>h</mi><mrow><mi>l</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>+</mo><msub><mi>b</mi>
 <mi>l</mi></msub><mo>)</mo><mo>,</mo><mspace width="1em"/><msub><mi>h</mi><mn>0</mn></msub><mo>=</mo><mi>x</mi></mrow>
@@ -131,10 +131,10 @@ DEEP_FEED_FORWARD = Card(
 )
 
 
-# --- Convolutions against a dense layer ---
+# --- Convolutions and a dense layer ---
 
-MOVES = range(6)  # Pixels that test digits are moved by.
-FAR = 2  # Those of the numbers.
+MOVES = range(6)  # Shifts of the test digits in pixels.
+FAR = 2  # The shift that is reported.
 NETS: dict[str, dict[str, Any]] = {
     "lenet": {"activation": "relu"},
     "mlp": {"hidden": (77,)},
@@ -142,7 +142,7 @@ NETS: dict[str, dict[str, Any]] = {
 
 
 def moved(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Images [B, H, W, C] moved right and down, with zeros at the left and above."""
+    """Shifts images [B, H, W, C] right and down, with zero padding."""
     edges = ((0, 0), (pixels, 0), (pixels, 0), (0, 0))
     return np.pad(images, edges)[:, : images.shape[1], : images.shape[2]]
 
@@ -168,9 +168,9 @@ def report_deep_convolutional(results: list[dict[str, Any]]) -> Findings:
     (still, far), (dense_still, dense_far) = numbers.values(), baseline.values()
     better = still["mean"] > dense_still["mean"] and far["mean"] > dense_far["mean"]
     text = (
-        f"LeNet classifies {percent(still)} of the test digits and {percent(far)} of those moved by {FAR} pixels right "
-        f"and down; a dense network with as many parameters {percent(dense_still)} and {percent(dense_far)}. "
-        f"Convolutions are {'better at both' if better else 'not better at both'}."
+        f"LeNet classifies {percent(still)} of the test digits correctly and {percent(far)} if they are shifted by "
+        f"{FAR} pixels right and down; a dense network with a similar number of parameters {percent(dense_still)} and "
+        f"{percent(dense_far)}. Convolutions are {'better at both' if better else 'not better at both'}."
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=3.2)
@@ -178,11 +178,11 @@ def report_deep_convolutional(results: list[dict[str, Any]]) -> Findings:
         for name, label, part in (("lenet", "LeNet", "train"), ("mlp", "dense", "eval")):
             ends.append((topic.draw_spread(axes, list(MOVES), 100 * curves[name], part)[-1], label, part))
         axes.set(xlim=(0, MOVES[-1]), ylim=(0, 100), ylabel="test accuracy, %")
-        axes.set_xlabel("pixels moved right and down")
-        axes.set_title(figures.wrapped(f"Moved by {FAR} pixels: LeNet {percent(far)}, dense {percent(dense_far)}"))
+        axes.set_xlabel("shift right and down, pixels")
+        axes.set_title(figures.wrapped(f"Shifted by {FAR} pixels: LeNet {percent(far)}, dense {percent(dense_far)}"))
         figure.draw_without_rendering()  # The label positions depend on the final layout.
         figures.label_ends(axes, ends, gap=16)
-    caption = "test accuracy on digits that are moved after training; line and band: mean and deviation over seeds"
+    caption = "test accuracy on shifted digits, without shifts in training; mean and standard deviation over seeds"
     return Findings(text, numbers, baseline, figure, caption, "dense network")
 
 
@@ -200,15 +200,15 @@ DEEP_CONVOLUTIONAL = Card(
             Layer("output", 2),
         )
     ),
-    idea="A small filter slides over the image and looks for the same pattern everywhere, and pooling keeps only "
-    "roughly where it was found. So the network needs few weights and does not learn a pattern again "
-    "at each place.",
+    idea="A small filter is applied at every position of the image to detect the same pattern, and pooling keeps its "
+    "position only roughly. So the network needs few weights and does not have to learn a pattern again at each "
+    "position.",
     formula="""<math display="block"><mrow><msub><mi>h</mi><mrow><mi>i</mi><mi>j</mi><mi>k</mi></mrow></msub><mo>=</mo>
 <mi>f</mi><mo>(</mo><munder><mo>∑</mo><mrow><mi>a</mi><mo>,</mo><mi>b</mi><mo>,</mo><mi>c</mi></mrow></munder><msub>
 <mi>w</mi><mrow><mi>a</mi><mi>b</mi><mi>c</mi><mi>k</mi></mrow></msub><msub><mi>x</mi><mrow><mi>i</mi><mo>+</mo><mi>a</mi>
 <mo>,</mo><mi>j</mi><mo>+</mo><mi>b</mi><mo>,</mo><mi>c</mi></mrow></msub><mo>+</mo><msub><mi>b</mi><mi>k</mi></msub>
 <mo>)</mo></mrow></math>""",
-    rule="Backpropagation; the gradient of a shared weight is the sum over all places.",
+    rule="Backpropagation; the gradient of a shared weight is the sum over all positions.",
     reference="Yann LeCun, Léon Bottou, Yoshua Bengio and Patrick Haffner, 1998, “Gradient-based learning applied to "
     "document recognition”",
     run=run_deep_convolutional,
@@ -245,7 +245,7 @@ def report_deep_residual(results: list[dict[str, Any]]) -> Findings:
     )
     title = f"56 layers: residual {percent(final['residual'])}, plain {percent(final['plain'])}"
     figure = narrow_nets.draw(curves, window, title)
-    caption = f"error rate on the training batches, mean of the last {window} steps; digits averaged to 7x7 pixels"
+    caption = f"error rate on the training batches, mean of the last {window} steps; digits downsampled to 7x7 pixels"
     key = "training_error_56_layers"
     return Findings(text, {key: final["residual"]}, {key: final["plain"]}, figure, caption, "without shortcuts")
 
@@ -256,11 +256,11 @@ DEEP_RESIDUAL = Card(
     diagram=Diagram(
         (Layer("input", 3), *(Layer("hidden", 4),) * 5, Layer("output", 3)), skips=((1, 3), (2, 4), (3, 5))
     ),
-    idea="A shortcut carries the input of two layers past them and adds it to their output. The layers only have to "
-    "learn a correction, and gradients reach the first layers directly.",
+    idea="A shortcut adds the input of two layers to their output. The layers only have to learn the residual, and "
+    "gradients reach the first layers directly.",
     formula="""<math display="block"><mrow><mi>y</mi><mo>=</mo><mi>F</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
 <mi>x</mi></mrow></math>""",
-    rule="Backpropagation; the shortcut passes the gradient on unchanged.",
+    rule="Backpropagation; the shortcut propagates the gradient unchanged.",
     reference="Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun, 2016, “Deep residual learning for image "
     "recognition”",
     run=run_deep_residual,

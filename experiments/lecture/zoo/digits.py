@@ -1,4 +1,4 @@
-"""Short trainings of classifiers on the digits of mnist5k, for the cards that compare networks."""
+"""Short training runs of classifiers on mnist5k, for the cards that compare networks."""
 
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ BATCH_SIZE = 64
 
 
 def percent(value: dict[str, float] | float) -> str:
-    """A share, or the mean of shares over seeds, in percent."""
+    """Formats a fraction, or the mean of fractions over seeds, in percent."""
     return f"{100 * (value['mean'] if isinstance(value, dict) else value):.1f} %"
 
 
 def adam(rate: float, steps: int, decay: float = 0.0):
-    """Adam with a one-cycle schedule, decoupled weight decay and gradients of at most norm 1."""
+    """Adam with a one-cycle schedule, decoupled weight decay and gradients clipped to norm 1."""
     schedule = optimizers.schedule("one_cycle", learning_rate=rate, steps=steps)
     return optimizers.create("adamw", schedule, momentum=0.9, nesterov=False, weight_decay=decay, clip_norm=1.0)
 
@@ -31,8 +31,8 @@ class Learned(NamedTuple):
 
     Attributes:
       logits: uint8 images [B, 28, 28, 1] -> [B, 10].
-      params: Its parameters.
-      curve: The accuracy on the test images by step, the last one's at the end.
+      params: The parameters.
+      curve: (step, test accuracy) at intervals; the last entry is the final one.
     """
 
     logits: Any
@@ -47,7 +47,7 @@ class Learned(NamedTuple):
 def learn(
     model, *, seed: int, steps: int, rate: float, decay: float = 0.0, shift: int = 0, evaluations: int = 10
 ) -> Learned:
-    """Trains a classifier on the training digits, moved at random by at most `shift` pixels."""
+    """Trains a classifier on the training digits, shifted at random by at most `shift` pixels."""
     digits, (tests, answers) = deep_nets.digits(), data.load("mnist5k").splits["test"]
 
     def train_prepare(images, keys):

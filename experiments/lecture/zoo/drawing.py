@@ -1,4 +1,4 @@
-"""The chart's drawings: a network's cells and connections as SVG, and the legend of the cells."""
+"""The chart's diagrams: a network's cells and connections as SVG, and the legend of the cells."""
 
 import itertools
 import math
@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 from experiments.reporting.report import escaped
 
-RADIUS, ACROSS, DOWN, EDGE = 8, 44, 22, 12  # Of a cell; between columns and rows of cells; of the drawing. In pixels.
+# In pixels: the radius of a cell, the distances between columns and between rows of cells, the margin of the diagram.
+RADIUS, ACROSS, DOWN, EDGE = 8, 44, 22, 12
 
 
 class Kind(NamedTuple):
-    """A kind of cell: its text in the legend, its colour, and a mark inside it that does not depend on colours."""
+    """A kind of cell: its text in the legend, its color, and a mark inside it that distinguishes it without color."""
 
     text: str
     colour: str
     mark: str = ""
 
 
-# The colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+# The color-blind safe palette of Okabe and Ito.
 KINDS = {
     "input": Kind("input", "#F0E442"),
     "noisy": Kind("noisy input", "#F0E442", "triangle"),
@@ -39,22 +40,22 @@ KINDS = {
 
 
 class Layer(NamedTuple):
-    """A column of cells. `joined` is how it is connected to the column before: "all" cells to all, to the three nearest
-    ("near"), one to "one", or "not" at all."""
+    """A column of cells. `joined` is the connection to the previous column: "all" to all, "near" (to the three nearest
+    cells), one to "one", or "not" connected."""
 
     kind: str
-    count: int  # type: ignore[assignment]  # Not the method of tuples.
+    count: int  # type: ignore[assignment]  # Hides tuple.count.
     joined: str = "all"
 
 
 class Diagram(NamedTuple):
-    """A network's drawing.
+    """A network's diagram.
 
     Attributes:
-      layers: From left to right; clockwise from the top with form "circle".
-      form: "layers"; "circle": each cell is connected with all; "scattered": the cells of the second layer lie and
-        are connected at random, as in a reservoir; "grid": the cells of the second layer form a square map.
-      skips: Pairs (from, to) of layers that are also connected one to one.
+      layers: Layers from left to right; clockwise from the top for form "circle".
+      form: "layers"; "circle": each cell is connected to all others; "scattered": the cells of the second layer have
+        random positions and connections, as in a reservoir; "grid": the cells of the second layer form a square map.
+      skips: Pairs (from, to) of layers with additional one-to-one connections.
     """
 
     layers: tuple[Layer, ...]
@@ -71,13 +72,13 @@ def _column(x: float, count: int, height: float) -> list[Point]:
 
 def _circle(count: int) -> list[Point]:
     radius = max(DOWN, count * DOWN / (2 * math.pi))
-    centre = radius + EDGE + RADIUS
-    turns = (2 * math.pi * n / count - math.pi / 2 for n in range(count))
-    return [(centre + radius * math.cos(turn), centre + radius * math.sin(turn)) for turn in turns]
+    center = radius + EDGE + RADIUS
+    angles = (2 * math.pi * n / count - math.pi / 2 for n in range(count))
+    return [(center + radius * math.cos(angle), center + radius * math.sin(angle)) for angle in angles]
 
 
 def _field(x: float, count: int, height: float, *, scattered: bool) -> list[Point]:
-    """The cells of a square map; moved at random if `scattered`, by less than what would let them touch."""
+    """The positions of the cells of a square map, with random offsets if `scattered`, too small for cells to touch."""
     side, generator = math.ceil(math.sqrt(count)), random.Random(0)
     free = (DOWN - 2 * RADIUS) / 2 if scattered else 0
     top = height / 2 - (side - 1) / 2 * DOWN
@@ -86,7 +87,7 @@ def _field(x: float, count: int, height: float, *, scattered: bool) -> list[Poin
 
 
 def _places(diagram: Diagram) -> list[list[Point]]:
-    """The cells' centres by layer."""
+    """The centers of the cells by layer."""
     if diagram.form == "circle":
         around = iter(_circle(sum(layer.count for layer in diagram.layers)))
         return [list(itertools.islice(around, layer.count)) for layer in diagram.layers]
@@ -107,7 +108,7 @@ def _places(diagram: Diagram) -> list[list[Point]]:
 
 
 def _pairs(joined: str, before: int, count: int) -> Iterable[tuple[int, int]]:
-    """Which cells of two neighbouring layers are connected."""
+    """The pairs of connected cells of two adjacent layers."""
     for i in range(before):
         for j in range(count):
             nearest = i - (before - 1) / 2 - (j - (count - 1) / 2) * before / max(count, 1)
@@ -123,7 +124,7 @@ def _lines(diagram: Diagram, places: list[list[Point]]) -> list[tuple[Point, Poi
     found = []
     for n, (before, after) in enumerate(zip(places, places[1:], strict=False), 1):
         pairs = list(_pairs(diagram.layers[n].joined, len(before), len(after)))
-        if diagram.form == "scattered":  # Two of three connections of the reservoir are left out.
+        if diagram.form == "scattered":  # Keeps one of three connections of the reservoir.
             pairs = [pair for pair in pairs if sum(pair) % 3 == 0]
         found += [(before[i], after[j]) for i, j in pairs]
     if diagram.form == "scattered":
@@ -153,7 +154,7 @@ def _cell(kind: str, x: float, y: float) -> str:
 
 
 def svg(diagram: Diagram, title: str) -> str:
-    """The drawing as an SVG element, with `title` as its text for screen readers."""
+    """Renders the diagram as an SVG element, with `title` as its text for screen readers."""
     places = _places(diagram)
     everything = [point for layer in places for point in layer]
     arcs = [
@@ -182,12 +183,12 @@ def svg(diagram: Diagram, title: str) -> str:
 
 
 def legend(kinds: Iterable[str]) -> str:
-    """The cells of these kinds with their texts, as HTML."""
+    """The legend of these kinds of cells, as HTML."""
     size = 2 * RADIUS + 4
 
     def entry(kind: str) -> str:
-        picture = f'<svg viewBox="0 0 {size} {size}" width="{size}" height="{size}" aria-hidden="true">'
-        return f"<li>{picture}{_cell(kind, size / 2, size / 2)}</svg> {escaped(KINDS[kind].text)}</li>"
+        icon = f'<svg viewBox="0 0 {size} {size}" width="{size}" height="{size}" aria-hidden="true">'
+        return f"<li>{icon}{_cell(kind, size / 2, size / 2)}</svg> {escaped(KINDS[kind].text)}</li>"
 
     shown = set(kinds)
     return f'<ul class="legend">{"".join(entry(kind) for kind in KINDS if kind in shown)}</ul>'

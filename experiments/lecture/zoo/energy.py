@@ -1,4 +1,4 @@
-"""The Boltzmann machine, on pictures few enough to be enumerated."""
+"""The Boltzmann machine, on images small enough for enumeration."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ from train.tasks import boltzmann as learning
 
 
 def bars_and_stripes(side: int) -> np.ndarray:
-    """All pictures whose rows, or whose columns, are each of one colour, [2^(side + 1) - 2, side * side]."""
+    """All binary images whose rows, or whose columns, are constant, [2^(side + 1) - 2, side * side]."""
     rows = boltzmann.all_states(side)
     stripes = np.repeat(rows, side, axis=1)
     bars = np.tile(rows, (1, side))
@@ -25,8 +25,8 @@ def bars_and_stripes(side: int) -> np.ndarray:
 
 
 def uniform_over(patterns: np.ndarray) -> np.ndarray:
-    """The distribution over all binary pictures, in the order of `boltzmann.all_states`, that gives each pattern the
-    same probability."""
+    """The uniform distribution over the patterns, as probabilities of all binary images in the order of
+    `boltzmann.all_states`."""
     places = patterns @ (2.0 ** np.arange(patterns.shape[1])[::-1])
     chances = np.zeros(2 ** patterns.shape[1], np.float32)
     chances[places.astype(int)] = 1 / len(patterns)
@@ -41,7 +41,7 @@ def advance(state, batch, rate, *, step, count: int):
 
 @functools.partial(jax.jit, static_argnames=("rows", "units"))
 def start(key, *, rows: int, units: int) -> learning.State:
-    """A machine with small random weights, and free chains in random states."""
+    """A machine with small random weights, and Markov chains in random states."""
     keys = [jax.random.fold_in(key, n) for n in range(3)]
     chains = jax.random.bernoulli(keys[0], 0.5, (rows, units)).astype(jnp.float32)
     return learning.init(keys[1], boltzmann.init(keys[2], units), chains)
@@ -49,19 +49,19 @@ def start(key, *, rows: int, units: int) -> learning.State:
 
 @jax.jit
 def compared(machine, target):
-    """The KL divergence of a machine from a distribution over its visible states, and the machine's probability of the
-    states that the distribution has."""
+    """The KL divergence from a target distribution over visible states to a machine's distribution, and the machine's
+    probability of the target's support."""
     log_model = boltzmann.log_probabilities(machine, len(target).bit_length() - 1)
     return boltzmann.divergence(target, log_model), jnp.where(target > 0, jnp.exp(log_model), 0).sum()
 
 
 sample = jax.jit(boltzmann.sample, static_argnames="sweeps")
 STEP = functools.partial(learning.boltzmann_step, sweeps=5)
-CLEAR = 0.5  # The share of probability on the patterns from which on a machine has learned them.
+CLEAR = 0.5  # The minimum total probability of the patterns for a machine to have learned them.
 
 
 def run_boltzmann(seed: int, *, side: int = 3, hidden: int = 8, steps: int = 4000, every: int = 100, rate: float = 0.2):
-    """Learns bars and stripes with and without hidden units; the rate falls linearly to 0."""
+    """Learns bars and stripes with and without hidden units; the learning rate decays linearly to 0."""
     patterns, key = bars_and_stripes(side), jax.random.key(seed)
     target, visible = uniform_over(patterns), patterns.shape[1]
     batch = jnp.asarray(np.tile(patterns, (8, 1)))
@@ -81,7 +81,7 @@ def run_boltzmann(seed: int, *, side: int = 3, hidden: int = 8, steps: int = 400
 
 
 def nats_axis(axes) -> None:
-    """Ticks of a logarithmic axis without math text, which the figures do not use."""
+    """Sets ticks of a logarithmic axis without math text, which the figures do not use."""
     low, high = axes.get_ylim()
     ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -106,13 +106,11 @@ def draw_boltzmann(results: list[dict]):
         nats_axis(axes)
         axes.legend(fontsize=9)
         panels = below.subplots(2, 12)
-        below.suptitle(
-            "pictures drawn by the machine; orange: neither bars nor stripes", fontsize=10, x=0.01, ha="left"
-        )
-        for axes, picture in zip(panels.flat, first["machine"]["drawn"], strict=True):
-            axes.imshow(np.reshape(picture, (first["side"],) * 2), "gray", vmin=0, vmax=1, interpolation="nearest")
+        below.suptitle("samples of the machine; orange: neither bars nor stripes", fontsize=10, x=0.01, ha="left")
+        for axes, image in zip(panels.flat, first["machine"]["drawn"], strict=True):
+            axes.imshow(np.reshape(image, (first["side"],) * 2), "gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            wrong = tuple(picture) not in patterns
+            wrong = tuple(image) not in patterns
             for spine in axes.spines.values():
                 spine.set(
                     visible=True, color=figures.COLOURS["eval"] if wrong else "#999999", linewidth=3 if wrong else 1
@@ -130,17 +128,18 @@ def report_boltzmann(results: list[dict]) -> Findings:
     numbers, plain = over_seeds("machine"), over_seeds("visible_only")
     start = topic.mean_and_std([result["machine"]["curve"][0] for result in results])
     end, share = numbers["kl_nats"]["mean"], numbers["probability_of_patterns"]["mean"]
-    fell = "fell" if end < start["mean"] else "did not fall"
+    fell = "decreased" if end < start["mean"] else "did not decrease"
     learned = "learned" if share >= CLEAR else "did not learn"
     text = (
-        f"The KL divergence from the {first['patterns']} bars and stripes, exact by enumeration, {fell} from "
-        f"{start['mean']:.2f} to {end:.2f} nats: the machine {learned} them, with {share:.0%} of its probability. "
-        f"Without hidden units {plain['kl_nats']['mean']:.2f} nats and {plain['probability_of_patterns']['mean']:.0%} "
-        f"remain, so the hidden units {'help' if end < plain['kl_nats']['mean'] else 'did not help here'}."
+        f"The KL divergence from the {first['patterns']} bars and stripes, computed by enumeration, {fell} from "
+        f"{start['mean']:.2f} to {end:.2f} nats: the machine {learned} them; their probability is {share:.0%}. "
+        f"Without hidden units these are {plain['kl_nats']['mean']:.2f} nats and "
+        f"{plain['probability_of_patterns']['mean']:.0%}, so the hidden units "
+        f"{'help' if end < plain['kl_nats']['mean'] else 'do not help here'}."
     )
     caption = (
         f"bars and stripes of {first['side']}x{first['side']} pixels; KL divergence from the data by step, mean and "
-        "standard deviation over seeds; below, 24 samples of the machine with hidden units, seed 0"
+        "standard deviation over seeds; below: 24 samples of the machine with hidden units, seed 0"
     )
     baseline = {**plain, "kl_nats_before_learning": start}
     return Findings(text, numbers, baseline, draw_boltzmann(results), caption, "without hidden units")
@@ -150,16 +149,16 @@ BOLTZMANN = Card(
     name="boltzmann",
     title="Boltzmann machine (BM)",
     diagram=Diagram((Layer("backfed", 4), Layer("probabilistic", 4)), form="circle"),
-    idea="A Hopfield network whose units switch at random, more likely towards lower energy, and some of whose units "
-    "are hidden. It learns until the pictures that it draws by itself look like those that it was shown.",
+    idea="A Hopfield network with stochastic units, which prefer states of lower energy, and with hidden units. It "
+    "learns a distribution from which samples resemble the training images.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><mi>s</mi><mo>)</mo><mo>=</mo><mfrac><msup><mi>e</mi>'
     "<mrow><mo>−</mo><mi>E</mi><mo>(</mo><mi>s</mi><mo>)</mo></mrow></msup><mi>Z</mi></mfrac><mo>,</mo>"
     "<mspace width='1em'/><mi>Δ</mi><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mi>η</mi>"
     "<mo>(</mo><msub><mrow><mo>⟨</mo><msub><mi>s</mi><mi>i</mi></msub><msub><mi>s</mi><mi>j</mi></msub>"
     "<mo>⟩</mo></mrow><mtext>clamped</mtext></msub><mo>−</mo><msub><mrow><mo>⟨</mo><msub><mi>s</mi><mi>i</mi></msub>"
     "<msub><mi>s</mi><mi>j</mi></msub><mo>⟩</mo></mrow><mtext>free</mtext></msub><mo>)</mo></mrow></math>",
-    rule="A connection grows with how often its two units are on together while the data are clamped to the visible "
-    "units, and shrinks with how often they are when all units run freely.",
+    rule="A weight changes by the difference of two correlations of its units: with the visible units clamped to the "
+    "data, and with all units sampled freely.",
     reference="Ackley, Hinton & Sejnowski, 1985, A learning algorithm for Boltzmann machines",
     run=run_boltzmann,
     report=report_boltzmann,

@@ -1,4 +1,4 @@
-"""The perceptron, on digits and on points in the plane, and the feed-forward network, on digits."""
+"""The perceptron, on digits and two-dimensional points, and the feed-forward network, on digits."""
 
 import functools
 from typing import Any
@@ -16,8 +16,8 @@ from experiments.lecture.zoo.digits import learn, percent
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.reporting import figures
 
-RATE = 0.003  # Of the networks on digits.
-PAIR = (3, 5)  # The digits that the perceptron separates.
+RATE = 0.003  # Learning rate of the networks on digits.
+PAIR = (3, 5)  # The two digits that the perceptron has to separate.
 
 
 # --- The perceptron ---
@@ -25,8 +25,8 @@ PAIR = (3, 5)  # The digits that the perceptron separates.
 
 @functools.partial(jax.jit, static_argnames="passes")
 def rosenblatt(key, x_NC, y_N, *, passes: int):
-    """Rosenblatt's rule for all examples in a new order on each pass, from zero weights. Returns the parameters and the
-    training error before the first pass and after each, [passes + 1]."""
+    """Rosenblatt's rule from zero weights, with the examples in a new random order in each pass. Returns the parameters
+    and the training error before the first pass and after each pass, [passes + 1]."""
 
     def error(params):
         return jnp.mean((points.score(params, x_NC) > 0) != (y_N > 0.5))
@@ -42,7 +42,7 @@ def rosenblatt(key, x_NC, y_N, *, passes: int):
 
 
 def pair(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of PAIR: pixels [N, 784] in 0 to 1, and 1.0 for the second digit, else 0.0, [N]."""
+    """The digits of PAIR: pixels [N, 784] in 0 .. 1 and labels [N], 1.0 for the second digit, else 0.0."""
     images, labels = data.load("mnist5k").splits[split]
     rows = np.isin(labels, PAIR)
     return images[rows].reshape(-1, 28 * 28).astype(np.float32) / 255, (labels[rows] == PAIR[1]).astype(np.float32)
@@ -78,11 +78,11 @@ def report_perceptron(results: list[dict[str, Any]]) -> Findings:
         }
     digits, xor = numbers["lowest_training_error_digits"], numbers["lowest_training_error_xor"]
     solved = "separates" if max(lowest["digits"]) == 0 else "does not fully separate"
-    failed = "no pass over the XOR points leaves fewer" if xor["mean"] > 0.1 else "here even XOR is nearly solved, with"
+    failed = "on XOR it fails, with" if xor["mean"] > 0.1 else "here it nearly solves even XOR, with"
     text = (
         f"The rule {solved} the training digits {PAIR[0]} and {PAIR[1]} (lowest training error {percent(digits)}, test "
-        f"error {percent(numbers['test_error_digits'])}); {failed} than {percent(xor)} errors, where one hidden layer "
-        f"has {percent(baseline['lowest_training_error_xor'])}."
+        f"error {percent(numbers['test_error_digits'])}); {failed} a lowest training error of {percent(xor)}, compared "
+        f"with {percent(baseline['lowest_training_error_xor'])} for one hidden layer."
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=3.2)
@@ -98,7 +98,7 @@ def report_perceptron(results: list[dict[str, Any]]) -> Findings:
         right.imshow(weights, "RdBu_r", vmin=-largest, vmax=largest)
         right.set_axis_off()
         right.set_title("weights", fontsize=11)
-    caption = f"left: Rosenblatt's rule; right: the weights of pixels, red for a {PAIR[1]}, blue for a {PAIR[0]}"
+    caption = f"left: Rosenblatt's rule; right: the weights of the pixels, red for {PAIR[1]}, blue for {PAIR[0]}"
     return Findings(text, numbers, baseline, figure, caption, "one hidden layer")
 
 
@@ -106,8 +106,8 @@ def report_perceptron(results: list[dict[str, Any]]) -> Findings:
 
 
 def draw_curves(results: list[dict[str, Any]], labels: dict[str, tuple[str, str]], title: str):
-    """Test accuracy by step, as mean and standard deviation over seeds; `labels` has a text and a key of
-    figures.COLOURS by network."""
+    """Plots test accuracy by step, as mean and standard deviation over seeds; `labels` maps each network to its label
+    and a key of figures.COLOURS."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=3.2)
         axes, ends = figure.add_subplot(), []
@@ -131,13 +131,13 @@ def report_feed_forward(results: list[dict[str, Any]]) -> Findings:
     right = {n: topic.mean_and_std([result[n][-1][1] for result in results]) for n in ("network", "linear")}
     better = right["network"]["mean"] > right["linear"]["mean"]
     text = (
-        f"After {results[0]['network'][-1][0]} steps one hidden layer of 128 units classifies "
-        f"{percent(right['network'])} of the test digits, logistic regression of pixels {percent(right['linear'])}: "
-        f"the hidden layer {'helps' if better else 'does not help here'}."
+        f"After {results[0]['network'][-1][0]} steps a network with one hidden layer of 128 units classifies "
+        f"{percent(right['network'])} of the test digits correctly, logistic regression on the pixels "
+        f"{percent(right['linear'])}: the hidden layer {'helps' if better else 'does not help here'}."
     )
     labels = {"network": ("hidden\nlayer", "train"), "linear": ("linear", "eval")}
     title = f"One hidden layer {percent(right['network'])}, linear {percent(right['linear'])}"
-    caption = "test accuracy on 1,000 digits, after training on 4,000"
+    caption = "accuracy on 1,000 test digits, after training on 4,000"
     figure = draw_curves(results, labels, title)
     return Findings(
         text, {"test_accuracy": right["network"]}, {"test_accuracy": right["linear"]}, figure, caption, "linear"
@@ -148,13 +148,13 @@ PERCEPTRON = Card(
     name="perceptron",
     title="Perceptron (P)",
     diagram=Diagram((Layer("input", 2), Layer("output", 1))),
-    idea="A single unit adds up its weighted inputs and outputs 1 if the sum is positive, else 0. So it draws one "
-    "straight line, or a plane, between two classes.",
+    idea="A single unit outputs 1 if the weighted sum of its inputs is positive, else 0. So the decision boundary "
+    "between two classes is a straight line or a hyperplane.",
     formula="""<math display="block"><mrow><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mo>(</mo><mi>y</mi><mo>−</mo>
 <mi>φ</mi><mo>(</mo><msup><mi>w</mi><mi>T</mi></msup><mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>)</mo><mi>x</mi>
 <mo>,</mo><mspace width="1em"/><mi>φ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo><mn>1</mn><mtext> if </mtext>
 <mi>z</mi><mo>&gt;</mo><mn>0</mn><mtext>, else </mtext><mn>0</mn></mrow></math>""",
-    rule="Rosenblatt's rule: for each example on the wrong side, add it to the weights or subtract it from them.",
+    rule="Rosenblatt's rule: for each misclassified example, add it to the weights or subtract it from them.",
     reference="Frank Rosenblatt, 1958, “The perceptron: a probabilistic model for information storage and organization "
     "in the brain”",
     run=run_perceptron,
@@ -166,8 +166,8 @@ FEED_FORWARD = Card(
     name="feed_forward",
     title="Feed forward (FF)",
     diagram=Diagram((Layer("input", 2), Layer("hidden", 2), Layer("output", 1))),
-    idea="Between the inputs and the outputs lies a layer of hidden units, and signals run in one direction only. Each "
-    "hidden unit draws its own line, and the outputs combine the lines into curved boundaries.",
+    idea="Between inputs and outputs there is a layer of hidden units, and all connections go forward. Each hidden "
+    "unit defines a linear boundary, and the outputs combine them into curved decision boundaries.",
     formula="""<math display="block"><mrow><mi>h</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo>
 <msub><mi>W</mi><mn>1</mn></msub><mi>x</mi><mo>+</mo><msub><mi>b</mi><mn>1</mn></msub><mo>)</mo><mo>,</mo>
 <mspace width="1em"/><mi>p</mi><mo>=</mo><mi>softmax</mi><mo>(</mo><msub><mi>W</mi><mn>2</mn></msub><mi>h</mi><mo>+</mo>

@@ -1,6 +1,6 @@
 """The generative adversarial network: a DCGAN with few channels on the digits of mnist5k.
 
-Its samples are scored as experiments.generate does, but by a LeNet that is trained in the same run, within seconds.
+Its samples are scored as in experiments.generate, but with a LeNet that is trained in the same run within seconds.
 """
 
 import functools
@@ -22,13 +22,13 @@ from models import dcgan
 from train import optimizers
 from train.tasks import gan, gan_scores
 
-SIDE = 32  # Pixels of the networks' images; the digits have 28 and a black border.
+SIDE = 32  # Side of the networks' images in pixels; the 28x28 digits are padded with black.
 SHOWN = 40  # Samples in the figure.
 SCORES = ("frechet_distance", "inception_score", "confident_share")
 
 
 def classifier(*, steps: int):
-    """The function uint8 [B, 28, 28, 1] -> (features [B, 84], logits [B, 10]) of a LeNet, always the same one."""
+    """A LeNet trained with a fixed seed, as a function uint8 [B, 28, 28, 1] -> (features [B, 84], logits [B, 10])."""
     model, prepare = models.create("lenet", 10, activation="relu"), deep_nets.digits().prepare
     learned = digits.learn(model, steps=steps, seed=0, rate=0.003)
 
@@ -58,8 +58,8 @@ def form() -> gan.Form:
 
 
 def scores(features, images: np.ndarray, real: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """The scores of images by the classifier: the Frechet distance to the Gaussian `real`, the inception score, and the
-    share of images to which it gives a class with a probability of at least 90 %."""
+    """Scores images with the classifier: the Frechet distance to the Gaussian `real`, the inception score, and the
+    fraction of images that it assigns to a class with a probability of at least 90 %."""
     found, logits = features(images)
     found, p = np.asarray(found, np.float64), np.asarray(jax.nn.softmax(logits), np.float64)
     sums = {"probabilities": p.sum(0), "negative_entropy": (p * np.log(np.maximum(p, 1e-12))).sum()}
@@ -111,16 +111,16 @@ def report(results: list[dict[str, Any]]) -> Findings:
     numbers = means["samples"] | {"rarest_class_share": topic.mean_and_std(share.min(1) / share.sum(1))}
     baseline = means["untrained"] | {f"{name}_of_digits": value for name, value in means["digits"].items()}
     distance = {kind: each["frechet_distance"]["mean"] for kind, each in means.items()}
-    # On the scale from real digits, 0, to the untrained generator, 1.
+    # On a scale from 0 (real digits) to 1 (untrained generator).
     rest = (distance["samples"] - distance["digits"]) / (distance["untrained"] - distance["digits"])
-    verdict = "come near to digits" if rest < 0.2 else "hardly resemble digits" if rest < 0.5 else "are no digits"
+    verdict = "resemble digits" if rest < 0.2 else "hardly resemble digits" if rest < 0.5 else "do not resemble digits"
     sure = {kind: f"{100 * each['confident_share']['mean']:.0f} %" for kind, each in means.items()}
     text = (
         f"After {results[0]['steps']} steps the Fréchet distance of the samples to test digits is "
-        f"{distance['samples']:.0f}; real training digits have {distance['digits']:.1f} and the untrained generator "
-        f"{distance['untrained']:.0f}, so the samples {verdict}. A classifier is sure of the class of "
-        f"{sure['samples']} of the samples and of {sure['digits']} of real digits; its rarest class has "
-        f"{100 * numbers['rarest_class_share']['mean']:.0f} % of the samples."
+        f"{distance['samples']:.0f}; it is {distance['digits']:.1f} for real training digits and "
+        f"{distance['untrained']:.0f} for the untrained generator, so the samples {verdict}. A classifier assigns "
+        f"{sure['samples']} of the samples and {sure['digits']} of real digits to a class with at least 90 % "
+        f"confidence; its rarest class has {100 * numbers['rarest_class_share']['mean']:.0f} % of the samples."
     )
     images = np.array(results[0]["images"], np.float64) / 255
     figure = figures.image_grid(images, title="Samples of the generator", normalize=False, columns=8)
@@ -142,16 +142,16 @@ GAN = Card(
             Layer("match", 3),
         )
     ),
-    idea="A generator makes images from random numbers, and a discriminator learns to tell them from real ones. The "
-    "generator learns from the discriminator what still looks wrong.",
+    idea="A generator creates images from random vectors, and a discriminator learns to distinguish them from real "
+    "ones. The generator learns from the discriminator's gradient how to make its images more realistic.",
     formula="""<math display="block"><mrow><munder><mi>min</mi><mi>G</mi></munder><mspace width="0.3em"/>
 <munder><mi>max</mi>
 <mi>D</mi></munder><mspace width="0.3em"/><msub><mi>E</mi><mi>x</mi></msub><mspace width="0.2em"/><mi>log</mi>
 <mi>D</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
 <msub><mi>E</mi><mi>z</mi></msub><mi>log</mi><mo>(</mo><mn>1</mn><mo>−</mo><mi>D</mi><mo>(</mo><mi>G</mi><mo>(</mo>
 <mi>z</mi><mo>)</mo><mo>)</mo><mo>)</mo></mrow></math>""",
-    rule="Two losses in turn: a step of the discriminator on real and generated images, then a step of the generator "
-    "through the discriminator, by backpropagation.",
+    rule="Alternating steps: the discriminator is trained on real and generated images, then the generator by "
+    "backpropagation through the discriminator.",
     reference="Ian Goodfellow et al., 2014, “Generative adversarial nets”; the networks: Alec Radford et al., 2016, "
     "“Unsupervised representation learning with deep convolutional generative adversarial networks”",
     run=run,

@@ -1,4 +1,4 @@
-"""The Hopfield network: recall of damaged patterns, and how many it can store."""
+"""The Hopfield network: recall of corrupted patterns, and storage capacity."""
 
 import functools
 from typing import Any
@@ -16,18 +16,18 @@ from experiments.reporting import figures
 from models import hopfield
 from train.tasks import hebb
 
-SIDE = 20  # MNIST's digits lie in the 20x20 pixels in the middle of a picture.
-FLIPPED = 0.3  # The share of units that a damaged pattern has wrong.
+SIDE = 20  # MNIST's digits occupy the central 20x20 pixels of an image.
+FLIPPED = 0.3  # The fraction of flipped units in a corrupted pattern.
 LOADS = (0.04, 0.06, 0.08, 0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.2)  # Patterns per unit.
 LIGHT = LOADS[0]
-# For infinitely many units the share of wrong units jumps at the load 0.138, where it is 1.6 %, to half of them (Amit,
-# Gutfreund & Sompolinsky 1985, "Storing infinite numbers of patterns in a spin-glass model of neural networks"). Fewer
-# units blur the jump: the loads at which it begins and at which a pattern is lost are told apart.
+# For infinitely many units the fraction of wrong units jumps at the load 0.138 from 1.6 % to one half (Amit, Gutfreund
+# & Sompolinsky 1985, "Storing infinite numbers of patterns in a spin-glass model of neural networks"). With finitely
+# many units the transition is gradual; BEGINS and LOST are the fractions of wrong units at its start and its end.
 THEORY, BEGINS, LOST = 0.138, 0.016, 0.1
 
 
 def digit_patterns(random, count: int) -> np.ndarray:
-    """A digit of each of the first `count` classes as a pattern of -1 and 1, [count, SIDE * SIDE]."""
+    """One digit of each of the first `count` classes as a pattern of -1 and 1, [count, SIDE * SIDE]."""
     images, labels = data.load("mnist5k").splits["train"]
     chosen = [random.choice(np.flatnonzero(labels == digit)) for digit in range(count)]
     low = (images.shape[1] - SIDE) // 2
@@ -36,7 +36,7 @@ def digit_patterns(random, count: int) -> np.ndarray:
 
 
 def damaged(random, patterns: np.ndarray, share: float = FLIPPED) -> np.ndarray:
-    """The patterns with this share of the units of each, drawn at random, flipped."""
+    """The patterns with a fraction `share` of the units of each, chosen at random, flipped."""
     order = random.random(patterns.shape).argsort(axis=1).argsort(axis=1)
     return np.where(order < round(share * patterns.shape[1]), -patterns, patterns)
 
@@ -55,8 +55,8 @@ def energies(weights, states, key, sweeps):
 
 @functools.partial(jax.jit, static_argnames="limit")
 def wrong_units(patterns, loaded, starts, key, *, limit: int):
-    """The share of wrong units after recall. Only the first `loaded` of the patterns [P, N] are stored; the starts
-    [B, N] are damaged forms of the first B of these, taken in turns."""
+    """The fraction of wrong units after recall. Only the first `loaded` of the patterns [P, N] are stored; start i of
+    [B, N] is a corrupted form of stored pattern i modulo `loaded`."""
     stored = patterns * (jnp.arange(len(patterns)) < loaded)[:, None]
     weights, _ = hebb.train_step(jnp.zeros((patterns.shape[1],) * 2), stored)
     states, _ = hopfield.recall(weights, starts, key, limit=limit)
@@ -64,7 +64,7 @@ def wrong_units(patterns, loaded, starts, key, *, limit: int):
 
 
 def run_hopfield(seed: int, *, sizes=(200, 1000), loads=LOADS, probes: int = 16, digits: int = 3, limit: int = 40):
-    """Recalls damaged digits, and random patterns at growing loads."""
+    """Recalls corrupted digits, and random patterns at increasing loads."""
     random, key = np.random.default_rng(seed), jax.random.key(seed)
     patterns = digit_patterns(random, digits)
     weights, _ = jax.jit(hebb.train_step)(jnp.zeros((SIDE**2,) * 2), patterns)
@@ -117,7 +117,7 @@ def draw_hopfield(results: list[dict]):
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(
-                    ("stored", "damaged", "recalled")[column], fontsize=10, loc="center", fontweight="normal"
+                    ("stored", "corrupted", "recalled")[column], fontsize=10, loc="center", fontweight="normal"
                 )
         axes = right.subplots()
         axes.plot(np.linspace(0, first["updates"], len(first["energies"])), np.array(first["energies"]) / 1000)
@@ -165,22 +165,23 @@ def report_hopfield(results: list[dict]) -> Findings:
     baseline = {"wrong_units": start, "wrong_pixels_of_digits": start}
     works = "recalls" if from_damaged["mean"] < 0.01 else "does not fully recall"
     text = (
-        f"With {LIGHT:g} random patterns per unit the network {works} a pattern of which {FLIPPED:.0%} was flipped "
+        f"With {LIGHT:g} random patterns per unit the network {works} patterns with {FLIPPED:.0%} of the units flipped "
         f"({from_damaged['mean']:.1%} of the units wrong) and {exact['mean']:.0%} of its {len(wrong[0])} digits "
         f"exactly; in {first['updates']:,} updates the energy "
         f"{'never rose' if rise <= 0 else f'rose by up to {rise:g}'}. "
     )
     begins, lost = loads[BEGINS], loads[LOST]
     if begins and lost:
-        near = "near" if abs(begins["mean"] - THEORY) < 0.015 else "not near"
+        near = "close to" if abs(begins["mean"] - THEORY) < 0.015 else "not close to"
         text += (
-            f"With {large} units stored patterns begin to decay at a load of {begins['mean']:.3f}, {near} the {THEORY} "
-            f"of theory, and are lost at {lost['mean']:.3f}: the sharp jump of infinitely many units is blurred."
+            f"With {large} units stored patterns begin to decay at a load of {begins['mean']:.3f}, {near} the "
+            f"theoretical {THEORY}, and are lost at {lost['mean']:.3f}: unlike for infinitely many units, the "
+            "transition is gradual."
         )
     else:
         text += f"No collapse was seen up to a load of {max(first['loads'])}."
     caption = (
-        f"above: three digits stored in {SIDE**2} units, seed 0, and the energy while the first is recalled; below: "
+        f"above: three digits stored in {SIDE**2} units, seed 0, and the energy during recall of the first; below: "
         f"wrong units after recall by load, with {' and '.join(map(str, first['sizes']))} units"
     )
     return Findings(text, numbers, baseline, draw_hopfield(results), caption, "before recall")
@@ -190,16 +191,16 @@ HOPFIELD = Card(
     name="hopfield",
     title="Hopfield network (HN)",
     diagram=Diagram((Layer("backfed", 8),), form="circle"),
-    idea="Every unit is connected with all others, and a stored picture is a valley of the network's energy. A damaged "
-    "picture rolls down into the valley nearest to it: the network remembers by content.",
+    idea="Every unit is connected to all others, and each stored image is a local minimum of the network's energy. "
+    "Starting from a corrupted image, the state descends to the nearest minimum: an associative memory.",
     formula='<math display="block"><mrow><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo>'
     "<munder><mo>∑</mo><mi>μ</mi></munder><msubsup><mi>ξ</mi><mi>i</mi><mi>μ</mi></msubsup>"
     "<msubsup><mi>ξ</mi><mi>j</mi><mi>μ</mi></msubsup><mo>,</mo><mspace width='1em'/><mi>E</mi><mo>=</mo><mo>−</mo>"
     "<mfrac><mn>1</mn><mn>2</mn></mfrac><munder><mo>∑</mo><mrow><mi>i</mi><mo>≠</mo><mi>j</mi></mrow></munder>"
     "<msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><msub><mi>s</mi><mi>i</mi></msub>"
     "<msub><mi>s</mi><mi>j</mi></msub></mrow></math>",
-    rule="Hebb's rule: two units that are equal in a pattern are tied closer, by one addition per pattern; in recall "
-    "one unit after the other takes the sign of its field.",
+    rule="Hebb's rule: for each pattern, a weight increases if its two units are equal and decreases otherwise; in "
+    "recall, units are updated one at a time to the sign of their weighted input.",
     reference="Hopfield, 1982, Neural networks and physical systems with emergent collective computational abilities",
     run=run_hopfield,
     report=report_hopfield,

@@ -15,33 +15,34 @@ from experiments.reporting.figures_rows import Row, image_rows
 from models.inverse_graphics import InverseGraphics
 from train.tasks import inverse_graphics, reconstruction
 
-LATENT, PULL, SIZE = 10, 0.1, 10  # Latent variables; the gradient's weight and a mini-batch's size in inverse_graphics.
-CLASS = 3  # All digits are threes, as the paper's images are all faces.
+LATENT, PULL, SIZE = 10, 0.1, 10  # Latent variables; gradient weight and mini-batch size in inverse_graphics.
+CLASS = 3  # All digits are threes, just as all of the paper's images are faces.
 ANGLES = np.linspace(-inverse_graphics.LIMIT, inverse_graphics.LIMIT, 9)  # Rotations of the test digits.
-DRAWN = 2  # Digits of the figure that are rotated.
+DRAWN = 2  # Rotated digits in the figure.
 
 
 def responses(means: np.ndarray) -> dict:
-    """How latent variables respond to rotations, from their means [N, A, L] for N digits at A angles.
+    """The response of latent variables to rotations, from their means [N, A, L] for N digits at A angles.
 
-    `share` [L] is a latent variable's part of the variance that rotations cause in all of them; `explained` [L] the
-    part of its own variance that rotations cause; `correlation` [L] that with the angle.
+    `share` [L] is a latent variable's fraction of the variance that rotations cause in all latent variables;
+    `explained` [L] is the fraction of its own variance that rotations cause; `correlation` [L] is its correlation with
+    the angle.
     """
     within, total = means.var(1).mean(0), means.reshape(-1, means.shape[-1]).var(0)
     angles = np.tile(np.arange(means.shape[1]), len(means))
     flat = means.reshape(len(angles), -1)
-    centred, turned = flat - flat.mean(0), angles - angles.mean()
-    norms = np.maximum(np.linalg.norm(centred, axis=0), 1e-12) * np.linalg.norm(turned)
+    centered, turned = flat - flat.mean(0), angles - angles.mean()
+    norms = np.maximum(np.linalg.norm(centered, axis=0), 1e-12) * np.linalg.norm(turned)
     return {
         "share": (within / within.sum()).tolist(),
         "explained": (within / np.maximum(total, 1e-12)).tolist(),
-        "correlation": (turned @ centred / norms).tolist(),
+        "correlation": (turned @ centered / norms).tolist(),
     }
 
 
 def probe(apply, images, *, best: int | None = None) -> dict:
-    """What latent variable `best`, by default the one that rotations vary the most, does: its response to rotated
-    images [N, H, W, 1], and whether digits rotate when it alone is set to the mean it has at an angle."""
+    """Analyzes latent variable `best`, by default the one that responds most to rotations: its response to rotated
+    images [N, H, W, 1], and the decoded digits if only this variable is set to its mean at each angle."""
     count, angles = len(images), len(ANGLES)
     turned = inverse_graphics.rotated(np.repeat(images, angles, 0), np.tile(ANGLES, count).astype(np.float32))
     means = np.asarray(apply(turned, method="encode")[0]).reshape(count, angles, -1)
@@ -91,7 +92,7 @@ def report(results: list[dict]) -> Findings:
     keys = ("share", "explained", "correlation")
 
     def numbers_of(name):
-        """All of one network; correlations without their sign, which is arbitrary."""
+        """All numbers of one network; correlations are absolute, because their sign is arbitrary."""
         found = {f"rotation_{key}": spread(name, key) for key in keys[:2]}
         strength = [abs(result[name]["correlation"][result[name]["best"]]) for result in results]
         found["rotation_correlation"] = mean_and_std(strength)
@@ -105,28 +106,31 @@ def report(results: list[dict]) -> Findings:
     turns = "rotates digits" if turned < 0.5 * (still + rest) else "rotates digits little"
     seen = "more than" if own > other else "not more than"
     text = (
-        f"{own:.0f} % of the change that rotations cause in the code is in the first latent variable, {seen} the "
-        f"{other:.0f} % of the best one without clamping; its correlation with the angle is "
-        f"{numbers['rotation_correlation']['mean']:.2f} against {baseline['rotation_correlation']['mean']:.2f}. Moving "
-        f"it alone {turns}: the squared error from truly rotated digits is {turned:.4f}, {still:.4f} "
-        f"if it stays, and {rest:.4f} if the whole code follows."
+        f"The first latent variable has {own:.0f} % of the variance that rotations cause in the code, {seen} the "
+        f"{other:.0f} % of the best one without clamping; its absolute correlation with the angle is "
+        f"{numbers['rotation_correlation']['mean']:.2f}, without clamping "
+        f"{baseline['rotation_correlation']['mean']:.2f}. Changing only this variable {turns}: the squared error "
+        f"from the rotated digits is {turned:.4f}, compared with {still:.4f} if it is fixed and {rest:.4f} if the "
+        "whole code changes."
     )
     count = len(ANGLES)
-    names = {"clamped": "its first latent variable moved", "plain": "without clamping, the best one moved"}
+    names = {"clamped": "first latent variable changed", "plain": "without clamping: best latent variable changed"}
     rows = []
     for digit in range(DRAWN):
         part = slice(digit * count, (digit + 1) * count)
-        rows.append(Row("a test digit, rotated" if digit == 0 else "another one", first["clamped"]["rotated"][part]))
+        rows.append(
+            Row(f"{'a' if digit == 0 else 'another'} test digit, rotated", first["clamped"]["rotated"][part])
+        )
         rows += [Row(label, first[name]["images"][part]) for name, label in names.items()]
     title = f"{own:.0f} % of the response to rotation in one latent variable, {other:.0f} % without clamping"
     figure = image_rows(title, rows, columns=count, below=2.0)
     draw_responses(figure, {name: np.sort([r[name]["share"] for r in results], 1)[:, ::-1].mean(0) for name in names})
-    caption = "Digits decoded while one latent variable moves; below, the latent variables' shares of the response"
+    caption = "Digits decoded while one latent variable changes; below: fraction of the response per latent variable"
     return Findings(text, numbers, baseline, figure, caption, "without clamping")
 
 
 def draw_responses(figure, shares: dict[str, np.ndarray]) -> None:
-    """Bars of the sorted shares [L] by network in the empty space at the figure's bottom."""
+    """Plots bars of the sorted shares [L] by network in the empty space at the bottom of the figure."""
     height = figure.get_size_inches()[1]
     with matplotlib.rc_context(figures.STYLE):
         axes = figure.add_axes((0.12, 0.45 / height, 0.86, 1.45 / height))
@@ -159,11 +163,11 @@ CARDS = (
                 Layer("match", 5, "near"),
             )
         ),
-        idea="An autoencoder whose code is to be like the settings of a drawing program. It sees groups of images in "
-        "which only one thing changes, and only the setting for that thing may change with it.",
+        idea="An autoencoder whose latent variables should be like the parameters of a graphics program. In each "
+        "mini-batch only one factor of the images varies, and only the latent variable for this factor may change.",
         formula=FORMULA,
-        rule="Gradient ascent (Adam) on a variational autoencoder's bound; in each mini-batch one factor varies, and "
-        "the latent variables of the others are replaced by their mean and pulled towards it.",
+        rule="Gradient ascent (Adam) on a variational autoencoder's lower bound; in each mini-batch the latent "
+        "variables of all other factors are replaced by their mean, and their gradients point towards it.",
         reference="Kulkarni, Whitney, Kohli & Tenenbaum, 2015, “Deep convolutional inverse graphics network”",
         run=run,
         report=report,

@@ -19,11 +19,11 @@ from models import kohonen as som
 from train.tasks import kohonen
 
 SIDE, BATCH_SIZE, EPOCHS = 12, 100, 6
-RATE, RADIUS = (0.5, 0.02), (SIDE / 2, 0.5)  # In the first and in the last step; geometric in between.
+RATE, RADIUS = (0.5, 0.02), (SIDE / 2, 0.5)  # In the first and in the last step, with exponential decay.
 
 
 def _scores(weights, digits: FlatDigits) -> dict[str, Any]:
-    """Errors of a map [R, C, 784] on the test digits, and their accuracy where each unit stands for the commonest label
+    """Errors of a map [R, C, 784] on the test digits, and its accuracy if each unit predicts the most frequent label
     among the training digits closest to it."""
     sums = kohonen.scores(weights, jnp.asarray(digits.test))
     closest, tested = (np.asarray(som.nearest(weights, jnp.asarray(x))[1])[:, 0] for x in (digits.train, digits.test))
@@ -74,12 +74,12 @@ def report_kohonen(results: list[dict[str, Any]]) -> Findings:
     (error, other), (apart, chance) = (
         [found[name][key]["mean"] for name in ("map", "k_means")] for key in ("quantization", "topographic")
     )
-    order = f"So the map {'keeps' if apart < chance / 2 else 'was not seen to keep'} neighbours together"
+    order = f"So the map {'preserves' if apart < chance / 2 else 'does not clearly preserve'} neighborhoods"
     price = error / other - 1
     text = (
-        f"For {100 * apart:.0f} % of the test digits the two closest units are not neighbours on the map, against "
-        f"{100 * chance:.0f} % for {side * side} k-means centres placed at random. {order}"
-        f"{', and' if apart < chance / 2 else '; '} the mean distance to the closest unit is {abs(100 * price):.1f} % "
+        f"For {100 * apart:.0f} % of the test digits the two closest units are not adjacent on the map, compared with "
+        f"{100 * chance:.0f} % for {side * side} k-means centers in random order. {order}; "
+        f"the mean distance to the closest unit is {abs(100 * price):.1f} % "
         f"{'above' if price > 0 else 'below'} that of k-means."
     )
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
@@ -92,7 +92,7 @@ def report_kohonen(results: list[dict[str, Any]]) -> Findings:
             text_of = str(label) if label >= 0 else "–"
             axes.text(28 * column + 1, 28 * row + 8, text_of, fontsize=7, color=colour, fontweight="bold")
         axes.set_axis_off()
-        axes.set_title(f"A map of {side} x {side} units: neighbours look alike", fontsize=12)
+        axes.set_title(f"A map of {side} x {side} units: neighbors are similar", fontsize=12)
     numbers = {
         "quantization_error": found["map"]["quantization"],
         "topographic_error": found["map"]["topographic"],
@@ -104,8 +104,8 @@ def report_kohonen(results: list[dict[str, Any]]) -> Findings:
         "topographic_error": found["k_means"]["topographic"],
         "test_accuracy": found["k_means"]["accuracy"],
     }
-    caption = "The units' points as images, with the commonest label among the training digits closest to each."
-    return Findings(text, numbers, baseline, figure, caption, "k-means, at random places")
+    caption = "The weights of the units as images, with the most frequent label of the closest training digits."
+    return Findings(text, numbers, baseline, figure, caption, "k-means, random order")
 
 
 FORMULA = """<math display="block"><msub><mi>w</mi><mi>j</mi></msub><mo>←</mo><msub><mi>w</mi><mi>j</mi></msub>
@@ -118,11 +118,11 @@ CARDS = (
         name="kohonen",
         title="Kohonen network (KN)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 9)), form="grid"),
-        idea="The units lie on a grid, and each stands for a typical input. The unit closest to an input becomes more "
-        "like it and takes its neighbours along, so that similar inputs end up close together on the map.",
+        idea="The units form a grid, and each represents a typical input. The unit closest to an input and its "
+        "neighbors move towards it, so that similar inputs are mapped to nearby units.",
         formula=FORMULA,
-        rule="The closest unit c and, less and less with the distance on the grid, its neighbours move towards the "
-        "input; the rate η and the neighbourhood σ shrink.",
+        rule="The closest unit c and its neighbors move towards the input, less with increasing distance on the grid; "
+        "the learning rate η and the neighborhood width σ decrease.",
         reference="Kohonen, 1982, “Self-organized formation of topologically correct feature maps”",
         run=run_kohonen,
         report=report_kohonen,

@@ -1,4 +1,4 @@
-"""Support-vector machines: digits one against the rest, beside scikit-learn's, and the margins in two dimensions."""
+"""Support-vector machines: one-vs-rest digit classifiers compared with scikit-learn's, and margins in the plane."""
 
 import functools
 from typing import Any
@@ -21,14 +21,14 @@ from models import support_vector as machines
 from train.tasks import support_vector
 
 LINEAR_COST, STEPS, BATCH_SIZE = 0.01, 6000, 64
-COST, GAMMA = 5.0, 0.02  # Of the Gaussian kernel, for pixels in 0 .. 1.
-TOLERANCE, CHUNK, CHUNKS = 1e-3, 250, 80  # Dual steps end when the gap is that small, checked after every CHUNK.
+COST, GAMMA = 5.0, 0.02  # For the Gaussian kernel and pixels in 0 .. 1.
+TOLERANCE, CHUNK, CHUNKS = 1e-3, 250, 80  # Dual steps end at this gap, checked after every CHUNK steps.
 PLANE_COST, PLANE_GAMMA, POINTS, GRID = 1.0, 1.0, 120, 50  # In two dimensions; GRID x GRID scores are drawn.
 
 KERNEL, SCORES = jax.jit(machines.gaussian_kernel), jax.jit(machines.kernel_scores)
 OBJECTIVE = jax.jit(support_vector.primal_objective)
 
-CLASSES = ("#0072B2", "o"), ("#D55E00", "^")  # Colours and markers in two dimensions.
+CLASSES = ("#0072B2", "o"), ("#D55E00", "^")  # Colors and markers in two dimensions.
 
 
 @functools.partial(jax.jit, static_argnames=("cost", "examples"))
@@ -42,7 +42,7 @@ def _descend(state, x, y, rows_SB, *, cost: float, examples: int):
 
 
 def linear(x, y, *, cost: float, steps: int, seed: int) -> np.ndarray:
-    """Weights [D + 1, K] of linear machines for labels y [N, K], averaged over the steps."""
+    """Trains linear machines for labels y [N, K]; returns their weights [D + 1, K], averaged over the steps."""
     size = min(BATCH_SIZE, len(x))
     rows = np.stack([batches.rows(seed, step, batch_size=size, examples=len(x)) for step in range(steps)])
     state = support_vector.primal_init(x.shape[1], y.shape[1])
@@ -62,7 +62,7 @@ def _climb(states, kernel, labels_KN, cost):
 
 
 def dual(kernel, labels_KN, *, cost: float, tolerance: float = TOLERANCE):
-    """States of the dual for labels [K, N], their gaps [K], and the number of steps."""
+    """Solves the dual problems for labels [K, N]; returns their states, gaps [K] and the number of steps."""
     states, done = jax.vmap(support_vector.dual_init)(labels_KN), 0
     while True:
         states, gaps = _climb(states, kernel, labels_KN, cost)
@@ -78,7 +78,7 @@ def _solution(states, labels_KN, cost):
 
 
 def kernel_machine(x, labels_KN, *, cost: float, gamma: float):
-    """(the machine, its dual objectives [K], the kernel matrix [N, N], the gaps, the number of steps)."""
+    """Returns (the machine, its dual objectives [K], the kernel matrix [N, N], the gaps, the number of steps)."""
     kernel = KERNEL(x, x, gamma)
     states, gaps, steps = dual(kernel, labels_KN, cost=cost)
     bias, objectives = _solution(states, labels_KN, cost)
@@ -91,7 +91,7 @@ def primal_objective(weights, x, y, cost) -> np.ndarray:
 
 
 def sklearn_linear(x, y, cost: float) -> np.ndarray:
-    """scikit-learn's weights [D + 1, K] for labels y [N, K]; it penalizes the bias too."""
+    """scikit-learn's weights [D + 1, K] for labels y [N, K]; it also penalizes the bias."""
     found = []
     for labels in y.T:
         model = LinearSVC(C=cost, loss="hinge", tol=1e-4, max_iter=20_000, random_state=0).fit(x, labels)
@@ -110,7 +110,7 @@ def sklearn_dual(kernel, label, cost: float) -> tuple[float, np.ndarray, float]:
 
 
 def separable(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points [POINTS, 2] on the two sides of a line, at least 0.2 from it, and their classes [POINTS], 0 or 1."""
+    """Points [POINTS, 2] on both sides of a line, more than 0.2 from it, and their classes [POINTS], 0 or 1."""
     x = np.random.default_rng(seed).uniform(-2, 2, (4 * POINTS, 2))
     height = x @ [0.6, 0.8] - 0.4
     far = np.abs(height) > 0.2
@@ -118,8 +118,8 @@ def separable(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plane(seed: int, steps: int) -> list[dict[str, Any]]:
-    """A linear machine on separable points and one with a Gaussian kernel on two moons: points, classes, which of them
-    are on or inside the margin, and scores on a grid."""
+    """A linear machine on separable points and one with a Gaussian kernel on two moons: points, classes, whether each
+    point is a support vector, and scores on a grid."""
     found = []
     for name in ("separable", "moons"):
         x, y = separable(seed) if name == "separable" else make_moons(POINTS, noise=0.15, random_state=seed)
@@ -198,15 +198,15 @@ def report_support_vector(results: list[dict[str, Any]]) -> Findings:
     within = "are" if max(excess.values()) <= 0.01 else "are not all"
     support = over_seeds("kernel", "support")["mean"]
     text = (
-        f"The linear machines recognise {100 * hits['linear']['mean']:.1f} % of the test digits and those with a "
-        f"Gaussian kernel {100 * hits['kernel']['mean']:.1f} %, each with {100 * support:.0f} % of the training digits "
-        f"as support vectors. The objectives {within} within 1 % of scikit-learn's: they differ by at most "
-        f"{100 * excess['linear']:.2g} % (linear) and {100 * excess['kernel']:.2g} % (kernel)."
+        f"The test accuracy is {100 * hits['linear']['mean']:.1f} % with linear machines and "
+        f"{100 * hits['kernel']['mean']:.1f} % with Gaussian kernels; the latter each use {100 * support:.0f} % of the "
+        f"training digits as support vectors. The objectives {within} within 1 % of scikit-learn's: they differ "
+        f"by at most {100 * excess['linear']:.2g} % (linear) and {100 * excess['kernel']:.2g} % (kernel)."
     )
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1)
-        titles = ("Linear: the widest margin", "Gaussian kernel: a curved margin")
+        titles = ("Linear: maximum margin", "Gaussian kernel: nonlinear boundary")
         for axes, found, title in zip(panels, results[0]["plane"], titles, strict=True):
             x, y, inside = np.array(found["x"]), np.array(found["y"]), np.array(found["inside"])
             scores = np.array(found["scores"])
@@ -260,12 +260,12 @@ CARDS = (
         name="support_vector",
         title="Support vector machine (SVM)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 3), Layer("hidden", 3, "one"), Layer("output", 1))),
-        idea="Of all boundaries between two classes it takes the one with the widest margin, and only the examples on "
-        "or inside the margin, the support vectors, decide where it runs. A kernel measures similarity to them, which "
-        "allows curved boundaries.",
+        idea="Of all boundaries between two classes it selects the one with the maximum margin, which depends only on "
+        "the examples on or inside the margin, the support vectors. A kernel measures the similarity to them, which "
+        "allows nonlinear boundaries.",
         formula=FORMULA,
-        rule="Linear: stochastic subgradient descent on the hinge loss. Kernel: pairs of dual coefficients are "
-        "optimised exactly, one pair after the other.",
+        rule="Linear: stochastic subgradient descent on the hinge loss. Kernel: sequential minimal optimization, which "
+        "optimizes one pair of dual coefficients at a time.",
         reference="Cortes & Vapnik, 1995, “Support-vector networks”",
         run=run_support_vector,
         report=report_support_vector,

@@ -1,4 +1,4 @@
-"""The Markov chain over characters, learned from a book in the public domain (text.txt)."""
+"""A Markov chain over characters, trained on a book in the public domain (text.txt)."""
 
 import functools
 import pathlib
@@ -18,19 +18,19 @@ from train.tasks import markov_chain as counting
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz.,;:!?'-"
 ORDERS = (0, 1, 2, 3)
-STRENGTH = 3.0  # Of the smoothing, in observations per context.
+STRENGTH = 3.0  # Smoothing strength, as pseudo-observations per context.
 
 
 def book() -> str:
-    """The text without its first lines, which name the source, in lower case; what is no symbol is a space, and spaces
-    in a row are one."""
+    """The text in lower case without the lines that name its source. Characters not in SYMBOLS become spaces, and
+    consecutive spaces are merged."""
     lines = (pathlib.Path(__file__).parent / "text.txt").read_text(encoding="utf-8").splitlines()
     text = " ".join(line for line in lines if not line.startswith("#")).lower()
     return " ".join("".join(character if character in SYMBOLS else " " for character in text).split())
 
 
 def encode(text: str) -> np.ndarray:
-    """The places in SYMBOLS of a text's characters."""
+    """The indices of a text's characters in SYMBOLS."""
     return np.array([SYMBOLS.index(character) for character in text], np.int32)
 
 
@@ -39,7 +39,7 @@ def decode(symbols) -> str:
 
 
 def split(text: np.ndarray, seed: int, *, blocks: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """The text in `blocks` consecutive parts of equal length, of which `held_out`, drawn at random, are for the test:
+    """Splits the text into `blocks` consecutive parts of equal length and holds out `held_out` random ones for testing:
     (training [blocks - held_out, T], test [held_out, T])."""
     length = len(text) // blocks
     parts = text[: blocks * length].reshape(blocks, length)
@@ -48,14 +48,14 @@ def split(text: np.ndarray, seed: int, *, blocks: int, held_out: int) -> tuple[n
 
 
 def share_of_words(sample: str, text: str) -> float:
-    """The share of a sample's words, other than the first and the last, which may be cut, that occur in the text."""
+    """The fraction of a sample's words that occur in the text, without the first and last, which may be truncated."""
     known = set("".join(c if c.isalpha() else " " for c in text).split())
     words = "".join(c if c.isalpha() else " " for c in sample).split()[1:-1]
     return sum(word in known for word in words) / max(1, len(words))
 
 
 def run(seed: int, *, orders=ORDERS, blocks: int = 20, held_out: int = 4, length: int = 3000) -> dict[str, Any]:
-    """Counts, measures the cross-entropy and samples, for each order."""
+    """For each order, counts transitions, measures the cross-entropy and draws samples."""
     text = book()
     train, test = split(encode(text), seed, blocks=blocks, held_out=held_out)
     most, key = max(orders), jax.random.key(seed)
@@ -95,14 +95,14 @@ def draw(results: list[dict]):
         axes = above.subplots()
         for split_name, colour, label in (
             ("test", "eval", "held-out text"),
-            ("train", "train", "text that was counted"),
+            ("train", "train", "training text"),
         ):
             values = np.array([[at[split_name] for at in result["bits"]] for result in results])
             topic.draw_spread(axes, orders, values, colour, label=label)
             axes.lines[-1].set_marker("o")
         axes.axhline(np.log2(len(SYMBOLS)), color="#666666", linewidth=1, linestyle=":")
         axes.annotate("all characters equally likely", (orders[0], np.log2(len(SYMBOLS))), va="bottom", fontsize=9)
-        axes.set(xlabel="order: characters of context", ylabel="bits per character", xticks=orders, ylim=(0, 5.8))
+        axes.set(xlabel="order: context characters", ylabel="bits per character", xticks=orders, ylim=(0, 5.8))
         axes.legend(fontsize=9, loc="lower left")
         axes = below.subplots()
         axes.set_axis_off()
@@ -142,13 +142,13 @@ def report(results: list[dict]) -> Findings:
     text = (
         f"Each character of context {'lowers' if falls else 'does not always lower'} the cross-entropy on held-out "
         f"text: {', '.join(f'{mean:.2f}' for mean in means)} bits per character at orders {first['orders'][0]} to "
-        f"{longest}, lowest at {best}. The counted text has {train[longest]['mean']:.2f} at order {longest}: with "
-        f"{first['characters']:,} characters the chain starts to memorise it. Of its sampled words "
+        f"{longest}, lowest at order {best}. On the training text it is {train[longest]['mean']:.2f} at order "
+        f"{longest}: with {first['characters']:,} characters the chain begins to overfit. Of the sampled words "
         f"{words[longest]['mean']:.0%} occur in the book, at order {chains[0]} {words[chains[0]]['mean']:.0%}."
     )
     caption = (
-        "above: cross-entropy by order, mean and standard deviation over divisions into counted and held-out parts of "
-        "“Alice's Adventures in Wonderland”, chapters I and II; below: text drawn from chains of three orders, seed 0"
+        "above: cross-entropy by order, mean and standard deviation over random splits of “Alice's Adventures in "
+        "Wonderland”, chapters I and II; below: text sampled from chains of three orders, seed 0"
     )
     return Findings(text, numbers, baseline, draw(results), caption)
 
@@ -157,8 +157,8 @@ MARKOV_CHAIN = Card(
     name="markov_chain",
     title="Markov chain (MC)",
     diagram=Diagram((Layer("probabilistic", 8),), form="circle"),
-    idea="The next character of a text is drawn with probabilities that depend on the last few characters only. It "
-    "learns by counting what followed what; strictly it is no neural network, but the ancestor of those with states.",
+    idea="The next character of a text is drawn with probabilities that depend only on the last few characters. It "
+    "learns by counting transitions; it is not a neural network, but an ancestor of those with a state.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>x</mi><mi>t</mi></msub><mo>|</mo><msub>'
     "<mi>x</mi><mrow><mi>t</mi><mo>−</mo><mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo>"
     "<mn>1</mn>"
@@ -168,7 +168,7 @@ MARKOV_CHAIN = Card(
     "<mi>t</mi><mo>−</mo><mi>k</mi><mo>+</mo><mn>1</mn></mrow></msub><mo>…</mo><mo>)</mo></mrow><mrow><mi>n</mi><mo>(</mo>"
     "<msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo><mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mrow><mi>t</mi>"
     "<mo>−</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>+</mo><mi>λ</mi></mrow></mfrac></mrow></math>",
-    rule="Transitions are counted, and the counts of a context are smoothed with the probabilities of the shorter one.",
+    rule="Transitions are counted, and the counts of a context are smoothed with the probabilities for a shorter one.",
     reference="Markov, 1913, An example of statistical investigation of the text Eugene Onegin concerning the "
     "connection of samples in chains",
     run=run,

@@ -1,8 +1,8 @@
-"""The neural Turing machine on the copy task, beside an LSTM with about as many weights.
+"""The neural Turing machine on the copy task, compared with an LSTM with a similar number of weights.
 
-A sequence of random bits and an end mark is the input; then the network has to output the sequence from memory (Graves,
-Wayne & Danihelka 2014, "Neural Turing machines", section 4.1). Networks are trained on sequences of 1 to LONGEST
-vectors and tested on LONGEST and twice as many.
+The input is a sequence of random bit vectors and an end marker; then the network has to output the sequence from memory
+(Graves, Wayne & Danihelka 2014, "Neural Turing machines", section 4.1). Networks are trained on sequences of 1 to
+LONGEST vectors and tested on sequences of LONGEST and 2 LONGEST vectors.
 """
 
 import functools
@@ -24,19 +24,19 @@ from train import optimizers
 from train.state import parameter_count
 from train.tasks import gradient_descent
 
-BITS, LONGEST = 6, 8  # Of a vector; vectors of a training sequence.
-BATCH_SIZE, RATE, CLIP = 16, 0.003, 10.0  # With a rate of 0.006 one seed of three does not learn.
-TESTS = 200  # Sequences of each length.
-EVERY = 100  # Steps that are compiled as one loop, and that a point of the curves is a mean of.
+BITS, LONGEST = 6, 8  # Bits per vector; maximum number of vectors in a training sequence.
+BATCH_SIZE, RATE, CLIP = 16, 0.003, 10.0  # With a learning rate of 0.006 one of three seeds does not learn.
+TESTS = 200  # Test sequences per length.
+EVERY = 100  # Steps compiled as one loop; each point of the curves is a mean over them.
 
 
 class Sequences(NamedTuple):
     """Sequences of the copy task.
 
     Attributes:
-      inputs: [B, T, BITS + 1], the bits of each vector, and in the last channel 1 at the end mark.
+      inputs: [B, T, BITS + 1], the bits of each vector; the last channel is 1 at the end marker.
       targets: [B, T, BITS], the bits to output.
-      mask: [B, T], 1.0 where they have to be output.
+      mask: [B, T], 1.0 at the steps with targets.
     """
 
     inputs: jax.Array
@@ -51,7 +51,7 @@ def sequences(key, *, count: int, longest: int, shortest: int | None = None, bit
     lengths = jax.random.randint(length_key, (count, 1), longest if shortest is None else shortest, longest + 1)
     vectors = jax.random.bernoulli(bit_key, 0.5, (count, longest, bits)).astype(jnp.float32)
     times = jnp.arange(2 * longest + 1)[None]
-    late = times - lengths - 1  # Which vector is the target.
+    late = times - lengths - 1  # The index of the target vector.
     mask = ((late >= 0) & (late < lengths)).astype(jnp.float32)
     early = (times < lengths).astype(jnp.float32)[:, :, None]
     padded = jnp.pad(vectors, ((0, 0), (0, longest + 1), (0, 0)))
@@ -61,7 +61,7 @@ def sequences(key, *, count: int, longest: int, shortest: int | None = None, bit
 
 
 def autodiff(params, batch_stats, batch: Sequences, key, *, model):
-    """((loss, (batch_stats, sums)), gradients) of the mean cross-entropy of the target bits, in nats."""
+    """Returns ((loss, (batch_stats, sums)), gradients) for the mean cross-entropy of the target bits, in nats."""
     del key
 
     def loss_fn(params):
@@ -76,7 +76,7 @@ def autodiff(params, batch_stats, batch: Sequences, key, *, model):
 
 
 def train(model, *, steps: int, seed: int, longest: int) -> tuple[Any, list[float]]:
-    """The parameters after so many steps, and the share of wrong bits in training, a value for every EVERY steps."""
+    """Returns the parameters after `steps` steps and the fraction of wrong training bits, one value per EVERY steps."""
     rate = optimizers.schedule("cosine", learning_rate=RATE, steps=steps)
     adam = optimizers.create("adam", rate, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=CLIP)
     shape = (2 * longest + 1, BITS + 1)
@@ -98,7 +98,7 @@ def train(model, *, steps: int, seed: int, longest: int) -> tuple[Any, list[floa
 
 
 def networks(longest: int) -> dict[str, Any]:
-    """The two networks by name, with about as many weights."""
+    """The two networks by name, with similar numbers of weights."""
     rows = 3 * longest  # Enough for sequences of twice the length.
     return {"machine": NeuralTuringMachine(BITS, 32, rows, 10), "lstm": LSTM(BITS, 41)}
 
@@ -116,11 +116,11 @@ def run(seed: int, *, steps: int = 4000, longest: int = LONGEST, tests: int = TE
         params, curve = train(model, steps=steps, seed=seed, longest=longest)
         apply, net = jax.jit(model.apply), {"curve": [round(share, 5) for share in curve]}
         for length in (longest, 2 * longest):
-            # No training step has a key like this one.
+            # This key differs from those of all training steps.
             batch = sequences(jax.random.fold_in(jax.random.key(seed), 2**31 + length), count=tests, longest=length)
             logits = apply({"params": params}, batch.inputs)
             net[f"length_{length}"] = float(wrong_bits(logits, batch).mean())
-        one = slice(0, 1)  # The sequence that the figure shows, of twice the length.
+        one = slice(0, 1)  # The sequence in the figure, of length 2 longest.
         output = np.asarray(jax.nn.sigmoid(logits[one]) * batch.mask[one, :, None], np.float64)[0]
         found[name] = {**net, "weights": parameter_count(params), "output": output.round(3).tolist()}
         if name == "machine":
@@ -132,13 +132,13 @@ def run(seed: int, *, steps: int = 4000, longest: int = LONGEST, tests: int = TE
 
 
 def draw(found: dict[str, Any]):
-    """The longest sequence: input, what both networks output, and where the machine's heads were, by step."""
+    """Plots one of the longest sequences: input, outputs of both networks, and the machine's head weightings."""
     panels = (
         ("input", np.array(found["input"]).T, 1),
         ("output of the Turing machine", np.array(found["machine"]["output"]).T, 1),
         ("output of the LSTM", np.array(found["lstm"]["output"]).T, 1),
-        ("rows of the memory that are written", np.array(found["writes"]).T, 2.4),
-        ("rows of the memory that are read", np.array(found["reads"]).T, 2.4),
+        ("write weighting over memory rows", np.array(found["writes"]).T, 2.4),
+        ("read weighting over memory rows", np.array(found["reads"]).T, 2.4),
     )
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = figures.new_figure(height=6.4)
@@ -148,7 +148,7 @@ def draw(found: dict[str, Any]):
             axes.set_title(title, fontsize=11, fontweight="normal")
             axes.set_yticks([])
             axes.axvline(2 * found["longest"], color=figures.COLOURS["eval"], linewidth=1)
-        rows[-1].set_xlabel("step; the line is the end mark")
+        rows[-1].set_xlabel("step; the line is the end marker")
     return figure
 
 
@@ -168,18 +168,16 @@ def report(results: list[dict[str, Any]]) -> Findings:
     if short >= 0.01:
         verdict = "The machine did not learn to copy in this run."
     elif long >= share["lstm"][2 * longest] / 2:
-        verdict = "The memory is no advantage for the longer sequences here."
+        verdict = "The memory gives no advantage on the longer sequences here."
     elif long >= 0.01:
-        verdict = (
-            "The machine's way of copying carries over to longer sequences, with some errors; the LSTM's does not."
-        )
+        verdict = "The machine generalizes to longer sequences, with some errors; the LSTM does not."
     else:
-        verdict = "The machine's way of copying carries over to longer sequences, the LSTM's does not."
+        verdict = "The machine generalizes to longer sequences; the LSTM does not."
     said = {name: {n: percent(share[name][n]) for n in lengths} for name in names}
     text = (
         f"After {results[0]['steps']} training steps on sequences of 1 to {longest} vectors, the neural Turing machine "
-        f"has {said['machine'][longest]} of the bits wrong in sequences of {longest} vectors and "
-        f"{said['machine'][2 * longest]} in those of {2 * longest}; an LSTM with as many weights "
+        f"outputs {said['machine'][longest]} wrong bits on sequences of {longest} vectors and "
+        f"{said['machine'][2 * longest]} on sequences of {2 * longest}; an LSTM with a similar number of weights "
         f"{said['lstm'][longest]} and {said['lstm'][2 * longest]}. {verdict}"
     )
     caption = f"a sequence of {2 * longest} vectors, twice the longest in training; first seed"
@@ -192,8 +190,8 @@ NEURAL_TURING = Card(
     diagram=Diagram(
         (Layer("input", 3), Layer("hidden", 3), Layer("memory", 4), Layer("hidden", 3), Layer("output", 3))
     ),
-    idea="A small network, the controller, reads and writes a memory through heads that look at all rows at once, with "
-    "weights that say how much. All of this is differentiable, so it can learn a program such as copying.",
+    idea="A small network, the controller, reads and writes a memory through heads, which access all rows at once with "
+    "different weights. All operations are differentiable, so it can learn algorithms such as copying.",
     formula="""<math display="block"><mrow><msub><mi>r</mi><mi>t</mi></msub><mo>=</mo><munder><mo>∑</mo>
 <mi>i</mi></munder><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>M</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi>
 <mo>)</mo><mo>,</mo><mspace width="0.8em"/><msub><mi>M</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><mo>=</mo>
@@ -201,7 +199,7 @@ NEURAL_TURING = Card(
 <mo>−</mo><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>e</mi><mi>t</mi></msub><mo>)</mo>
 <mo>+</mo><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>a</mi><mi>t</mi></msub></mrow>
 </math>""",
-    rule="Backpropagation through time, the heads and the memory included, with Adam and gradient clipping.",
+    rule="Backpropagation through time, including heads and memory, with Adam and gradient clipping.",
     reference="Alex Graves, Greg Wayne and Ivo Danihelka, 2014, “Neural Turing machines”",
     run=run,
     report=report,

@@ -4,7 +4,7 @@ import importlib
 
 from experiments.lecture.zoo.card import Card
 
-# The module that defines a network's card, in the chart's order.
+# The module that defines each network's card, in the order of the chart.
 NETWORKS = {
     "perceptron": "feed_forward",
     "feed_forward": "feed_forward",
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 def cards() -> dict[str, Card]:
-    """The cards of all networks by name, in the chart's order."""
+    """The cards of all networks by name, in the order of the chart."""
     modules = {name: importlib.import_module(f"experiments.lecture.zoo.{module}") for name, module in NETWORKS.items()}
     found = {card.name: card for module in modules.values() for card in module.CARDS}
     return {name: found[name] for name in NETWORKS}

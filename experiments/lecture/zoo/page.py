@@ -1,4 +1,4 @@
-"""The page of the zoo: the chart, whose cells open, as one self-contained HTML file."""
+"""The page of the zoo: the chart with expandable cards, as a self-contained HTML file."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ CHART_STYLE = """
 
 
 class Shown(NamedTuple):
-    """A network's findings for the page; `image` is None where it has not been trained."""
+    """A network's findings for the page; `image` is None if it was not trained."""
 
     card: Card
     text: str = ""
@@ -65,12 +65,12 @@ def _written(value: Any) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """The text with no-break spaces before percent signs."""
+    """Inserts no-break spaces before percent signs."""
     return text.replace(" %", "\u00a0%")
 
 
 def _rows(shown: Shown) -> list[tuple[str, str, str]]:
-    """The table of a card: name, this network's value, the baseline's; equal names share a row."""
+    """The rows of a card's table: (name, this network's value, the baseline's value)."""
     names = [*shown.numbers, *(name for name in shown.baseline if name not in shown.numbers)]
     columns = (shown.numbers, shown.baseline)
     written = [[_written(values[name]) if name in values else "" for values in columns] for name in names]
@@ -104,7 +104,7 @@ def _card(shown: Shown, seeds: int) -> str:
 
 
 def chart(cards: Iterable[Card]) -> str:
-    """The drawings of all networks with their names, as HTML; CHART_STYLE is its style."""
+    """The diagrams of all networks with their names, as HTML with the style CHART_STYLE."""
     figures = (
         f"<figure>{svg(card.diagram, card.title)}<figcaption>{report.escaped(card.title)}</figcaption></figure>"
         for card in cards
@@ -120,8 +120,8 @@ def page(networks: Sequence[Shown], seeds: int) -> str:
     body = [
         f"<h1>{title}</h1>",
         "<p>The networks of the Asimov Institute's chart (Fjodor van Veen 2016, “The neural network zoo”), each "
-        "trained by its own learning rule on a laptop. Open a network to see its idea, its equation, what it learned "
-        f"in this run and what that is compared with. {trained} of {len(networks)} were trained for this page.</p>",
+        "trained with its own learning rule on a laptop. Expand a network to see its idea, its equation, its results "
+        f"in this run and a baseline. {trained} of {len(networks)} networks were trained for this page.</p>",
         legend(kinds),
         '<div class="zoo">',
         *(_card(shown, seeds) for shown in networks),

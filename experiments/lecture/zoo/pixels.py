@@ -1,4 +1,4 @@
-"""What the zoo's networks that make images share: digits, training, images in results."""
+"""Code shared by the zoo's networks that output images: data, training, images in results."""
 
 from typing import NamedTuple
 
@@ -24,33 +24,33 @@ class Digits(NamedTuple):
 
 
 def digits() -> Digits:
-    """The training and the test digits of mnist5k."""
+    """The training and test digits of mnist5k."""
     splits = data.load("mnist5k").splits
     return Digits(*splits["train"], *splits["test"])
 
 
 def flat(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, H, W, C] as rows of pixels in 0 .. 1, [N, H * W * C]."""
+    """Flattens uint8 [N, H, W, C] to rows of pixels in 0 .. 1, [N, H * W * C]."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 def one_of_each(labels: np.ndarray) -> np.ndarray:
-    """The row of the first example of each class."""
+    """The index of the first example of each class."""
     return np.array([int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)])
 
 
 def fit(task, images: np.ndarray, labels: np.ndarray, *, steps: int, seed: int):
-    """The state of a task after `steps` steps."""
+    """Trains a task for `steps` steps and returns its state."""
     return small_training.train(task, images, labels, batch_size=BATCH_SIZE, steps=steps, seed=seed)
 
 
 def annealed_adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam whose learning rate falls to zero along a cosine."""
+    """Adam with a cosine schedule from `rate` to zero."""
     return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
 def evaluated(task, state, images: np.ndarray) -> dict[str, float]:
-    """The metrics of a reconstruction task on images."""
+    """Evaluates a reconstruction task on images and returns its metrics."""
     import jax
 
     rows = np.arange(len(images))
@@ -59,14 +59,14 @@ def evaluated(task, state, images: np.ndarray) -> dict[str, float]:
 
 
 def errors(output: ArrayLike, images: ArrayLike) -> dict[str, float]:
-    """The mean squared error per pixel and the mean PSNR in dB, as `reconstruction` defines them, of rows of pixels."""
+    """The mean squared error per pixel and the mean PSNR in dB of rows of pixels, as defined in `reconstruction`."""
     squares = np.square(np.asarray(output) - np.asarray(images)).reshape(len(np.asarray(images)), -1).mean(1)
     return {"squared_error": float(squares.mean()), "psnr": float(np.mean(reconstruction.psnr(squares)))}
 
 
 def as_lists(images: ArrayLike, *, signed: bool = False) -> list:
-    """Images [N, ...] of 28x28 pixels in 0 .. 1 as lists of whole numbers 0 .. 255; if `signed`, each divided by its
-    largest magnitude, as -127 .. 127."""
+    """Converts images [N, ...] of 28x28 pixels in 0 .. 1 to lists of integers in 0 .. 255; if `signed`, each image is
+    divided by its largest magnitude and scaled to -127 .. 127."""
     pixels = np.asarray(images, np.float64).reshape(-1, *SHAPE[:2])
     if signed:
         largest = np.abs(pixels).max((1, 2), keepdims=True)

@@ -1,5 +1,5 @@
-"""Hidden units that backpropagation never touches, with a linear readout: radial basis functions at k-means centres,
-and the extreme learning machine's random units."""
+"""Hidden units that are not trained by backpropagation, with a linear readout: radial basis functions at k-means
+centers, and the random units of the extreme learning machine."""
 
 import functools
 import time
@@ -21,14 +21,14 @@ from models import rbf, reservoir
 from train.tasks import least_squares
 
 CENTRES = (25, 50, 100, 200, 400)
-SHOWN = 20  # Centres of the smallest network in the figure.
+SHOWN = 20  # Centers of the smallest network in the figure.
 UNITS = (125, 250, 500, 1000, 2000)
 MLP_UNITS, STEPS, EVERY, BATCH_SIZE = 500, 600, 25, 64
-PIXEL_PENALTY, RANDOM_PENALTY = 100.0, 10.0  # Chosen on training digits.
+PIXEL_PENALTY, RANDOM_PENALTY = 100.0, 10.0  # Tuned on training digits.
 
 
 def pixel_readout(digits) -> float:
-    """Test accuracy of a linear readout of the pixels."""
+    """The test accuracy of a linear readout of the pixels."""
     train, test = (least_squares.with_constant(x) for x in (digits.train, digits.test))
     return accuracy(test @ least_squares.fit(train, one_hot(digits.train_labels), PIXEL_PENALTY), digits.test_labels)
 
@@ -68,17 +68,17 @@ def report_rbf(results: list[dict[str, Any]]) -> Findings:
     gain = best["mean"] - other["mean"]
     compared = f"{abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'} than" if gain else "the same as"
     text = (
-        f"{counts[-1]} centres by k-means recognise {100 * best['mean']:.1f} % of the test digits, {compared} as many "
-        f"training digits as centres; a linear readout of the pixels recognises {100 * pixels['mean']:.1f} %. "
+        f"{counts[-1]} k-means centers give a test accuracy of {100 * best['mean']:.1f} %, {compared} with the same "
+        f"number of random training digits as centers; a linear readout of pixels has {100 * pixels['mean']:.1f} %. "
         f"The scores differ from those of numpy's lstsq by at most {max(r['lstsq_difference'] for r in results):.1g}."
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.6)
         above, below = figure.subplots(2, 1, height_ratios=(1, 2.3))
-        picture = mosaic(results[0]["centres"], min(10, len(results[0]["centres"])))
-        above.imshow(picture, cmap="gray_r")
+        image = mosaic(results[0]["centres"], min(10, len(results[0]["centres"])))
+        above.imshow(image, cmap="gray_r")
         above.set_axis_off()
-        above.set_title("Centres found by k-means", fontsize=11)
+        above.set_title("Centers found by k-means", fontsize=11)
         ends = []
         for values, label, part in ((means, "k-means", "train"), (drawn, "random\ndigits", "eval")):
             line = topic.draw_spread(below, counts, 100 * values, part)
@@ -97,8 +97,8 @@ def report_rbf(results: list[dict[str, Any]]) -> Findings:
         "lstsq_difference": topic.mean_and_std([result["lstsq_difference"] for result in results]),
     }
     baseline = {"test_accuracy": other, "test_accuracy_linear_in_pixels": pixels}
-    caption = "Test accuracy by number of centres; mean and spread over seeds."
-    return Findings(text, numbers, baseline, figure, caption, "random digits as centres")
+    caption = "Test accuracy by number of centers; mean and standard deviation over seeds."
+    return Findings(text, numbers, baseline, figure, caption, "random digits as centers")
 
 
 def run_extreme_learning(seed: int, units=UNITS, mlp_units: int = MLP_UNITS, steps: int = STEPS) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def run_extreme_learning(seed: int, units=UNITS, mlp_units: int = MLP_UNITS, ste
     clock = {"since": 0.0, "seconds": 0.0}
 
     def watch(step, state):
-        """Stops the clock while it tests the network."""
+        """Evaluates the network; the time is not counted as training."""
         jax.block_until_ready(state)
         clock["seconds"] += time.perf_counter() - clock["since"] if step else 0.0
         found = accuracy(predict(state, {"image": images}), flat.test_labels)
@@ -147,7 +147,7 @@ def run_extreme_learning(seed: int, units=UNITS, mlp_units: int = MLP_UNITS, ste
 
 
 def seconds_to(curve: list[dict[str, float]], accuracy: float) -> float | None:
-    """The first measured time at which a network is at least so accurate, or None."""
+    """The first measured time at which a network reaches the accuracy, or None."""
     return next((row["seconds"] for row in curve if row["accuracy"] >= accuracy), None)
 
 
@@ -162,18 +162,20 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
     reached = [seconds_to(curve, score) for curve, score in zip(curves, scores[:, -1], strict=True)]
     name = f"The perceptron with {results[0]['mlp']['units']} hidden units, trained by backpropagation,"
     if any(value is None for value in reached):
-        compared = f"{name} does not get there in {whole['mean']:.1f} s; it reaches {100 * trained['mean']:.1f} %."
+        compared = (
+            f"{name} does not reach this in {whole['mean']:.1f} s; its accuracy is then {100 * trained['mean']:.1f} %."
+        )
     else:
         ratio = float(np.mean([value for value in reached if value is not None])) / took["mean"]
         times = (
-            f"{ratio:.1f} times as long to get there: the extreme learning machine is faster"
+            f"{ratio:.1f} times as long to reach this: the extreme learning machine is faster"
             if ratio > 1
-            else f"only {100 * ratio:.0f} % of that time to get there: the extreme learning machine is not faster"
+            else f"only {100 * ratio:.0f} % of that time to reach this: the extreme learning machine is not faster"
         )
-        compared = f"{name} takes {times}; after {whole['mean']:.1f} s it reaches {100 * trained['mean']:.1f} %."
+        compared = f"{name} takes {times}; after {whole['mean']:.1f} s it has {100 * trained['mean']:.1f} %."
     text = (
-        f"{units[-1]} random units with a readout by ridge regression recognise {100 * best['mean']:.1f} % of the test "
-        f"digits after {took['mean']:.2f} s. {compared}"
+        f"{units[-1]} random units with a readout by ridge regression have a test accuracy of "
+        f"{100 * best['mean']:.1f} % after {took['mean']:.2f} s. {compared}"
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=3.6)
@@ -198,7 +200,7 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
     baseline: dict[str, Any] = {"test_accuracy": trained, "seconds": whole}
     if not any(value is None for value in reached):
         baseline["seconds_to_the_same_accuracy"] = topic.mean_and_std(reached)
-    caption = "Test accuracy by time; the numbers at the points count random hidden units. Means over seeds."
+    caption = "Test accuracy by training time; labels: number of random hidden units. Means over seeds."
     return Findings(text, numbers, baseline, figure, caption, "multi-layer perceptron")
 
 
@@ -216,10 +218,10 @@ CARDS = (
         name="rbf",
         title="Radial basis function network (RBF)",
         diagram=Diagram((Layer("input", 2), Layer("hidden", 2), Layer("output", 1))),
-        idea="Each hidden unit has a centre among the inputs and responds the more, the closer an input is to it. The "
-        "output is a weighted sum of these responses, so nearby inputs get similar outputs.",
+        idea="Each hidden unit has a center in input space, and its response decreases with the distance of the input. "
+        "The output is a weighted sum of these responses, so nearby inputs have similar outputs.",
         formula=RBF_FORMULA,
-        rule="k-means finds the centres without labels, then linear least squares finds the output weights.",
+        rule="k-means finds the centers without labels, then linear least squares finds the output weights.",
         reference="Broomhead & Lowe, 1988, “Multivariable functional interpolation and adaptive networks”",
         run=run_rbf,
         report=report_rbf,
@@ -228,8 +230,8 @@ CARDS = (
         name="extreme_learning",
         title="Extreme learning machine (ELM)",
         diagram=Diagram((Layer("input", 3), Layer("hidden", 9), Layer("output", 3)), form="scattered"),
-        idea="The hidden units are random and never learn. With enough of them a weighted sum fits the targets, and "
-        "the best weights are the solution of one linear equation instead of a long training.",
+        idea="The hidden units are random and not trained. With enough of them a weighted sum fits the targets, and "
+        "the best weights are the solution of a linear system, without iterative training.",
         formula=EXTREME_FORMULA,
         rule="The hidden weights R and b are drawn once, and ridge regression finds the output weights W in one step.",
         reference="Huang, Zhu & Siew, 2006, “Extreme learning machine: theory and applications”",

@@ -1,4 +1,4 @@
-"""The recurrent networks: digits read row by row, the adding problem, and how far back the gradient reaches."""
+"""Recurrent networks: digits read row by row, the adding problem, and gradient norms over time."""
 
 import functools
 from typing import Any
@@ -14,14 +14,14 @@ from experiments.lecture.zoo.card import Card, Findings
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.reporting import figures
 
-LENGTHS = (30, 60)  # Steps of the adding problem's sequences.
+LENGTHS = (30, 60)  # Lengths of the adding problem's sequences.
 TITLES = {"rnn": "Recurrent network", "lstm": "Long short-term memory", "gru": "Gated recurrent unit"}
 
 
 def run(
     seed: int, *, cell: str, digit_steps: int = 900, adding_steps: int = 1200, units: int = 64, lengths=LENGTHS
 ) -> dict[str, Any]:
-    """The results of the cell and, for the gated ones, of the plain network; for that one of a perceptron's digits."""
+    """The results of the cell and its baseline: the plain RNN for gated cells, a perceptron on digits for the RNN."""
 
     def accuracy(name: str, **options) -> float:
         return digits.learn(
@@ -37,8 +37,8 @@ def run(
 
 
 def _numbers(results: list[dict], whose: str) -> dict[str, Any]:
-    """Accuracies and, where the network has learned the adding problem, its fractions of right answers and the gradient
-    with respect to the state of the first step, as a power of ten of that of the last."""
+    """The digit accuracy and, if the network was trained on the adding problem, its accuracy there and log10 of the
+    ratio of the gradient norms with respect to the state of the first and the last step."""
     found = {"test_accuracy": topic.mean_and_std([result[whose]["accuracy"] for result in results])}
     for i, length in enumerate(results[0]["lengths"]) if "adding" in results[0][whose] else ():
         each = [result[whose]["adding"][i] for result in results]
@@ -51,14 +51,15 @@ def _numbers(results: list[dict], whose: str) -> dict[str, Any]:
 
 
 def verdict(right: float, guess: float) -> str:
-    """What a fraction of right answers means, when always guessing 0.5 has the fraction `guess`."""
+    """Describes an accuracy on the adding problem; always guessing 0.5 has the accuracy `guess`."""
     if right >= 0.9:
         return "solves"
     return "fails on" if right < 2 * guess else "partly solves"
 
 
 def draw(results: list[dict], title: str):
-    """The adding problem's right answers by step, for each length, and the gradient by step of the longer sequences."""
+    """Plots accuracy on the adding problem by training step for each length, and the gradient norm by step of the
+    longest sequences."""
     cell, lengths = results[0]["cell"], results[0]["lengths"]
     nets = [("own", cell.upper(), "train")] + ([("other", "RNN", "eval")] if cell != "rnn" else [])
     with matplotlib.rc_context(figures.STYLE):
@@ -77,7 +78,7 @@ def draw(results: list[dict], title: str):
             axes.set(ylim=(0, 102), xlim=(0, steps), xticks=(0, steps // 2, steps), xlabel="training step")
             axes.set_title(f"{length} steps", fontweight="normal", fontsize=11)
             if i == 0:
-                axes.set_ylabel("right answers, %")
+                axes.set_ylabel("accuracy, %")
                 axes.legend(frameon=False, fontsize=9, loc="center right")
         axes = figure.add_subplot(grid[1, :])
         for whose, label, colour in nets:
@@ -87,7 +88,7 @@ def draw(results: list[dict], title: str):
                 text = f"{label}, {'untrained' if when == 'before' else 'trained'}"
                 axes.plot(np.arange(1, lengths[-1] + 1), mean, style, color=figures.COLOURS[colour], label=text)
         axes.set(yscale="log", xlim=(1, lengths[-1]), xlabel=f"step of the sequence of {lengths[-1]}")
-        axes.set_ylabel("gradient, last step = 1")
+        axes.set_ylabel("gradient norm, last step = 1")
         axes.yaxis.set_major_formatter(tick)
         axes.legend(frameon=False, fontsize=9)
     return figure
@@ -98,7 +99,7 @@ def report(results: list[dict]) -> Findings:
     numbers, baseline = _numbers(results, "own"), {}
     guesses = [np.mean([result["own"]["adding"][i]["guess"] for result in results]) for i in range(len(lengths))]
     own, other = (numbers["test_accuracy"], _numbers(results, "other"))
-    name, versus = cell.upper(), "a perceptron, which sees all pixels at once," if cell == "rnn" else "the plain RNN"
+    name, versus = cell.upper(), "a perceptron on all pixels" if cell == "rnn" else "the plain RNN"
     baseline = dict(other)
     if cell == "rnn":
         baseline |= {f"adding_{n}_right": float(guess) for n, guess in zip(lengths, guesses, strict=True)}
@@ -106,37 +107,37 @@ def report(results: list[dict]) -> Findings:
     for length, guess in zip(lengths, guesses, strict=True):
         right = numbers[f"adding_{length}_right"]["mean"]
         word = verdict(right, guess)
-        line = f"{word} sequences of {length} steps ({100 * right:.0f} % right; guessing 0.5 has {100 * guess:.0f} %"
+        line = f"{word} sequences of {length} steps (accuracy {100 * right:.0f} %; guessing 0.5: {100 * guess:.0f} %"
         if cell == "rnn":
             held &= word == "fails on"
         else:
             plain = baseline[f"adding_{length}_right"]["mean"]
-            line += f", the plain RNN {100 * plain:.0f} %"
+            line += f"; plain RNN: {100 * plain:.0f} %"
             held &= word == "solves" and verdict(plain, guess) == "fails on"
         said.append(f"{line})")
     first = {
         name: 10 ** numbers[f"adding_{lengths[-1]}_log10_gradient_{name}"]["mean"] for name in ("untrained", "trained")
     }
     claim = {
-        "rnn": "that plain recurrent networks lose what is many steps back",
-        "lstm": "that the memory cell bridges lags at which the plain network fails",
-        "gru": "that two gates without a separate memory cell are enough to bridge such lags",
+        "rnn": "that plain recurrent networks forget inputs from many steps ago",
+        "lstm": "that the memory cell bridges time lags at which the plain network fails",
+        "gru": "that two gates without a separate memory cell are enough to bridge such time lags",
     }[cell]
     text = (
-        f"Reading digits row by row, the {name} is right on {100 * own['mean']:.1f} % of the test images, "
+        f"Reading digits row by row, the {name} has a test accuracy of {100 * own['mean']:.1f} %, "
         f"{versus} {100 * other['test_accuracy']['mean']:.1f} %. In the adding problem it {' and '.join(said)}; "
-        f"the gradient at the first of {lengths[-1]} steps is {power_of_ten(first['trained'])} times that at the last "
-        f"after training and {power_of_ten(first['untrained'])} times before. "
-        f"The claim {claim} was {'' if held else 'not '}seen."
+        f"the gradient norm at the first of {lengths[-1]} steps is {power_of_ten(first['trained'])} times that at the "
+        f"last after training and {power_of_ten(first['untrained'])} times before. "
+        f"The claim {claim} was {'' if held else 'not '}confirmed."
     )
-    answers = [numbers[f"adding_{length}_right"]["mean"] for length in lengths]
+    accuracies = [numbers[f"adding_{length}_right"]["mean"] for length in lengths]
     shown = " and ".join(
-        f"{100 * right:.0f} % of {length} steps" for right, length in zip(answers, lengths, strict=True)
+        f"{100 * right:.0f} % for {length} steps" for right, length in zip(accuracies, lengths, strict=True)
     )
-    figure = draw(results, f"Adding two numbers: {name} right on {shown}")
+    figure = draw(results, f"Adding problem: accuracy of the {name} {shown}")
     caption = (
-        "Above: right answers (error below 0.04) to test sequences of the adding problem, whose second half is noise. "
-        "Below: the norm of the error's gradient with respect to the network's state, by step of the sequence."
+        "Above: accuracy (error below 0.04) on test sequences of the adding problem, whose second half is noise. "
+        "Below: the norm of the loss gradient with respect to the network's state, by step of the sequence."
     )
     if cell != "rnn":
         caption += f" The gate that keeps the state starts nearly open, with a bias of {adding.KEEP_BIAS:g}."
@@ -166,8 +167,8 @@ GRU_FORMULA = """<math display="block"><mtable columnalign="left">
 <msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>+</mo><msub><mi>b</mi><mi>c</mi></msub>
 <mo>)</mo></mtd></mtr></mtable></math>"""
 RULE = (
-    "Backpropagation through time: the network is unrolled into one layer for each step, all with the same weights, "
-    "and the gradients of the steps are added up; Adam takes the step, gradients with a norm above 1 are scaled down."
+    "Backpropagation through time: the network is unrolled into one layer per step, all with the same weights, and the "
+    "gradients of the steps are summed; Adam with gradients clipped to norm 1."
 )
 
 
@@ -181,16 +182,16 @@ CARDS = (
     _card(
         "rnn",
         "recurrent",
-        "A network reads a sequence step by step: its hidden units see the new input and what they themselves were "
-        "a step before. What happened long ago fades, as the gradient passes through the same weights at every step.",
+        "A network reads a sequence step by step: its hidden units receive the new input and their own values of the "
+        "previous step. Long-term dependencies are hard to learn, because the gradient vanishes or explodes over time.",
         RNN_FORMULA,
         "Elman 1990, Finding structure in time",
     ),
     _card(
         "lstm",
         "memory",
-        "Each unit has a memory cell that changes by addition, and three gates that learn when to write it, when to "
-        "erase it and when to show it. While the forget gate stays open the gradient passes a step nearly unchanged.",
+        "Each unit has a memory cell with additive updates, and three gates that learn when to write, erase and output "
+        "it. While the forget gate is open, the gradient passes each step nearly unchanged.",
         LSTM_FORMULA,
         "Hochreiter and Schmidhuber 1997, Long short-term memory; Gers, Schmidhuber and Cummins 2000, Learning to "
         "forget: continual prediction with LSTM",
@@ -199,8 +200,8 @@ CARDS = (
     _card(
         "gru",
         "gated",
-        "A simpler gated unit: one gate decides how much of the old state to keep, another how much of it the new "
-        "candidate sees. It has no separate memory cell and three quarters of the weights of an LSTM.",
+        "A simpler gated unit: one gate controls how much of the old state is kept, another how much of it enters the "
+        "new candidate state. It has no separate memory cell and three quarters of the weights of an LSTM.",
         GRU_FORMULA,
         "Cho, van Merriënboer, Gulcehre, Bahdanau, Bougares, Schwenk and Bengio 2014, Learning phrase representations "
         "using RNN encoder-decoder for statistical machine translation",

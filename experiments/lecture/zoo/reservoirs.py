@@ -1,4 +1,4 @@
-"""Random recurrent networks with a linear readout: the echo state network predicts NARMA-10, the spiking liquid state
+"""Random recurrent networks with a linear readout: an echo state network predicts NARMA-10, and a spiking liquid state
 machine reads digits row by row."""
 
 import functools
@@ -18,23 +18,23 @@ from models import reservoir
 from train.tasks import least_squares
 
 RADII = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
-UNITS, WASHOUT, TRAIN, VALIDATION, TEST = 200, 200, 2000, 1000, 2000  # Units; steps of the sequence.
+UNITS, WASHOUT, TRAIN, VALIDATION, TEST = 200, 200, 2000, 1000, 2000  # Units; steps of the parts of the sequence.
 ECHO_PENALTY = 1e-6
-DELAYS = 20  # Inputs that the linear baseline sees: the current one and those before it.
+DELAYS = 20  # Number of inputs of the linear baseline: the current one and the previous ones.
 SHOWN = 80  # Steps in the figure.
 
 LIQUID_SHAPE, STEPS_PER_ROW = (5, 5, 10), 3
 READ = (7, 14, 21, 28)  # The traces are read after these rows.
-PENALTY = 100.0  # Chosen on training digits, for each of the readouts.
-CHUNK = 250  # Digits that are simulated at once.
+PENALTY = 100.0  # Tuned on training digits, the same for each readout.
+CHUNK = 250  # Digits that are simulated in parallel.
 RASTER = 120  # Neurons in the figure.
-TEST_NOISE = 1.0  # Points by which the accuracy on 1,000 test digits varies by chance.
+TEST_NOISE = 1.0  # Random variation of the accuracy on 1,000 test digits, in percentage points.
 
 
 def narma10(random: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs u [steps] from U(0, 0.5) and NARMA-10 (Atiya & Parlos 2000): y(t + 1) = 0.3 y(t) + 0.05 y(t) (y(t) + ... +
-    y(t - 9)) + 1.5 u(t - 9) u(t) + 0.1, returned as the targets y(t + 1) [steps]. Now and then a sequence diverges; it
-    is drawn again."""
+    y(t - 9)) + 1.5 u(t - 9) u(t) + 0.1, returned as the targets y(t + 1) [steps]. Sequences that diverge are drawn
+    again."""
     while True:
         u, y = random.uniform(0, 0.5, steps), np.zeros(steps + 1)
         for t in range(9, steps):
@@ -46,7 +46,7 @@ def narma10(random: np.random.Generator, steps: int) -> tuple[np.ndarray, np.nda
 
 
 def nrmse(predicted, target) -> float:
-    """Root mean square error over the target's standard deviation; 1 for a prediction of the mean."""
+    """The root mean square error divided by the target's standard deviation; 1 for predicting the mean."""
     return float(np.sqrt(np.mean(np.square(np.asarray(predicted, np.float64) - target))) / np.std(target))
 
 
@@ -64,7 +64,7 @@ def run_echo_state(seed: int, radii=RADII, units: int = UNITS, train: int = TRAI
         return reservoir.echo_states(network, inputs, radius, start)
 
     def scores(features) -> tuple[list[float], np.ndarray]:
-        """The errors in training, validation and test, and the predictions in the test."""
+        """The training, validation and test errors, and the test predictions."""
         rows = least_squares.with_constant(features)
         weights = least_squares.fit(rows[spans[0]], y[spans[0], None], ECHO_PENALTY)
         predicted = [(rows[span] @ weights)[:, 0] for span in spans]
@@ -77,7 +77,7 @@ def run_echo_state(seed: int, radii=RADII, units: int = UNITS, train: int = TRAI
     found = [scores(np.concatenate([features, inputs], 1)) for features in runs]
     validation = [errors[1] for errors, _ in found]
     best = int(np.argmin(validation))
-    # The first inputs, which rolling puts in the wrong place, lie in the washout.
+    # The inputs that rolling wraps around are in the washout.
     delayed = np.stack([np.roll(inputs[:, 0], delay) for delay in range(DELAYS)], -1)
     return {
         "radii": list(radii),
@@ -92,7 +92,7 @@ def run_echo_state(seed: int, radii=RADII, units: int = UNITS, train: int = TRAI
     }
 
 
-FORGOTTEN = 1e-3  # Of the distance between two starts that is left after WASHOUT steps.
+FORGOTTEN = 1e-3  # Remaining fraction of the distance between two initial states after WASHOUT steps.
 
 
 def report_echo_state(results: list[dict[str, Any]]) -> Findings:
@@ -107,22 +107,22 @@ def report_echo_state(results: list[dict[str, Any]]) -> Findings:
     edges = f"{ratio[0]:.1f} times as large at {radii[0]:g} and {ratio[1]:.1f} times at {radii[-1]:g}"
     forgetting = [radius for radius, left in zip(radii, apart, strict=True) if left < FORGOTTEN]
     memory = (
-        f"The network forgets its start within {WASHOUT} steps for radii up to {max(forgetting):g}"
+        f"The network forgets its initial state within {WASHOUT} steps for radii up to {max(forgetting):g}"
         if forgetting
-        else f"The network does not forget its start within {WASHOUT} steps for any of the radii"
+        else f"The network does not forget its initial state within {WASHOUT} steps for any of the radii"
     )
     beyond = [radius for radius in forgetting if radius > 1]
     memory += (
-        ": with inputs and saturating units also above 1, where theory does not promise it."
+        ": with inputs and saturating units even above 1, where theory does not guarantee it."
         if beyond
-        else ", as theory says, not above 1."
+        else "; consistent with theory, not above 1."
         if forgetting
         else "."
     )
     compared = "below" if best["mean"] < delays["mean"] else "not below"
     text = (
         f"At the spectral radius chosen on validation data, {chosen['mean']:.2f}, the error on NARMA-10 is "
-        f"{best['mean']:.2f} of the target's standard deviation, {compared} the {delays['mean']:.2f} of a linear "
+        f"{best['mean']:.2f} standard deviations of the target, {compared} the {delays['mean']:.2f} of a linear "
         f"function of the last {DELAYS} inputs; it is {edges}. {memory}"
     )
     with matplotlib.rc_context(figures.STYLE):
@@ -146,7 +146,7 @@ def report_echo_state(results: list[dict[str, Any]]) -> Findings:
         middle.set_ylim(1e-9, 10)
         middle.set_yticks([1e-8, 1e-4, 1], ["10⁻⁸", "10⁻⁴", "1"])
         middle.minorticks_off()
-        middle.set(xlabel="spectral radius", ylabel="start left", xlim=(radii[0], radii[-1]))
+        middle.set(xlabel="spectral radius", ylabel="distance", xlim=(radii[0], radii[-1]))
         below.plot(results[0]["target"], color="#666666", label="NARMA-10")
         below.plot(results[0]["predicted"], color=figures.COLOURS["test"], linestyle="--", label="network")
         below.set(xlabel="step of the test", xlim=(0, len(results[0]["target"]) - 1))
@@ -161,22 +161,22 @@ def report_echo_state(results: list[dict[str, Any]]) -> Findings:
     }
     baseline = {"test_error": delays, "test_error_of_the_mean": 1.0}
     caption = (
-        "Error in units of the target's standard deviation; the share of the distance between two starts that is left "
-        f"after {WASHOUT} steps; a part of the test sequence."
+        "Top: error in units of the target's standard deviation. Middle: remaining fraction of the distance between "
+        f"two initial states after {WASHOUT} steps. Bottom: a part of the test sequence."
     )
     return Findings(text, numbers, baseline, figure, caption, f"linear in {DELAYS} inputs")
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _simulate(liquid, pixels_B, steps):
-    """Traces of neurons after each row, [28, B, N], and spikes per neuron and step []."""
+    """The neurons' traces after each row, [28, B, N], and their spikes [T, B, N]."""
     rows = jnp.repeat(pixels_B.reshape(-1, 28, 28).transpose(1, 0, 2), steps, axis=0)
     spikes, traces = reservoir.liquid_states(liquid, rows)
     return traces[steps - 1 :: steps], spikes
 
 
 def traces(liquid, pixels, steps: int) -> tuple[np.ndarray, float]:
-    """Features [B, READ x N + 1] of digits [B, 784], and the spikes per neuron and step."""
+    """Features [B, len(READ) * N] of digits [B, 784], and the mean number of spikes per neuron and step."""
     found, spikes = [], []
     chunk = min(CHUNK, len(pixels))
     for start in range(0, len(pixels), chunk):
@@ -190,7 +190,7 @@ def traces(liquid, pixels, steps: int) -> tuple[np.ndarray, float]:
 
 
 def row_traces(pixels, steps: int) -> np.ndarray:
-    """What a neuron's trace would be if its input row were its spikes: features [B, READ x 28]."""
+    """The traces of neurons whose spikes are the input rows themselves: features [B, len(READ) * 28]."""
     decay = np.exp(-steps / reservoir.TIMES.trace)
     rows, level, found = pixels.reshape(-1, 28, 28), np.zeros((len(pixels), 28), np.float32), []
     for row in range(28):
@@ -239,9 +239,9 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
     scores = {name: topic.mean_and_std([result[name] for result in results]) for name in names}
     mean = {name: 100 * score["mean"] for name, score in scores.items()}
     text = (
-        f"The readout of {results[0]['neurons']} spiking neurons recognises {mean['liquid']:.1f} % of the test digits, "
-        f"{'more' if mean['liquid'] > mean['pixels'] else 'not more'} than the same readout of the input rows "
-        f"themselves, {mean['pixels']:.1f} %. Without the recurrent synapses it is {mean['unconnected']:.1f} %: "
+        f"The readout of {results[0]['neurons']} spiking neurons has a test accuracy of {mean['liquid']:.1f} %, "
+        f"{'more' if mean['liquid'] > mean['pixels'] else 'not more'} than the {mean['pixels']:.1f} % of the same "
+        f"readout of the input rows. Without the recurrent synapses it is {mean['unconnected']:.1f} %: "
     )
     gains = topic.mean_and_std([100 * (result["liquid"] - result["unconnected"]) for result in results])
     noise = max(TEST_NOISE, 2 * gains["std"]) / len(results) ** 0.5
@@ -250,7 +250,7 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         if gains["mean"] > noise
         else "the connections between the neurons even hurt."
         if gains["mean"] < -noise
-        else "that the connections between the neurons help was not seen, the difference is within the variation."
+        else "a benefit of the connections was not confirmed, because the difference is within the random variation."
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=5.2)
@@ -262,7 +262,7 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         raster.imshow(image.T, cmap="gray_r", extent=(0, 28 * steps, top, RASTER + 4), aspect="auto")
         raster.scatter(spikes[:, 0] + 0.5, spikes[:, 1], s=7, color=figures.COLOURS["train"], marker="|")
         raster.set(xlim=(0, 28 * steps), ylim=(-2, top), xlabel="step", ylabel="neuron", yticks=[0, 40, 80, 120])
-        raster.set_title("A 3, its rows one after the other, and the spikes", fontsize=11)
+        raster.set_title("A 3, presented row by row, and the spikes", fontsize=11)
         raster.grid(False)
         for place, (name, (label, part)) in enumerate(names.items()):
             bars.barh(place, mean[name], color=figures.COLOURS[part])
@@ -277,7 +277,7 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         "spikes_per_neuron_and_step": topic.mean_and_std([result["spikes_per_step"] for result in results]),
     }
     baseline = {"test_accuracy": scores["pixels"], "test_accuracy_linear_in_row_traces": scores["row_traces"]}
-    caption = "Above: one test digit as the liquid sees it. Below: the same linear readout of different states."
+    caption = "Above: a test digit as input of the liquid, and spikes. Below: the same linear readout of features."
     return Findings(text, numbers, baseline, figure, caption, "linear in the input rows")
 
 
@@ -295,10 +295,10 @@ CARDS = (
         name="liquid_state",
         title="Liquid state machine (LSM)",
         diagram=Diagram((Layer("input", 3), Layer("spiking", 9), Layer("output", 3)), form="scattered"),
-        idea="Inputs excite randomly connected neurons that communicate by spikes; their activity depends on the "
-        "current input and on those of a moment ago. Only a linear readout of that activity learns.",
+        idea="Inputs drive randomly connected spiking neurons, whose activity depends on the current and on recent "
+        "inputs. Only a linear readout of this activity is trained.",
         formula=LIQUID_FORMULA,
-        rule="All synapses stay random; ridge regression fits the readout of the neurons' spike traces.",
+        rule="All synapses are random and fixed; ridge regression fits the readout of the neurons' spike traces.",
         reference="Maass, Natschläger & Markram, 2002, “Real-time computing without stable states”",
         run=run_liquid_state,
         report=report_liquid_state,
@@ -307,10 +307,10 @@ CARDS = (
         name="echo_state",
         title="Echo state network (ESN)",
         diagram=Diagram((Layer("input", 3), Layer("recurrent", 9), Layer("output", 3)), form="scattered"),
-        idea="The state of a random recurrent network depends on its past inputs, the less the older they are, and a "
-        "linear readout takes from it what the task needs. The spectral radius ρ sets how slowly the past fades.",
+        idea="The state of a random recurrent network depends on past inputs, with decreasing influence of older ones, "
+        "and only a linear readout is trained. The spectral radius ρ determines how slowly the memory fades.",
         formula=ECHO_FORMULA,
-        rule="The recurrent and input weights stay random; ridge regression fits the readout.",
+        rule="The recurrent and input weights are random and fixed; ridge regression fits the readout.",
         reference="Jaeger, 2001, “The ‘echo state’ approach to analysing and training recurrent neural networks”",
         run=run_echo_state,
         report=report_echo_state,

@@ -1,4 +1,4 @@
-"""The restricted Boltzmann machine: three learning rules on pictures few enough to be enumerated, and digits."""
+"""The restricted Boltzmann machine: three learning rules on images small enough for enumeration, and on digits."""
 
 import functools
 from typing import Any
@@ -33,19 +33,19 @@ def binary_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (images.reshape(len(images), -1) > 127).astype(np.float32), labels
 
 
-def nearest_labels(pictures: np.ndarray, examples: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The label of the example [N, V] that is nearest to each picture [S, V]."""
-    return labels[((examples**2).sum(1) - 2 * pictures @ examples.T).argmin(1)]
+def nearest_labels(images: np.ndarray, examples: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The label of the example [N, V] that is nearest to each image [S, V]."""
+    return labels[((examples**2).sum(1) - 2 * images @ examples.T).argmin(1)]
 
 
 @functools.partial(jax.jit, static_argnames="step")
 def epoch(state, examples, rows, rate, *, step):
-    """The state after a step on each batch of rows [steps, B] of the examples."""
+    """The state after one step on each batch of examples, given by indices `rows` [steps, B]."""
     return jax.lax.scan(lambda state, picked: (step(state, examples[picked], rate=rate)[0], None), state, rows)[0]
 
 
 def orders(seed: int, done: int, examples: int, batch_size: int) -> np.ndarray:
-    """The rows [steps, batch_size] of the batches of epoch `done`."""
+    """The indices [steps, batch_size] of the batches of epoch `done`."""
     per_epoch = examples // batch_size
     steps = range(done * per_epoch, (done + 1) * per_epoch)
     return np.stack([batches.rows(seed, step, batch_size=batch_size, examples=examples) for step in steps])
@@ -61,8 +61,8 @@ def start(key, means_V, *, hidden: int, rows: int) -> learning.State:
 
 
 def fit(examples, hidden: int, *, step, key, seed: int, epochs: int, rate: float, batch_size: int = 50, watch=None):
-    """The state after `epochs` passes of a learning rule over the examples [N, V]; the rate falls linearly to 0.
-    `watch(state)` is called before and after every pass."""
+    """The state after `epochs` epochs of a learning rule on the examples [N, V]; the rate decays linearly to 0.
+    `watch(state)` is called before the first and after every epoch."""
     examples = np.asarray(examples)
     state = start(key, examples.mean(0), hidden=hidden, rows=batch_size)
     for done in range(epochs):
@@ -83,13 +83,13 @@ def cosine(a, b) -> float:
 
 @jax.jit
 def kl(machine, target, states):
-    """The KL divergence, in nats, of a machine from a distribution over all states [S, V]."""
+    """The KL divergence in nats from a target distribution over all states [S, V] to a machine's distribution."""
     return boltzmann.divergence(target, boltzmann.log_likelihood(machine, states))
 
 
 @jax.jit
 def gradients(machine, visible):
-    """The exact gradient, and the expectation of contrastive divergence's estimate by CONTRASTS."""
+    """The exact gradient, and the expected estimates of contrastive divergence for each of CONTRASTS."""
     expected = [boltzmann.expected_contrast(machine, visible, steps=steps) for steps in CONTRASTS]
     return boltzmann.exact_gradient(machine, visible), expected
 
@@ -106,15 +106,15 @@ def mean_log_likelihood(machine, visible):
 
 @functools.partial(jax.jit, static_argnames=("count", "steps"))
 def samples(machine, key, *, count: int, steps: int):
-    """The pixels' probabilities [count, V] after Gibbs sampling from noise."""
+    """The pixel probabilities [count, V] after Gibbs sampling from noise."""
     noise = jax.random.bernoulli(jax.random.fold_in(key, 0), 0.5, (count, len(machine.visible))).astype(jnp.float32)
     drawn = boltzmann.gibbs(machine, noise, jax.random.fold_in(key, 1), steps=steps)
     return boltzmann.visible_probabilities(machine, boltzmann.hidden_probabilities(machine, drawn))
 
 
 def enumerated(seed: int, *, side: int, hidden: int, steps: int, every: int, rate: float) -> dict[str, Any]:
-    """Bars and stripes: the KL divergence by step for each learning rule; and the cosines between the exact gradient
-    and the expectation of CD-k, half-way through exact learning."""
+    """Bars and stripes: the KL divergence by step for each learning rule, and the cosine similarity of the exact
+    gradient and the expectation of CD-k halfway through exact learning."""
     patterns, key = bars_and_stripes(side), jax.random.key(seed)
     batch, target = np.tile(patterns, (8, 1)), uniform_over(patterns)
     every_state, begin = boltzmann.all_states(side * side), start(key, batch.mean(0), hidden=hidden, rows=len(batch))
@@ -134,7 +134,7 @@ def enumerated(seed: int, *, side: int, hidden: int, steps: int, every: int, rat
 
 
 def independent_pixels(train: np.ndarray, test: np.ndarray) -> float:
-    """The mean log likelihood, in nats, of the test pictures if every pixel is drawn by its own frequency."""
+    """The mean log likelihood in nats of the test images under independent pixels with the training frequencies."""
     on = (train.sum(0) + 1) / (len(train) + 2)
     return float((test * np.log(on) + (1 - test) * np.log(1 - on)).sum(1).mean())
 
@@ -151,8 +151,8 @@ def run_restricted(
     epochs: int = 20,
     gibbs: int = 500,
 ):
-    """Three rules on bars and stripes, by enumeration; then CD-1 and PCD on digits, with few hidden units for the exact
-    likelihood and with more for samples and free energies."""
+    """Three learning rules on bars and stripes, evaluated by enumeration; then CD-1 and PCD on digits, with few hidden
+    units for the exact likelihood and with more for samples and free energies."""
     result: dict[str, Any] = {"small": enumerated(seed, side=side, hidden=hidden, steps=steps, every=every, rate=0.2)}
     (train, labels), (test, _), key = binary_digits("train"), binary_digits("test"), jax.random.key(seed)
     every_digit = slice(None, None, len(train) // (examples or len(train)))  # The digits are ordered by class.
@@ -204,8 +204,8 @@ def draw_restricted(results: list[dict]):
         for (row, column), axes in np.ndenumerate(panels):
             name = list(first["digits"])[row // 2]
             samples = first["digits"][name]["samples"]
-            picture = np.reshape(samples[row % 2 * panels.shape[1] + column], (28, 28))
-            axes.imshow(picture, "gray", vmin=0, vmax=1, interpolation="nearest")
+            image = np.reshape(samples[row % 2 * panels.shape[1] + column], (28, 28))
+            axes.imshow(image, "gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             if column == 0 and row % 2 == 0:
                 axes.set_ylabel(name, fontsize=10, y=0, color=figures.COLOURS[COLOURS[name]])
@@ -247,19 +247,19 @@ def report_restricted(results: list[dict]) -> Findings:
     better = likelihood["PCD"]["mean"] > likelihood["CD-1"]["mean"]
     one, most = cosines[CONTRASTS[0]]["mean"], cosines[CONTRASTS[-1]]["mean"]
     text = (
-        f"The expected CD-1 update has a cosine of {one:.2f} with the exact gradient, that of CD-{CONTRASTS[-1]} "
-        f"{most:.2f}{'' if most > one else ': more steps did not help here'}; bars and stripes end at "
-        f"{ends['CD-1']['mean']:.2f} nats from the data with CD-1, {ends['PCD']['mean']:.2f} with PCD and "
-        f"{ends['exact gradient']['mean']:.2f} with the exact gradient. On test digits {first['few']} hidden units "
-        f"reach {likelihood['PCD']['mean']:.1f} nats with PCD and {likelihood['CD-1']['mean']:.1f} with CD-1, against "
-        f"{first['independent']:.1f} of independent pixels: PCD is "
-        f"{'better, as' if better else 'not better, unlike what'} the literature reports. Of 100 samples from noise "
-        f"with {first['many']} hidden units the most frequent digit makes up {same['CD-1']['mean']:.0%} with CD-1 and "
-        f"{same['PCD']['mean']:.0%} with PCD."
+        f"The cosine similarity of the expected update and the exact gradient is {one:.2f} for CD-1 and {most:.2f} for "
+        f"CD-{CONTRASTS[-1]}{'' if most > one else ': more steps do not help here'}. On bars and stripes the final KL "
+        f"divergence is {ends['CD-1']['mean']:.2f} nats with CD-1, {ends['PCD']['mean']:.2f} with PCD and "
+        f"{ends['exact gradient']['mean']:.2f} with the exact gradient. On test digits the log likelihood with "
+        f"{first['few']} hidden units is {likelihood['PCD']['mean']:.1f} nats with PCD and "
+        f"{likelihood['CD-1']['mean']:.1f} with CD-1, compared with {first['independent']:.1f} for independent pixels: "
+        f"PCD is {'better, as' if better else 'not better, unlike what'} the literature reports. In 100 samples "
+        f"with {first['many']} hidden units the fraction of the most frequent digit is {same['CD-1']['mean']:.0%} with "
+        f"CD-1 and {same['PCD']['mean']:.0%} with PCD."
     )
     caption = (
         f"above: exact KL divergence by step, and the free energy of test minus training digits with {first['many']} "
-        "hidden units, which grows with overfitting; below: digits drawn from noise by Gibbs sampling, seed 0"
+        "hidden units, which increases with overfitting; below: digits from Gibbs sampling started at noise, seed 0"
     )
     return Findings(text, numbers, baseline, draw_restricted(results), caption)
 
@@ -268,16 +268,16 @@ RESTRICTED = Card(
     name="restricted_boltzmann",
     title="Restricted Boltzmann machine (RBM)",
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4))),
-    idea="A Boltzmann machine in which visible units are connected only to hidden ones, so that all units of one layer "
-    "can be drawn at once. It learns by comparing the data with what it makes of them after a step or two.",
+    idea="A Boltzmann machine with connections only between visible and hidden units, so that all units of a layer can "
+    "be sampled in parallel. It learns by comparing the data with samples after a few steps from the data.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>h</mi><mi>j</mi></msub><mo>=</mo><mn>1</mn>'
     "<mo>|</mo><mi>v</mi><mo>)</mo><mo>=</mo><mi>σ</mi><mo>(</mo><msub><mi>b</mi><mi>j</mi></msub><mo>+</mo>"
     "<munder><mo>∑</mo><mi>i</mi></munder><msub><mi>v</mi><mi>i</mi></msub><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub>"
     "<mo>)</mo><mo>,</mo><mspace width='1em'/><mi>Δ</mi><mi>w</mi><mo>=</mo><mi>η</mi><mo>(</mo><msub>"
     "<mrow><mo>⟨</mo><mi>v</mi><mi>h</mi><mo>⟩</mo></mrow><mtext>data</mtext></msub><mo>−</mo><msub><mrow><mo>⟨</mo><mi>v</mi><mi>h</mi>"
     "<mo>⟩</mo></mrow><mi>k</mi></msub><mo>)</mo></mrow></math>",
-    rule="Contrastive divergence: a connection grows with how often its units are on together in the data and shrinks "
-    "with how often they are after k steps of Gibbs sampling.",
+    rule="Contrastive divergence: a weight changes by the difference of two correlations of its units, with the data "
+    "and after k steps of Gibbs sampling.",
     reference="Hinton, 2002, Training products of experts by minimizing contrastive divergence",
     run=run_restricted,
     report=report_restricted,

@@ -16,21 +16,21 @@ from models.autoencoder import VariationalAutoencoder
 from models.layers import row_keys
 from train.tasks import reconstruction
 
-LATENT, DRAWS = 20, 64  # Latent variables; draws of them for each test digit.
-CLUSTERS, EM_STEPS = 50, 20  # Of the mixture that it is compared with.
-SIDE = 12  # Of the pictures of the manifold and of the samples, in digits.
+LATENT, DRAWS = 20, 64  # Latent variables; samples of them per test digit.
+CLUSTERS, EM_STEPS = 50, 20  # Components and EM steps of the baseline, a mixture model.
+SIDE = 12  # Digits per row of the images of the manifold and of the samples.
 
 
 def independent_likelihood(train: np.ndarray, test: np.ndarray) -> float:
-    """The mean log p(x) in nats of binary images [N, M], their pixels independent with the training images' means."""
+    """The mean log p(x) in nats of binary images [N, M] under independent pixels with the training images' means."""
     p = (train.sum(0) + 0.5) / (len(train) + 1)
     return float((test @ np.log(p) + (1 - test) @ np.log1p(-p)).mean())
 
 
 def mixture_likelihood(train: np.ndarray, test: np.ndarray, *, clusters: int, steps: int, seed: int) -> float:
-    """The mean log p(x) in nats of binary images [N, M] in a mixture of Bernoulli distributions, fitted to the training
-    images by `steps` steps of the EM algorithm that start at k-means clusters. One image of the mean grey value is
-    added to each component, or pixels that are never lit in it would be impossible."""
+    """The mean log p(x) in nats of binary images [N, M] under a mixture of Bernoulli distributions, fitted to the
+    training images by `steps` steps of the EM algorithm, initialized with k-means. The mean image is added to each
+    component as one pseudo-observation, so that no pixel has probability zero."""
     from scipy.special import logsumexp
     from sklearn.cluster import KMeans
 
@@ -49,7 +49,7 @@ def mixture_likelihood(train: np.ndarray, test: np.ndarray, *, clusters: int, st
 
 
 def _trained(digits: pixels.Digits, *, latent: int, hidden: int, steps: int, seed: int):
-    """(what runs the network, its metrics on the test digits)."""
+    """Trains the network; returns (its apply function, its metrics on the test digits)."""
     model = VariationalAutoencoder(code=latent, hidden=(hidden,))
     task = reconstruction.create(
         model=model,
@@ -99,16 +99,16 @@ def report_variational(results: list[dict]) -> Findings:
     relation = "above" if own > mixture else "not above"
     text = (
         f"The test ELBO, a lower bound of log p(x), is {own:.1f} nats per binary digit with {LATENT} latent variables "
-        f"({numbers['importance_weighted_bound']['mean']:.1f} by importance weighting) and "
+        f"({numbers['importance_weighted_bound']['mean']:.1f} with importance weighting) and "
         f"{numbers['elbo_of_two_latents']['mean']:.1f} with two. With {LATENT} it is {relation} the {mixture:.1f} of a "
         f"mixture of {first['clusters']} Bernoulli distributions; independent pixels have "
         f"{baseline['log_p_of_independent_pixels']['mean']:.1f}."
     )
     rows = [
-        Row("two latent variables, each from left to right or bottom to top", first["manifold"]),
+        Row("grid of two latent variables, left to right and bottom to top", first["manifold"]),
         Row(f"samples with {LATENT} latent variables", first["samples"]),
     ]
-    caption = "The decoder's pixel probabilities for a grid of two latent variables, and for random ones; seed 0"
+    caption = "Pixel probabilities of the decoder for a grid of two latent variables, and for random vectors; seed 0"
     figure = image_rows(f"Test ELBO: {own:.1f} nats, mixture: {mixture:.1f}", rows, columns=SIDE)
     return Findings(text, numbers, baseline, figure, caption, "mixture of Bernoullis, log p(x)")
 
@@ -124,11 +124,12 @@ CARDS = (
         name="variational",
         title="Variational autoencoder (VAE)",
         diagram=Diagram((Layer("input", 4), Layer("probabilistic", 2), Layer("match", 4))),
-        idea="The code of an image is not a point but a small cloud, and all clouds together must fill a round one. So "
-        "every random point of the code space decodes to something like a digit, and the network can draw new ones.",
+        idea="The code of an image is a normal distribution instead of a point, and all codes together should follow a "
+        "standard normal distribution. So random codes decode to images like digits, and the network can generate new "
+        "ones.",
         formula=FORMULA,
-        rule="Gradient ascent (Adam) on a lower bound of the images' log-probability; random numbers that do not "
-        "depend on the weights let the gradient pass the random code.",
+        rule="Gradient ascent (Adam) on a lower bound of the images' log-probability; the reparameterization trick "
+        "allows gradients to pass through the random code.",
         reference="Kingma & Welling, 2013, “Auto-encoding variational Bayes”",
         run=run_variational,
         report=report_variational,
