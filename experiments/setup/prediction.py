@@ -70,9 +70,9 @@ class LoadedRun:
         return {"params": self.state.params, "batch_stats": self.state.batch_stats}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns class probabilities [N, classes] for a run of classify, the class of each pixel [N, H, W] for a run of
-        segment, or reconstructions [N, H, W, C] for a run of reconstruct, from uint8 images [N, H, W, C] of the run's
-        size. Raises ValueError for other images or a run of generate."""
+        """Returns class probabilities [N, classes] for a run of classify, the class of each pixel [N, H, W] for a run
+        of segment, or reconstructions [N, H, W, C] for a run of reconstruct, from uint8 images [N, H, W, C] of the
+        run's size. Raises ValueError for other images or a run of generate."""
         task, shape = self.experiment.task, self.experiment.info.image_shape
         if task.name not in BATCH_SIZE:
             raise ValueError(f"for a run of generate use python -m experiments.predict --workdir={self.workdir}")

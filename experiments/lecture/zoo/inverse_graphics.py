@@ -118,9 +118,7 @@ def report(results: list[dict]) -> Findings:
     rows = []
     for digit in range(DRAWN):
         part = slice(digit * count, (digit + 1) * count)
-        rows.append(
-            Row(f"{'a' if digit == 0 else 'another'} test digit, rotated", first["clamped"]["rotated"][part])
-        )
+        rows.append(Row(f"{'a' if digit == 0 else 'another'} test digit, rotated", first["clamped"]["rotated"][part]))
         rows += [Row(label, first[name]["images"][part]) for name, label in names.items()]
     title = f"{own:.0f} % of the response to rotation in one latent variable, {other:.0f} % without clamping"
     figure = image_rows(title, rows, columns=count, below=2.0)
