@@ -34,7 +34,7 @@ def run(seed: int, *, steps: int = 2400, **options) -> dict[str, Any]:
     images, labels = data.load("mnist5k").splits["test"]
     model, found = models.create("vit_tiny", 10, **NETWORK | options), {}
     for whose, each, rate in (("own", model, 0.005), ("other", models.create("mlp", 10), 0.002)):
-        learned = digits.learn(each, seed=seed, steps=steps, rate=rate, decay=0.05, shift=2)
+        learned = digits.learn(each, seed=seed, steps=steps, rate=rate, decay=0.05, augmented=True)
         found[whose] = {"accuracy": learned.accuracy, "parameters": parameter_count(learned.params)}
         if each is model:
             shown = images[[int(np.flatnonzero(labels == digit)[0]) for digit in range(SHOWN)]]
@@ -82,12 +82,11 @@ def report(results: list[dict[str, Any]]) -> Findings:
         "attention_to_best_quarter": quarter,
     }
     baseline = {"test_accuracy": other, "parameters": results[0]["other"]["parameters"]}
-    better = "more" if own["mean"] > other["mean"] else "not more"
     text = (
         f"Without convolutions, with attention between patches, {100 * own['mean']:.1f} % of the test digits are "
-        f"classified correctly, {better} than the {100 * other['mean']:.1f} % of a multi-layer perceptron trained for "
-        f"the same number of steps on shifted digits. In the last block {100 * quarter['mean']:.0f} % of the class "
-        "token's attention goes to a quarter of the patches"
+        f"classified correctly, {digits.relation(own['mean'], other['mean'])} the {100 * other['mean']:.1f} % of a "
+        f"multi-layer perceptron trained for the same number of steps. In the last block {100 * quarter['mean']:.0f} % "
+        "of the class token's attention goes to a quarter of the patches"
     )
     text += ": it focuses on parts of the digit." if quarter["mean"] > 0.4 else ": it is nearly uniform."
     figure = draw(results[0], f"Attention of the heads; test accuracy {100 * own['mean']:.1f} %")

@@ -13,11 +13,19 @@ from train import optimizers
 from train.tasks import classification
 
 BATCH_SIZE = 64
+TEST_NOISE = 0.01  # Random variation of an accuracy on the 1,000 test digits.
 
 
 def percent(value: dict[str, float] | float) -> str:
     """Formats a fraction, or the mean of fractions over seeds, in percent."""
     return f"{100 * (value['mean'] if isinstance(value, dict) else value):.1f} %"
+
+
+def relation(own: float, other: float) -> str:
+    """How an accuracy compares with another one, given the random variation on the test digits."""
+    if abs(own - other) <= TEST_NOISE:
+        return "about as many as"
+    return "more than" if own > other else "fewer than"
 
 
 def adam(rate: float, steps: int, decay: float = 0.0):
@@ -45,13 +53,13 @@ class Learned(NamedTuple):
 
 
 def learn(
-    model, *, seed: int, steps: int, rate: float, decay: float = 0.0, shift: int = 0, evaluations: int = 10
+    model, *, seed: int, steps: int, rate: float, decay: float = 0.0, augmented: bool = False, evaluations: int = 10
 ) -> Learned:
-    """Trains a classifier on the training digits, shifted at random by at most `shift` pixels."""
+    """Trains a classifier on the training digits; with `augmented`, they are shifted, rotated and scaled at random."""
     digits, (tests, answers) = deep_nets.digits(), data.load("mnist5k").splits["test"]
 
     def train_prepare(images, keys):
-        return digits.prepare(augment.flip_shift(images, keys, shift=shift, flip=False) if shift else images)
+        return digits.prepare(augment.digits(images, keys) if augmented else images)
 
     task = classification.create(
         model=model,

@@ -25,7 +25,7 @@ def run(
 
     def accuracy(name: str, **options) -> float:
         return digits.learn(
-            models.create(name, 10, **options), seed=seed, steps=digit_steps, rate=0.005, shift=2
+            models.create(name, 10, **options), seed=seed, steps=digit_steps, rate=0.005, augmented=True
         ).accuracy
 
     def learn(name: str) -> dict[str, Any]:
