@@ -57,13 +57,11 @@ def test_every_network_has_a_row():
     assert {row.name.split()[0] for row in ROWS} == set(models.MODELS)
 
 
-def test_the_help_of_classify_names_every_classifier():
+def test_the_help_of_classify_names_classifiers():
     flag = next(field for field in dataclasses.fields(NetworkConfig) if field.name == "model")
-    named = re.findall(r"[a-z][\w]+", flag.metadata["flag"].help.partition(":")[2].replace("for ImageNet", ""))
-    patterns = [re.compile(name.replace("N", r"\d+")) for name in named]
-    classifiers = [name for name, spec in models.MODELS.items() if spec.task == "classification"]
-    assert [name for name in classifiers if not any(pattern.fullmatch(name) for pattern in patterns)] == []
-    assert [p.pattern for p in patterns if not any(p.fullmatch(name) for name in classifiers)] == []
+    named = re.findall(r"[a-z]\w+", flag.metadata["flag"].help.partition("such as")[2].partition(". ")[0])
+    named = [name for name in named if name not in ("for", "ImageNet", "mageNet")]
+    assert len(named) > 10 and [name for name in named if models.spec(name).task != "classification"] == []
 
 
 @pytest.mark.parametrize(

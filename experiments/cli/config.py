@@ -126,8 +126,8 @@ class NetworkConfig:
 
     model: str = option(
         "cnn",
-        "Network: perceptron, logistic, mlp, lenet, cnn, rnn, lstm, gru, vit_tiny, cuda_convnet, densenet, dcnn, "
-        "dcnn_wide, cifar_resnetN, cifar_plainN; for ImageNet alexnet_owt, vggN, vggN_bn, plainN, resnetN, densenetN.",
+        "Network, such as perceptron, logistic, mlp, lenet, cnn, lstm, vit_tiny, dcnn, densenet, cifar_resnet20; for "
+        "ImageNet alexnet_owt, vgg19, resnet50, densenet121. models/README.md lists all.",
     )
     hidden: tuple[int, ...] | None = option(
         None, "mlp, rnn, lstm, gru: sizes of the hidden layers, such as 256,128.", "[1, 1000000]", network=True
