@@ -123,8 +123,17 @@ COMMANDS: dict[str, Run | Omitted] = {
     "python -m pytest tests/test_models.py -k NAME": Run(
         "--collect-only --quiet -p no:cacheprovider", {"NAME": "dense"}
     ),
-    "NAME --flagfile=experiments/recipes/RECIPE.flags --workdir=runs/RECIPE": Run(
-        "--steps=2", {"NAME": "classify", "RECIPE": "demo", "runs/RECIPE": "new"}
+    "summary --model=NAME": Run(where={"NAME": "mlp"}, slow=False),
+    # docs/results.md
+    "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
+    # docs/data.md
+    "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
+    # docs/parallelism.md
+    "classify --flagfile=experiments/recipes/resnet50.flags --data_dir=D --workdir=W --devices=8 --dtype=bfloat16": Run(
+        "--image_size=32 --batch_size=8 --steps=1 --devices=2 --dtype=float32 --dry_run", {"D": "images"}
+    ),
+    "benchmarks.accelerator --peak_tflops=P": Run(
+        "--models=alexnet_owt --batch_size=2 --steps=1 --dtype=float32", {"P": "1"}
     ),
     # docs/commands.md
     "python docs/commands.py": Run(slow=False),

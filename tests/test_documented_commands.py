@@ -152,7 +152,7 @@ class Places:
 
     @property
     def common_flags(self):
-        return re.search(r"^COMMON is `(.*)`", (documented.ROOT / "README.md").read_text(), re.MULTILINE)[1]
+        return re.search(r"^COMMON is `(.*)`", (documented.ROOT / "docs/results.md").read_text(), re.MULTILINE)[1]
 
 
 @pytest.fixture(scope="session")

@@ -233,7 +233,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
 
 
 def compute_metrics(sums, *, floor: float = 0.0) -> dict[str, float]:
-    """Mean losses and accuracies; for an evaluation's sums also the scores, see README."""
+    """Mean losses and accuracies; for an evaluation's sums also the scores, see docs/generation.md."""
     count = float(sums["count"])
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
     metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}
