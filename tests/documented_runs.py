@@ -33,8 +33,6 @@ COMMANDS: dict[str, Run | Omitted] = {
     "make test": Run("--dry-run", slow=False),
     "make test-all": Run("--dry-run", slow=False),
     "make kernels-check": Run("--dry-run", slow=False),
-    "make demo DEMO_WORKDIR=runs/other": Run("--dry-run", slow=False),
-    "NAME --help": Run(where={"NAME": "summary"}, slow=False),
     "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),
     "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
     "segment --workdir=W": Run(TINY, cold=True),
@@ -67,7 +65,6 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.backpropagation --workdir=W": Run("--seeds=1 --steps=2", cold=True),
     "lecture.convolution --workdir=W": Run("--seeds=1 --steps=2", cold=True),
     "lecture.pooling --workdir=W": Run("--seeds=1 --digits=20", cold=True),
-    "lecture.softmax --workdir=W": Run("--seeds=1 --steps=2", cold=True),
     "lecture.vanishing_gradient --workdir=W": Run("--seeds=1 --steps=2 --hidden_layers=2", cold=True),
     "lecture.initialization --workdir=W": Run("--seeds=1 --steps=2 --width=16 --depths=4", cold=True),
     "lecture.dropout --workdir=W": Run("--seeds=1 --steps=2 --hidden=36", cold=True),
@@ -77,7 +74,6 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.zoo --workdir=W": Run("--only=markov_chain", cold=True),
     "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2", slow=False),
     "summary --model=cnn --image_size=28 [--json]": Run(slow=False),
-    "summary --model=densenet --blocks=1 --depth=7 --growth_rate=4": Run(slow=False),
     "summary --model=alexnet_owt --parallelism=hybrid --devices=8 --batch_size=1024": Run(
         "--json --figure=W/F.png", cold=True
     ),
@@ -124,6 +120,9 @@ COMMANDS: dict[str, Run | Omitted] = {
         "--collect-only --quiet -p no:cacheprovider", {"NAME": "dense"}
     ),
     "summary --model=NAME": Run(where={"NAME": "mlp"}, slow=False),
+    "predict --workdir=runs/demo image.png": Run(where={"runs/demo": "classifier", "image.png": "image"}),
+    "classify --workdir=runs/mlp --model=mlp --steps=500": Run("--steps=2", {"runs/mlp": "new"}),
+    "lecture --workdir=runs/lecture": Run("--only=activations", {"runs/lecture": "new"}),
     # docs/results.md
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
     # docs/data.md
@@ -179,7 +178,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     ),
     "segment --workdir=W --steps=1000": Run(TINY),
     "reconstruct --workdir=W --model=variational": Run(TINY),
-    "lecture.softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2"),
+    "lecture.softmax --workdir=W [--steps=200]": Run("--seeds=1 --steps=2", cold=True),
     'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500': Run(
         "--steps=2", {"0.1,0.01": "0.1", "seed=0..4": "seed=0"}, cold=True
     ),

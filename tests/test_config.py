@@ -153,7 +153,10 @@ def test_an_empty_value_means_that_the_flag_is_not_given():
         parsed(ClassifyConfig, "--workdir=")
 
 
-@pytest.mark.parametrize("name", [name for name, kind in options.flag_types(ClassifyConfig).items() if kind.scalar is int])
+INTEGERS = [name for name, kind in options.flag_types(ClassifyConfig).items() if kind.scalar is int]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
 def test_integers_of_any_size_are_parsed_or_refused_in_one_line(name):
     for text in ("9" * 400, "-" + "9" * 400, "9007199254740993"):
         try:
