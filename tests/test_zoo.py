@@ -70,6 +70,8 @@ def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, 
     assert two["baseline"] == {"score": 0.1} and two["seconds"] >= 0
     shown = (tmp_path / "w/zoo.html").read_text()
     assert shown.count("<details") == 2 and shown.count("Not trained in this run.") == 1
+    assert re.findall(r'id="(\w+)"><summary>(?:(?!</summary>).)*<p>not trained</p></summary>', shown) == ["one"]
+    assert "lecture.zoo --only=two --seeds=2 --workdir=NEW" in shown
     assert start(tmp_path / "w", seeds=2) == 0 and trained == [("two", 0), ("two", 1), ("one", 0), ("one", 1)]
     shown = (tmp_path / "w/zoo.html").read_text()
     assert shown.index('id="one"') < shown.index('id="two"') and "Not trained" not in shown

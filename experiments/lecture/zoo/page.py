@@ -81,6 +81,8 @@ def _card(shown: Shown, seeds: int) -> str:
     card = shown.card
     result = shown.text if shown.image else "Not trained in this run."
     head = f"<h2>{report.escaped(card.title)}</h2>{svg(card.diagram, f'{card.title}: cells and connections')}"
+    head += "" if shown.image else "<p>not trained</p>"
+    several = f" --seeds={seeds}" * (seeds > 1)
     parts = [
         f'<details class="card" id="{card.name}"><summary>{head}</summary><div class="inside"><div>',
         f"<p>{report.escaped(card.idea)}</p>",
@@ -94,7 +96,7 @@ def _card(shown: Shown, seeds: int) -> str:
         parts.append(report.table_html(f"Numbers ({took})", columns, _rows(shown)))
     parts += [
         f'<p class="note">{report.escaped(card.reference)}</p>',
-        f'<pre tabindex="0">python -m experiments.lecture.zoo --only={card.name} --workdir=NEW',
+        f'<pre tabindex="0">python -m experiments.lecture.zoo --only={card.name}{several} --workdir=NEW',
         f"\n{report.escaped(card.command)}" if card.command else "",
         "</pre></div><div>",
         report.figure_html("", shown.caption, shown.image) if shown.image else "",
