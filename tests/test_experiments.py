@@ -429,6 +429,25 @@ def test_results_do_not_depend_on_jax_enable_x64(start, tmp_path):
     assert double.stderr.startswith(line) and line not in single.stderr
 
 
+PLATFORM = """
+import os
+import jax
+jax.config.update("jax_platforms", "bogus")  # As with JAX_PLATFORMS, which jax has read already.
+os.environ["JAX_PLATFORMS"] = "bogus"
+from experiments.cli import app
+from experiments.lecture.zoo import __main__ as zoo
+app.run(zoo.main, zoo.ZooConfig)
+"""
+
+
+def test_an_unknown_platform_is_named(start, tmp_path):
+    done = start(PLATFORM, f"--workdir={tmp_path / 'w'}", "--only=hopfield")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: JAX_PLATFORMS=bogus: Unable to initialize backend 'bogus'") and "'cpu'" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(start, tmp_path):
     options = ["--model=mlp", "--hidden=4", "--learning_rate=1e30", "--steps=20", "--save_every=1"]
     done = start("classify", f"--workdir={tmp_path / 'w'}", *options)

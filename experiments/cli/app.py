@@ -146,6 +146,9 @@ def _explain(error: Exception) -> tuple[int, str] | None:
         return 1, f"error: lost connection to another process of this run: {str(error).splitlines()[0]}"
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
         return 1, "error: out of memory; try a smaller network or batch: " + str(error).splitlines()[0]
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return 1, f"error: JAX_PLATFORMS={platforms}: {str(error).partition(' (set JAX_PLATFORMS')[0]}"
     if isinstance(error, MemoryError):
         return 1, f"error: out of memory: {error}".rstrip(": ")
     if isinstance(error, UnicodeEncodeError):
