@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -227,6 +228,21 @@ def test_a_run(model, start, tmp_path):
         np.testing.assert_allclose(np.asarray(Image.open(row["reconstruction"])) / 255, image, atol=0.51 / 255)
     done = start("predict", f"--workdir={workdir}", rows[0]["reconstruction"])
     assert done.returncode == 2 and "is in the output folder" in done.stderr
+    done = start("predict", f"--workdir={workdir}", "--top=3", files[0])
+    assert done.returncode == 2 and done.stderr == "error: --top is supported for runs of classify\n"
+
+
+def test_a_state_that_does_not_fit_in_memory_is_an_error_at_once(monkeypatch):
+    """Reading its step would wait for the arrays, and no signal would end that."""
+    config, experiment = small_run("autoencoder", 1)
+    monkeypatch.setattr(training, "check_steps", lambda *arguments, **options: None)
+
+    def init(key):  # 2^48 bytes, more than addresses are for.
+        return {"step": jnp.zeros((), jnp.int32), "weights": jax.random.normal(key, (2**23, 2**23))}
+
+    experiment = experiment._replace(task=experiment.task._replace(init=init))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        training.initialize(experiment, config, small(), device_count=1)
 
 
 @pytest.mark.slow

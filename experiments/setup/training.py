@@ -130,6 +130,7 @@ def initialize(experiment: Experiment, config: TrainingConfig, dataset: Dataset,
     """Initializes the state with random weights and checks the training step by tracing it."""
     images, labels = train_split(dataset)
     state = data_parallel.parallelize(experiment.task.init, 1, donate=False)(jax.random.key(config.seed))
+    jax.block_until_ready(state)  # Where one array does not fit in memory, reading another would wait forever.
     image = jax.ShapeDtypeStruct((config.batch_size, *images.shape[1:]), "uint8")
     batch = {"image": image, "label": labels[: config.batch_size]}
     check_steps(experiment, state, batch, device_count=device_count, always=config.dry_run)
