@@ -35,10 +35,9 @@ def main(config: PredictConfig, files: list[str]) -> int:
     for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
         require(value is None, f"--{name}={value} is supported for runs of generate")
     require(bool(files), "no image given: predict --workdir=W FILE ...")
-    classes = len(run.info.class_names)
-    require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
-    labels = run.task == "classification"
+    labels, classes = run.task == "classification", len(run.info.class_names)
     require(labels or config.top == 1, "--top is supported for runs of classify")
+    require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
     start()
     import numpy as np
 

@@ -47,7 +47,8 @@ def main(config: SummaryConfig) -> int:
     channels, classes = config.channels or channels, config.num_classes or spec.num_classes
     size = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", config.image_size or f"{height}x{width}")
     if size is None:
-        raise app.UsageError(f"--image_size={config.image_size}: must be SIDE, such as 224, or HEIGHTxWIDTH")
+        accepted = "SIDE, such as 224, or HEIGHTxWIDTH, up to 99999"
+        raise app.UsageError(f"--image_size={config.image_size}: must be {accepted}")
     image_shape = (int(size[1]), int(size[2] or size[1]), channels)
     given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
     for name, value in given.items():

@@ -33,7 +33,7 @@ STATISTICS = 500  # Number of training scenes for pixel statistics and computed 
 def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
     """Parses HEIGHTxWIDTH into (height, width). Raises UsageError for other text."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text or "")
-    require(text is None or match is not None, f"--{flag}={text}: must be HEIGHTxWIDTH, such as 180x240")
+    require(text is None or match is not None, f"--{flag}={text}: must be HEIGHTxWIDTH, such as 180x240, up to 99999")
     return (int(match[1]), int(match[2])) if match else None
 
 
