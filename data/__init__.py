@@ -44,15 +44,16 @@ def load(
     image_size: int | None = None,
     augment: str = "none",
     shape: tuple[int, int, int] | None = None,
+    least_classes: int = 2,
 ) -> Dataset:
     """Loads the data set `name`, from `data_dir` unless it is built in. Images in files are streamed if they are large
     or if `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
 
     Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
-    or contain only one class.
+    or contain fewer than `least_classes`, 1 or 2.
     """
     view, always = stream.view(image_size, augment), image_size is not None
     dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
-    if len(dataset.class_names) < 2:
+    if len(dataset.class_names) < least_classes:
         raise DataError(f"{name} has only one class, {dataset.class_names[0]}; at least two are required")
     return dataset

@@ -255,3 +255,18 @@ def test_other_images_are_scored(start, tmp_path):
     (other / "test" / "b").rename(other / "test" / "c")
     found = result(start("evaluate", f"--workdir={tmp_path / 'w'}", f"--data_dir={other}"))
     assert (found["examples"], found["fingerprint"]) == (4, whole["fingerprint"]) and found["loss"] != whole["loss"]
+
+
+@pytest.mark.slow
+def test_images_of_one_class_are_enough(start, tmp_path):
+    """Of one pixel, and a single one to test on."""
+    for split, count in (("train", 3), ("test", 1)):
+        (tmp_path / "own" / split / "mine").mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((1, 1), 80 * i, np.uint8)).save(tmp_path / "own" / split / "mine" / f"{i}.png")
+    own, workdir = f"--data_dir={tmp_path / 'own'}", f"--workdir={tmp_path / 'w'}"
+    trained = result(start("reconstruct", workdir, "--dataset=folder", own, "--batch_size=2", "--steps=2", "--code=1"))
+    assert trained["examples"] == 1 and (tmp_path / "w/report.html").exists()
+    assert result(start("evaluate", workdir))["loss"] == pytest.approx(trained["loss"])
+    refused = start("classify", f"--workdir={tmp_path / 'c'}", "--dataset=folder", own, "--batch_size=2", "--steps=2")
+    assert refused.returncode == 1 and "only one class, mine; at least two are required" in refused.stderr

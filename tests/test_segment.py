@@ -208,7 +208,11 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
         (["--eval_split=train"], 2, "--eval_split=train: digit_scenes generates new training scenes"),
         (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
-        (["--dataset=camvid", f"--data_dir={root}", "--image_size=16"], 2, "must be HEIGHTxWIDTH"),
+        (
+            ["--dataset=camvid", f"--data_dir={root}", "--image_size=16"],
+            2,
+            "must be HEIGHTxWIDTH, as 180x240, up to 99999",
+        ),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "must be at most 30x44"),
     ):
         done = start("segment", workdir, "--batch_size=2", *flags)

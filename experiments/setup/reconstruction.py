@@ -27,7 +27,9 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
         return hold_out(dataset, config.val_fraction)
     needed = f"reconstruct takes images of one size, of up to {image_files.LARGEST} pixels a side"
     try:
-        dataset = data.load(config.dataset, config.data_dir, skip_corrupt=config.skip_corrupt, shape=shape)
+        dataset = data.load(
+            config.dataset, config.data_dir, skip_corrupt=config.skip_corrupt, shape=shape, least_classes=1
+        )
     except data.SizesDiffer as error:
         raise data.DataError(f"{str(error).partition(';')[0]}; {needed}") from None
     if not all(isinstance(images, np.ndarray) for images, _ in dataset.splits.values()):
