@@ -82,6 +82,9 @@ def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, 
     piece.write_text(piece.read_text().replace("0.5", "0.6"))
     with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged; delete it to recompute it"):
         start(tmp_path / "w", seeds=2)
+    piece.write_text(piece.read_text()[:20])
+    with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged: .*; delete it to recompute it"):
+        start(tmp_path / "w", seeds=2)
 
 
 def test_a_network_that_fails_is_trained_again_and_the_others_are_kept(trained, tmp_path, monkeypatch):

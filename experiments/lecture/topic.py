@@ -78,7 +78,10 @@ class Topic:
         if not re.fullmatch(r"[a-z0-9_.-]+", name):
             raise ValueError(f"result name {name!r} may contain only lower-case letters, digits, '_', '.' and '-'")
         folder = self.workdir.path / "pieces"
-        stored = self.workdir.read_json(f"pieces/{name}.json")
+        try:
+            stored = self.workdir.read_json(f"pieces/{name}.json")
+        except WorkdirError as error:
+            raise WorkdirError(f"{error}; delete it to recompute it") from None
         if stored is None:
             self.claim()
             say(name)
