@@ -211,7 +211,7 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (
             ["--dataset=camvid", f"--data_dir={root}", "--image_size=16"],
             2,
-            "must be HEIGHTxWIDTH, as 180x240, up to 99999",
+            "must be HEIGHTxWIDTH, such as 180x240, up to 99999",
         ),
         (["--dataset=camvid", f"--data_dir={root}", "--crop=31x10"], 2, "must be at most 30x44"),
     ):

@@ -26,7 +26,9 @@ class RunConfig:
         path=True,
     )
     steps: int | None = option(None, "Training steps; or give --epochs.", f"[1, {2**31 - 1}]")
-    epochs: float | None = option(None, "Epochs, if --steps is not given. Default 10; segment 7.", "(0, inf)")
+    epochs: float | None = option(
+        None, "Epochs, instead of --steps; 10 in commands without a default for either.", "(0, inf)"
+    )
     seed: int = option(0, "Seed of initialization, data order, augmentation and dropout.", SEEDS)
     init_from: str | None = option(None, "Workdir whose parameters initialize the run.", path=True)
     eval_split: str | None = option(
