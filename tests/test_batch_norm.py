@@ -116,6 +116,7 @@ def test_statistics_and_gradients_use_the_batch_of_all_devices():
     assert_close(on_four(values, operands), (y, changed, of_params, of_operands), 1e-5)
 
 
+@pytest.mark.slow
 def test_second_order_gradients_equal_flax():
     values, operands = variables(5), [drawn((3, 2, 2, 5)), drawn((3, 2, 2, 5), seed=1)]
 

@@ -64,7 +64,8 @@ def test_a_step_with_the_kernels_equals_one_without(monkeypatch, options):
     assert errors[0] < 1e-5 and errors[1] < 1e-5
 
 
-@pytest.mark.parametrize("options", [pytest.param(FORMS[1], marks=SLOW), FORMS[2]])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [FORMS[1], FORMS[2]])
 def test_four_devices_equal_one(options):
     axis = axis_of(4)
     task = task_of(axis, **options)

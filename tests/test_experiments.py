@@ -281,6 +281,7 @@ def test_an_indivisible_batch_size_suggests_the_nearest(start, tmp_path):
     assert done.returncode == 2 and "try 28 or 32" in done.stderr
 
 
+@pytest.mark.slow
 def test_unusable_workdirs_are_reported(whole, start, tmp_path):
     (tmp_path / "file").write_text("")
     done = start("classify", f"--workdir={tmp_path / 'file' / 'w'}")

@@ -148,7 +148,8 @@ def test_a_step_equals_the_two_gradients(batch, conditional):
     assert gan.sampler(after) is after.opt_state["average"]
 
 
-@pytest.mark.parametrize("devices, through", [(2, "shard_map"), pytest.param(4, "pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, through", [(2, "shard_map"), (4, "pmap")])
 def test_several_devices_equal_one(batch, devices, through):
     one = task_of()
     several = task_of(axis_of(devices))

@@ -137,7 +137,7 @@ def test_other_networks_and_dropout_orders_equal_one_device(expected, network, o
     assert tree_error(found[0], expected(network, **options)[0]) < 1e-12
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_each_pass_updates_the_dense_layers(devices):
     """Compares with explicit passes, on any number of devices: the first pass takes every second row and updates the
     dense layers, the second pass takes the other rows."""

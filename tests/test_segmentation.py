@@ -66,7 +66,7 @@ def test_loss_and_metrics_against_loops():
     assert tuple(found) == task.metrics
 
 
-@pytest.mark.parametrize("through", ["pmap", "shard_map"])
+@pytest.mark.parametrize("through", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
 def test_devices_with_unequal_void_give_the_same_gradient(through):
     batch, found = batch_of(8), {}
     with jax.enable_x64(True):

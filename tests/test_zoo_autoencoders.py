@@ -179,6 +179,7 @@ def test_the_sparse_loss():
     np.testing.assert_allclose(terms["active"], (code > 0).mean(1))
 
 
+@pytest.mark.slow
 def test_pca_against_the_covariance():
     digits = pixels.Digits(*(part[::8] for part in pixels.digits()))
     train, test = pixels.flat(digits.train).astype(np.float64), pixels.flat(digits.test)
@@ -223,9 +224,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "autoencoder" else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_a_small_run_and_its_report(name, few_digits):
     card = CARDS[name]
     results = [json.loads(json.dumps(card.run(seed, **SMALL[name]))) for seed in (0,)]

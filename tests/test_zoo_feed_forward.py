@@ -65,6 +65,7 @@ def test_the_card_of_the_perceptron():
     assert findings.numbers["lowest_training_error_digits"]["mean"] < 0.2
 
 
+@pytest.mark.slow
 def test_training_curve_and_determinism(mnist5k):
     images, labels = mnist5k.splits["test"]
     net = digits.learn(models.create("perceptron", 10), steps=5, seed=0, rate=0.002)

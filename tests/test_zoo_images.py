@@ -95,6 +95,7 @@ def test_a_batch_varies_only_one_factor():
     assert seen == {True, False}
 
 
+@pytest.mark.slow
 def test_the_loss_without_clamping_equals_the_elbo():
     """Without clamping, the loss is the reconstruction error plus the KL divergence; the pull does not change it."""
 
