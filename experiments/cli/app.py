@@ -22,7 +22,7 @@ STANDARD_OUTPUT = "standard output"
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output; write errors, such as a full disk, name it as their file."""
+    """Standard output as a file object. Write errors, such as a full disk, contain its name."""
 
     def write(self, content) -> int:
         try:
@@ -42,8 +42,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Redirects closed standard streams, such as by 2>&-, to /dev/null. Otherwise a file opened later could get their
-    file descriptor and receive the output."""
+    """Opens /dev/null for standard streams that are closed, for example by 2>&-. Otherwise a file opened later could
+    get their file descriptor and receive the output."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_WRONLY)
@@ -87,11 +87,11 @@ def _use_single_precision() -> None:
 
 
 def _help(config_class: type | None, positional: bool) -> str:
-    """What --help prints. The flags of a command without a config class are those of its module."""
+    """Returns the text of --help. For a command without a config class, lists the absl flags of its module."""
     main = sys.modules["__main__"]
     doc, spec = main.__doc__ or "", getattr(main, "__spec__", None)
     name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
-    name = getattr(main, "STARTED_AS", name)  # By the console script.
+    name = getattr(main, "STARTED_AS", name)  # Set by the console script.
     if config_class is not None:
         return help.text(config_class, doc, name, positional=positional)
     return "\n".join([help.text(None, doc, name), "", FLAGS.main_module_help()])
@@ -206,7 +206,7 @@ def run(main: Callable[..., int | None], config_class: type | None = None, *, po
             from train.messages import one_line
 
             explained = _explain(error)
-            if "jax" in sys.modules:  # Otherwise there are no other processes.
+            if "jax" in sys.modules:  # Without jax, there are no other processes.
                 from train.parallel.processes import leave_soon
 
                 leave_soon(1 if explained is None else explained[0])

@@ -1,4 +1,4 @@
-"""What --help prints."""
+"""The text of --help."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.cli import options
 
-# Listed first, in this order, where a command has them.
+# Flags that are listed first, in this order, if a command has them.
 MOST_USED = (
     "workdir",
     "run",
@@ -30,7 +30,7 @@ FLAGFILE = (
 
 
 class Flag(NamedTuple):
-    """A flag as the help shows it: `usage` is how it is typed, `values` its default and what is accepted."""
+    """A flag in the help text: `usage` is its form on the command line, `values` its default and its bounds."""
 
     name: str
     usage: str
@@ -39,7 +39,7 @@ class Flag(NamedTuple):
 
 
 def _accepted(spec: options.Spec) -> str:
-    """The bounds of a flag; none are shown that only keep numbers below what any machine can hold."""
+    """The bounds of a flag. An upper bound of 2^31 - 1 or more, beyond any practical use, is shown as infinite."""
     if not spec.interval or math.isinf(spec.interval.low):
         return ""
     interval = spec.interval
@@ -63,7 +63,7 @@ def _flag(field: dataclasses.Field, kind) -> Flag:
 
 
 def groups(config_class: type) -> dict[str, list[Flag]]:
-    """The flags of a command by heading, the most used ones first."""
+    """The flags of a command by heading, with the most common ones first."""
     kinds = options.flag_types(config_class)
     found: dict[str, list[Flag]] = {"Most used": []}
     fields = dataclasses.fields(config_class)
@@ -72,7 +72,7 @@ def groups(config_class: type) -> dict[str, list[Flag]]:
         declared = next(base for base in config_class.__mro__[::-1] if field.name in vars(base))
         headings[field.name] = (declared.__doc__ or "").split(".")[0]
     most = [field for name in MOST_USED for field in fields if field.name == name]
-    few = len(fields) <= len(MOST_USED)  # Of a command with few flags all are shown in the order of its config.
+    few = len(fields) <= len(MOST_USED)  # Listed under one heading, in the order of the fields.
     for field in [*most, *fields] if not few else fields:
         heading = "Flags" if few else "Most used" if field in most else headings[field.name]
         flag = _flag(field, kinds[field.name])
@@ -82,7 +82,7 @@ def groups(config_class: type) -> dict[str, list[Flag]]:
 
 
 def described(doc: str) -> tuple[str, list[str], str]:
-    """(what a command does, its example lines, the rest) of its module's docstring."""
+    """Splits a command's module docstring into (summary, example command lines, remaining text)."""
     first, _, rest = inspect.cleandoc(doc).partition("\n\n")
     first, rest = " ".join(first.split()), rest.strip("\n")
     summary, _, example = first.partition(": python -m ")
@@ -94,7 +94,7 @@ def described(doc: str) -> tuple[str, list[str], str]:
 
 
 def text(config_class: type | None, doc: str, name: str, *, positional: bool = False) -> str:
-    """What --help prints."""
+    """Returns the text of --help."""
     summary, examples, rest = described(doc)
     shown = groups(config_class) if config_class else {}
     required = [flag.usage for flags in shown.values() for flag in flags if "required" in flag.values]
