@@ -21,7 +21,7 @@ from train.signals import Interrupted, Stop
 from train.tasks import classification
 
 BATCH, SEED = 64, 0
-EPOCHS, MANY = 16, 10_000  # The demo's number of epochs; data sets with more images than MANY take 3 epochs.
+EPOCHS, MANY = 16, 10_000  # The demo's number of epochs; with more than MANY images, 3 epochs.
 
 
 class Classifier(NamedTuple):

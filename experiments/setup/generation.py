@@ -29,7 +29,7 @@ from train.parallel.devices import axis_of
 from train.signals import Stop
 from train.tasks import gan, gan_scores
 
-ITEMS = 1000  # Images that are compared: of the evaluated split, and samples and training images per draw.
+ITEMS = 1000  # Images used for a score: from the evaluated split, and samples and training images per draw.
 BYTES = 4 << 30  # Maximum size of a split in memory.
 BORDER = 8  # Images smaller than the networks' size by at most 1 / BORDER of it are padded; others are resized.
 

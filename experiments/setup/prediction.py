@@ -39,7 +39,7 @@ def probabilities(task: Task, state: State, images: np.ndarray, batch_size: int 
 
 
 def reconstructions(task: Task, state: State, images: np.ndarray) -> np.ndarray:
-    """Reconstructions of uint8 images [N, H, W, C], with pixels in [0, 1]; those of sparse are not bounded."""
+    """Reconstructions of uint8 images [N, H, W, C]. Pixels are in [0, 1], except with --model=sparse."""
     return np.concatenate(list(outputs(task, state, images)))
 
 

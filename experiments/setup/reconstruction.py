@@ -1,4 +1,4 @@
-"""From reconstruct's config to a data set, a network and a task."""
+"""Creates the data set, network and task of a reconstruct config."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from train.tasks import reconstruction
 
 
 def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | None = None) -> Dataset:
-    """The data set, in memory; image files are resized to `shape` if given. Raises DataError for larger images, or
-    images of several sizes."""
+    """Loads the data set into memory; image files are resized to `shape` if given. Raises DataError if images are too
+    large or differ in size."""
     if config.dry_run_data:
         dataset = generated.load(None, other="test" if config.val_fraction else "val")
         return hold_out(dataset, config.val_fraction)
@@ -38,14 +38,14 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
 
 
 def dataset_info(dataset: Dataset) -> DatasetInfo:
-    """The facts of a data set, from its training split."""
+    """Computes a data set's metadata from its training split."""
     images, _ = train_split(dataset)
     return DatasetInfo(tuple(images.shape[1:]), *pixel_statistics(images), dataset.class_names)
 
 
 def noise(config: ReconstructConfig) -> Callable | None:
-    """What the network sees in place of images, as a function of uint8 images [B, H, W, C] and keys [B] that gives such
-    images; None where it sees the images themselves."""
+    """Returns a function from uint8 images [B, H, W, C] and keys [B] to the masked or binarized uint8 images that are
+    the network's input, or None if its input is the images themselves."""
     if config.model not in ("denoising", "variational"):
         return None
 
@@ -61,7 +61,7 @@ def noise(config: ReconstructConfig) -> Callable | None:
 
 
 def loss_and_terms(config: ReconstructConfig) -> tuple[Callable, tuple[str, ...]]:
-    """The loss of a network, and its terms."""
+    """Returns (loss function, names of its terms) for the config's network."""
     if config.model == "variational":
         return reconstruction.variational_loss, ("reconstruction", "kl")
     if config.model == "sparse":
@@ -73,7 +73,7 @@ def loss_and_terms(config: ReconstructConfig) -> tuple[Callable, tuple[str, ...]
 
 
 def create_experiment(config: ReconstructConfig, info: DatasetInfo, *, devices: int, steps: int) -> Experiment:
-    """The network and its task, for a run on `devices`."""
+    """Creates the network and its task for a run on `devices`."""
     learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     given = classification.given_options(config)
     model = models.create(config.model, len(info.class_names), shape=info.image_shape, **given)
@@ -91,8 +91,8 @@ def create_experiment(config: ReconstructConfig, info: DatasetInfo, *, devices: 
 
 
 def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) -> tuple[SavedRun, Dataset]:
-    """(the run with its config changed to evaluate it on the data given, these data); None is the run's own. Classes
-    may be others."""
+    """Returns (the run, adapted for evaluation on the given data, the data set); None keeps the run's own data. Classes
+    may differ from the run's."""
     config = evaluation_data.on_data(run.config, dataset=dataset, data_dir=data_dir)
     own = (config.dataset, config.data_dir) == (run.config.dataset, run.config.data_dir)
     found = load_dataset(config, shape=None if own else run.info.image_shape)

@@ -16,7 +16,7 @@ TASKS: dict[str, tuple[type, type[DatasetInfo]]] = {
     "generation": (GenerateConfig, GenerationInfo),
     "reconstruction": (ReconstructConfig, DatasetInfo),
 }
-# The command that trains each.
+# The command that trains each task.
 COMMANDS = {
     "classification": "classify",
     "segmentation": "segment",

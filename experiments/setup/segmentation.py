@@ -48,7 +48,7 @@ def _load_scenes(val_fraction: float) -> Dataset:
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
-    """Random images in the numbers of CamVid's splits."""
+    """Random images and labels, with as many per split as CamVid has."""
     random, shape = np.random.default_rng(0), size or (360, 480)
     splits = {}
     for split, count in (("train", 367), ("val", 101), ("test", 233)):

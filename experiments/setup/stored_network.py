@@ -16,7 +16,7 @@ from train.messages import say
 from train.state import State
 from train.workdir import WorkdirError
 
-# Flags that change what weights of the same shapes compute.
+# Flags that change the network's output even if all weights keep their shapes.
 ARCHITECTURE_FLAGS = (
     *("model", "v1_5", "local_response_norm", "activation", "slope"),
     *("decoder", "authors", "conditional"),

@@ -92,7 +92,7 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     for name in ("accumulate", "fc_passes"):
         parts, rows = getattr(config, name, 1), batch // device_count
         require(rows % parts == 0, f"--{name}={parts}: must divide the {rows} rows of the batch on a device")
-    # A fraction of the decimal as typed: the nearest float to 1.1 is larger, and 1.1 epochs could take an extra step.
+    # Uses the exact decimal number: the nearest float to 1.1 is larger, and 1.1 epochs could take an extra step.
     wanted = config.steps or fractions.Fraction(str(config.epochs or 10.0)) * examples / batch
     require(wanted < 2**31, f"{float(wanted):.10g} steps: must be less than {2**31}")
     steps = max(1, math.ceil(wanted))
@@ -217,8 +217,8 @@ def output(
     split: str,
     steps: int,
 ) -> Iterator[loop.Output]:
-    """Opens the outputs of the training loop: checkpoints, metrics.csv and progress; `state` and `record` are those
-    that it starts from."""
+    """Opens the outputs of the training loop: checkpoints, metrics.csv and progress. The loop starts from `state` and
+    `record`."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
     progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
