@@ -16,7 +16,7 @@ SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 def weight_images(state, model: str, layer: str, image_shape):
     """The weights of the network's first layer as images [N, H, W, C]: the filters of a convolution, or the weights of
-    a dense layer in the shape of its input, an image or a row of one. `layer` is the layer's path."""
+    a dense layer reshaped to its input, which is an image or a single row of it. `layer` is the layer's path."""
     if first_filters := models.spec(model).first_filters:
         kernel = first_filters(state.params, state.batch_stats)
     else:

@@ -43,8 +43,8 @@ def around_grey(images: ArrayLike) -> NDArray[np.float64]:
 
 
 def columns_of(count: int) -> int:
-    """The number of columns of a grid of `count` images: one that fills all rows if it is at most about twice the
-    square root, else the square root, rounded up."""
+    """The number of columns of a grid of `count` images: the smallest number from the square root r, rounded up, to 2 r
+    that divides `count`, or r if there is none."""
     root = math.ceil(math.sqrt(count))
     return next((n for n in range(root, 2 * root + 1) if count % n == 0), root)
 

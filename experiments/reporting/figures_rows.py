@@ -1,4 +1,4 @@
-"""Rows of images under their labels, as a figure: what goes into a network above what comes out of it."""
+"""A figure with labeled rows of images, such as a network's inputs above its outputs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """Images of a figure under their label; more than fit a line are wrapped. They are whole numbers in 0 .. 255,
-    [N, H, W] or [N, H, W, 1 or 3]; if `signed`, weights in -127 .. 127 [N, H, W], which are blue below zero, white at
-    zero and red above it."""
+    """A row of images below its label, wrapped to several lines if necessary. Images are integers in 0 .. 255,
+    [N, H, W] or [N, H, W, 1 or 3]; if `signed`, they are weights in -127 .. 127 [N, H, W]: negative values are blue,
+    zero is white and positive values are red."""
 
     label: str
     images: Any
@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
 
 def image_rows(title: str, rows: Sequence[Row], *, columns: int = 10, below: float = 0.0) -> "Figure":
-    """Rows of images, all of one size, under a title and above `below` empty inches."""
+    """Draws rows of images of the same size below a title; leaves `below` inches empty at the bottom."""
     import matplotlib
 
     shape = np.asarray(rows[0].images[0]).shape

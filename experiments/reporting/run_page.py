@@ -27,7 +27,7 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
 
 
 def stems(files: list[str]) -> list[str]:
-    """File names without suffixes; a number is appended to names that occur again, as in different folders."""
+    """File names without suffixes. A number is appended to repeated names, for example from different folders."""
     found: dict[str, None] = {}
     for file in files:
         stem = pathlib.Path(file).stem

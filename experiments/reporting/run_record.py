@@ -191,7 +191,7 @@ def summary(
 
 
 def _score(summary: dict, part: str = "") -> str:
-    """The score that stands for a run; `part` is "test_" for that on test."""
+    """Formats a run's main score; the `part` "test_" selects its score on the test split."""
     if "classifier_fid" in summary:
         return f"classifier_fid {summary[f'{part}classifier_fid']:.2f}"
     if "kl" in summary:
@@ -247,8 +247,8 @@ def finish(workdir: Workdir, config: TrainingConfig, summary: dict) -> int:
 
 
 class Progress:
-    """A progress bar on a terminal; otherwise a line for each evaluation, and for the first row of metrics after EVERY
-    seconds without a line. Both on standard error."""
+    """Shows progress on standard error: on a terminal, a progress bar; otherwise a line for each evaluation and, if
+    there was none for EVERY seconds, for the next row of metrics."""
 
     EVERY = 30.0
 
@@ -270,7 +270,7 @@ class Progress:
             self.bar.close()
 
     def remaining(self, step: int, now: float) -> str:
-        """The time that the rest of the run takes at its speed since the first row, as h:mm:ss; "" if unknown."""
+        """The estimated remaining time as h:mm:ss, from the speed since the first row; "" if unknown."""
         if self.first is None or step <= self.first[0]:
             self.first = self.first or (step, now)
             return ""
