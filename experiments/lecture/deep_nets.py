@@ -147,7 +147,7 @@ def hidden_gradients(params, images, labels, *, model: DeepMLP) -> list[jax.Arra
         whole = params | {name: params[name] | {"bias": biases[name]} for name in hidden}
         return losses.cross_entropy(model.apply({"params": whole}, image[None]), label[None]).sum()
 
-    # For a single example, the gradient of a bias is that of s.
+    # For a single example, the gradient with respect to a bias equals the gradient with respect to s.
     biases = {name: params[name]["bias"] for name in hidden}
     found = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(biases, images, labels)
     return [found[name] for name in hidden]

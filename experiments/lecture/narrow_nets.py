@@ -95,8 +95,8 @@ def moving_average(values, window: int) -> np.ndarray:
 
 
 def draw(curves: dict[str, np.ndarray], window: int, title: str):
-    """Plots the training error of each network in percent, [seeds, N], over the last step of its window, as mean and
-    standard deviation over seeds."""
+    """Plots the training error of each network in percent, [seeds, N], against the last step of each averaging window,
+    as mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=4.4)
         axes, ends = figure.add_subplot(), []

@@ -19,7 +19,7 @@ OPTIONS = {
 }
 METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
 TEST = 1000  # Test points per seed.
-SOLVED = 0.95  # The minimum mean accuracy for a method to solve a data set.
+SOLVED = 0.95  # A method has solved a data set if its mean accuracy is at least this.
 FORMULA = (
     '<math display="block"><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mi>η</mi><mo>(</mo><mi>y</mi><mo>−</mo><mi>φ</mi>'
     "<mo>(</mo><msup><mi>w</mi><mi>T</mi></msup><mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>)</mo><mi>x</mi>"

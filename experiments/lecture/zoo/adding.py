@@ -89,8 +89,8 @@ def state_gradients(params, sequences, targets, *, cell: str) -> tuple[jax.Array
 
 
 def reach(params, sequences, targets, *, cell: str) -> list[float]:
-    """The norm of the gradient with respect to the state by step, averaged over sequences and divided by that of the
-    last step."""
+    """The norm of the gradient with respect to the state at each step, averaged over sequences and divided by the norm
+    at the last step."""
     found = [np.asarray(part, np.float64) for part in state_gradients(params, sequences, targets, cell=cell)]
     # float64, because the squares of a vanished gradient underflow float32.
     norms = np.sqrt(sum((part**2).sum(-1) for part in found)).mean(-1)

@@ -40,8 +40,8 @@ KINDS = {
 
 
 class Layer(NamedTuple):
-    """A column of cells. `joined` is the connection to the previous column: "all" to all, "near" (to the three nearest
-    cells), one to "one", or "not" connected."""
+    """A column of cells. `joined` is the connection to the previous column: "all" (fully connected), "near" (to the
+    three nearest cells), "one" (one-to-one) or "not" (none)."""
 
     kind: str
     count: int  # type: ignore[assignment]  # Hides tuple.count.

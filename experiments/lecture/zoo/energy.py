@@ -57,7 +57,7 @@ def compared(machine, target):
 
 sample = jax.jit(boltzmann.sample, static_argnames="sweeps")
 STEP = functools.partial(learning.boltzmann_step, sweeps=5)
-CLEAR = 0.5  # The minimum total probability of the patterns for a machine to have learned them.
+CLEAR = 0.5  # A machine has learned the patterns if their total probability is at least this.
 
 
 def run_boltzmann(seed: int, *, side: int = 3, hidden: int = 8, steps: int = 4000, every: int = 100, rate: float = 0.2):

@@ -36,7 +36,7 @@ def digit_patterns(random, count: int) -> np.ndarray:
 
 
 def damaged(random, patterns: np.ndarray, share: float = FLIPPED) -> np.ndarray:
-    """The patterns with a fraction `share` of the units of each, chosen at random, flipped."""
+    """Flips a random fraction `share` of the units of each pattern."""
     order = random.random(patterns.shape).argsort(axis=1).argsort(axis=1)
     return np.where(order < round(share * patterns.shape[1]), -patterns, patterns)
 
@@ -55,8 +55,8 @@ def energies(weights, states, key, sweeps):
 
 @functools.partial(jax.jit, static_argnames="limit")
 def wrong_units(patterns, loaded, starts, key, *, limit: int):
-    """The fraction of wrong units after recall. Only the first `loaded` of the patterns [P, N] are stored; start i of
-    [B, N] is a corrupted form of stored pattern i modulo `loaded`."""
+    """The fraction of wrong units after recall. Only the first `loaded` of the patterns [P, N] are stored; row i of
+    `starts` [B, N] is a corrupted copy of pattern i modulo `loaded`."""
     stored = patterns * (jnp.arange(len(patterns)) < loaded)[:, None]
     weights, _ = hebb.train_step(jnp.zeros((patterns.shape[1],) * 2), stored)
     states, _ = hopfield.recall(weights, starts, key, limit=limit)

@@ -38,7 +38,7 @@ def run(
 
 def _numbers(results: list[dict], whose: str) -> dict[str, Any]:
     """The digit accuracy and, if the network was trained on the adding problem, its accuracy there and log10 of the
-    ratio of the gradient norms with respect to the state of the first and the last step."""
+    ratio between the gradient norms with respect to the first and the last state."""
     found = {"test_accuracy": topic.mean_and_std([result[whose]["accuracy"] for result in results])}
     for i, length in enumerate(results[0]["lengths"]) if "adding" in results[0][whose] else ():
         each = [result[whose]["adding"][i] for result in results]

@@ -77,7 +77,7 @@ def run_echo_state(seed: int, radii=RADII, units: int = UNITS, train: int = TRAI
     found = [scores(np.concatenate([features, inputs], 1)) for features in runs]
     validation = [errors[1] for errors, _ in found]
     best = int(np.argmin(validation))
-    # The inputs that rolling wraps around are in the washout.
+    # np.roll wraps inputs around only into steps of the washout.
     delayed = np.stack([np.roll(inputs[:, 0], delay) for delay in range(DELAYS)], -1)
     return {
         "radii": list(radii),
