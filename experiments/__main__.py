@@ -47,7 +47,7 @@ def main() -> None:
         print(f"error: unknown command {name!r}; known: {', '.join(known)}{hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"nutshell {name}", *arguments]
-    started = {"STARTED_AS": f"nutshell {name}"}  # For its --help.
+    started = {"STARTED_AS": f"nutshell {name}"}  # The name that its --help shows.
     runpy.run_module(f"experiments.{name}", init_globals=started, run_name="__main__", alter_sys=True)
 
 

@@ -47,7 +47,7 @@ def classifier(config: EvaluateConfig, run):
 
 
 def segmenter(config: EvaluateConfig, run):
-    """As `classifier`, for a run of segment; images are resized to the run's image size."""
+    """Like `classifier`, for a run of segment; images are resized to the run's image size."""
     from experiments.reporting.segmentation_report import class_table
     from experiments.setup import segmentation, stored_network
 
@@ -57,7 +57,7 @@ def segmenter(config: EvaluateConfig, run):
 
 
 def generator(config: EvaluateConfig, run):
-    """As `classifier`, for a run of generate."""
+    """Like `classifier`, for a run of generate."""
     from experiments.reporting.generation_report import share_table
     from experiments.setup import evaluation_data, generation, stored_network
 
@@ -73,7 +73,7 @@ def generator(config: EvaluateConfig, run):
 
 
 def autoencoder(config: EvaluateConfig, run):
-    """The same of a run of reconstruct. The classes, which it knows nothing of, may be others than the run's."""
+    """Like `classifier`, for a run of reconstruct. The classes may differ from the run's, which does not use them."""
     from experiments.reporting.reconstruction_report import score_table
     from experiments.setup import reconstruction, stored_network
 
@@ -82,7 +82,7 @@ def autoencoder(config: EvaluateConfig, run):
 
 
 def _default_split(run, dataset) -> str:
-    """The default split: test, else val or validation. A run of generate uses the split that it was scored on."""
+    """The default split: test, else val or validation. For a run of generate, its --eval_split takes precedence."""
     from experiments.setup.experiment import scoring_split
 
     given = run.config.eval_split if run.task == "generation" else None
@@ -111,7 +111,7 @@ def main(config: EvaluateConfig) -> int:
     from train.task import eval_batch_size
 
     start_cache()
-    if not run.config.cpu_kernels:  # Bitwise the same results as the run's.
+    if not run.config.cpu_kernels:  # Gives bit-identical results to the run's own evaluation.
         ops.disable()
     kinds = {"segmentation": segmenter, "generation": generator, "reconstruction": autoencoder}
     kind = kinds.get(run.task, classifier)
@@ -132,7 +132,7 @@ def main(config: EvaluateConfig) -> int:
     compiled = [data_parallel.parallelize(step, 1, donate=False) for step in eval_steps]
     run_has = eval_batch_size(
         experiment.task, batch_size=run.config.batch_size, examples=len(labels)
-    )  # The same batch size gives bitwise the same results.
+    )  # The same batch size gives bit-identical results.
     batch_size = config.batch_size or run_has
     eval_batches = functools.partial(batches.eval_batches, images, labels, batch_size=batch_size)
     began = time.perf_counter()

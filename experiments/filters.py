@@ -65,8 +65,8 @@ def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.nda
     [H, W, C] that each output row and column depends on, clipped at the border.
 
     They are found by setting one row or column of a zero input to one. All kernels are set to ones, so that no terms
-    cancel, and the output of each convolution is reduced to whether it differs from that of the zero input, so that no
-    value overflows or underflows. This is exact for any depth, with pooling and shortcuts.
+    cancel. The output of each convolution is replaced by 1 where it depends on the changed pixels and by 0 elsewhere,
+    so that no value overflows or underflows. This is exact for any depth, with pooling and shortcuts.
     """
 
     def ones_or_zeros(path, leaf):

@@ -10,8 +10,8 @@ from experiments.cli.app import require
 from experiments.cli.config import SEEDS
 from experiments.cli.options import option
 
-MOST = 100_000  # Samples per call.
-NAMED = 20  # Unreadable files that are reported one by one; the rest are counted.
+MOST = 100_000  # Maximum number of samples per call.
+NAMED = 20  # Maximum number of unreadable files reported by name; the rest are only counted.
 
 
 @dataclasses.dataclass(frozen=True)

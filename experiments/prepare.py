@@ -56,8 +56,8 @@ def main(config: PrepareConfig) -> int:
 
 
 def targets(config: PrepareConfig) -> list[pathlib.Path]:
-    """The folders to lock: those that are written, and a folder of images that is read, which another process may be
-    preparing."""
+    """The folders to lock: the output folders, and the folder of images that is read, because another process may be
+    preparing it."""
     from data import cifar10
 
     if config.dataset == "cifar10":

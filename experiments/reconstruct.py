@@ -7,7 +7,7 @@ from train.signals import Stop
 
 def main(config: ReconstructConfig) -> int:
     validation.check_reconstruct(config)
-    stop = Stop()  # Listens to signals; the imports below take seconds.
+    stop = Stop()  # Installs signal handlers first: the imports below take seconds.
     from experiments.reporting import reconstruction_report, run_record
     from experiments.setup import reconstruction, stored_network, training
     from experiments.setup.experiment import eval_split
@@ -17,7 +17,7 @@ def main(config: ReconstructConfig) -> int:
     devices = training.start_devices(config, stop)
     workdir = training.open_workdir(config)
 
-    # --- Data, network, optimizer and task. What can't be run is refused here, before anything is computed.
+    # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
         dataset = reconstruction.load_dataset(config)
         info = reconstruction.dataset_info(dataset)
@@ -28,7 +28,7 @@ def main(config: ReconstructConfig) -> int:
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
-    # --- The state: this workdir's newest checkpoint, else that of --init_from, else random weights.
+    # --- State: from the newest checkpoint of the workdir, else from --init_from, else random weights.
     new_state = training.initialize(experiment, config, dataset, device_count=devices.number)
     if config.dry_run:
         config, workdir, dataset, steps = training.dry_run(config, workdir, dataset, split, devices.number)

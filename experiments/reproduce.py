@@ -50,7 +50,7 @@ def read_rows(folder: pathlib.Path) -> list[dict[str, float | None]]:
 
 
 def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
-    """The entries of two summaries that differ, by name, without times, workdir and fingerprint."""
+    """The entries that differ between two summaries, by name; ignores times, workdir and fingerprint."""
     left_out = {"compile_seconds", "workdir", "fingerprint", *TIMES}
     names = [name for name in stored.keys() | here.keys() if name not in left_out]
     pairs = {name: (stored.get(name), here.get(name)) for name in sorted(names)}
@@ -58,7 +58,7 @@ def metric_differences(stored: dict, here: dict) -> dict[str, tuple[Any, Any]]:
 
 
 def first_different_step(stored: list[dict], here: list[dict]) -> int | None:
-    """The first step whose rows of metrics.csv differ in anything but times; None if there is none."""
+    """The first step at which the rows of metrics.csv differ, ignoring times; None if there is none."""
     tables = [
         {row["step"]: {k: v for k, v in row.items() if k not in TIMES and v is not None} for row in rows}
         for rows in (stored, here)

@@ -60,7 +60,7 @@ def main(config: SummaryConfig) -> int:
     elif spec.task == "generation":
         square = image_shape[0] == image_shape[1] and image_shape[0] in dcgan.SIZES
         require(square, f"--image_size={config.image_size}: must be 32 or 64")
-        classification.given_options(config)  # Rejects all network options: the model has none.
+        classification.given_options(config)  # Rejects any network option, because the model has none.
         model = models.create(config.model, classes, size=image_shape[0], channels=channels)
     else:
         model = classification.network(config, classes)
