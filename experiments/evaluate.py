@@ -27,7 +27,7 @@ class EvaluateConfig:
     tta: str | None = option(None, "Test-time augmentation, averaged over views; default: the run's own.", choices=TTA)
     skip_corrupt: bool = option(False, "Skip images that can't be decoded instead of stopping.")
     checkpoint: str = option(
-        "latest", "Checkpoint to evaluate: the newest, or that of the best evaluation.", choices=("latest", "best")
+        "latest", "Checkpoint to evaluate: the newest or the one with the best score.", choices=("latest", "best")
     )
 
 

@@ -18,10 +18,10 @@ class SummaryConfig(NetworkConfig):
     """Summary"""
 
     image_size: str | None = option(
-        None, "Image size in pixels, SIDE or HEIGHTxWIDTH; default: what the network was designed for."
+        None, "Image size in pixels, SIDE or HEIGHTxWIDTH; default: the network's native size."
     )
-    channels: int | None = option(None, "Image channels; default: what the network was designed for.", "[1, inf)")
-    num_classes: int | None = option(None, "Number of classes; default: what the network was designed for.", "[1, inf)")
+    channels: int | None = option(None, "Image channels; default: the network's native number.", "[1, inf)")
+    num_classes: int | None = option(None, "Number of classes; default: the network's native number.", "[1, inf)")
     json: bool = option(False, "Print one JSON object instead of a table.")
     parallelism: str | None = option(
         None,

@@ -289,13 +289,13 @@ class ReconstructConfig(TrainingConfig):
     model: str = option("autoencoder", "Network.", choices=("autoencoder", "denoising", "sparse", "variational"))
     code: int | None = option(
         None,
-        "Units of the code, or latent variables; default 32, denoising and sparse 256, variational 20.",
+        "Number of code units or latent variables; default 32 (denoising and sparse: 256, variational: 20).",
         "[1, 1000000]",
         network=True,
     )
     hidden: tuple[int, ...] | None = option(
         None,
-        "Sizes of the encoder's hidden layers, which the decoder has in reverse; default 256, denoising none.",
+        "Sizes of the encoder's hidden layers; the decoder uses them in reverse order. Default: 256; denoising: none.",
         "[1, 1000000]",
         network=True,
     )

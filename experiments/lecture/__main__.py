@@ -58,7 +58,7 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
     "reconstruct": (
         "An autoencoder: {model} on {dataset}",
         "Its loss on {examples:,} images is {loss:.4g}.",
-        (("reconstructions", "Reconstructions", "images and what comes out of the network"),),
+        (("reconstructions", "Reconstructions", "images and their reconstructions"),),
     ),
 }
 INTRODUCTION = (

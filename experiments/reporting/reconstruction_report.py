@@ -36,9 +36,9 @@ LOSSES = {
     "variational": "the negative ELBO in nats per image",
 }
 CAPTIONS = {
-    "squared_error": "by pixel, the mean over images; pixels lie in 0 .. 1",
-    "psnr": "in dB, the mean over images",
-    "active": "the share of the code's units that are not zero",
+    "squared_error": "per pixel, mean over images; pixels are in [0, 1]",
+    "psnr": "in dB, mean over images",
+    "active": "fraction of the code's units that are not zero",
     "reconstruction": "-log p(x | z) in nats per image",
     "kl": "KL(q(z | x) || p(z)) in nats per image",
 }
@@ -67,9 +67,7 @@ def reconstructed(config: ReconstructConfig, experiment: Experiment, state, imag
     if random := noise(config):
         seen = np.asarray(jax.jit(random)(shown, row_keys(jax.random.key(reconstruction.EVAL_SEED), places)))
         masked = f"{100 * config.noise:g} % of the pixels masked"
-        rows.append(
-            Row(masked if config.model == "denoising" else "made binary at random, as the network sees them", seen)
-        )
+        rows.append(Row(masked if config.model == "denoising" else "randomly binarized (the network's input)", seen))
     rows.append(Row("reconstructions", to_bytes(prediction.reconstructions(experiment.task, state, seen))))
     return image_rows("Reconstructions", rows)
 
@@ -82,13 +80,13 @@ def features(config: ReconstructConfig, experiment: Experiment, state, images: n
         codes = jax.jit(lambda x: model.apply({"params": params}, reconstruction.pixels(x), method="encode"))
         weights = np.asarray(model.apply({"params": params}, method="parts"))
         strength, title = np.asarray(codes(images[:SAMPLE]) > 0).mean(0), "Parts"
-        caption = "what a unit of the code adds to an image, of those that are active most often"
+        caption = "decoder weights of the units that are active most often"
     else:
         weights = np.asarray(params["encoder_0"]["kernel"]).T
         strength, title = np.linalg.norm(weights, axis=1), "Layer-1 filters"
-        caption = "the largest weights of the first layer"
+        caption = "first-layer filters with the largest norms"
     order = np.argsort(-strength, kind="stable")[:FILTERS]
-    return title, f"{caption}, each scaled by its own largest", weights[order].reshape(-1, *experiment.input_shape)
+    return title, f"{caption}, each scaled by its maximum", weights[order].reshape(-1, *experiment.input_shape)
 
 
 def drawn(experiment: Experiment, state) -> list:
@@ -106,7 +104,7 @@ def drawn(experiment: Experiment, state) -> list:
         found.append(("manifold", title, caption, grid))
     z = jax.random.normal(jax.random.key(SEED), (64, model.code))
     grid = draw.image_grid(decode(z), title="Samples", columns=8, normalize=False)
-    return [*found, ("samples", "Samples", "not picked: the pixels' probabilities for random latent vectors", grid)]
+    return [*found, ("samples", "Samples", "pixel probabilities for random latent vectors, not selected", grid)]
 
 
 def write_report(workdir, config, experiment, *, test, result, summary, command: str) -> None:
@@ -115,7 +113,7 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
     title, caption, weights = features(config, experiment, state, images)
     shown = reconstructed(config, experiment, state, images, summary["split"])
     figures = (
-        ("reconstructions", "Reconstructions", "images, evenly spaced, and what comes out of the network", shown),
+        ("reconstructions", "Reconstructions", "evenly spaced images and their reconstructions", shown),
         *(drawn(experiment, state) if config.model == "variational" else ()),
         ("layer1", title, caption, draw.image_grid(weights, title=title, columns=8, signed=True)),
     )
@@ -128,7 +126,7 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
         skip=SKIP,
         summary=summary,
         command=command,
-        captions=CAPTIONS | {"loss": f"{LOSSES[config.model]}: training, the mean since the row before"},
+        captions=CAPTIONS | {"loss": f"{LOSSES[config.model]}; training: mean since the previous row"},
     )
 
 
