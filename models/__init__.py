@@ -67,7 +67,7 @@ def options(name: str) -> set[str]:
 
 
 def create(name: str, num_classes: int, **values) -> nn.Module:
-    """Returns model `name` for `num_classes` classes, which only reconstruction does without; `values` are its options.
+    """Returns model `name` with the options `values`. Models for reconstruction ignore `num_classes`.
 
     Raises ModelError for an unknown model or an option that the model does not have.
     """

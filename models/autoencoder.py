@@ -58,16 +58,16 @@ class Autoencoder(nn.Module):
 
 
 class DenoisingAutoencoder(Autoencoder):
-    """An autoencoder for images with noise (Vincent, Larochelle, Bengio & Manzagol 2008, "Extracting and composing
-    robust features with denoising autoencoders"): without hidden layers its filters can be looked at, and the noise
-    keeps a large code from being a copy of the image."""
+    """An autoencoder that is trained on noisy images (Vincent, Larochelle, Bengio & Manzagol 2008, "Extracting and
+    composing robust features with denoising autoencoders"). It has no hidden layers, so its filters can be displayed;
+    the noise prevents a large code from copying the image."""
 
     code: int = 256
     hidden: Sequence[int] = ()
 
 
 class SparseAutoencoder(nn.Module):
-    """Reconstructs images as sums of few out of many learned parts, one part per unit of the code (Ranzato, Poultney,
+    """Reconstructs images as sparse weighted sums of learned parts, one part per unit of the code (Ranzato, Poultney,
     Chopra & LeCun 2007, "Efficient learning of sparse representations with an energy-based model").
 
     The code is rectified, so that most units can be exactly zero. Each part has norm 1; otherwise a small code with

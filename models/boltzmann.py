@@ -38,7 +38,7 @@ def energy(machine: Boltzmann, states_BN):
 
 
 def on_probability(machine: Boltzmann, states_BN, unit):
-    """The probability [B] that a unit is 1 given all the others: the sigmoid of its field."""
+    """The probability [B] that a unit is 1 given all other units: the sigmoid of its field."""
     return jax.nn.sigmoid(states_BN @ machine.weights[unit] + machine.biases[unit])
 
 

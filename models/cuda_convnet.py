@@ -28,8 +28,8 @@ class CudaConvNet(nn.Module):
     | local4 | 6x6x32                  | 3x3, weights not shared between positions            |
     | logits | num_classes             | dense                                                |
 
-    ReLU follows each layer except the last. Pooling windows overlap and may be partly outside the image. For the
-    source's crops of 24x24 pixels and ten classes there are 2,112,970 parameters and 19,512,576 multiply-adds. Weights
+    ReLU follows each layer except the last. Pooling windows overlap and may extend beyond the image. For the source's
+    crops of 24x24 pixels and ten classes there are 2,112,970 parameters and 19,512,576 multiply-adds. Weights
     are initialized as in the source, from N(0, std^2) with std 0.0001, 0.01, 0.04, 0.04, 0.01; biases are zero.
     Difference from the source: inputs have standard deviation one and are multiplied by `PIXEL_STD`.
 

@@ -8,7 +8,7 @@ from N(0, 0.02^2).
 There are two published variants, both for images of 64x64 pixels. The common one, PyTorch's dcgan example, has 4x4
 windows, 64 channels in the layers of highest resolution and latent vectors from N(0, 1). The authors' code (`authors`)
 has 5x5 windows, 128 channels, latent vectors from U(-1, 1), and batch norm per unit, not per channel, after the
-generator's dense layer. For 32x32 pixels the widest block of each network is left out.
+generator's dense layer. For 32x32 pixels, the widest block of each network is omitted.
 
 With `conditional` the one-hot class is concatenated to the latent vector and to the input channels of every layer, as
 in the authors' network for MNIST (Mirza & Osindero 2014, "Conditional generative adversarial nets").

@@ -15,13 +15,13 @@ class UpConvolution(nn.Module):
     """Features [B, h, w, C] or [B, M] -> images [B, 4 side, 4 side, 1] in [0, 1] (Dosovitskiy & Brox 2015, "Inverting
     visual representations with convolutional networks").
 
-    A dense layer first maps vectors, and feature maps smaller than `side`, to side x side x width; a 3x3 convolution
-    does so for maps of `side` or 2 `side` pixels. Transposed convolutions, each after a leaky ReLU, then double the
-    size.
+    A dense layer first maps vectors, and feature maps smaller than `side`, to side x side x width. Feature maps of
+    `side` or 2 `side` pixels pass through a 3x3 convolution instead. Transposed convolutions, each preceded by a leaky
+    ReLU, then double the size.
 
     Attributes:
       side: Side in pixels of the feature maps before the last two doublings.
-      width: Channels of these feature maps; half as many after the first doubling.
+      width: Channels of these feature maps; the first doubling of the size halves them.
     """
 
     side: int = 7

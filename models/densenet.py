@@ -110,7 +110,7 @@ class DenseNet(nn.Module):
 
     Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
     with k = 4, depth 7. Difference from the paper: the dense layer is also initialized by Kaiming's rule. Raises
-    ModelError for any other depth than described below.
+    ModelError unless the depth has the form given below.
 
     Attributes:
       num_classes: Number of classes.

@@ -10,7 +10,7 @@ from models.errors import ModelError
 
 def _draw(sample, key, shape, dtype):
     """Draws a flat array with `sample` and reshapes it. The values are the same, but XLA takes ten times as long to
-    compile a four-dimensional draw, a minute and more for a deep network."""
+    compile a four-dimensional draw, which is a minute or more for a deep network."""
     return sample(key, (math.prod(shape),), dtype).reshape(shape)
 
 

@@ -23,7 +23,8 @@ from models.initializers import fan_in_uniform, glorot_uniform, kaiming_normal, 
 Conv = functools.partial(nn.Conv, kernel_init=kaiming_normal, conv_general_dilated=conv_general_dilated)
 Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform, dot_general=dot_general)
 
-# PyTorch's defaults; its momentum 0.1 is the weight of the new batch, Flax's 0.9 the weight of the running statistics.
+# PyTorch's defaults. PyTorch's momentum of 0.1 is the weight of the new batch; Flax's momentum of 0.9 is the weight of
+# the running statistics.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
@@ -53,8 +54,8 @@ def relu(x, *, guided: bool = False):
     """max(0, x), elementwise.
 
     With `guided`, only positive gradients at positive inputs are propagated: guided backpropagation (Springenberg,
-    Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution). Models have a field
-    `guided` for it, which is not a flag.
+    Dosovitskiy, Brox & Riedmiller 2015, "Striving for simplicity", the section on deconvolution). `guided` is a field
+    of the models, but not a command-line flag.
     """
     return _guided_relu(x) if guided else _relu(x)
 
@@ -67,7 +68,7 @@ def norm_relu(norm, x, *, use_running_average: bool | None = None, shortcut=None
 
 def gelu(x, *, guided: bool = False):
     """x times the standard normal cumulative distribution function at x, in the tanh approximation (Hendrycks & Gimpel
-    2016, "Gaussian error linear units"). With `guided`, the gradient is that of a guided ReLU."""
+    2016, "Gaussian error linear units"). With `guided`, the gradient of a guided ReLU is used instead."""
     return _guided_gelu(x) if guided else jax.nn.gelu(x)
 
 
@@ -115,7 +116,7 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
       window: Side of the window in pixels.
       stride: Stride in pixels; None means `window`.
       padding: Pixels of minus infinity on each side.
-      ceil: Keep windows that are partly outside at the right and bottom, instead of dropping the remaining pixels.
+      ceil: Keep windows that extend beyond the right and bottom edges, instead of dropping the remaining pixels.
     """
     stride = stride or window
     more = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
@@ -142,7 +143,7 @@ def max_pool_with_indices(x_BHWC, window: int = 2):
     """Max pooling with stride `window` that also returns the positions of the maxima (Badrinarayanan, Kendall & Cipolla
     2015, "SegNet", section 3).
 
-    Windows at the right and bottom may be partly outside: h = ceil(H / window).
+    Windows may extend beyond the right and bottom edges: h = ceil(H / window).
 
     Returns:
       (maxima, indices), both [B, h, w, C]. An index, uint8, is the position of the window's first maximum in row-major

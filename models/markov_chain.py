@@ -14,21 +14,21 @@ Counts = tuple[jax.Array, ...]
 
 
 def no_counts(symbols: int, order: int) -> Counts:
-    """Counts of zero, for a chain that has seen no text."""
+    """Zero counts, for a chain before training."""
     return tuple(jnp.zeros((symbols,) * (k + 1)) for k in range(order + 1))
 
 
 def contexts(text_T, order: int) -> tuple:
-    """The context and the symbol at each position of a text that has `order` symbols before it: order + 1 arrays
-    [T - order], to index counts or probabilities with."""
+    """The context and the symbol at each position of a text, without the first `order` positions: order + 1 arrays
+    [T - order], which can index counts or probabilities."""
     return tuple(text_T[k : len(text_T) - order + k] for k in range(order + 1))
 
 
 def probabilities(counts: Counts, *, strength: float):
     """The probability of each symbol (last axis) after each context of K symbols, [A] * (K + 1).
 
-    The distribution after a context of k symbols is smoothed with that after the context without its oldest symbol,
-    which counts as much as `strength` observations (MacKay & Peto 1995, "A hierarchical Dirichlet language model"). The
+    The distribution after a context of k symbols is smoothed with the distribution after its k - 1 latest symbols,
+    which has the weight of `strength` observations (MacKay & Peto 1995, "A hierarchical Dirichlet language model"). The
     distribution after the empty context is smoothed with the uniform distribution.
     """
     symbols = counts[0].shape[-1]

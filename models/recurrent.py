@@ -27,7 +27,7 @@ def lstm_step(state: State, s_BG, u_HG) -> State:
     """c' = f c + i tanh(g), h' = o tanh(c') (Hochreiter & Schmidhuber 1997, "Long short-term memory", with the forget
     gate f of Gers, Schmidhuber & Cummins 2000, "Learning to forget").
 
-    The columns of x W + b + h U are those of the gates i, f, o, which pass through a sigmoid, and of g. The papers
+    The columns of x W + b + h U belong to the gates i, f and o, which pass through a sigmoid, and to g. The papers
     scale tanh to [-2, 2] at the input of the cell.
     """
     h, c = state
@@ -40,7 +40,7 @@ def gru_step(state: State, s_BG, u_HG) -> State:
     """h' = z h + (1 - z) tanh(x W + b + (r h) U) (Cho et al. 2014, "Learning phrase representations", eq. 5 to 8, with
     biases).
 
-    The columns of `s_BG` and `u_HG` are those of the gates r and z, which pass through a sigmoid, and of the candidate.
+    The columns of `s_BG` and `u_HG` belong to the gates r and z, which pass through a sigmoid, and to the candidate.
     """
     (h,) = state
     gates = 2 * h.shape[-1]
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
     """A cell with H units.
 
     Attributes:
-      step: (state, s, U) -> state at the next time, for s = x W + b [B, parts * H] and U [H, parts * H].
+      step: (state, s, U) -> next state, for s = x W + b [B, parts * H] and U [H, parts * H].
       parts: Number of gates and candidates, each with H columns of s.
       keeps: Index of the gate that keeps the state when open (forget or update gate); None if there is none.
       states: Number of arrays in the state; the first is the output h.
@@ -69,7 +69,7 @@ CELLS = {"rnn": Cell(rnn_step), "lstm": Cell(lstm_step, 4, 1, 2), "gru": Cell(gr
 
 
 def unroll(cell: Cell, s_BTG, u_HG):
-    """The outputs h [B, T, H] at all times, starting from a zero state, for s = x W + b [B, T, parts * H]."""
+    """The outputs h [B, T, H] at all time steps, starting from a zero state, for s = x W + b [B, T, parts * H]."""
     zeros = jnp.zeros_like(s_BTG, shape=(len(s_BTG), len(u_HG)))
 
     def one(state, s_BG):
@@ -81,8 +81,8 @@ def unroll(cell: Cell, s_BTG, u_HG):
 
 
 def by_part(init: Callable, parts: int) -> Callable:
-    """An initializer of kernels [in, parts * H] that draws each part [in, H] with `init`, so that the fan-out is that
-    of one gate, not of the whole kernel."""
+    """An initializer of kernels [in, parts * H] that draws each part [in, H] with `init`, so that the fan-out is the
+    size of one gate, not of the whole kernel."""
 
     def draw(key, shape, dtype=jnp.float32):
         part = (shape[0], shape[1] // parts)
@@ -94,8 +94,8 @@ def by_part(init: Callable, parts: int) -> Callable:
 class Recurrent(nn.Module):
     """One recurrent layer, sequences [B, T, D] -> h [B, T, units].
 
-    Kernels of x and h are initialized by Glorot's rule for each gate. Biases are zero, except that those of the gate
-    that keeps the state are `keep_bias`.
+    Kernels of x and h are initialized by Glorot's rule for each gate. Biases are zero, except for the gate that keeps
+    the state, whose biases are `keep_bias`.
     """
 
     cell: str

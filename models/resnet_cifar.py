@@ -57,8 +57,8 @@ class CifarResNet(nn.Module):
     | logits  | num_classes             | global average pooling, dense |
 
     20 layers have 269,722 parameters and 40,551,040 multiply-adds. Differences from the paper: the zero channels of a
-    shortcut are on both sides, and evaluation uses running averages of the batch statistics. Raises ModelError for any
-    other depth than 6n + 2.
+    shortcut are on both sides, and evaluation uses running averages of the batch statistics. Raises ModelError unless
+    the depth is 6n + 2.
 
     Attributes:
       num_classes: Number of classes.

@@ -33,7 +33,7 @@ DECODERS = ("indices", "bilinear", "transposed", "indices_add")
 # The authors' (parameter path, learning-rate multiplier, weight-decay multiplier).
 AUTHOR_GROUPS = ((r"bn\d?(_\d)?/", 1.0, 1.0), (r"bias$", 2.0, 0.0))
 
-# With the authors' initial bias.
+# Batch norm with the authors' initial bias.
 ShiftedBatchNorm = functools.partial(BatchNorm, bias_init=nn.initializers.constant(0.001))
 
 
@@ -63,7 +63,7 @@ def _check(decoder: str) -> None:
 
 
 def _joined(x, maps, *, decoder: str):
-    """Adds the encoder's feature maps to those of a decoder of the variant indices_add."""
+    """Adds the encoder's feature maps to the decoder's for the variant indices_add; otherwise returns x."""
     return x + maps if decoder == "indices_add" else x
 
 

@@ -45,8 +45,8 @@ class VGG(nn.Module):
     | 4     | 14x14x512                 | 2      | 2      | 3      | 4      |
     | 5     | 7x7x512                   | 2      | 2      | 3      | 4      |
 
-    The table lists the number of 3x3 convolutions with ReLU in each stage; 2x2 max pooling ends each stage. The dense
-    layers fc6 and fc7, with ReLU and dropout, and the logits follow. models/README.md lists parameters and
+    The table lists the number of 3x3 convolutions with ReLU in each stage; each stage ends with 2x2 max pooling. The
+    dense layers fc6 and fc7, with ReLU and dropout, and the logits come last. models/README.md lists parameters and
     multiply-adds. Differences from the paper: as in torchvision, convolutions are initialized by Kaiming's rule and
     dense layers with standard deviation 0.01, whereas the paper draws from a normal distribution of variance 0.01 or
     initializes deep networks from shallow ones; batch norm is torchvision's addition. Raises ModelError for an unknown

@@ -2,7 +2,7 @@
 shortcut and ReLU or leaky ReLU.
 
 As separate operations, these would pass over the feature maps about twice as often. There is no fallback to XLA here;
-`ops.batch_norm` makes the choice.
+`ops.batch_norm` chooses between the two.
 """
 
 import functools

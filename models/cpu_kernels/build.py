@@ -107,8 +107,8 @@ def _is_private(folder: pathlib.Path) -> bool:
 
 
 def load() -> ctypes.CDLL:
-    """Loads the library from JAX's compilation cache, or compiles it for this process only if there is no cache that is
-    writable by this user alone.
+    """Loads the library from JAX's compilation cache. If there is no cache that only this user can write to, compiles
+    the library for this process.
 
     Raises OSError if it can't be compiled or loaded.
     """

@@ -5,7 +5,7 @@ write the same amount of memory again, as do the gradients of the concatenations
 map are computed once, the kernels apply batch norm and ReLU while reading the convolution's input, and all feature maps
 share one buffer, as do their gradients, so memory grows linearly with depth.
 
-There is no fallback to XLA here; `ops.dense_block` makes the choice.
+There is no fallback to XLA here; `ops.dense_block` chooses between the two.
 """
 
 import functools
@@ -46,7 +46,7 @@ def _statistics(x_BHWC, axis: str | None):
 
 
 def _statistics_backward(gradient_2C, x_BHWC, mean, axis: str | None):
-    """Returns the gradient of x from that of its statistics."""
+    """Returns the gradient of x from the gradient of its statistics."""
     if axis:
         gradient_2C = lax.pmean(gradient_2C, axis)
     d_mean, d_variance = gradient_2C.reshape(2, 1, 1, 1, -1) / x_BHWC[..., 0].size
@@ -184,7 +184,7 @@ def _backward(axis, epsilon, saved, gradients):
     end, d_layers = maps.shape[-1], []
 
     def of_maps(begin):
-        """The gradient of the feature maps `begin` to `end`, after all layers that read them have added theirs."""
+        """The gradient of the feature maps `begin` to `end`, to which all layers that read them have contributed."""
         through_statistics = _statistics_backward(
             d_statistics[:, begin:end], maps[..., begin:end], statistics[0, begin:end], axis
         )

@@ -5,8 +5,8 @@ For float32 on CPUs, these operations use the C kernels in csrc/. On GPUs and TP
 can't be compiled, they use XLA.
 
 On CPUs, XLA's convolution is up to twice as slow as a direct convolution in vector registers. Its kernel gradient,
-which uses the batch dimension as the channels, is two to ten times as slow. Its matrix products are 10 % slower, those
-of the gradients up to 50 %.
+which uses the batch dimension as the channels, is two to ten times as slow. Its matrix products are 10 % slower, and
+their gradients up to 50 % slower.
 """
 
 import functools
@@ -41,7 +41,7 @@ __all__ = [
     "use_cpu_kernels",
 ]
 
-# From this number of equal blocks on, `repeated` uses a loop. The loop copies parameters but compiles only one block.
+# `repeated` uses a loop for at least this many equal blocks. The loop copies parameters but compiles only one block.
 MANY_BLOCKS = 11
 
 
@@ -373,7 +373,7 @@ def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, r
     Args:
       x: Feature maps [B, H, W, C].
       layers: The composite functions of each layer, one after the other.
-      after: The composite function after the block, of a transition or before global pooling.
+      after: The composite function after the block: in a transition, or before global pooling.
       relu: The ReLU function.
       fuse: Whether the kernels may be used. Their gradient is that of ReLU, not of a guided ReLU.
 
