@@ -110,7 +110,7 @@ def derivative(name: str, z, a, *, slope: float):
 
 
 def max_pooling(a_BHWC, window: int, stride: int):
-    """(maxima, winner): the position in its window, k * window + m, of each maximum, the first at ties."""
+    """Returns (maxima, winner): `winner` is each maximum's position k * window + m in its window, the first at ties."""
     height, width = ((n - window) // stride + 1 for n in a_BHWC.shape[1:3])
     views = [seen(a_BHWC, k, m, stride, (height, width)) for k in range(window) for m in range(window)]
     stacked = jnp.stack(views)

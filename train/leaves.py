@@ -22,7 +22,7 @@ def to_host(tree) -> dict[str, np.ndarray]:
 
 
 def from_host(leaves: dict[str, np.ndarray], like):
-    """A tree like `like`, with the leaves in `leaves` and its own for all others."""
+    """The tree `like`, in which the leaves named in `leaves` are replaced."""
 
     def pick(path, leaf):
         array = leaves.get(jax.tree_util.keystr(path))

@@ -67,8 +67,8 @@ class Result(NamedTuple):
 def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
     """The sums over all batches of an evaluation, on the host; None after a signal.
 
-    A batch's sums are fetched after the next batch was dispatched. Raises RuntimeError unless each example was counted
-    once.
+    A batch's sums are fetched after the next batch has been dispatched. Raises RuntimeError unless each example was
+    counted once.
     """
     total = previous = None
     for batch in data.batches():

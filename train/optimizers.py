@@ -124,7 +124,7 @@ def create(
         )
 
     def decoupled(updates, state, params):
-        """Updates with the weights times their decay factors; only weight decay uses the weights."""
+        """Calls the optimizer with the weights times their decay factors; only weight decay uses the weights."""
         return update.update(updates, state, jax.tree_util.tree_map_with_path(lambda p, w: factors(p)[1] * w, params))
 
     def scaled(updates, params):

@@ -7,8 +7,8 @@ import sys
 
 @functools.cache
 def drop_library_lines() -> None:
-    """Filters Orbax's log records, by their path, and the messages that the remaining arrays of a failed read or write
-    print after its event loop is closed: the failure itself is raised as an exception with the same information."""
+    """Filters Orbax's log records, by their path, and the messages that a failed read or write prints for its remaining
+    arrays after its event loop is closed. The failure itself is raised as an exception with the same information."""
     before = sys.unraisablehook
 
     def hook(unraisable):

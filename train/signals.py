@@ -14,15 +14,15 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Stores the number of a received SIGTERM or SIGINT in `number`, which is 0 before. A second signal ends the
-    process immediately; files are written atomically, so none is lost."""
+    """`number` is the number of a received SIGTERM or SIGINT, or 0 if there was none. A second signal ends the process
+    immediately; files are written atomically, so none is lost."""
 
     def __init__(self):
         self.number = 0
         self.listen()
 
     def listen(self) -> None:
-        """Installs the handlers; again after a library has replaced them."""
+        """Installs the handlers. Must be called again after a library has replaced them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 

@@ -19,8 +19,8 @@ class Task(NamedTuple):
     # (state, stopped) -> the state used for the evaluation and for the following steps; unchanged if stopped() reports
     # a signal.
     prepare_eval: Callable[..., Any] | None = None
-    # The training step of the first `early_steps`, see step_for. (A branch inside one compiled step would cost a third
-    # of the speed on CPUs.)
+    # The training step of the first `early_steps` steps, see step_for. (A branch inside one compiled step would cost a
+    # third of the speed on CPUs.)
     early_step: Callable[..., Any] | None = None
     early_steps: int = 0
     min_eval_batch_size: int = 250
@@ -35,10 +35,10 @@ class Task(NamedTuple):
     unshard: Callable[..., Any] = lambda state: state
 
     def step_for(self, step: int) -> Callable[..., Any]:
-        """The training step that follows `step` finished ones."""
+        """The training step after `step` finished steps."""
         return self.early_step if self.early_step and step < self.early_steps else self.train_step
 
 
 def eval_batch_size(task: Task, *, batch_size: int, examples: int) -> int:
-    """The evaluation batch size of a run with `batch_size`. A different one would round the sums differently."""
+    """The evaluation batch size of a run with `batch_size`. Another size would change the rounding of the sums."""
     return min(max(batch_size, task.min_eval_batch_size), examples)

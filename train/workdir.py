@@ -33,8 +33,8 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def check_name(path: pathlib.Path) -> None:
-    """Raises WorkdirError for a path that Orbax can't open or would misinterpret: one that the locale can't represent,
-    a glob pattern, or one with a backslash, with which tensorstore writes to other folders."""
+    """Raises WorkdirError for a path that Orbax can't open or would misinterpret: a path that the locale can't
+    represent, a glob pattern, or a path with a backslash, for which tensorstore writes to other folders."""
     for character in "*?[\\":
         if character in str(path):
             raise WorkdirError(f"--workdir={path}: the path of a workdir can't contain {character}; rename that folder")

@@ -34,7 +34,7 @@ class DeviceSteps:
         self.evaluate_constants = parallelize(constant, devices, donate=False) if constant else None
 
     def train(self, step: int):
-        """The training step that follows `step` finished ones, (state, batch) -> (state, sums)."""
+        """The training step after `step` finished steps, (state, batch) -> (state, sums)."""
         return self._train[self._task.step_for(step)]
 
     def shard(self, state):
@@ -47,7 +47,7 @@ class DeviceSteps:
 
     def for_evaluation(self, state):
         """The state with unsharded leaves; parameters and batch statistics are replicated on every device. Otherwise,
-        an evaluation would copy arrays on the host or on one device to the devices for each batch."""
+        they would be copied from the host or from one device to all devices for each batch of an evaluation."""
         state = self._task.unshard(state)
         params, batch_stats = replicate((state.params, state.batch_stats), self._devices)
         return state._replace(params=params, batch_stats=batch_stats)

@@ -71,9 +71,9 @@ def sharded_logits(model, variables, features_NF, *, axis, rngs):
     """This device's columns of the logits, padded at the end, from all rows' features, in training mode.
 
     Args:
-      model: The network. Each layer of `CLASSIFIER` is a flax.linen.Dense; a gather of its columns follows, except for
-        the last.
-      variables: The network's variables; those of the dense layers are this device's columns.
+      model: The network. Each layer of `CLASSIFIER` is a flax.linen.Dense; its output columns are gathered, except for
+        the last layer.
+      variables: The network's variables; for the dense layers, only this device's columns.
       features_NF: The features of all rows.
       axis: Mesh axis of the devices; None on one device.
       rngs: The network's random keys.
@@ -131,11 +131,11 @@ def train_step(
     update: str,
     dtype=None,
 ):
-    """One step on one device's rows and columns, (state, batch) -> (state, sums). The state is that of `shard`, without
-    the device dimension.
+    """One step on one device's rows and columns, (state, batch) -> (state, sums). The state has the form that `shard`
+    returns, without the device dimension.
 
-    With `update` "accumulate", the gradients of the passes are summed; the result is that of one device with the whole
-    batch. With "each_pass", the dense layers are updated after each pass, so that their batch size is B / passes, and
+    With `update` "accumulate", the gradients of the passes are summed; the result equals that of one device with the
+    whole batch. With "each_pass", the dense layers are updated after each pass, so their batch size is B / passes, and
     the convolutions' learning rate is multiplied by the number of passes (section 4.1 of the paper, variable batch
     size).
     """
@@ -177,7 +177,7 @@ def train_step(
         return loss.sum() / (devices * rows), sums
 
     def updated(dense, opt_state, gradients):
-        """The dense layers and the optimizer state after one update of them; the rest of the state is unchanged."""
+        """Updates the dense layers and their part of the optimizer state; returns both."""
         zeros = jax.tree.map(jnp.zeros_like, shared)
         given = {**zeros, **gradients}, opt_state, {**shared, **dense}
         updates, new = optimizer.update(*given, gradient_norm=None)  # Not clipped: a pass lacks the full gradient.

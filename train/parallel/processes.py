@@ -34,8 +34,8 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     pod or an indexed Kubernetes job, which JAX detects. Must be called before the first array is created.
 
     Raises DeviceError if the arguments are incomplete or invalid, and ConnectionError if connecting fails. If the other
-    processes don't respond, the process exits with status 1; a signal ends it, too. Nothing has started yet, and JAX
-    itself would abort the process with a C++ stack trace.
+    processes don't respond, the process exits with status 1; a signal also ends it. No work is lost, because training
+    has not started; JAX itself would abort the process with a C++ stack trace.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise DeviceError(f"--coordinator_address={coordinator}: must be HOST:PORT")
@@ -117,8 +117,8 @@ def max_over_processes(number: int) -> int:
 
 
 def stop_requested(stop: Stop, step: int) -> int:
-    """The number of a signal that any process received, or 0. Several processes only compare every AGREE_EVERY steps,
-    because this waits for the devices."""
+    """The number of a signal that any process received, or 0. Several processes compare only every AGREE_EVERY steps,
+    because the comparison waits for the devices."""
     alone = jax.process_count() == 1
     return max_over_processes(stop.number) if alone or step % AGREE_EVERY == 0 else 0
 

@@ -15,10 +15,10 @@ from train.tasks import gradient_descent, losses
 
 
 def is_product(primitive, *operands, **options) -> bool:
-    """True for the results that rematerialization saves: those of convolutions and matrix products. Batch norm,
+    """True for operations whose results rematerialization saves: convolutions and matrix products. Batch norm,
     activations and concatenations are recomputed, as in the memory-efficient DenseNet (Pleiss et al. 2017)."""
     del operands
-    if primitive.name == "custom_vjp_call":  # Those of models.cpu_kernels.ops.
+    if primitive.name == "custom_vjp_call":  # The operations of models.cpu_kernels.ops.
         return not ops.is_batch_norm(options["call_jaxpr"])
     return primitive.name in ("conv_general_dilated", "dot_general")
 

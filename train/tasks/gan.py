@@ -22,18 +22,18 @@ from train.state import State, step_key
 from train.task import Task
 from train.tasks import gan_scores
 
-DRAWS = 5  # Draws of an evaluation, each with as many samples as there are test images.
+DRAWS = 5  # Draws per evaluation, each with one sample per test image.
 NORM = 250  # Number of training images, and of samples, for the discriminator's batch statistics in evaluations.
 EVAL_SEED = 0  # Seed of the samples' latent vectors in evaluations, the same in every run.
 
 
 class Scorer(NamedTuple):
-    """The features and data that samples are scored with."""
+    """The classifier's features and the data with which samples are scored."""
 
     features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
     train_images: Any  # uint8 [N, H, W, C]
     train_labels: Any  # [N]
-    floor: float  # The Frechet distance of training images to the test images.
+    floor: float  # The Frechet distance between training images and the test images.
 
 
 class Form(NamedTuple):
@@ -119,7 +119,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     opt_state = {"discriminator": discriminator_state, "generator": generator_state}
     if ema:
         new = {"params": generator, "batch_stats": batch_stats["generator"]}
-        # At first, the average is over the steps so far, so that it forgets the untrained generator.
+        # The decay is smaller at first, so that the average soon forgets the untrained generator.
         keep = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
         opt_state["average"] = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.opt_state["average"], new)
     params = {"discriminator": discriminator, "generator": generator}
@@ -153,7 +153,7 @@ def judged(state: State, images, labels, *, fixed, fixed_labels, model, form: Fo
     judge = functools.partial(apply, model, "discriminator", state.params["discriminator"], dtype=dtype)
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats["discriminator"])
     _, seen = judge(form.to_network(fixed), fixed_labels, stats=zero, train=True)
-    # Running statistics that start from zero are (1 - momentum) times the batch's.
+    # Running statistics that start from zero are (1 - momentum) times the batch statistics.
     stats = jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), seen)
     return judge(form.to_network(images), labels, stats=stats, train=False)[0]
 
@@ -196,8 +196,8 @@ def ceiling_step(
 
 
 def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, axis=None, dtype=None):
-    """Sums over the test images whose mask is 1, and over as many samples of each draw: the losses, and the inputs of
-    `compute_metrics` except those of the ceiling."""
+    """Sums over the test images whose mask is 1, and over the same number of samples of each draw: the losses and the
+    other inputs of `compute_metrics`, except for the ceiling."""
     assert scorer is not None
     mask, labels, images = batch["mask"], batch["label"], batch["image"]
     common = {"model": model, "form": form, "dtype": dtype}
@@ -233,7 +233,7 @@ def eval_step(state: State, batch, *, model, form: Form, scorer: Scorer | None, 
 
 
 def compute_metrics(sums, *, floor: float = 0.0) -> dict[str, float]:
-    """Mean losses and accuracies; for an evaluation's sums also the scores, see docs/generation.md."""
+    """Mean losses and accuracies; for an evaluation's sums also the scores described in docs/generation.md."""
     count = float(sums["count"])
     metrics = {name: sums[name] / count for name in ("loss", "loss_discriminator", "loss_generator")}
     metrics |= {f"accuracy_{kind}": sums[f"correct_{kind}"] / count for kind in ("real", "fake")}

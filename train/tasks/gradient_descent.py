@@ -19,8 +19,8 @@ def init(key, *, model, optimizer, image_shape) -> State:
 
 def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
     """The result of `grad_fn` for the whole batch, accumulated over `parts` parts of its rows, one after the other.
-    Batch norm uses one part at a time; everything else, including augmentation and dropout, is that of the whole
-    batch."""
+    Batch norm uses one part at a time; everything else, including augmentation and dropout, is the same as for the
+    whole batch at once."""
     rows = batch["label"].shape[0]
 
     def one_part(carry, inputs):
@@ -37,8 +37,8 @@ def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
 
 
 def averaged_statistics(batch_stats, before, axis):
-    """Running means and variances averaged over the devices; constants, such as whitening filters, are those of
-    `before`, unchanged."""
+    """Running means and variances averaged over the devices; constants, such as whitening filters, are taken from
+    `before`."""
 
     def leaf(path, new, old):
         return lax.pmean(new, axis) if path[-1].key in ("mean", "var") else old

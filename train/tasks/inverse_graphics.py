@@ -2,8 +2,8 @@
 to it are clamped to their mean (Kulkarni, Whitney, Kohli & Tenenbaum 2015, "Deep convolutional inverse graphics
 network", section 3.2).
 
-Here, the factors are a digit's rotation, which the first latent variable represents, and everything else about the
-digit. Losses are those of tasks/reconstruction.py, for all examples of a mini-batch on one device.
+Here, there are two factors: a digit's rotation, which the first latent variable represents, and everything else about
+the digit. The losses are as in tasks/reconstruction.py, with all examples of a mini-batch on one device.
 """
 
 import functools

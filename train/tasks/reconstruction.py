@@ -20,7 +20,7 @@ from train.task import Task
 from train.tasks import gradient_descent
 
 EVAL_SEED = 0  # Seed of the noise in evaluations, the same in every run.
-MOST_PSNR = 100.0  # PSNR of an image without error, for which the formula gives infinity.
+MOST_PSNR = 100.0  # PSNR of a perfect reconstruction, for which the formula gives infinity.
 
 
 def pixels(images):
@@ -94,7 +94,7 @@ def squared_loss(apply, images, keys):
 
 
 def denoising_loss(apply, images, keys, *, rate: float):
-    """`squared_loss` of the whole images, reconstructed from `masked` ones."""
+    """`squared_loss` between the original images and their reconstructions from `masked` images."""
     return _compared(apply(masked(images, keys, rate=rate)), images)
 
 
@@ -143,7 +143,7 @@ def log_weights(apply, binary, key, *, samples: int):
 
 
 def _apply(params, model, dtype):
-    """What a loss calls: the network computing in `dtype`, its outputs in float32."""
+    """Returns the function `apply` of a loss: the network, computed in `dtype`, with outputs in float32."""
     variables = {"params": cast_floating(params, dtype)}
 
     def apply(*inputs, method=None):
@@ -155,7 +155,7 @@ def _apply(params, model, dtype):
 
 def autodiff(params, batch_stats, batch, key, *, model, loss, axis, dtype=None):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch. The
-    network computes in `dtype`, its loss in float32; gradients have the parameters' own."""
+    network computes in `dtype`, the loss in float32; gradients have the dtype of the parameters."""
     images = pixels(batch["image"])
     keys = row_keys(key, global_rows(len(images), axis))
     examples = len(images) * (lax.axis_size(axis) if axis else 1)

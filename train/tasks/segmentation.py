@@ -1,4 +1,4 @@
-"""The segmentation task: a class for each pixel. Labels of `classes` or more are void and never count."""
+"""The segmentation task: a class for each pixel. Labels of `classes` or more are void and are ignored."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -64,8 +64,8 @@ def _shifted(x_BHWC, rows: int, columns: int):
 
 
 def boundaries(labels_BHW, classes: int):
-    """True [B, H, W, C] at the pixels of each class that have a neighbor above, below or beside them of another class,
-    void excepted."""
+    """True [B, H, W, C] at the pixels of each class that have a horizontal or vertical neighbor of another class, not
+    counting void."""
     own = labels_BHW[..., None] == jnp.arange(classes)[None, None, None]
     other = ~own & (labels_BHW < classes)[..., None]
     return own & functools.reduce(
@@ -161,14 +161,15 @@ def batch_statistics(state: State, batch, *, model, prepare, dtype=None):
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
     variables = {"params": cast_floating(state.params, dtype), "batch_stats": zero}
     found = model.apply(variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"])[1]["batch_stats"]
-    # Running statistics that start from zero are (1 - momentum) times the batch's.
+    # Running statistics that start from zero are (1 - momentum) times the batch statistics.
     return jax.tree.map(lambda x: x / (1 - BatchNorm.keywords["momentum"]), found)
 
 
 def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype=None) -> Callable[..., State]:
     """Returns a function (state, stopped) -> state that replaces the running statistics of batch norm with the means of
     the batches' statistics (precise BN; Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"), as SegNet's authors
-    do before each evaluation. Their variances are unbiased, m / (m - 1) times these for m pixels per batch.
+    do before each evaluation. The authors use unbiased variances, which are m / (m - 1) times as large for m pixels per
+    batch.
 
     Training does not depend on the running statistics. If `stopped()` returns true, the state is returned unchanged.
 

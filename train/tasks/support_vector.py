@@ -26,7 +26,7 @@ def primal_init(inputs: int, machines: int) -> PrimalState:
 
 
 def primal_objective(weights_DK, x_BD, y_BK, cost):
-    """The objective of each machine [K]. The bias is penalized like the weights, so that it is strongly convex."""
+    """The objective of each machine [K]. The bias is penalized too, which makes the objective strongly convex."""
     hinge = jnp.maximum(0, 1 - y_BK * linear_scores(weights_DK, x_BD))
     return jnp.sum(weights_DK**2, 0) / 2 + cost * hinge.sum(0)
 
@@ -34,10 +34,10 @@ def primal_objective(weights_DK, x_BD, y_BK, cost):
 def primal_step(state: PrimalState, batch, *, cost: float, examples: int) -> tuple[PrimalState, dict]:
     """One subgradient step on {"input": [B, D], "label": [B, K]}, drawn from `examples` examples.
 
-    The objective over cost * examples is lambda |w|^2 / 2 + the mean hinge loss, lambda = 1 / (cost * examples). Step t
-    has rate 2 / (lambda (t + 1)), and the average weights each iterate by t (Lacoste-Julien, Schmidt & Bach 2012, "A
-    simpler approach to obtaining an O(1/t) convergence rate"). "loss" is the hinge loss, summed over the batch and
-    averaged over the machines.
+    Divided by cost * examples, the objective is lambda |w|^2 / 2 + the mean hinge loss, lambda = 1 / (cost * examples).
+    Step t has rate 2 / (lambda (t + 1)), and the average weights each iterate by t (Lacoste-Julien, Schmidt & Bach
+    2012, "A simpler approach to obtaining an O(1/t) convergence rate"). "loss" is the hinge loss, summed over the batch
+    and averaged over the machines.
     """
     x, y = batch["input"], batch["label"]
     strength, t = 1 / (cost * examples), state.step + 1
@@ -68,7 +68,7 @@ def dual_objective(state: DualState, label_N):
 
 
 def _free(state: DualState, label_N, cost):
-    """The excess of the examples whose coefficient can increase (-inf for others), that of the examples whose
+    """The excess of the examples whose coefficient can increase (-inf for others), the excess of the examples whose
     coefficient can decrease (inf for others), and the upper and lower bounds of the coefficients."""
     upper, lower = jnp.maximum(0, cost * label_N), jnp.minimum(0, cost * label_N)
     growing = jnp.where(state.coefficients < upper, state.excess, -jnp.inf)
@@ -80,7 +80,7 @@ def dual_step(state: DualState, batch, *, cost) -> tuple[DualState, dict]:
     optimization (Platt 1998), with the pair selection of Fan, Chen & Lin 2005, "Working set selection using second
     order information".
 
-    The batch is {"kernel": [N, N], "label": [N]}. The pair's sum does not change, so that the coefficients sum to 0.
+    The batch is {"kernel": [N, N], "label": [N]}. The pair's sum does not change, so the coefficients always sum to 0.
     "gap" is the violation of the optimality conditions before the step; it is 0 at the optimum.
     """
     kernel, label = batch["kernel"], batch["label"]
@@ -93,7 +93,7 @@ def dual_step(state: DualState, batch, *, cost) -> tuple[DualState, dict]:
     j = jnp.where(ahead[j] > 0, j, i)
     room = jnp.minimum(upper[i] - state.coefficients[i], state.coefficients[j] - lower[j])
     move = jnp.where(j == i, 0.0, jnp.minimum(ahead[j] / curvature[j], room))
-    # A coefficient that reaches its bound gets it exactly; rounding would leave it free.
+    # A coefficient that reaches its bound is set to it exactly; a rounded value would count as free.
     up = jnp.minimum(state.coefficients[i] + move, upper[i])
     down = jnp.maximum(state.coefficients[j] - move, lower[j])
     coefficients = jnp.where(j == i, state.coefficients, state.coefficients.at[i].set(up).at[j].set(down))
@@ -102,7 +102,7 @@ def dual_step(state: DualState, batch, *, cost) -> tuple[DualState, dict]:
 
 
 def dual_bias(state: DualState, label_N, cost):
-    """The bias []: the midpoint of the largest excess of a coefficient that can increase and the smallest of one that
-    can decrease, which are equal at the optimum."""
+    """The bias []: the midpoint between the largest excess of the coefficients that can increase and the smallest of
+    those that can decrease; the two are equal at the optimum."""
     growing, falling, _, _ = _free(state, label_N, cost)
     return (growing.max() + falling.min()) / 2
