@@ -13,7 +13,7 @@ def normalize(images, mean, std):
 
 
 def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: float = 0.1):
-    """Shifts (pixels), rotates and scales each image [B, H, W, C] slightly at random -> float32 (bilinear).
+    """Randomly shifts (by pixels), rotates and scales each image [B, H, W, C] slightly -> float32 (bilinear).
 
     `keys` [B] has one key per image.
     """
@@ -39,7 +39,7 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
     return jax.vmap(warp)(images.astype(jnp.float32), keys)
 
 
-# jax.random.split(key, n)[i] is fold_in(key, i), and the other functions here split in up to three.
+# jax.random.split(key, n)[i] equals fold_in(key, i), and the other functions here split a key into at most three.
 NOISE_KEY = 3
 
 

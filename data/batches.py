@@ -42,8 +42,8 @@ def mirrored(seed: int, step: int, picked, *, batch_size: int, examples: int) ->
 def train_batches(
     images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1), flip: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Infinite batches {"image": [B, H, W, C], "label": [B]} from step `start` on. With `part` = (process, processes),
-    only the rows [B / processes] of one process. With `flip`, images in memory are `mirrored`."""
+    """Yields batches {"image": [B, H, W, C], "label": [B]} from step `start` on, without end. With `part` = (process,
+    processes), only the rows [B / processes] of one process. With `flip`, images in memory are `mirrored`."""
     index, count = part
     local = batch_size // count
     if isinstance(images, Stream):
@@ -67,8 +67,8 @@ def train_batches(
 
 
 def eval_batches(images, labels, *, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of every example once, in order, with its "row" in the split. The last batch is padded with zeros, where
-    "mask" [B] is 0.0. `part` is as in `train_batches`."""
+    """Yields every example once, in order and in batches, with its "row" in the split. The last batch is padded with
+    zeros, where "mask" [B] is 0.0. `part` is as in `train_batches`."""
     index, count = part
     local, total = batch_size // count, len(labels)
     spans = [

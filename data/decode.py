@@ -18,7 +18,7 @@ TURNS: dict[object, Image.Transpose] = {
     **{6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90},
 }
 
-SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's raw modes with 2 and 4 bits per pixel -> its factor for the values.
+SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's raw modes with 2 and 4 bits per pixel -> factor from values to 8 bits.
 
 # Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
 # it to, in pixels.

@@ -1,8 +1,8 @@
 """digit_scenes: synthetic scenes of 64x64 pixels for segmentation into the digits of mnist5k and background.
 
 A scene has three to six digits on smooth noise, scaled by 0.8 to 1.3 and placed at random entirely inside the scene;
-later digits cover earlier ones. Training scenes are generated at each step from the 4,000 training digits; the 500 test
-scenes, from the 1,000 test digits, are fixed, and so are the 500 val scenes of digits held out from training.
+later digits cover earlier ones. Training scenes are generated at each step from the 4,000 training digits. The 500 test
+scenes, made of the 1,000 test digits, and the 500 val scenes, made of digits held out from training, are fixed.
 """
 
 import jax
@@ -68,9 +68,9 @@ def scenes(keys, digits, labels):
 
 
 def load(val_fraction: float = 0.0) -> Dataset:
-    """The split train has the digits [4000, 28, 28, 1] and labels that scenes are composed of; the split test has 500
-    scenes and their labels [500, SIDE, SIDE]. With `val_fraction`, that fraction of the training digits is held out,
-    and the split val has 500 scenes of them."""
+    """The split train has the digits [4000, 28, 28, 1] of the scenes and their labels; the split test has 500 scenes
+    and their labels [500, SIDE, SIDE]. With `val_fraction`, that fraction of the training digits is held out, and the
+    split val has 500 scenes of the held-out digits."""
     digits = hold_out(mnist5k.load(), val_fraction)
     splits = {"train": digits.splits["train"]}
     for split in (name for name in digits.splits if name != "train"):

@@ -36,7 +36,8 @@ def load(
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
     """Loads the splits of the folder as color images, with classes sorted by name. Splits are arrays, or streams of
-    `view` if an image is large or if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
+    `view` if an image is large or `always` is true; with `shape` (h, w, channels), arrays of whole images resized to
+    it.
 
     An image that can't be decoded raises DataError with its name, on loading or in the stream; with `skip_corrupt`, all
     such images are reported and skipped. Also raises DataError if the folder is missing, if classes differ between

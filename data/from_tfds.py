@@ -39,7 +39,7 @@ def load(
     shape: tuple[int, int, int] | None = None,
 ) -> Dataset:
     """Loads all labeled splits of a prepared data set. Splits are arrays, or streams of `view` if an image is large or
-    if `always`; with `shape` (h, w, channels), arrays of whole images resized to it.
+    `always` is true; with `shape` (h, w, channels), arrays of whole images resized to it.
 
     Raises DataError if the data set is not prepared in array_record, with the command that prepares it, or if it is
     damaged or not for image classification.
@@ -72,7 +72,7 @@ def load(
 
 
 def how(name: str, root: pathlib.Path) -> str:
-    """The command that prepares the data set. Not `tfds build`, which also requires Apache Beam."""
+    """The command that prepares the data set. It avoids `tfds build`, which also requires Apache Beam."""
     if name == "tfds:pictures":
         return f"run `python -m experiments.prepare --dataset=folder --data_dir=FOLDER --shards={root}`"
     arguments = f"{name.removeprefix('tfds:')!r}, data_dir={str(root)!r}, file_format='array_record'"

