@@ -2,7 +2,7 @@
 
 Measures images per second of the full training step of ResNet-50 and AlexNet on all devices of this machine, with
 batches of 224x224 noise images that are already on the device. With P, the vendor's peak of one device for the dtype in
-10^12 operations per second, it also prints the fraction of the peak that is reached; a step counts as three forward
+10^12 operations per second, it also prints the fraction of the peak that is reached. A step is counted as three forward
 passes with two operations per multiply-add.
 """
 
@@ -63,7 +63,7 @@ def measure(name: str, devices: int) -> dict:
 
 
 def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
-    """The figures computed from the seconds of a step; `peak_tflops` is that of all devices together."""
+    """The figures computed from the seconds of a step; `peak_tflops` is the total peak of all devices."""
     multiply_adds = sum(layer.multiply_adds for layer in summary.layers(model, SHAPE))
     tflops = 6e-12 * multiply_adds * batch_size / seconds
     found = {"images_per_second": round(batch_size / seconds, 1), "step_ms": round(1e3 * seconds, 2)}

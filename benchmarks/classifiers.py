@@ -1,7 +1,7 @@
 """Compares training steps with a peer's: python -m benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON
 
 benchmarks.twins describes the method; without --peer, only this project is measured. For the CIFAR networks, "input
-path" is the time of a step with the project's batches, flipped and shifted on the device, divided by that of a step
+path" is the time of a step with the project's batches, flipped and shifted on the device, divided by the time of a step
 with one fixed batch.
 """
 

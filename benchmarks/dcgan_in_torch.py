@@ -2,8 +2,9 @@
 
     PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 --steps=5
 
-A step is that of PyTorch's dcgan example: an Adam update of the discriminator on a real and a generated batch, then an
-Adam update of the generator against the updated discriminator. Prints one line of JSON: {"parameters", "median_ms"}.
+A step is the same as in PyTorch's dcgan example: an Adam update of the discriminator on a real and a generated batch,
+then an Adam update of the generator against the updated discriminator. Prints one line of JSON: {"parameters",
+"median_ms"}.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python -m benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]
 
-FOLDER contains train/CLASS/*.jpg or png with small images. alexnet_owt must fit 1,000 of them, scaled to 224 pixels,
+FOLDER contains small images as train/CLASS/*.jpg or png. alexnet_owt must fit 1,000 of them, scaled to 224 pixels,
 without dropout and augmentation, with 99 % accuracy (within 20 minutes); the others must fit 16 images of 32 pixels
-with 100 %. Prints one line for each network on standard error and one JSON object on standard output; the exit status
-is 1 if a network fails.
+with 100 % accuracy. Prints one line for each network on standard error and one JSON object on standard output; the exit
+status is 1 if a network fails.
 """
 
 import json

@@ -3,10 +3,11 @@ per second:
 
     python -m benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]
 
-PYTHON has torch and torchvision. Both read the same files, JPEGs of ImageNet's usual size that the benchmark generates,
-take random resized crops of 224 pixels, mirror them at random, and produce batches of 64 that are ready for the step:
-this project's are uint8 and normalized later on the device; the peer's are normalized float32. They alternate; the
-peer's result is that of its best number of workers. Prints one JSON object on standard output.
+PYTHON has torch and torchvision. Both loaders read the same files, JPEGs of ImageNet's usual size that the benchmark
+generates, take random resized crops of 224 pixels, mirror them at random, and produce batches of 64 that are ready for
+the step: this project's batches are uint8 and normalized later on the device; the peer's are normalized float32. The
+loaders alternate; the peer's result is the one with the best number of workers. Prints one JSON object on standard
+output.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Measures the overhead of the loop: python -m benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]
 
-Measures, in one run on an otherwise idle machine: the loop's time per step (data, metrics, logging) relative to that of
-the bare jitted step with one fixed batch, alternating the two; the time from process start to the first row of
-metrics.csv, with an empty and with a filled compilation cache; and the time for which saving a checkpoint blocks the
-loop. The last line is JSON.
+Measures, in one run on an otherwise idle machine: the loop's time per step (data, metrics, logging) relative to the
+time of the bare jitted step with one fixed batch, alternating the two; the time from process start to the first row of
+metrics.csv, with an empty and with a filled compilation cache; and how long saving a checkpoint blocks the loop. The
+last line is JSON.
 """
 
 import dataclasses

@@ -53,8 +53,8 @@ class Operation(NamedTuple):
 
 
 def parse(text: str) -> dict[str, Operation]:
-    """The operations of a compiled program by name, which is unique; operations inside a fusion and those that contain
-    others are omitted."""
+    """The operations of a compiled program by their unique names. Operations inside a fusion and operations that
+    contain others are omitted."""
     functions, found = _functions(text), {}
     computations: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
     current = ""

@@ -70,7 +70,7 @@ def logits(name: str, salt: str) -> np.ndarray:
 
 def relative_error(own: np.ndarray, golden: dict) -> float:
     """max |difference| of the first eight logits, the mean and the standard deviation, divided by max |logits| of the
-    image; the larger of both images."""
+    image; the maximum over the two images."""
     parts = ((own[:, :8], "logits_first8"), (own.mean(1), "logits_mean"), (own.std(1), "logits_std"))
     scale = np.abs(own).max(1)
     worst = [np.abs(ours - np.asarray(golden[name])).reshape(len(own), -1).max(1) / scale for ours, name in parts]

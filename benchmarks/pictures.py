@@ -22,7 +22,7 @@ def make(root: pathlib.Path, count: int) -> None:
 
 
 def rate(root: pathlib.Path, count: int) -> float:
-    """Images per second, after a first pass."""
+    """Images per second in the second pass over the images; the first pass warms up."""
     images, labels = folder.load(str(root), view=stream.view(SIDE, "resized_crop"), always=True).splits["train"]
     source, per_pass = batches.train_batches(images, labels, batch_size=BATCH, seed=0), count // BATCH
     for _ in range(per_pass):

@@ -2,12 +2,12 @@
 [--figure=FILE.png]
 
 Measures the steps of benchmarks.classifiers on one fixed batch, on an otherwise idle machine. JAX's profiler records
-when each operation of the compiled program begins and ends, and the program's text tells its kind; while several
+when each operation of the compiled program begins and ends; its kind is read from the program's text. While several
 operations run at once, the time is divided among them. The kinds of operations and "no operation", the time in which
 none runs, therefore add up to the step's time under the profiler. The table also has: the step's time without the
 profiler; the time of the C kernels in the step; their time alone, with each call compiled separately (the minimum of
-several measurements); and "between", the time of the unprofiled step minus that of the kernels alone and of the other
-operations: waiting, starting, and cache contents that preceding operations have replaced.
+several measurements); and "between", the time of the unprofiled step minus the times of the kernels alone and of the
+other operations: waiting, starting, and cache contents that preceding operations have replaced.
 """
 
 import collections

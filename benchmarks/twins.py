@@ -1,4 +1,4 @@
-"""Compares the training steps of networks with those of a peer, another library: alternating turns, medians, a table.
+"""Compares training steps with those of a peer, another library: alternating turns, medians, a table.
 
 Measures the full update (forward, backward, SGD with momentum, batch norm statistics) in float32 on the CPU of an idle
 machine, for networks with the same layers, batch size and number of parameters. Both sides take turns in one run, never
@@ -62,8 +62,8 @@ def sgd():
 
 
 def settings(cores: int) -> list[str]:
-    """The peer's flags to try. Half of the cores are tried too, in case each is counted twice. The compiled form is
-    only tried with all cores, because compilation takes a minute."""
+    """The peer's flags to try. Half of the cores are tried too, in case hyper-threading counts each core twice. The
+    compiled form is tried only with all cores, because compilation takes a minute."""
     layouts, counts = ("nchw", "channels_last"), sorted({1, max(1, cores // 2), cores})
     eager = [f"--layout={layout} --threads={threads}" for layout, threads in itertools.product(layouts, counts)]
     # Twice, so that a disturbance of one run does not exclude the best setting.
@@ -157,7 +157,7 @@ def measure(name: str, twin: Twin, chosen: list[str], *, rounds: int, seconds: f
 
 
 def summarise(name: str, turns: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
-    """Medians over the turns; the peer's median is that of its best setting."""
+    """Medians over the turns; for the peer, the median of its best setting."""
     ours = statistics.median(turns["ours"])
     others = {kind: round(statistics.median(found), 4) for kind, found in turns["others"].items()}
     row = {"model": name, "batch_size": batch_size, "ours_ms": round(ours, 4), "others": others, "turns": turns}
