@@ -8,7 +8,7 @@ SPEED = "speed"  # The program or batch size differs; results are equal up to ro
 DATA = "data"  # The data set or its form differs.
 METRICS = "metrics"  # Evaluating the initial state gives different metrics.
 PLAN = "plan"  # The loop reports, evaluates or saves at different steps.
-SHARED = "shared"  # The command's main contains the line `value`, as does classify's, where the flag is tested.
+SHARED = "shared"  # The command's main contains the line `value`, as classify's main does; classify tests the flag.
 OUTPUT = "output"  # What the command prints or writes differs.
 REFUSAL = "refusal"  # The flag is rejected with the error `why`: it applies to other runs, or needs another flag.
 

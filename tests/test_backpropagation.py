@@ -77,7 +77,7 @@ def test_training_steps_equal_autodiff(name, options, double):
         assert tree_error(one.params, jax.device_get(other.params)) < (1e-9 if double else 1e-5)
 
 
-# Every kind of layer, including what the lecture's networks lack: strides, overlapping windows, remainders.
+# Every kind of layer, including cases that the lecture's networks lack: strides, overlapping windows, remainders.
 MIXED: list[layer_specs.Layer] = [
     layer_specs.Padding(((1, 0), (2, 1))),
     layer_specs.Convolution("first", 2),

@@ -17,8 +17,8 @@ STEPS = 20
 # an intended change of initial weights, data order, augmentation, networks or numerics, which the commit must name.
 # Never change them to silence a failure of unknown cause.
 #     python -m pytest tests/test_end_to_end.py -k golden
-# prints the new values. Those of the C kernels and of XLA's convolutions agree to 2e-4, because learning rates are low
-# and SGD replaces Adam and Muon, which amplify rounding where gradients are small.
+# prints the new values. The values with the C kernels and with XLA's convolutions agree to 2e-4, because learning rates
+# are low and SGD replaces Adam and Muon, which amplify rounding where gradients are small.
 GOLDEN = {
     "classify": (2.114466, 1.617945),
     "segment": (1.263061, 1.239236),

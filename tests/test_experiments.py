@@ -92,7 +92,7 @@ def after_row(count, number=signal.SIGKILL):
 
 @pytest.mark.parametrize("kills", [(1,), pytest.param((3, 2), marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_identically(whole, start, tmp_path, kills):
-    """Kills the run before its first checkpoint, or twice, each time while a checkpoint may still be written."""
+    """Kills the run before its first checkpoint, or twice, each time while a checkpoint may still be in progress."""
     arguments = [f"--workdir={tmp_path / 'killed'}", *SMALL]
     for count in kills:
         done = start("classify", *arguments, signal_at=after_row(count))
@@ -384,7 +384,7 @@ def test_changed_data_is_refused_and_a_copy_is_accepted(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_pipe_ends_a_command_silently(environment, tmp_path):
-    """As with `| head -1`: the reader of the pipe has exited before all output is written."""
+    """As with `| head -1`: the reader of the pipe exits before all output is written."""
     for arguments in (["classify", "--help"], ["summary", "--model=resnet152"]):
         command = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
         reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Tests of the filters command: grids, receptive fields, guided gradients, and the most exciting patches."""
+"""Tests of the filters command: grids, receptive fields, guided gradients, and maximally activating patches."""
 
 import functools
 

@@ -137,7 +137,7 @@ def test_a_step_equals_the_two_gradients(batch, conditional):
         rtol=1e-4,
     )
     assert tree_error(after.batch_stats["generator"], jax.device_get(stats["batch_stats"]["generator"])) < 1e-5
-    # The discriminator's running averages are updated with the real images, the generated ones, and these again.
+    # The discriminator's running averages are updated with the real images, then twice with the generated images.
     expected = real["batch_stats"]["discriminator"]
     for params in (start.params["discriminator"], after.params["discriminator"]):
         expected = run("discriminator", params, fake, stats=expected)[1]["batch_stats"]["discriminator"]

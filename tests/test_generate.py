@@ -78,7 +78,7 @@ def test_a_run_of_generate(root, start, tmp_path):
     images = [[np.asarray(Image.open(out / f"sample_{i:05d}.png")) for i in range(5)] for out in made]
     assert images[0][0].shape == (30, 30, 3) and (np.array(images[0]) != images[1]).any((1, 2, 3)).all()
     start("predict", f"--workdir={workdir}", "--samples=2", "--seed=3", f"--out={made[1]}")
-    for i in range(2):  # The same seed gives the same images, whatever their number.
+    for i in range(2):  # The same seed gives the same images, regardless of their number.
         np.testing.assert_array_equal(images[0][i], np.asarray(Image.open(made[1] / f"sample_{i:05d}.png")))
     with Image.open(made[0] / "grid.png") as grid:
         assert grid.size == (60, 90)

@@ -1,4 +1,4 @@
-"""The text of --help, and docs/commands.md, which is made of the same."""
+"""Tests of the text of --help and of docs/commands.md, which is generated from it."""
 
 import dataclasses
 import runpy
@@ -85,7 +85,7 @@ def test_the_text_has_usage_example_and_flags():
 
 
 def test_the_page_of_all_commands_is_up_to_date():
-    """Where it is not: python docs/commands.py > docs/commands.md"""
+    """If it is not, run: python docs/commands.py > docs/commands.md"""
     page = runpy.run_path(str(ROOT / "docs/commands.py"))["page"]()
     assert (ROOT / "docs/commands.md").read_text() == page
     assert "## lecture.zoo" in page and "| `--batch_size=N` | default 128; 1 or more | Global batch size. |" in page

@@ -179,7 +179,7 @@ def test_standard_error_of_gap():
 
 @pytest.mark.slow
 def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
-    """With stand-in networks, of which plain-56 learns nothing; the text and numbers must say so."""
+    """With stand-in networks. plain-56 learns nothing, which the text and numbers must state."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(narrow_nets, "NarrowNet", Shallow)
     found, numbers = run_small(plain_vs_residual, "plain_vs_residual", tmp_path, dataset="mnist5k", seeds=2, steps=50)

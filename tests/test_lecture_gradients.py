@@ -27,7 +27,7 @@ def plain(model, inputs=784):
 
 @pytest.mark.parametrize("name", initialization.SHAPES)
 def test_initial_weights_follow_the_equations(name):
-    """m is the fan-in and n the fan-out; the window of a convolution counts in both."""
+    """m is the fan-in and n the fan-out; both include the window of a convolution."""
     shape = initialization.SHAPES[name]
     m, n = (784, 128) if name.startswith("dense") else (3 * 3 * 64, 3 * 3 * 128)
     assert fans(shape) == (m, n)

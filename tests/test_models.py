@@ -87,7 +87,7 @@ def outputs_of(model, images):
     "name", ["dcnn", "dcgan", "cnn", "lenet", "lstm", "gru", "vit_tiny", "densenet", "cifar_resnet20", "segnet_small"]
 )
 def test_dtypes_of_outputs_and_statistics(name, x64, dtype):
-    """The output has the images' dtype and batch statistics stay float32, whatever JAX's default dtype is."""
+    """The output has the images' dtype and batch statistics stay float32, regardless of JAX's default dtype."""
     images = jax.ShapeDtypeStruct((4, 32, 32, 1 if name in ("lenet", "cnn") else 3), dtype)
     if name == "lenet":
         images = images.update(shape=(4, 28, 28, 1))

@@ -20,7 +20,7 @@ from train.parallel.devices import AXIS
 COMMON = settings(
     deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
-SEEDS = st.integers(0, 2**32 - 1)  # What --seed accepts.
+SEEDS = st.integers(0, 2**32 - 1)  # The values that --seed accepts.
 
 
 def take(count, *arguments, **options):

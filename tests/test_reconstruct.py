@@ -1,4 +1,4 @@
-"""reconstruct: wrong flags and images, devices and partial batches, a run that is killed, its report, its recipes."""
+"""Tests of reconstruct: invalid flags and images, devices, partial batches, a killed run, its report, its recipes."""
 
 import csv
 import functools
@@ -35,7 +35,7 @@ SHORT = ["--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--l
 
 
 def pictures(root, **splits):
-    """Colour pictures of two classes, (number, size) by split."""
+    """Color images of two classes, with (number, size) for each split."""
     random = np.random.default_rng(0)
     for split, (count, size) in splits.items():
         for name in "ab":
@@ -49,7 +49,7 @@ def pictures(root, **splits):
 
 @functools.cache
 def small():
-    """12 training and 5 test images of 5x6 pixels in colour."""
+    """12 training and 5 test color images of 5x6 pixels."""
     images, labels = np.random.default_rng(1).integers(0, 256, (17, 5, 6, 3), dtype=np.uint8), np.zeros(17, np.int32)
     return Dataset("small", {"train": (images[:12], labels[:12]), "test": (images[12:], labels[12:])}, ("a", "b"))
 
@@ -63,7 +63,7 @@ def small_run(model, devices):
 
 @functools.cache
 def trained(model, devices):
-    """(the experiment, the parameters after two steps, the test scores of these)."""
+    """(the experiment, its parameters after two steps, their test scores)."""
     config, experiment = small_run(model, devices)
     own, steps = experiment.task._replace(min_eval_batch_size=1), data_parallel.DeviceSteps(experiment.task, devices)
     batches = training.batches_of(config, small(), "test", own, device_count=devices)
@@ -81,7 +81,7 @@ FAST = [pytest.param(model, marks=[] if model == "denoising" else pytest.mark.sl
 
 @pytest.mark.parametrize("model", FAST)
 def test_two_devices_are_one(model):
-    """The noise of an example is that of its row in the global batch."""
+    """The noise of an example depends on its row in the global batch."""
     (_, one, scores), (_, two, others) = trained(model, 1), trained(model, 2)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), one, two)
     assert scores == pytest.approx(others, rel=1e-5)
@@ -98,7 +98,7 @@ def test_a_partial_batch_is_evaluated_exactly(model):
 
 
 def test_an_image_without_error_does_not_decide_the_mean():
-    """A sparse autoencoder reconstructs black images exactly before its first step, such as those that pad a batch."""
+    """Before its first step, a sparse autoencoder reconstructs black images, such as a batch's padding, exactly."""
     _, experiment = small_run("sparse", 1)
     batch = {"image": np.zeros((2, 5, 6, 3), np.uint8), "row": np.arange(2), "mask": np.array([1, 0], np.float32)}
     sums = jax.jit(lambda key: experiment.task.eval_step(experiment.task.init(key), batch))(jax.random.key(0))
@@ -180,7 +180,7 @@ def test_rows_of_colour_images_keep_their_shape():
     assert boxes[1][0] > boxes[0][1] and boxes[2][3] > boxes[0][2]
 
 
-# --- As a user starts it
+# --- Started as a user does
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_a_run(model, start, tmp_path):
     assert same({name: value for name, value in whole.items() if not name.startswith("test_")}, found)
     assert result(start("evaluate", f"--workdir={workdir}"))["loss"] == whole["test_loss"]
 
-    # Killed before its last step: the rest has the same bits.
+    # A run killed before its last step resumes bit-identically.
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "4")
@@ -233,11 +233,11 @@ def test_a_run(model, start, tmp_path):
 
 
 def test_a_state_that_does_not_fit_in_memory_is_an_error_at_once(monkeypatch):
-    """Reading its step would wait for the arrays, and no signal would end that."""
+    """Otherwise reading the state's step would wait for the arrays, and no signal could interrupt the wait."""
     config, experiment = small_run("autoencoder", 1)
     monkeypatch.setattr(training, "check_steps", lambda *arguments, **options: None)
 
-    def init(key):  # 2^48 bytes, more than addresses are for.
+    def init(key):  # 2^48 bytes, more than the address space.
         return {"step": jnp.zeros((), jnp.int32), "weights": jax.random.normal(key, (2**23, 2**23))}
 
     experiment = experiment._replace(task=experiment.task._replace(init=init))
@@ -247,7 +247,7 @@ def test_a_state_that_does_not_fit_in_memory_is_an_error_at_once(monkeypatch):
 
 @pytest.mark.slow
 def test_other_images_are_scored(start, tmp_path):
-    """Of another size and with other classes, which an autoencoder knows nothing of."""
+    """Images of another size and with other classes; an autoencoder does not use classes."""
     root = pictures(tmp_path / "own", train=(6, (5, 7)), test=(3, (5, 7)))
     run = [*SHORT, "--dataset=folder", f"--data_dir={root}"]
     whole = result(start("reconstruct", f"--workdir={tmp_path / 'w'}", *run))
@@ -259,7 +259,7 @@ def test_other_images_are_scored(start, tmp_path):
 
 @pytest.mark.slow
 def test_images_of_one_class_are_enough(start, tmp_path):
-    """Of one pixel, and a single one to test on."""
+    """The images have one pixel, and there is a single test image."""
     for split, count in (("train", 3), ("test", 1)):
         (tmp_path / "own" / split / "mine").mkdir(parents=True)
         for i in range(count):

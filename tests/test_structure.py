@@ -1,5 +1,5 @@
-"""Checks the import rules: models and data are independent, train imports no data set and no command, nothing imports a
-command, and only the lecture imports its topics."""
+"""Checks the import rules: models and data import none of the other packages, train imports no data set and no command,
+nothing imports a command, and only the lecture imports its topics."""
 
 import ast
 import pathlib

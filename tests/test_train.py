@@ -73,7 +73,7 @@ def test_any_number_of_devices_gives_the_same_parameters(mnist5k, one_device, de
 def test_golden_loss_of_the_first_step(mnist5k):
     _, sums = run(mnist5k, 1, 1)
     assert sums["count"] == 16
-    # Update this only for a change that is meant to change the first step.
+    # Update this only for a change that is intended to change the first step.
     assert sums["loss"] / sums["count"] == pytest.approx(2.37, abs=0.01)
 
 
@@ -255,7 +255,7 @@ def loop_parts(mnist5k, tmp_path, stop, eval_step=None, **options):
 
 
 class Signal:
-    """A stand-in for the stop object: `number` is that of a received signal, or 0."""
+    """A stand-in for the stop object: `number` is the number of a received signal, or 0."""
 
     number = 0
 

@@ -40,7 +40,7 @@ def test_a_fraction_of_each_class_is_held_out():
         assert (np.diff(numbers.astype(int)) > 0).all()  # Ordered as in the training split.
         np.testing.assert_array_equal(found.splits[split][1], labels[numbers])
     assert hold_out(dataset, 0.25).splits["val"][0].tobytes() == found.splits["val"][0].tobytes()
-    # However large the fraction, each class keeps an image to train on.
+    # Each class keeps at least one training image, regardless of the fraction.
     assert np.bincount(hold_out(dataset, 0.999).splits["train"][1]).tolist() == [1, 1, 1]
 
 

@@ -240,7 +240,7 @@ def test_a_small_run_and_its_report(name, few_digits):
     assert name in ("variational", "denoising", "sparse") or negated in found.text
 
 
-# --- The claims, in full runs
+# --- The claims, checked in full runs
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ CARDS = {card.name: card for module in (feed_forward, depth, gan) for card in mo
 
 
 def card_of(name, *seeds, **sizes):
-    """Returns the findings of short runs, after checking that they have what the page needs."""
+    """Returns the findings of short runs, after checking that they contain everything that the page needs."""
     card = CARDS[name]
     findings = card.report([json.loads(json.dumps(card.run(seed, **sizes))) for seed in seeds or (0,)])
     assert findings.figure.get_axes() and json.loads(json.dumps([findings.numbers, findings.baseline]))
@@ -129,7 +129,7 @@ def test_shifted_images():
 
 
 def test_report_of_the_convolutional_network():
-    """The verdict is about digits unchanged and shifted by 2 pixels."""
+    """The verdict depends on the digits as they are and shifted by 2 pixels."""
     good, bad, mixed = [0.9] * 6, [0.8] * 6, [0.9] * 2 + [0.7] * 4
     findings = depth.report_deep_convolutional([{"lenet": good, "mlp": bad}])
     assert findings.numbers.keys() == findings.baseline.keys() == {"test_accuracy", "test_accuracy_moved_2_pixels"}

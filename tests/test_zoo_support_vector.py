@@ -55,8 +55,9 @@ def test_gradient_descent_reaches_the_objective_of_scikit_learn():
 
 
 def test_a_dual_step_optimizes_the_best_pair():
-    """i is the example with the largest excess whose coefficient can grow; of those that can fall, j gives the largest
-    gain without bounds. The step maximizes the objective within the bounds (checked on a grid of 10,001 points)."""
+    """i is the example with the largest excess whose coefficient can increase; among the examples whose coefficient can
+    decrease, j gives the largest gain without bounds. The step maximizes the objective within the bounds (checked on a
+    grid of 10,001 points)."""
     x, y = points(15)
     y, cost = y[:, 0], 0.6
     kernel = np.asarray(machines.gaussian_kernel(x, x, 0.4), np.float64)
