@@ -90,7 +90,7 @@ def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size
       image_size: Side of the images in pixels; dense layers that read a flattened image depend on it.
 
     Returns:
-      (module, variables): the Linen module, with as many classes as the weights were trained for, and its variables.
+      (module, variables): the Linen module, with the number of classes of the weights, and its variables.
 
     Raises:
       ModelError: The model is unknown, has no torchvision counterpart, or the entries do not match; the message lists

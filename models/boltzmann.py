@@ -119,7 +119,7 @@ def free_energy(machine: Restricted, visible_BV):
 
 
 def log_partition(machine: Restricted):
-    """log Z, by enumeration of all states of the hidden or of the visible units, whichever are fewer."""
+    """log Z, by enumeration of all states of the smaller layer, hidden or visible."""
     if len(machine.hidden) < len(machine.visible):  # Swap visible and hidden units.
         machine = Restricted(machine.weights.T, machine.hidden, machine.visible)
     return jax.nn.logsumexp(-free_energy(machine, all_states(len(machine.visible))))

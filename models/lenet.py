@@ -29,10 +29,10 @@ class LeNet(nn.Module):
     | logits | num_classes | dense                             |
 
     Images are zero-padded to the paper's 32x32. For 28x28x1 pixels and ten classes there are 61,706 parameters and
-    416,520 multiply-adds. Differences from the paper: C3 is connected to all six channels of S2 instead of those of
-    table I, average pooling has no trainable coefficient and bias, tanh is not scaled, and the output layer is linear
-    instead of radial basis functions. Weights are initialized by Glorot's rule for tanh and sigmoid, otherwise by
-    Kaiming's. Raises ModelError for smaller images or an unknown activation.
+    416,520 multiply-adds. Differences from the paper: C3 is connected to all six channels of S2 instead of the subsets
+    in table I, average pooling has no trainable coefficient and bias, tanh is not scaled, and the output layer is
+    linear instead of radial basis functions. Weights are initialized by Glorot's rule for tanh and sigmoid, otherwise
+    by Kaiming's. Raises ModelError for smaller images or an unknown activation.
 
     Attributes:
       num_classes: Number of classes.

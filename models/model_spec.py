@@ -19,7 +19,7 @@ class ModelSpec:
     Attributes:
       module: The Linen module class, with a field `num_classes` unless it reconstructs images, or a functools.partial
         of it that fixes other fields, for example the depth.
-      task: What the model is for.
+      task: The task that the model solves.
       image_shape: Default image shape (height, width, channels), from the data set that the model was published for.
       num_classes: Number of classes of that data set.
       author_groups: The learning-rate and weight-decay multipliers of the model's authors, as (regular expression for

@@ -1,5 +1,5 @@
 """Convolution, transposed convolution, matrix products, batch norm, dense blocks and repeated blocks for CPUs. This is
-the package's only public module, and the only one that chooses between the C kernels and XLA.
+the package's only public module, and the only module that chooses between the C kernels and XLA.
 
 For float32 on CPUs, these operations use the C kernels in csrc/. On GPUs and TPUs, for other types, and if the kernels
 can't be compiled, they use XLA.
@@ -375,7 +375,7 @@ def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, r
       layers: The composite functions of each layer, one after the other.
       after: The composite function after the block: in a transition, or before global pooling.
       relu: The ReLU function.
-      fuse: Whether the kernels may be used. Their gradient is that of ReLU, not of a guided ReLU.
+      fuse: Whether the kernels may be used. They compute the gradient of ReLU, not of a guided ReLU.
 
     Returns:
       Feature maps [B, H, W, O]; if `after` has no convolution, O is the number of concatenated channels.
