@@ -31,7 +31,7 @@ class TrainingMetrics:
         self._pending: tuple[int, Any] | None = None
 
     def push(self, step: int, sums) -> None:
-        """Stores the sums of `step`, which was just dispatched, and fetches those of the previous step, so that the
+        """Stores the sums of `step`, which was just dispatched, and fetches the sums of the previous step, so that the
         host never waits for the step that the devices are computing."""
         self.collect()
         self._pending = step, sums
@@ -50,7 +50,7 @@ class TrainingMetrics:
 class Timer:
     """Measures the seconds of a run and of its compilations, and the images per second of its training steps.
 
-    Evaluations, checkpoints and compilations are not part of an interval, so images per second are those of training.
+    Evaluations, checkpoints and compilations are not part of an interval, so they do not affect images per second.
     """
 
     def __init__(self, seconds_before: float):

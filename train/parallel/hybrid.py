@@ -95,7 +95,7 @@ def partial_loss(logits_NC, labels_N, *, classes: int, devices: int, axis, smoot
     """(partial loss [N], true where the label's logit is the largest [N]) from this device's columns of the logits.
 
     The partial losses of all devices sum to the cross-entropy: each device has 1/K of the log-sum-exp, and the other
-    terms for its own columns. Each device's gradient is therefore that of the full loss with respect to its own
+    terms for its own columns. Each device therefore computes the gradient of the full loss with respect to its own
     weights.
     """
     columns = (lax.axis_index(axis) if axis else 0) * logits_NC.shape[-1] + jnp.arange(logits_NC.shape[-1])[None]

@@ -30,8 +30,8 @@ class DeviceError(Exception):
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Connects to the other processes, if there are any: those given by the arguments, or those of a SLURM step, a TPU
-    pod or an indexed Kubernetes job, which JAX detects. Must be called before the first array is created.
+    """Connects to the other processes, if there are any. They are given by the arguments, or JAX detects them in a
+    SLURM step, a TPU pod or an indexed Kubernetes job. Must be called before the first array is created.
 
     Raises DeviceError if the arguments are incomplete or invalid, and ConnectionError if connecting fails. If the other
     processes don't respond, the process exits with status 1; a signal also ends it. No work is lost, because training

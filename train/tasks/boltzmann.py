@@ -82,7 +82,7 @@ def cd_step(state: State, batch, *, rate, steps: int = 1):
 
 def pcd_step(state: State, batch, *, rate, steps: int = 1):
     """Persistent contrastive divergence (Tieleman 2008, "Training restricted Boltzmann machines using approximations to
-    the likelihood gradient"): the samples continue from those of the previous step."""
+    the likelihood gradient"): the samples continue from the samples of the previous step."""
     samples = boltzmann.gibbs(state.params, state.chains, _step_key(state), steps=steps)
     gradient = contrast(state.params, batch, samples)
     return _ascend(state, gradient, rate, samples), _sums(gradient, batch)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class State(NamedTuple):
-    """Sums over the rows so far, float64: F^T F + penalty on the diagonal [M, M], and F^T Y [M, C]."""
+    """Sums over all rows processed so far, float64: F^T F plus `penalty` on the diagonal [M, M], and F^T Y [M, C]."""
 
     gram: np.ndarray
     products: np.ndarray
