@@ -150,9 +150,9 @@ def _images_in(folder: pathlib.Path) -> list[str]:
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The images of a flat split with classes from a file with lines NAME CLASS, separated by a space or a tab. CLASS
-    is a name in all lines, or an index into the sorted names in all lines. Raises DataError, naming the line or the
-    image, if they don't match."""
+    """The images of a flat split with classes from a file with lines NAME CLASS, separated by a space or a tab. Either
+    all lines have the name of a class, or all have its index in the sorted names. Raises DataError, naming the line or
+    the image, if they don't match."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
     lines = [line if line.strip() else "" for line in _composed(read_names(labels)).splitlines()]
     # Trailing spaces may be part of the class name.

@@ -103,8 +103,8 @@ def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, 
 
 
 def _readable(split: ImageSplit) -> np.ndarray:
-    """Which images can be decoded, bool [length]. All images are checked before training, because the order of the
-    examples must not depend on the images read so far, and because evaluation needs their number."""
+    """True for images that can be decoded, bool [length]. All images are checked before training, because the order of
+    the examples must not depend on the images read so far, and because evaluation needs the number of examples."""
     path, key = split.cache.with_name(f"{split.cache.name}.readable.npz"), split.key(True)
     kept = cache.read(path, key, "good")
     if kept is not None:

@@ -142,7 +142,7 @@ def write(stream, size: int, path: pathlib.Path) -> int:
         try:
             with open(temporary, "wb") as file:
                 shutil.copyfileobj(stream, file)
-        except OSError as error:  # The error of a full disk has no file name; that of a damaged archive has no errno.
+        except OSError as error:  # A full disk gives an error without a file name, a damaged archive one without errno.
             raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
         if temporary.stat().st_size != size:
             raise EOFError(f"{path.name} is truncated")
