@@ -2,8 +2,8 @@
 
 FOLDER is another checkout, such as a git worktree of an earlier commit. Each of the two runs its steps in a persistent
 process, in alternating turns of --seconds; the order changes from turn to turn. The machine's speed drifts, so the
-ratio this / before of two consecutive turns is far more stable than that of separate runs. The table has the median and
-the quartiles of these ratios. A ratio below 1 means that this checkout is faster.
+ratio this / before of two consecutive turns is far more stable than the ratio of separate runs. The table has the
+median and the quartiles of these ratios. A ratio below 1 means that this checkout is faster.
 """
 
 import contextlib

@@ -60,7 +60,7 @@ def loop_over_step(config: LoopConfig) -> tuple[list[float], list[float], list[f
     step = data_parallel.parallelize(experiment.task.train_step, 1, donate=True)
     batch = next(batches.train_batches(images, labels, batch_size=config.batch_size, seed=0))
     looped, bare, saves = [], [], []
-    # The loop runs the compiled step itself, so that the difference is only its own work.
+    # The loop runs the same compiled step, so that the difference is only the work of the loop.
     task = experiment.task._replace(
         train_step=step, eval_step=lambda state, batch: {"loss": 0.0, "count": 1.0, "correct": 0.0}
     )

@@ -123,7 +123,7 @@ def _functions(text: str) -> dict[str, str]:
 
 
 def shares(found: Iterable[tuple[float, float, str]]) -> dict[str, float]:
-    """The time of each operation by name; while several run at once, the time is divided equally among them."""
+    """The time of each operation by name. Time in which several operations run is divided equally among them."""
     marks = sorted((at, change, name) for begin, end, name in found for at, change in ((begin, 1), (end, -1)))
     time_of, active = defaultdict[str, float](float), Counter[str]()
     for (at, change, name), (after, _, _) in itertools.pairwise(marks):

@@ -74,7 +74,7 @@ def least_ms(function: Callable, arguments: list, *, seconds: float = 0.5) -> fl
 
 
 def alone_ms(equation, *, dispatch_ms: float) -> float:
-    """The time of one kernel call alone, without `dispatch_ms`, the time that JAX takes to start a program."""
+    """The time of one kernel call by itself, minus `dispatch_ms`, the time that JAX takes to start a program."""
     random = np.random.default_rng(0)
     arguments = [random.normal(size=variable.aval.shape).astype(np.float32) for variable in equation.invars]
     call = jax.jit(lambda *operands: equation.primitive.bind(*operands, **equation.params))

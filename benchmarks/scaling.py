@@ -1,11 +1,11 @@
 """Measures how steps scale: python -m benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]
 
 Measures training steps for increasing depth, width, batch size and image size, on one or more cores and on simulated
-devices, and the input path's reading of JPEGs on one or more cores. Each point is measured in its own process, without
-a compilation cache. Each curve has a table with: the work, in multiply-adds of a forward pass of the batch (for JPEGs,
-their number); the median milliseconds per step; milliseconds per work, relative to the curve's first point (if this
-increases, the time grows faster than the work); compilation time in seconds; the peak memory of the process, and its
-peak after compilation ("steps"). Run it on an otherwise idle machine. --quick uses tiny sizes and one curve of each
+devices, and how fast the input path reads JPEGs on one or more cores. Each point is measured in its own process,
+without a compilation cache. Each curve has a table with: the work, in multiply-adds of a forward pass of the batch (for
+JPEGs, their number); the median milliseconds per step; milliseconds per work, relative to the curve's first point (if
+this increases, the time grows faster than the work); compilation time in seconds; the peak memory of the process, and
+its peak after compilation ("steps"). Run it on an otherwise idle machine. --quick uses tiny sizes and one curve of each
 name.
 """
 
