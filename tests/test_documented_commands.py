@@ -111,7 +111,7 @@ class Places:
 
     @functools.cached_property
     def resnet18_weights(self):
-        """For ten classes, those of `images`."""
+        """For the ten classes of `images`."""
         return self.weights("resnet18", lambda name, shape: (10, *shape[1:]) if name.startswith("fc.") else shape)
 
     @functools.cached_property

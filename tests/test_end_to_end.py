@@ -98,7 +98,7 @@ def test_segment_learns(start, optimized, tmp_path):
 def test_reconstruct_learns(start, optimized, tmp_path):
     run = ["--steps=600", "--eval_every=600"]
     summary = result(start("reconstruct", f"--workdir={tmp_path / 'w'}", *run, environment=optimized))
-    # 0.0142 ± 0.0001; at a tenth of the learning rate 0.040, at ten times 0.12. PCA with as many components has 0.0175.
+    # 0.0142 ± 0.0001; at a tenth of the learning rate 0.040, at ten times 0.12. PCA of equal dimension has 0.0175.
     assert summary["squared_error"] < 0.016
 
 

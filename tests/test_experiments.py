@@ -134,7 +134,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_resumes(whole, start, tmp_p
 def test_a_run_resumes_on_two_devices_and_initializes_another(whole, start, tmp_path):
     workdir = tmp_path / "moved"
     arguments = [f"--workdir={workdir}", *SMALL]
-    # At the row of step 20: the checkpoint of step 8 was complete before that of step 16 began.
+    # At the row of step 20: the checkpoint of step 8 was complete before the checkpoint of step 16 began.
     assert start("classify", *arguments, signal_at=after_row(6)).returncode == -signal.SIGKILL
     done = start("classify", *arguments, "--devices=2")
     summary = result(done)

@@ -203,7 +203,7 @@ def test_evaluation_does_not_depend_on_batch_size_and_devices(batch):
     shared = several.compute_metrics(total(several, 8, devices=2))
     for other in (uneven, shared):
         np.testing.assert_allclose(list(other.values()), list(whole.values()), rtol=1e-3)
-    # An untrained generator scores the ceiling, since its samples are those of step 0.
+    # An untrained generator scores the ceiling, since it generates the samples of step 0.
     np.testing.assert_allclose(whole["classifier_fid"], whole["ceiling"], rtol=1e-4)
     # Without a weight average, samples come from the generator itself.
     other = task_of(scorer=scorer_of(known)).init(jax.random.key(9))

@@ -36,7 +36,7 @@ class Tiny(AlexNetOWT):
 
 
 class TinyVGG(VGG):
-    """Likewise for VGG, with batch norm."""
+    """VGG with only its first convolution before the dense layers, and with batch norm."""
 
     def features(self, x, train: bool = False):
         x = self.bn1_1(self.conv1_1(x), use_running_average=not train)

@@ -127,7 +127,7 @@ def test_features_are_inputs_of_the_next_layer():
 
 
 def test_signal_networks():
-    """The output of the convolution does not depend on the position; that of the larger dense network does."""
+    """The output of the convolution does not depend on the position; the output of the larger dense network does."""
     x, labels, positions = abstraction.signals(np.random.default_rng(0), 200)
     for signal, label, place in zip(x, labels, positions, strict=True):
         signal[place : place + 32, 0] -= list(abstraction.SHAPES.values())[label]

@@ -20,7 +20,7 @@ FAST = {"xla_backend_optimization_level": 0}  # Compiles faster; these programs 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.8])
 def test_the_forms_of_dropout_differ_by_a_factor(rate):
-    """The output in the lecture's form is 1 - p times that of inverted dropout, with the same mask and at test time."""
+    """The lecture's form gives 1 - p times the output of inverted dropout, with the same mask and at test time."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.uniform(0.5, 2.0, (64, 50)), jnp.float32)
     inverted = jax.jit(lambda x: Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(1)}))

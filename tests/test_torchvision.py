@@ -146,7 +146,7 @@ def test_the_command_creates_a_complete_workdir(tmp_path, start):
     assert json.loads(done.stdout.splitlines()[-1])["classes"] == 3
     again = run("import_weights", *source)
     assert again.returncode == 1 and "already contains a run" in again.stderr
-    # Imported without a folder, classes have no names; evaluation uses those of its folder.
+    # If imported without a folder, classes have no names; evaluation uses the names of its folder.
     elsewhere = f"--workdir={tmp_path / 'unnamed'}"
     assert run("import_weights", *source, elsewhere).returncode == 0
     views = run("evaluate", elsewhere, f"--data_dir={tmp_path / 'd'}", "--split=val", "--tta=ten_view")

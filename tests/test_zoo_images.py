@@ -30,7 +30,7 @@ def few_digits(monkeypatch, mnist5k):
 
 
 def test_features_are_the_inputs_of_the_layers():
-    """The features of conv3 determine those of the dense layer, which determine the logits."""
+    """The features of conv3 determine the features of the dense layer, which determine the logits."""
     model, x = TinyCNN(num_classes=10), np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     found = jax.jit(functools.partial(deconvolutional.features, model=model, variables=variables))(x)
