@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # A background job, whose
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def optimized_programs():
+    """Programs are compiled with optimizations, for tests that train for many steps."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def mnist5k():
     import data

@@ -243,13 +243,15 @@ def test_a_small_run_and_its_report(name, few_digits):
 # --- The claims, checked in full runs
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_autoencoder_beats_pca():
-    found = CARDS["autoencoder"].report([CARDS["autoencoder"].run(0)])
+    found = CARDS["autoencoder"].report([CARDS["autoencoder"].run(0, steps=1500)])
     assert found.numbers["squared_error"]["mean"] < 0.9 * found.baseline["squared_error"]["mean"]
     assert found.numbers["psnr"]["mean"] > found.baseline["psnr"]["mean"] + 0.5
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_denoising_autoencoder_improves_psnr():
     found = CARDS["denoising"].report([CARDS["denoising"].run(0)])
@@ -258,6 +260,7 @@ def test_the_denoising_autoencoder_improves_psnr():
     assert found.numbers["psnr"]["mean"] > found.baseline["psnr_trained_without_noise"]["mean"] + 1
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_sparse_code_is_sparse():
     found = CARDS["sparse"].report([CARDS["sparse"].run(0)])
@@ -265,9 +268,10 @@ def test_the_sparse_code_is_sparse():
     assert found.numbers["unused"]["mean"] < 0.05 and found.numbers["psnr"]["mean"] > 15
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_variational_bound_beats_the_mixture():
-    found = CARDS["variational"].report([CARDS["variational"].run(0)])
+    found = CARDS["variational"].report([CARDS["variational"].run(0, steps=800)])
     numbers, baseline = found.numbers, found.baseline
     assert numbers["elbo"]["mean"] > baseline["elbo"]["mean"] + 5
     assert numbers["elbo"]["mean"] > numbers["elbo_of_two_latents"]["mean"] + 10

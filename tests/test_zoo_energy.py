@@ -348,6 +348,7 @@ def test_a_boltzmann_machine_learns_bars_and_stripes():
     assert numbers["probability_of_patterns"]["mean"] > 0.85
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_contrastive_divergence_on_digits():
     numbers, baseline = restricted.report_restricted([restricted.run_restricted(0)])[1:3]
@@ -359,6 +360,7 @@ def test_contrastive_divergence_on_digits():
     assert mean["largest_share_of_a_digit_in_samples_cd1"] > 0.8 > mean["largest_share_of_a_digit_in_samples_pcd"]
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_pretraining_helps_with_few_labels():
     numbers, baseline = deep_belief.report([deep_belief.run(0, labels=(100,))])[1:3]

@@ -151,6 +151,7 @@ def test_a_small_run_and_its_report(name, few_digits):
         assert ("not more than" in found.text) == (result["clamped"]["share"][0] <= max(result["plain"]["share"]))
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_digits_are_reconstructed_from_every_layer():
     found = CARDS["deconvolutional"].report([CARDS["deconvolutional"].run(0)])
@@ -160,6 +161,7 @@ def test_digits_are_reconstructed_from_every_layer():
     assert found.numbers["classifier_accuracy"]["mean"] > 0.95
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_one_latent_variable_rotates():
     found = CARDS["inverse_graphics"].report([CARDS["inverse_graphics"].run(0)])

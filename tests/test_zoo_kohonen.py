@@ -76,6 +76,7 @@ def test_card():
     assert "does not clearly preserve neighborhoods" in maps.report_kohonen([mixed]).text
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_map_of_digits_preserves_neighborhoods():
     result = maps.run_kohonen(0)

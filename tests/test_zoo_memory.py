@@ -251,6 +251,7 @@ def test_loss_and_gradient_of_a_training_step():
     assert float(sums["count"]) == mask.sum() and float(sums["wrong"]) == (((p > 0.5) != y) * mask).sum()
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 def test_the_machine_copies_sequences_of_twice_the_length():
     findings = zoo.report([zoo.run(0)])

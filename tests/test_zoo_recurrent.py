@@ -257,9 +257,10 @@ def test_the_claim_holds_only_if_the_gates_solve_what_the_plain_network_fails_on
     ]
 
 
+@pytest.mark.usefixtures("optimized_programs")
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "gru"])
 def test_card(cell):
-    found = CARDS[cell].report([CARDS[cell].run(0)])
+    found = CARDS[cell].report([CARDS[cell].run(0, lengths=(30,))])
     assert "was confirmed" in found.text
     assert found.numbers["test_accuracy"]["mean"] > (0.65 if cell == "rnn" else 0.955)
