@@ -129,7 +129,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
     # docs/parallelism.md
     "classify --flagfile=experiments/recipes/resnet50.flags --data_dir=D --workdir=W --devices=8 --dtype=bfloat16": Run(
-        "--image_size=32 --batch_size=8 --steps=4 --drops=0.5 --devices=2 --dtype=float32 --dry_run", {"D": "images"}
+        "--image_size=32 --batch_size=8 --steps=4 --drops=0.5 --learning_rate=1e-4"
+        " --devices=2 --dtype=float32 --dry_run",
+        {"D": "images"},
     ),
     "benchmarks.accelerator --peak_tflops=P": Run(
         "--models=alexnet_owt --batch_size=2 --steps=1 --dtype=float32", {"P": "1"}
