@@ -128,7 +128,11 @@ def test_loss_and_gradients_equal_those_of_one_device(expected, devices, passes,
 
 @pytest.mark.parametrize(
     "network, options",
-    [pytest.param(AlexNetOWT, {}, marks=pytest.mark.slow), (Tiny, {"dropout_after": True}), (TinyVGG, {})],
+    [
+        pytest.param(AlexNetOWT, {}, marks=pytest.mark.slow),
+        (Tiny, {"dropout_after": True}),
+        pytest.param(TinyVGG, {}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_networks_and_dropout_orders_equal_one_device(expected, network, options):
     with jax.enable_x64(True):
