@@ -65,20 +65,15 @@ def _flag(field: dataclasses.Field, kind) -> Flag:
 def groups(config_class: type) -> dict[str, list[Flag]]:
     """The flags of a command by heading, with the most common ones first."""
     kinds = options.flag_types(config_class)
-    found: dict[str, list[Flag]] = {"Most used": []}
-    fields = dataclasses.fields(config_class)
-    headings = {}
-    for field in fields:
-        declared = next(base for base in config_class.__mro__[::-1] if field.name in vars(base))
-        headings[field.name] = (declared.__doc__ or "").split(".")[0]
-    most = [field for name in MOST_USED for field in fields if field.name == name]
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     few = len(fields) <= len(MOST_USED)  # Listed under one heading, in the order of the fields.
-    for field in [*most, *fields] if not few else fields:
-        heading = "Flags" if few else "Most used" if field in most else headings[field.name]
-        flag = _flag(field, kinds[field.name])
-        if not any(flag.name == other.name for flags in found.values() for other in flags):
-            found.setdefault(heading, []).append(flag)
-    return {heading: flags for heading, flags in found.items() if flags}
+    most = [] if few else [name for name in MOST_USED if name in fields]
+    found: dict[str, list[Flag]] = {}
+    for name in dict.fromkeys([*most, *fields]):
+        declared = next(base for base in config_class.__mro__[::-1] if name in vars(base))
+        heading = "Flags" if few else "Most used" if name in most else (declared.__doc__ or "").split(".")[0]
+        found.setdefault(heading, []).append(_flag(fields[name], kinds[name]))
+    return found
 
 
 def described(doc: str) -> tuple[str, list[str], str]:

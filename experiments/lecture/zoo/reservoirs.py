@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.lecture import topic
 from experiments.lecture.zoo.card import Card, Findings, rounded
+from experiments.lecture.zoo.digits import TEST_NOISE
 from experiments.lecture.zoo.drawing import Diagram, Layer
 from experiments.lecture.zoo.flat_digits import accuracy, flat_digits, one_hot
 from experiments.reporting import figures
@@ -28,7 +29,6 @@ READ = (7, 14, 21, 28)  # The traces are read after these rows.
 PENALTY = 100.0  # Tuned on training digits, the same for each readout.
 CHUNK = 250  # Digits that are simulated in parallel.
 RASTER = 120  # Neurons in the figure.
-TEST_NOISE = 1.0  # Random variation of the accuracy on 1,000 test digits, in percentage points.
 
 
 def narma10(random: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +244,7 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         f"readout of the input rows. Without the recurrent synapses it is {mean['unconnected']:.1f} %: "
     )
     gains = topic.mean_and_std([100 * (result["liquid"] - result["unconnected"]) for result in results])
-    noise = max(TEST_NOISE, 2 * gains["std"]) / len(results) ** 0.5
+    noise = max(100 * TEST_NOISE, 2 * gains["std"]) / len(results) ** 0.5
     text += (
         "the connections between the neurons help."
         if gains["mean"] > noise
