@@ -7,6 +7,8 @@ literal text. W is a new folder unless `where` replaces it.
 
 from typing import NamedTuple
 
+from commands import ROOT
+
 
 class Run(NamedTuple):
     more: str = ""
@@ -210,3 +212,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     ),
     "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
 }
+
+# Each recipe's header ends with its command.
+for path in sorted((ROOT / "experiments/recipes").glob("*.flags")):
+    comments = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    command = comments.partition("Command: python -m experiments.")[2]
+    COMMANDS.setdefault(command, Omitted("every recipe's flags are checked and its training step is traced elsewhere"))

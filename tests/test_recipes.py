@@ -75,3 +75,17 @@ def test_recipe(path):
     assert sums["loss"].shape == () and float(setup.learning_rate(steps // 3)) > 0
     if path.stem in PARAMETERS:
         assert parameter_count(state.params) == PARAMETERS[path.stem]
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in FOUND])
+def test_a_header_states_source_results_deviations_and_command(path):
+    comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    names = ("Source", "Published", "Ours", "Training", "Deviations", "Variant", "Data", "Command")
+    found = [name for line in comments for name in names if re.match(rf"{name}(:| \()", line)]
+    assert found == [name for name in names if name in found]
+    assert {"Source", "Published", "Ours", "Deviations", "Command"} <= set(found)
+    data = " --data_dir=D" if "Data" in found else ""
+    task = {"classification": "classify", "segmentation": "segment", "reconstruction": "reconstruct"}[TASKS[path]]
+    command = f"python -m experiments.{task} --flagfile=experiments/recipes/{path.name}{data} --workdir=W"
+    assert " ".join(comments).partition("Command: ")[2].removesuffix(" --devices=8") == command
+    assert not re.search(r"^--(workdir|data_dir)", path.read_text(), re.MULTILINE)
