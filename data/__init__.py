@@ -47,7 +47,7 @@ def load(
     least_classes: int = 2,
 ) -> Dataset:
     """Loads the data set `name`, from `data_dir` unless it is built in. Images in files are streamed if they are large
-    or if `image_size` is given, see data.stream.view; with `shape` (h, w, channels) they are resized to it instead.
+    or if `image_size` is given (see data.stream.view); with `shape` (h, w, channels) they are resized to it instead.
 
     Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
     or contain fewer than `least_classes`, 1 or 2.

@@ -19,7 +19,7 @@ def read(path: pathlib.Path, key: str, *names: str) -> dict[str, np.ndarray] | N
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             return {name: kept[name] for name in names} if str(kept["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):  # From damage.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):  # If damaged.
         return None
 
 

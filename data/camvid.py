@@ -96,7 +96,7 @@ def _inside(root: pathlib.Path, path: str) -> str:
     if ".." in (folder, name) or not stays_inside(found, root):
         raise DataError(f"{path} is outside {root}")
     if not found.is_file():
-        raise DataError(f"{found} is missing, although it is listed")
+        raise DataError(f"{found} does not exist but is listed in SPLIT.txt")
     return str(found)
 
 
@@ -150,7 +150,7 @@ def load(data_dir: str | None, *, size: tuple[int, int] | None = None, split: st
             if found[0].shape != first:
                 shape, other = (f"{x[0]}x{x[1]}" for x in (found[0].shape, first))
                 advice = "use --image_size=HEIGHTxWIDTH to resize all images"
-                raise DataError(f"{pairs[len(images)][0]} is {shape}, the first image {other}; {advice}")
+                raise DataError(f"{pairs[len(images)][0]} is {shape}, but the first image is {other}; {advice}")
             images.append(found[0])
             labels.append(found[1])
         splits[name] = np.stack(images), np.stack(labels)

@@ -108,7 +108,7 @@ def _bytes(image: Image.Image, path: str, *, clear: int | None) -> np.ndarray:
     low, high = values.min(initial=0), values.max(initial=0)
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # Also true for NaN.
-            line = f"floating-point pixels from {low:g} to {high:g}, must be from 0 (black) to 1 (white)"
+            line = f"floating-point pixels from {low:g} to {high:g}, expected 0 (black) to 1 (white)"
             raise DataError(f"{path}: {line}")
         values, scale = values.astype(np.float64), 255
     elif image.mode == "I":

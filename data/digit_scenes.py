@@ -15,8 +15,8 @@ from data.dataset import Dataset, hold_out
 SIDE, FIXED_SCENES, SEEDS = 64, 500, {"test": 0, "val": 1}
 FEWEST, MOST = 3, 6
 CLASSES = ("background", *map(str, range(10)))
-# Class weights of the loss. Digits cover a tenth of a scene: background weight 1 suppresses them, and a weight below
-# 0.3 makes them too large.
+# Class weights of the loss. Digits cover a tenth of a scene: a background weight of 1 suppresses them, and a weight
+# below 0.3 makes them too large.
 WEIGHTS = (0.3, *[1.0] * 10)
 INK = 0.5  # A pixel belongs to the topmost digit whose ink exceeds this.
 

@@ -97,7 +97,8 @@ def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, 
         except UnreadableError:
             raise
         except DataError as error:
-            raise DataError(f"{error}; {'its file has changed' if skip_corrupt else SKIP}") from None
+            hint = "the file has changed since it was checked" if skip_corrupt else SKIP
+            raise DataError(f"{error}; {hint}") from None
 
     return Stream(read, examples, channels=split.channels, view=view, where=split.where), labels
 

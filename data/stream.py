@@ -135,8 +135,8 @@ class Stream:
         seed: int,
         start: int,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Infinite batches {"image": [B, H, W, C], "label": [B]} from step `start` on. The i-th example is at position
-        `position(i)` of the order of the run, and `row(position)` is its row."""
+        """Yields batches {"image": [B, H, W, C], "label": [B]} from step `start` on, without end. The i-th example is
+        at position `position(i)` of the order of the run, and `row(position)` is its row."""
 
         def example(i):
             place = position(i)

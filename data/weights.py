@@ -49,7 +49,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """The elements of which a tensor is a view; in the older format, their bytes come after the pickle."""
+    """The elements that tensors are views of; in the older format, their bytes come after the pickle."""
 
     key: str
     kind: _StorageType
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
         if not (is_storage and isinstance(saved[1], _StorageType)):
             raise DataError("it refers to an object that is not a tensor storage")
         if any(part is not None for part in saved[5:]):  # In old files, a view of another storage.
-            raise DataError("it refers to a part of a storage, a format from before PyTorch 0.4")
+            raise DataError("it contains a view of a storage, a format from before PyTorch 0.4 that is not supported")
         return _Storage(str(saved[2]), saved[1], int(saved[4]))
 
 
@@ -130,18 +130,18 @@ def _zip(file) -> tuple[Any, Any]:
     sizes = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in sizes if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise DataError("it is a zip archive without exactly one data.pkl, so not PyTorch weights")
+        raise DataError(f"it is a zip archive with {len(pickles)} data.pkl files; PyTorch weights have exactly one")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in sizes and archive.read(f"{folder}byteorder") != b"little":
-        raise DataError("its numbers are big-endian")
+        raise DataError("its numbers are big-endian, expected little-endian")
 
     def read(storage):
         name = f"{folder}data/{storage.key}"
         if name not in sizes:
-            raise DataError(f"{name} is missing in the archive")
+            raise DataError(f"{name} is missing from the archive")
         expected = storage.elements * storage.kind.dtype.itemsize
         if sizes[name].file_size != expected:
-            raise DataError(f"{name} has {sizes[name].file_size} bytes, its tensor expects {expected}")
+            raise DataError(f"{name} has {sizes[name].file_size} bytes, expected {expected}")
         return archive.read(name)
 
     return _Unpickler(io.BytesIO(archive.read(pickles[0]))).load(), read
@@ -183,7 +183,7 @@ def _safetensors(content: bytes) -> dict[str, np.ndarray]:
     arrays = {}
     for name, entry in safetensors.deserialize(content):
         if entry["dtype"] not in SAFETENSORS:
-            raise DataError(f"{name} is {entry['dtype']}, must be one of {', '.join(SAFETENSORS)}")
+            raise DataError(f"{name} is {entry['dtype']}, expected one of {', '.join(SAFETENSORS)}")
         arrays[name] = np.frombuffer(entry["data"], SAFETENSORS[entry["dtype"]]).reshape(entry["shape"])
     return arrays
 
@@ -223,7 +223,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             if not isinstance(found, dict) or not any(isinstance(value, _View) for value in found.values()):
                 held = ", ".join(map(str, list(found)[:SHOWN])) if isinstance(found, dict) else type(found).__name__
                 keys = ", ".join(CONTAINERS)
-                raise DataError(f"it contains no dictionary of tensors at top level or under {keys}, only {held}")
+                raise DataError(f"it contains no dictionary of tensors at the top level or under {keys}; found: {held}")
             cache: dict[str, bytes] = {}
             arrays = {}
             for name, view in found.items():

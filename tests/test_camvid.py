@@ -51,9 +51,9 @@ def test_palette_indices_are_class_numbers(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: (root / "trainannot" / "a 1.png").unlink(), r"trainannot/a 1\.png is missing"),
-        (lambda root: (root / "test" / "a 0.png").unlink(), r"test/a 0\.png is missing"),
-        (lambda root: shutil.rmtree(root / "test"), r"test/a 0\.png is missing"),
+        (lambda root: (root / "trainannot" / "a 1.png").unlink(), r"trainannot/a 1\.png does not exist"),
+        (lambda root: (root / "test" / "a 0.png").unlink(), r"test/a 0\.png does not exist"),
+        (lambda root: shutil.rmtree(root / "test"), r"test/a 0\.png does not exist"),
         (
             lambda root: Image.fromarray(np.full((6, 8), 12, np.uint8)).save(root / "testannot" / "a 1.png"),
             r"testannot/a 1\.png contains the label 12, expected 0 to 11",
@@ -97,13 +97,13 @@ def test_files_outside_the_folder_are_not_read(root, tmp_path):
 def test_images_of_several_sizes_need_image_size(root):
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
         Image.new(mode, (4, 4)).save(root / folder / "a 2.png")
-    with pytest.raises(DataError, match=r"a 2\.png is 4x4, the first image 6x8; use --image_size"):
+    with pytest.raises(DataError, match=r"a 2\.png is 4x4, but the first image is 6x8; use --image_size"):
         camvid.load(str(root))
     assert camvid.load(str(root), size=(6, 8)).splits["train"][0].shape == (3, 6, 8, 3)
     for folder, mode in (("train", "RGB"), ("trainannot", "L")):
         for path in (root / folder).iterdir():  # One size within each split, but two in total.
             Image.new(mode, (4, 4)).save(path)
-    with pytest.raises(DataError, match=r"is 4x4, the first image 6x8; use --image_size"):
+    with pytest.raises(DataError, match=r"is 4x4, but the first image is 6x8; use --image_size"):
         camvid.load(str(root))
 
 
@@ -157,7 +157,7 @@ def test_prepare_collects_and_validates_the_data(root, tmp_path, start):
     shutil.copytree(root, tmp_path / "above" / "SegNet" / "camvid", symlinks=True)
     collect(tmp_path / "above", tmp_path / "to" / "link")
     assert camvid.problems(str(tmp_path / "to" / "link")) == [
-        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} is missing, although it is listed"
+        f"{tmp_path / 'to' / 'link' / 'train' / 'a 0.png'} does not exist but is listed in SPLIT.txt"
     ]
     shutil.copytree(root, tmp_path / "two" / "a")
     shutil.copytree(root, tmp_path / "two" / "b")
@@ -169,6 +169,7 @@ def test_prepare_collects_and_validates_the_data(root, tmp_path, start):
     Image.fromarray(np.full((6, 8), 99, np.uint8)).save(root / "testannot" / "a 0.png")
     done = start("prepare", "--dataset=camvid", f"--source={root}", f"--data_dir={target}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "trainannot/a 1.png is missing" in done.stderr and "testannot/a 0.png contains the label 99" in done.stderr
+    assert "trainannot/a 1.png does not exist" in done.stderr
+    assert "testannot/a 0.png contains the label 99" in done.stderr
     done = start("prepare", "--dataset=camvid", f"--source={archive}", f"--data_dir={tmp_path / 'to' / '3'}")
     assert done.returncode == 0 and "2 test, 3 train in" in done.stderr

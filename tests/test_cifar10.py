@@ -86,7 +86,7 @@ def test_an_archive_of_another_structure_is_refused(archive, tmp_path):
         prepare_cifar10.read_archive(str(archive(lambda content: b"\x4d" + content[1:])))
     with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
         prepare_cifar10.read_archive(str(archive(names=["data_batch_1.bin"])))
-    with pytest.raises(DataError, match=r"pickled Python version; the binary one is cifar-10-binary\.tar\.gz"):
+    with pytest.raises(DataError, match=r"is the Python version; use the binary version, cifar-10-binary\.tar\.gz"):
         prepare_cifar10.read_archive(str(archive(names=["data_batch_1"])))
     damaged = archive()
     content = bytearray(damaged.read_bytes())

@@ -176,7 +176,7 @@ def test_pixels_without_a_defined_white_level_are_refused(tmp_path):
     Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
     np.testing.assert_array_equal(decode.read_image(str(path), channels=1)[0, :, 0], [0, 128, 255])
     for values, message in {
-        "0 1 2": "floating-point pixels from 0 to 2, must be from 0 (black) to 1 (white)",
+        "0 1 2": "floating-point pixels from 0 to 2, expected 0 (black) to 1 (white)",
         "-1 0 1": "floating-point pixels from -1 to 1",
         "nan 0 1": "floating-point pixels from nan to nan",
     }.items():

@@ -208,7 +208,7 @@ def test_all_images_of_an_archive_are_written(tree, fixed):
             assert {str(path.relative_to(base / "d" / "train")): content for path, content in files.items()} == expected
         again = (f"other/train/{name}/more.jpg", tarfile.REGTYPE, b"", "")
         (base / "some.tar").write_bytes(archive_bytes([*members, again]))
-        with pytest.raises(DataError, match="would both become"):
+        with pytest.raises(DataError, match="would both be unpacked to"):
             unpack.unpack(base / "some.tar", base / "d", split="train", fixed=fixed)
 
 

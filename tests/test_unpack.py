@@ -91,7 +91,7 @@ def test_splits_and_classes_are_never_mixed(tmp_path):
     assert files(tmp_path / "d") == [
         f"{split}/{name}/0 (2).jpg" for split in ("test", "train") for name in ("bird's (1)", "cat, & dog")
     ]
-    with pytest.raises(DataError, match="cifar10/train/.* and .*cifar10/test/.* would both become"):
+    with pytest.raises(DataError, match="cifar10/train/.* and .*cifar10/test/.* would both be unpacked to"):
         unpack.unpack(source, tmp_path / "e", split="train")
 
 

@@ -40,7 +40,7 @@ def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         for member in archive:
             name = pathlib.PurePosixPath(member.name).name
             if name in ("data_batch_1", "test_batch", "batches.meta"):
-                raise DataError(f"{path} is the pickled Python version; the binary one is {pathlib.Path(URL).name}")
+                raise DataError(f"{path} is the Python version; use the binary version, {pathlib.Path(URL).name}")
             stream = archive.extractfile(member) if member.isfile() and name in wanted else None
             if stream is None:
                 continue

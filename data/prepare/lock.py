@@ -21,7 +21,7 @@ def locked(*folders: pathlib.Path) -> Iterator[None]:
     """Locks the folders for this process. Missing folders are created, and removed at the end if they are empty. The
     system releases the locks of a killed process. Raises DataError if another process is preparing in one of them.
 
-    A folder that can't be written or locked is used without a lock; writing to it later raises its own error.
+    A folder that can't be written or locked is used without a lock; if it can't be written, later writes raise OSError.
     """
     with contextlib.ExitStack() as stack:
         for folder in sorted({folder.resolve() for folder in folders}):  # A process can't lock a folder twice.

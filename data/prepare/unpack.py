@@ -109,7 +109,7 @@ def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
 def _claim(parents: dict[pathlib.Path, str], target: pathlib.Path, parent: str) -> None:
     """Raises DataError if two of the archive's folders would be merged into `target`."""
     if parents.setdefault(target, parent) != parent:
-        raise DataError(f"{parents[target]!r} and {parent!r} of the archive would both become {target}")
+        raise DataError(f"{parents[target]!r} and {parent!r} in the archive would both be unpacked to {target}")
 
 
 def _class(stream, folder: pathlib.Path, bar, title: str) -> int:
@@ -142,7 +142,7 @@ def write(stream, size: int, path: pathlib.Path) -> int:
         try:
             with open(temporary, "wb") as file:
                 shutil.copyfileobj(stream, file)
-        except OSError as error:  # A full disk gives an error without a file name, a damaged archive one without errno.
+        except OSError as error:  # A full disk raises it without a file name, a damaged archive without errno.
             raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
         if temporary.stat().st_size != size:
             raise EOFError(f"{path.name} is truncated")
