@@ -26,7 +26,7 @@ from train.tasks import classification
 MODELS = absl_flags.DEFINE_list("models", ["resnet50", "alexnet_owt"], "Networks to measure.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Batch size per device.", lower_bound=1)
 DTYPE = absl_flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the computation.")
-STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps per round; the median of three rounds counts.", lower_bound=1)
+STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps per round; results are medians of three rounds.", lower_bound=1)
 PEAK = absl_flags.DEFINE_float("peak_tflops", None, "The vendor's peak of one device in TFLOP/s.", lower_bound=1e-6)
 SHAPE, CLASSES = (224, 224, 3), 1000
 

@@ -25,7 +25,7 @@ MODELS = absl_flags.DEFINE_list(
     ["mlp", "vgg_like", "resnet20", "densenet40", "alexnet", "resnet18", "segnet_basic"],
     "Networks to measure.",
 )
-IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # CIFAR-10's, for noise.
+IMAGE_SHAPE, CLASSES, EXAMPLES, MEAN, STD = (32, 32, 3), 10, 50_000, (127.5,), (74.0,)  # CIFAR-10's sizes, for noise.
 LARGE_SHAPE, LARGE_CLASSES = (224, 224, 3), 1000
 
 

@@ -132,7 +132,7 @@ def main(config: LoopConfig) -> int:
     app.require(config.steps % LOG_EVERY == 0, f"--steps={config.steps}: must be a multiple of {LOG_EVERY}")
     with tempfile.TemporaryDirectory() as cache:
         cold = first_step(cache, config)
-        # Fill the cache with all programs; a killed run may have stored none. subprocess.run kills it after Ctrl-C.
+        # Fill the cache with all programs; a killed run may have stored none. Ctrl-C ends this run too.
         subprocess.run(
             [sys.executable, "-m", "experiments.classify", f"--workdir={cache}/run", f"--model={config.model}",
              f"--batch_size={config.batch_size}", f"--augment={config.augment}", "--steps=2"],

@@ -7,7 +7,7 @@ operations run at once, the time is divided among them. The kinds of operations 
 none runs, therefore add up to the step's time under the profiler. The table also has: the step's time without the
 profiler; the time of the C kernels in the step; their time alone, with each call compiled separately (the minimum of
 several measurements); and "between", the time of the unprofiled step minus the times of the kernels alone and of the
-other operations: waiting, starting, and cache contents that preceding operations have replaced.
+other operations: waiting, starting, and reloading data that preceding operations have evicted from the caches.
 """
 
 import collections

@@ -139,7 +139,7 @@ def curves(quick: bool, seconds: float) -> Iterator[Curve]:
     )  # fmt: skip
     yield curve("cores", "segnet_basic", "cores", cores, lambda count: segnet(count, scene, widths[-2], cores=count))
     yield curve(
-        "devices", f"cifar_resnet20, batch {2 * few} in all", "simulated devices", (1, 2, 4, 8),
+        "devices", f"cifar_resnet20, global batch {2 * few}", "simulated devices", (1, 2, 4, 8),
         lambda count: Point(count, "cifar_resnet20", 2 * few, small, devices=count),
     )  # fmt: skip
     yield curve("loader", "JPEGs", "cores", cores, lambda count: Point(count, "", 64 if quick else 512, cores=count))

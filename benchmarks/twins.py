@@ -2,10 +2,10 @@
 
 Measures the full update (forward, backward, SGD with momentum, batch norm statistics) in float32 on the CPU of an idle
 machine, for networks with the same layers, batch size and number of parameters. Both sides take turns in one run, never
-at the same time. First, every setting of the peer (memory layout, threads, compiled or not) is tried twice; the
-settings near the fastest one take part in the turns. The peer's result is the best median of the settings that are not
-compiled; the fastest compiled setting has its own column. With --forward_only, both only compute logits in evaluation
-mode.
+at the same time. First, every setting of the peer (memory layout, threads, compiled or not) is tried, uncompiled ones
+twice; the settings near the fastest one take part in the turns. The peer's result is the best median of the settings
+that are not compiled; the fastest compiled setting has its own column. With --forward_only, both only compute logits in
+evaluation mode.
 """
 
 import functools
@@ -38,9 +38,9 @@ PEER_PYTHON = absl_flags.DEFINE_string("peer_python", sys.executable, "Python th
 ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "Turns of each program; results are their medians.", lower_bound=1)
 SECONDS = absl_flags.DEFINE_float("seconds", 4.0, "Length of one turn; at least five steps.", 0.001, 3600.0)
 absl_flags.register_validator("seconds", lambda seconds: not math.isnan(seconds), "must be between 0.001 and 3600")
-JSON = absl_flags.DEFINE_bool("json", False, "Print JSON last, such as the ratio ours / peer of each network.")
+JSON = absl_flags.DEFINE_bool("json", False, "Also print the results as JSON, on the last line.")
 FORWARD = absl_flags.DEFINE_bool("forward_only", False, "Measure logits in evaluation mode instead of steps.")
-BATCH = absl_flags.DEFINE_integer("batch", None, "Batch size; by default that of each network.", lower_bound=1)
+BATCH = absl_flags.DEFINE_integer("batch", None, "Batch size; overrides the networks' own batch sizes.", lower_bound=1)
 NEAR = 1.3  # Settings slower than this factor times the fastest do not take part in the turns.
 
 
@@ -77,7 +77,7 @@ def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if "No module named 'torch'" in last:
-        raise PeerError(f"{PEER_PYTHON.value} has no torch; use --peer_python=PYTHON with one that has it")
+        raise PeerError(f"{PEER_PYTHON.value} has no torch; use --peer_python=PYTHON to specify a Python with torch")
     if done.returncode:
         raise PeerError(f"the peer failed: {last}: {' '.join(command)}")
     try:
@@ -190,7 +190,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def refuse(*names: str) -> None:
     """Raises UsageError if a flag without effect is given."""
     for name in names:
-        app.require(not absl_flags.FLAGS[name].present, f"--{name}: has no effect here")
+        app.require(not absl_flags.FLAGS[name].present, f"--{name} has no effect in this benchmark")
 
 
 def check() -> None:

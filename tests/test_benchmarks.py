@@ -156,7 +156,7 @@ def test_errors_are_one_line(measure, tmp_path):
 
 def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torch):
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
-    line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON with one that has it\n"
+    line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON to specify a Python with torch\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 

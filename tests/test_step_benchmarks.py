@@ -157,8 +157,8 @@ def test_growth_is_the_increase_of_time_per_work(measure, tmp_path):
 def test_unknown_curves_and_flags_without_effect_are_refused(measure):
     for module, flag, line in (
         ("scaling", "--curves=length", "--curves=length: must be one of depth, width, "),
-        ("scaling", "--batch=3", "--batch: has no effect here"),
-        ("profile_step", "--peer=peer.py", "--peer: has no effect here"),
+        ("scaling", "--batch=3", "--batch has no effect in this benchmark"),
+        ("profile_step", "--peer=peer.py", "--peer has no effect in this benchmark"),
         ("profile_step", "--models=vgg", "--models=vgg: must be one of mlp, "),
         ("checkouts", "--models=mlp", "--before is required: "),
     ):
