@@ -93,8 +93,8 @@ def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size
       (module, variables): the Linen module, with the number of classes of the weights, and its variables.
 
     Raises:
-      ModelError: The model is unknown, has no torchvision counterpart, or the entries do not match; the message lists
-        them.
+      ModelError: The model is unknown or has no torchvision counterpart.
+      StateDictError: The entries do not match the model; the message lists them.
     """
     layout = spec(name).torchvision
     if layout is None:

@@ -1,9 +1,9 @@
 """Boltzmann machines: networks of binary units (0.0 or 1.0) in which a state s has probability exp(-E(s)) / Z.
 
-The general machine (Ackley, Hinton & Sejnowski 1985, "A learning algorithm for Boltzmann machines") connects all units,
-the visible ones first. The restricted one (Smolensky 1986; Hinton 2002, "Training products of experts by minimizing
-contrastive divergence") connects visible units only to hidden ones. The states of small machines can be enumerated, so
-the quantities that a learning rule estimates can be computed exactly.
+The general machine (Ackley, Hinton & Sejnowski 1985, "A learning algorithm for Boltzmann machines") connects all units;
+the visible ones come first. The restricted one (Smolensky 1986; Hinton 2002, "Training products of experts by
+minimizing contrastive divergence") connects visible units only to hidden ones. The states of small machines can be
+enumerated, so the quantities that a learning rule estimates can be computed exactly.
 """
 
 from typing import NamedTuple

@@ -73,7 +73,7 @@ def gelu(x, *, guided: bool = False):
 
 
 def rectified_tanh(x, *, guided: bool = False):
-    """max(0, tanh x), elementwise: the lecture's rectified sigmoidal unit."""
+    """max(0, tanh x), elementwise: the rectified sigmoidal unit of the lecture (docs/lecture.md)."""
     return relu(jnp.tanh(x), guided=guided)
 
 

@@ -10,7 +10,7 @@ from models.rbf import squared_distances
 
 
 def linear_scores(weights_DK, x_BD):
-    """Scores [B, K]; the last row of the weights [D + 1, K] are the biases."""
+    """Scores [B, K]; the last row of the weights [D + 1, K] contains the biases."""
     return x_BD @ weights_DK[:-1] + weights_DK[-1][None]
 
 

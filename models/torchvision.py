@@ -96,7 +96,7 @@ def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionL
             misshapen.append(f"{given[name]} is {list(array.shape)}, expected {list(expected)}")
             return None
         if array.dtype.kind in "cbiu":  # Quantized weights, unusable without their scales.
-            invalid.append(f"{given[name]} is {array.dtype}, must be floating-point")
+            invalid.append(f"{given[name]} is {array.dtype}, expected floating-point")
             return None
         array = _flax_kernel(array, tree.shape, layout.flattened.get(layer)) if leaf == "kernel" else array
         with np.errstate(over="ignore"):

@@ -57,8 +57,8 @@ def test_missing_and_mismatched_entries_are_listed():
         ("fc.weight", lambda x: x.astype(np.float64) * 1e300, "fc.weight is not finite"),
         ("bn1.running_var", lambda x: -x, "bn1.running_var, a variance, is negative"),
         ("fc.weight", lambda x: x + 1j, "fc.weight is complex"),
-        ("fc.weight", lambda x: (100 * x).astype(np.int8), "fc.weight is int8, must be floating-point"),
-        ("fc.bias", lambda x: x > 0, "fc.bias is bool, must be floating-point"),
+        ("fc.weight", lambda x: (100 * x).astype(np.int8), "fc.weight is int8, expected floating-point"),
+        ("fc.bias", lambda x: x > 0, "fc.bias is bool, expected floating-point"),
         ("fc.bias", lambda x: x[:0], "missing: fc.bias, with one value per class"),
     ],
 )

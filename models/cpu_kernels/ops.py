@@ -197,7 +197,7 @@ def _conv_transpose_subpixel(x_BhwC, kernel, strides, padding, size):
 
 def _conv_transpose(x_BhwC, kernel, strides, padding, size):
     """`conv_transpose` in the fastest form for the platform."""
-    if strides == (1, 1):  # A convolution with the rotated kernel: the lecture's second equation of backpropagation.
+    if strides == (1, 1):  # A convolution with the rotated kernel: equation 2 of train/backpropagation.py.
         sides = zip(padding, kernel.shape, x_BhwC.shape[1:3], size, strict=False)
         pads = tuple((w - 1 - low, s + low - n) for (low, _), w, n, s in sides)
         return _conv_forward(x_BhwC, kernel[::-1, ::-1], strides, pads)
