@@ -8,13 +8,14 @@ import shutil
 import signal
 import socket
 
+import jax
 import numpy as np
 import pytest
 from commands import SignalAt
 from outcome import result
 
 from data import batches, stream
-from train.parallel import processes
+from train.parallel import devices, processes
 
 COMMON = ["--steps=80", "--batch_size=32", "--log_every=20", "--eval_every=40", "--save_every=10"]
 
@@ -95,7 +96,7 @@ def test_two_processes_equal_two_devices_of_one_process(whole, start, tmp_path):
 def test_two_processes_both_refuse_another_run(whole, pair):
     statuses, _, errors = pair(f"--workdir={whole[0]}", *RUN, "--seed=1")
     assert statuses == [1, 1], errors
-    assert "--seed=0 (stored), 1 (given)" in errors[0] and "another process of this run has stopped" in errors[1]
+    assert "--seed=0 (stored), 1 (given)" in errors[0] and "another process of this run failed" in errors[1]
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_two_processes_stop_and_resume_together(whole, tmp_path, pair):
 def test_processes_with_different_flags_are_refused(tmp_path, pair, own, message):
     statuses, _, errors = pair(f"--workdir={tmp_path / 'unlike'}", "--model=mlp", *COMMON, own=own)
     assert statuses == [1, 2] and message in errors[1], errors
-    assert "another process of this run has stopped" in errors[0]
+    assert "another process of this run failed" in errors[0]
 
 
 @pytest.mark.slow
@@ -138,6 +139,21 @@ def test_two_processes_shard_the_dense_layers(tmp_path, pair, start):
     done = start(HYBRID, f"--workdir={data}", *run, "--parallelism=data", "--fc_passes=1")
     assert "resuming from step" in done.stderr
     assert result(done)["loss"] == pytest.approx(resumed["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "count, accepted",
+    [(1, "at most {}, the number of devices on this machine"), (2, "{}, the number of devices of all 2 processes")],
+)
+def test_more_devices_than_exist_are_refused(monkeypatch, count, accepted):
+    number = len(jax.devices())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # Keeps the devices of this process.
+    monkeypatch.setattr(devices, "keep_memory", lambda: None)
+    monkeypatch.setattr(processes, "fail_together", contextlib.nullcontext)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    message = f"--devices={number + 1}: must be {accepted.format(number)}"
+    with pytest.raises(processes.DeviceError, match=f"^{message}$"):
+        devices.start_devices(number + 1)
 
 
 def test_incomplete_arguments_are_refused():

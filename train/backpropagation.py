@@ -19,8 +19,8 @@ Corrections and additions to the slides:
   share, like the weights, is the sum over the positions.
 * (1): softmax is not an elementwise function; with cross-entropy, the error at the output is delta^L = p - y, without
   sigma'.
-* Pooling has no weights: max pooling passes the error to the maximum, the first one at ties; average pooling spreads it
-  equally over the window.
+* Pooling has no weights: max pooling passes the error to the maximum, the first one if tied; average pooling spreads
+  it equally over the window.
 
 In the project's parameters, biases are added: bias = -b.
 """
@@ -110,7 +110,7 @@ def derivative(name: str, z, a, *, slope: float):
 
 
 def max_pooling(a_BHWC, window: int, stride: int):
-    """Returns (maxima, winner): `winner` is each maximum's position k * window + m in its window, the first at ties."""
+    """Returns (maxima, winner): `winner` is each maximum's position k * window + m in its window, the first if tied."""
     height, width = ((n - window) // stride + 1 for n in a_BHWC.shape[1:3])
     views = [seen(a_BHWC, k, m, stride, (height, width)) for k in range(window) for m in range(window)]
     stacked = jnp.stack(views)
@@ -215,7 +215,7 @@ def squared_error(a, z, target, *, activation: str, slope: float = 0.01):
 def gradients(
     params, batch_stats, batch, key, *, layers: Sequence[layer_specs.Layer], prepare: Callable, axis=None, rows=None
 ):
-    """As train.tasks.classification.autodiff: ((loss, (batch_stats, sums)), gradients) of this device's part of the
+    """Like train.tasks.classification.autodiff: ((loss, (batch_stats, sums)), gradients) of this device's part of the
     mean cross-entropy over the global batch."""
     image_key, _ = jax.random.split(key)
     labels = batch["label"]

@@ -124,7 +124,7 @@ class Checkpoints:
         parts = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
         manager = self._open()
         if step in self.steps():
-            # Saved after a signal, before its evaluation. The old copy is kept until the new one is complete.
+            # The step was saved after a signal, before its evaluation. Keep the old copy until the new one is complete.
             (self.folder / str(step)).rename(self.folder / f".{step}.previous")
             self._guard(manager.reload)
         self._guard(lambda: manager.save(step, args=parts, force=True))
@@ -208,7 +208,7 @@ class Checkpoints:
                 raise CheckpointError(f"cannot read {folder}: {' '.join(str(error).split())[:300]}") from error
             for path in (path for path in folder.rglob("*") if path.is_file()):
                 with contextlib.suppress(FileNotFoundError):
-                    path.read_bytes()  # OSError: it can't be read now and may be undamaged.
+                    path.read_bytes()  # An OSError propagates: the file can't be read now, but may be undamaged.
             raise _Damaged(str(error)) from error
 
     def _read(self, step: int, like, parts) -> tuple[dict, dict]:

@@ -78,7 +78,7 @@ def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
         total, previous = total if previous is None else add(total, previous), sums
     total = add(total, previous)
     if total["count"] != data.examples:
-        raise RuntimeError(f"the evaluation counted {total['count']} examples, the split has {data.examples}")
+        raise RuntimeError(f"the evaluation counted {total['count']} examples, but the split has {data.examples}")
     return total
 
 
@@ -118,7 +118,7 @@ def train(
     step, steps, recorder = int(state.step), DeviceSteps(task, devices), Recorder(output, record, int(state.step))
     metrics, timer = TrainingMetrics(record.get("sums")), Timer(record.get("seconds", 0.0))
     memory = host_memory.HeldMemory()
-    eval_sums, constants = None, dict[EvalData, Any]()  # Of the last evaluation; the constant sums of each split.
+    eval_sums, constants = None, dict[EvalData, Any]()  # The last evaluation's sums; each split's constant sums.
 
     def evaluated(state, split: EvalData):
         """The sums of an evaluation, None after a signal."""

@@ -95,7 +95,7 @@ class Workdir:
 
 
 def _is_row(row: list[str], columns: int) -> bool:
-    """Whether a row is a step and numbers or empty cells, as `append` writes them; other rows are dropped."""
+    """Whether a row consists of a step and numbers or empty cells, as `append` writes them; other rows are dropped."""
     try:
         return len(row) == columns and row[0].isdecimal() and all(float(cell or 0) is not None for cell in row)
     except ValueError:

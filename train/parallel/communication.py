@@ -60,7 +60,7 @@ def compiled_bytes(hlo: str, devices: int) -> float:
                 inside = sum(count(body) for body in re.findall(r"body=%?([\w.\-]+)", line))
                 trips = re.findall(r'known_trip_count\D*"(\d+)"', line)
                 if inside and not trips:
-                    raise ValueError(f"a loop with collectives of unknown length: {line.strip()[:120]}")
+                    raise ValueError(f"a loop with collectives has an unknown trip count: {line.strip()[:120]}")
                 total += inside * int(trips[0]) if inside else 0.0
             else:
                 for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line):

@@ -31,8 +31,10 @@ def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, 
 
     with processes.fail_together():
         if used > len(devices) or (process_count > 1 and used != len(devices)):
-            where = "this machine has" if process_count == 1 else f"{process_count} processes have"
-            raise DeviceError(f"--devices={used}: {where} {len(devices)}")
+            accepted = f"at most {len(devices)}, the number of devices on this machine"
+            if process_count > 1:
+                accepted = f"{len(devices)}, the number of devices of all {process_count} processes"
+            raise DeviceError(f"--devices={used}: must be {accepted}")
     simulated = " (simulated)" if cpu and used > process_count else ""
     simulated += f" in {process_count} processes" if process_count > 1 else ""
     return used, f"{used} {devices[0].device_kind} device{'s' if used > 1 else ''}{simulated}"

@@ -26,7 +26,7 @@ AGREE_EVERY = 10
 
 
 class DeviceError(Exception):
-    """The requested devices or processes can't be used: there are fewer, or the flags are inconsistent."""
+    """The requested devices or processes can't be used: fewer are available, or the flags are inconsistent."""
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -139,7 +139,7 @@ def fail_together() -> Iterator[None]:
     except Exception as error:
         failure = error
     if max_over_processes(failure is not None) and failure is None:
-        raise ConnectionError("another process of this run has stopped; its own message says why")
+        raise ConnectionError("another process of this run failed; see its error message")
     if failure is not None:
         raise failure
 

@@ -175,7 +175,7 @@ def precise_batch_norm(*, model, prepare, batches: Callable[[], Iterable], dtype
 
     Args:
       model: The module, without a mesh axis.
-      prepare: As `train_prepare` of `create`.
+      prepare: Same as `train_prepare` in `create`.
       batches: Returns the batches to average over.
       dtype: Type of the computation, as in `create`.
     """
