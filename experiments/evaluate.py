@@ -92,9 +92,12 @@ def _default_split(run, dataset) -> str:
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:
     """Raises UsageError if the given split does not exist or the classes differ from the run's."""
     known = ", ".join(dataset.splits)
-    require(not config.split or config.split in dataset.splits, f"--split={config.split}: {dataset.name} has {known}")
+    require(
+        not config.split or config.split in dataset.splits,
+        f"--split={config.split}: {dataset.name} has no such split, only {known}",
+    )
     ours, theirs = list(class_names), list(dataset.class_names)
-    require(ours == theirs, f"classes differ: {ours} in the run, {theirs} here")
+    require(ours == theirs, f"classes differ: {ours} in the run, {theirs} in the data set")
 
 
 def main(config: EvaluateConfig) -> int:
@@ -111,12 +114,12 @@ def main(config: EvaluateConfig) -> int:
     from train.task import eval_batch_size
 
     start_cache()
-    if not run.config.cpu_kernels:  # Gives bit-identical results to the run's own evaluation.
+    if not run.config.cpu_kernels:  # Gives results bit-identical to those of the run's own evaluation.
         ops.disable()
     kinds = {"segmentation": segmenter, "generation": generator, "reconstruction": autoencoder}
     kind = kinds.get(run.task, classifier)
     plain = config.tta is None and not config.skip_corrupt
-    require(plain or kind is classifier, "--tta and --skip_corrupt are supported for runs of classify")
+    require(plain or kind is classifier, "--tta and --skip_corrupt are supported only for runs of classify")
     trained = run
     run, dataset, experiment, class_table = kind(config, run)
     dataset = evaluation_data.held_out(trained, dataset)
@@ -124,8 +127,8 @@ def main(config: EvaluateConfig) -> int:
     split = config.split or _default_split(run, dataset)
     images, labels = dataset.splits[split]
     shape = tuple(images.shape[1:])
-    shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} here"
-    require(shape == experiment.info.image_shape, f"images differ: {shapes}")
+    shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} in the data set"
+    require(shape == experiment.info.image_shape, f"image shapes differ: {shapes}")
     state = stored_network.restore(experiment, run, config.checkpoint)
 
     eval_steps = filter(None, (experiment.task.eval_step, experiment.task.constant_eval_step))

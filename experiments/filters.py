@@ -166,7 +166,8 @@ def main(config: FiltersConfig) -> int:
     from models import summary
 
     run, layer = saved_run.read(config.workdir), config.layer
-    require(run.task == "classification", f"--workdir={config.workdir} contains a run of {run.task}, not of classify")
+    command = saved_run.COMMANDS[run.task]
+    require(command == "classify", f"--workdir={config.workdir} contains a run of {command}, not of classify")
     start_cache()
     run = run._replace(config=dataclasses.replace(run.config, tta="none"))  # No test-time augmentation.
     experiment = stored_network.experiment_from_run(run)
@@ -177,17 +178,17 @@ def main(config: FiltersConfig) -> int:
     names = names or [summary.layers(experiment.model, experiment.input_shape)[0].name]
     known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
     accepted = f"must be between 1 and {len(names)}: {known}"
-    accepted = f"{run.config.model} has no convolution; must be {known}" if dense else accepted
+    accepted = f"{run.config.model} has no convolution; must be 1 ({names[0]})" if dense else accepted
     require(layer <= len(names), f"--layer={layer}: {accepted}")
     name, path = names[layer - 1], run.workdir / f"filters_layer{layer}.png"
     guided = layer == 1 or hasattr(experiment.model, "guided")
-    require(guided, f"--layer={layer}: {run.config.model} has no guided gradients; only --layer=1 needs none")
+    require(guided, f"--layer={layer}: must be 1 for --model={run.config.model}, which has no guided gradients")
     state = stored_network.restore(experiment, run, config.checkpoint)
     if layer == 1:
         filters = classification_report.weight_images(state, run.config.model, name, experiment.input_shape)
         run_page.write_png(path, Image.fromarray(figures_filters.filter_grid(filters)))
-        mean = "" if filters.shape[-1] in (1, 3) else ", the mean over channels"
-        print(f"{name}: filters of {'x'.join(map(str, filters.shape[1:]))}, {len(filters)} in all{mean}: {path}")
+        mean = "" if filters.shape[-1] in (1, 3) else ", averaged over the channels"
+        print(f"{name}: {len(filters)} filters of {'x'.join(map(str, filters.shape[1:]))}{mean}: {path}")
         return 0
     dataset = classification.load_dataset(run.config)
     split = scoring_split(dataset)

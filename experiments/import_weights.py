@@ -62,7 +62,7 @@ def main(config: ImportWeightsConfig) -> int:
     if config.data_dir:
         names = classification.load_dataset(run_config).class_names
         if len(names) != model.num_classes:
-            both = f"has {len(names)} classes, the weights {model.num_classes}"
+            both = f"has {len(names)} classes, but the weights have {model.num_classes}"
             raise DataError(f"--data_dir={config.data_dir} {both}")
 
     # --- The state at step 0 with these weights.

@@ -33,10 +33,10 @@ def main(config: PredictConfig, files: list[str]) -> int:
     if run.task == "generation":
         return write_samples(config, run, files)
     for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
-        require(value is None, f"--{name}={value} is supported for runs of generate")
+        require(value is None, f"--{name}={value} is supported only for runs of generate")
     require(bool(files), "no image given: predict --workdir=W FILE ...")
     labels, classes = run.task == "classification", len(run.info.class_names)
-    require(labels or config.top == 1, "--top is supported for runs of classify")
+    require(labels or config.top == 1, "--top is supported only for runs of classify")
     require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
     start()
     import numpy as np
@@ -73,7 +73,7 @@ def start() -> None:
 def write_samples(config: PredictConfig, run, files: list[str]) -> int:
     """Writes samples and a grid of them as PNG files; prints the file names as CSV."""
     require(not files, f"a run of generate takes no image files; given: {' '.join(files)!r}")
-    require(config.top == 1, "--top is supported for runs of classify")
+    require(config.top == 1, "--top is supported only for runs of classify")
     if config.samples is None:
         raise app.UsageError("--samples=N must be given: the number of images to generate")
     start()

@@ -45,10 +45,10 @@ def main(config: PrepareConfig) -> int:
     if source and not (source.is_file() or (source.is_dir() and config.dataset == "camvid")):
         from data import DataError
 
-        what = "is a folder, must be an archive" if source.is_dir() else "no such file"
+        what = "must be an archive, not a folder" if source.is_dir() else "no such file"
         raise DataError(f"--source={config.source}: {what}")
     if config.dataset != "folder":
-        require(not config.split and not config.shards, "--split and --shards are supported by --dataset=folder")
+        require(not config.split and not config.shards, "--split and --shards are supported only by --dataset=folder")
     from data.prepare.lock import locked
 
     with locked(*targets(config)):

@@ -1,6 +1,6 @@
 """Prints a network's layers: python -m experiments.summary --model=cnn --image_size=28 [--json]
 
-With --parallelism=hybrid --devices=8 --batch_size=1024 also the bytes that each device sends per step and stores.
+With --parallelism=hybrid --devices=8 --batch_size=1024 it also prints the bytes each device sends per step and stores.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def main(config: SummaryConfig) -> int:
     given = {name: getattr(config, name) for name in ("devices", "batch_size", "mesh", "figure")}
     for name, value in given.items():
         require(value is None or bool(config.parallelism), f"--{name}={value} needs --parallelism=data or hybrid")
-    unused = f"--num_classes={config.num_classes} has no effect with --model={config.model}: it is unconditional"
+    unused = f"--num_classes={config.num_classes} has no effect with --model={config.model}, which uses no classes"
     require(config.num_classes is None or spec.task not in ("generation", "reconstruction"), unused)
     if spec.task == "reconstruction":
         model = models.create(config.model, classes, shape=image_shape, **classification.given_options(config))

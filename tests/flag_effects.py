@@ -217,14 +217,14 @@ EVALUATE = {
 PREDICT = {
     "workdir": output("OTHER_RUN"),
     "top": output(2),
-    "samples": refusal(3, "--samples=3 is supported for runs of generate"),
-    "seed": refusal(1, "--seed=1 is supported for runs of generate"),
-    "out": refusal("OTHER", "is supported for runs of generate"),
+    "samples": refusal(3, "--samples=3 is supported only for runs of generate"),
+    "seed": refusal(1, "--seed=1 is supported only for runs of generate"),
+    "out": refusal("OTHER", "is supported only for runs of generate"),
     "checkpoint": output("best"),
 }
 SAMPLE = {  # predict with a run of generate.
     "workdir": output("OTHER_GENERATOR", slow=True),
-    "top": refusal(2, "--top is supported for runs of classify", slow=True),
+    "top": refusal(2, "--top is supported only for runs of classify", slow=True),
     "samples": output(3, slow=True),
     "seed": output(1, slow=True),
     "out": output("OTHER", slow=True),
@@ -241,7 +241,7 @@ FILTERS = {
     "checkpoint": output("best"),
 }
 PREPARE = {
-    "dataset": refusal("camvid", "--split and --shards are supported by --dataset=folder", split="val"),
+    "dataset": refusal("camvid", "--split and --shards are supported only by --dataset=folder", split="val"),
     "source": output("OTHER_ARCHIVE"),
     "data_dir": output("OTHER"),
     "split": output("val"),

@@ -78,7 +78,7 @@ def test_alexnet_on_eight_devices_stays_within_the_papers_budget():
     "wrong, named",
     [
         ({"figure": "x.pdf"}, "--figure=x.pdf: must be a .png file name"),
-        ({"figure": "x.png", "mesh": "2x2"}, "--figure=x.png is supported for a single host, without --mesh"),
+        ({"figure": "x.png", "mesh": "2x2"}, "--figure=x.png is supported only for a single host, without --mesh"),
         ({"mesh": "2x3"}, "--devices=4 does not match --mesh=2x3"),
         ({"mesh": "4"}, "--mesh=4: must be HOSTSxLOCAL"),
         ({"devices": 1}, "--devices=1: must be 2 or more with --parallelism"),

@@ -60,7 +60,7 @@ def test_evaluation_on_images_of_another_size_agrees_with_predict(start, tmp_pat
     (tmp_path / "d" / "train" / "dog").rename(tmp_path / "d" / "train" / "wolf")
     (tmp_path / "d" / "test" / "dog").rename(tmp_path / "d" / "test" / "wolf")
     done = start("evaluate", workdir)
-    assert done.returncode == 2 and "['cat', 'dog'] in the run, ['cat', 'wolf'] here" in done.stderr
+    assert done.returncode == 2 and "['cat', 'dog'] in the run, ['cat', 'wolf'] in the data set" in done.stderr
     done = start("classify", workdir, f"--data_dir={tmp_path / 'd'}", *options)
     assert done.returncode == 1 and "class_names ['cat', 'dog'] (stored), ['cat', 'wolf'] (given)" in done.stderr
     shutil.rmtree(tmp_path / "d" / "train" / "wolf")

@@ -80,7 +80,7 @@ def test_evaluate_equals_the_runs_own_evaluation(whole, start):
     assert scores["accuracy"] == summary["accuracy"] and scores["fingerprint"] == summary["fingerprint"]
     assert scores["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     done = start("evaluate", f"--workdir={workdir}", "--tta=ten_view")
-    assert done.returncode == 2 and "--tta=ten_view is supported with --augment=crop24" in done.stderr
+    assert done.returncode == 2 and "--tta=ten_view is supported only with --augment=crop24" in done.stderr
     assert len((workdir / "confusion.csv").read_text().splitlines()) == 11
     assert result(start("evaluate", f"--workdir={workdir}", "--split=train"))["examples"] == 4000
 

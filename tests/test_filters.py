@@ -199,7 +199,7 @@ def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsy
         kernels = np.asarray(state.params["conv1"]["kernel"]).transpose(3, 0, 1, 2)
         with Image.open(tmp_path / "filters_layer1.png") as image:
             np.testing.assert_array_equal(np.asarray(image), figures_filters.filter_grid(kernels))
-        assert capsys.readouterr().out == f"conv1: filters of 5x5x1, 32 in all: {tmp_path}/filters_layer1.png\n"
+        assert capsys.readouterr().out == f"conv1: 32 filters of 5x5x1: {tmp_path}/filters_layer1.png\n"
     with pytest.raises(UsageError, match="--layer=4: must be between 1 and 3: 1 conv1, 2 conv2, 3 conv3$"):
         filters.main(FiltersConfig(str(tmp_path), 4))
     done = start("filters", f"--workdir={tmp_path}", "--layer=2")
@@ -219,7 +219,7 @@ def test_the_command_without_a_convolution_and_without_a_run(tmp_path, monkeypat
     templates = np.asarray(state.params["dense1"]["kernel"]).T.reshape(-1, 28, 28, 1)
     with Image.open(tmp_path / "run" / "filters_layer1.png") as image:
         np.testing.assert_array_equal(np.asarray(image), figures_filters.filter_grid(templates))
-    with pytest.raises(UsageError, match="--layer=2: mlp has no convolution; must be 1 dense1$"):
+    with pytest.raises(UsageError, match="--layer=2: mlp has no convolution; must be 1 \\(dense1\\)$"):
         filters.main(FiltersConfig(str(tmp_path / "run"), 2))
     with pytest.raises(workdir.WorkdirError, match="does not contain a run"):
         filters.main(FiltersConfig(str(tmp_path)))

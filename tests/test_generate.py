@@ -88,8 +88,8 @@ def test_a_run_of_generate(root, start, tmp_path):
     for command, flags, message in (
         ("predict", ["--samples=0"], "--samples=0: must be between 1 and 100000"),
         ("predict", [], "--samples=N must be given"),
-        ("predict", ["--samples=1", "--top=2"], "--top is supported for runs of classify"),
-        ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has test, train"),
+        ("predict", ["--samples=1", "--top=2"], "--top is supported only for runs of classify"),
+        ("evaluate", ["--split=nosuch"], "--split=nosuch: folder has no such split, only test, train"),
         ("predict", ["--samples=1", "x.png"], "takes no image files; given: 'x.png'"),
         ("evaluate", ["--split=train"], "--split=train: samples are compared with images not used for training"),
     ):
@@ -100,7 +100,11 @@ def test_a_run_of_generate(root, start, tmp_path):
 def test_bad_input_is_one_line(root, start, tmp_path):
     for flags, status, message in (
         (["--image_size=28"], 2, "--image_size=28: must be 32 or 64"),
-        ([*SHORT, f"--data_dir={root}", "--eval_split=val"], 2, "--eval_split=val: folder has test, train"),
+        (
+            [*SHORT, f"--data_dir={root}", "--eval_split=val"],
+            2,
+            "--eval_split=val: folder has no such split, only test, train",
+        ),
     ):
         done = start("generate", f"--workdir={tmp_path / 'w'}", *flags)
         assert done.returncode == status and message in done.stderr, done.stderr

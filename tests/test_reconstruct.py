@@ -229,7 +229,7 @@ def test_a_run(model, start, tmp_path):
     done = start("predict", f"--workdir={workdir}", rows[0]["reconstruction"])
     assert done.returncode == 2 and "is in the output folder" in done.stderr
     done = start("predict", f"--workdir={workdir}", "--top=3", files[0])
-    assert done.returncode == 2 and done.stderr == "error: --top is supported for runs of classify\n"
+    assert done.returncode == 2 and done.stderr == "error: --top is supported only for runs of classify\n"
 
 
 def test_a_state_that_does_not_fit_in_memory_is_an_error_at_once(monkeypatch):

@@ -206,8 +206,16 @@ def test_bad_input_is_one_line(root, start, tmp_path):
         (["--dataset=camvid"], 1, "--dataset=camvid requires --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not supported by --dataset=digit_scenes"),
         (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
-        (["--eval_split=train"], 2, "--eval_split=train: digit_scenes generates new training scenes"),
-        (["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"], 2, "--eval_split=dev: camvid has train, val"),
+        (
+            ["--eval_split=train"],
+            2,
+            "--eval_split=train: digit_scenes generates new training scenes in each step; must be test, or val",
+        ),
+        (
+            ["--dataset=camvid", f"--data_dir={root}", "--eval_split=dev"],
+            2,
+            "--eval_split=dev: camvid has no such split, only train, val",
+        ),
         (
             ["--dataset=camvid", f"--data_dir={root}", "--image_size=16"],
             2,

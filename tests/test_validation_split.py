@@ -123,7 +123,7 @@ def test_the_splits_for_evaluation_and_for_the_final_score():
         dataset = Dataset("d", dict.fromkeys(names, (np.zeros(1), np.zeros(1))), ("a", "b"))
         assert (eval_split(dataset), scoring_split(dataset)) == (during, after)
         assert eval_split(dataset, "train") == "train"
-    with pytest.raises(UsageError, match="--eval_split=dev: d has train, val"):
+    with pytest.raises(UsageError, match="--eval_split=dev: d has no such split, only train, val"):
         eval_split(dataset, "dev")
 
 
@@ -214,4 +214,4 @@ def test_moved_images_are_held_out_identically(start, tmp_path):
     assert result(start(*evaluate, "--split=train"))["examples"] == 12
     Image.new("L", (6, 6), 7).save(tmp_path / "moved/train/dark/0.png")  # The data now differ.
     done = start(*evaluate, "--split=val")
-    assert done.returncode == 2 and "--split=val: folder has test, train" in done.stderr
+    assert done.returncode == 2 and "--split=val: folder has no such split, only test, train" in done.stderr

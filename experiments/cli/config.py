@@ -40,11 +40,13 @@ class RunConfig:
     eval_every: int = option(0, "Steps between evaluations; 0: a tenth of the run.", "[0, inf)")
     log_every: int = option(10, "Steps between rows of metrics.csv.", "[1, inf)")
     save_every: int = option(0, "Steps between checkpoints; 0: after each evaluation only.", "[0, inf)")
-    keep: int = option(2, "Newest checkpoints to keep; with a split val also the best.", "[1, inf)", resumable=True)
+    keep: int = option(
+        2, "Newest checkpoints to keep, besides the best one on a validation split.", "[1, inf)", resumable=True
+    )
     dry_run: bool = option(
         False,
-        "Check all flags at full size, then run two steps, an evaluation and a save with a small batch. All outputs "
-        "are discarded.",
+        "Check all flags and trace a training step at full size, then run two steps, an evaluation and a save with a "
+        "small batch. All outputs are discarded.",
         resumable=True,
     )
     dry_run_data: bool = option(False, "With --dry_run: use random images instead of the data set.", resumable=True)
@@ -61,7 +63,7 @@ class OptimizerConfig:
     nesterov: bool = option(False, "Use Nesterov momentum in sgd.")
     weight_decay: float = option(
         0.0,
-        "Weight decay. sgd, adam: L2 regularization, added to the gradient. adamw, muon: decoupled, the update also "
+        "Weight decay. sgd, adam: L2 regularization, added to the gradient. adamw, muon: decoupled; the update also "
         "subtracts learning rate x decay x weight.",
         "[0, inf)",
     )

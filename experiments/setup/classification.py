@@ -56,9 +56,7 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
         streamed or augmentation not in ("crop", "resized_crop"),
         f"--augment={augmentation} {supported} with images of more than 64 pixels a side, or with --image_size",
     )
-    require(
-        not (config.alternate_flip and streamed), "--alternate_flip is supported for images held in memory, not streams"
-    )
+    require(not (config.alternate_flip and streamed), "--alternate_flip is supported only for images held in memory")
     if config.train_batches:
         dataset = cifar10.train_on(dataset, config.train_batches)
     dataset = hold_out(dataset, config.val_fraction)

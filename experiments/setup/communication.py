@@ -104,7 +104,7 @@ def start(model, *, hybrid: bool, devices, batch_size, mesh, figure) -> Plan:
         hosts, local = (int(number) for number in match.groups()) if match else (1, 1)
         require(devices in (None, hosts * local), f"--devices={devices} does not match --mesh={mesh}")
         devices = hosts * local
-    require(figure is None or mesh is None, f"--figure={figure} is supported for a single host, without --mesh")
+    require(figure is None or mesh is None, f"--figure={figure} is supported only for a single host, without --mesh")
     require(figure is None or figure.lower().endswith(".png"), f"--figure={figure}: must be a .png file name")
     require(devices is not None and devices > 1, f"--devices={devices}: must be 2 or more with --parallelism")
     require(

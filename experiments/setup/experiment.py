@@ -58,7 +58,9 @@ def train_split(dataset: Dataset) -> tuple[Any, Any]:
 def eval_split(dataset: Dataset, given: str | None = None) -> str:
     """The split that a run is evaluated on: `given`, else val, else validation (the name in tfds), else test."""
     known = ", ".join(dataset.splits)
-    require(not given or given in dataset.splits, f"--eval_split={given}: {dataset.name} has {known}")
+    require(
+        not given or given in dataset.splits, f"--eval_split={given}: {dataset.name} has no such split, only {known}"
+    )
     return given or _first(dataset, ("val", "validation", "test"))
 
 

@@ -25,18 +25,24 @@ def make_prepare(config: ClassifyConfig, info):
         require(value <= most, f"--{name}={value}: must be between 0 and {most} pixels")
     crop = {"crop24": 24, "crop": config.image_size or stream.SIZE}.get(kind)
     if crop:
-        require(min(height, width) >= crop, f"--augment={kind} needs {crop}x{crop} pixels, not {height}x{width}")
+        require(
+            min(height, width) >= crop,
+            f"--augment={kind} needs images of at least {crop}x{crop} pixels, not {height}x{width}",
+        )
         crop_fn = functools.partial(augment.ten_views if views == "ten_view" else augment.center_crop, size=crop)
     else:
         require(
             views != "ten_view",
-            "--tta=ten_view is supported with --augment=crop24, and for images of more than 64 pixels a side with "
+            "--tta=ten_view is supported only with --augment=crop24, and for images of more than 64 pixels a side with "
             "--augment=crop or in evaluate",
         )
         crop_fn = None
 
     noise = config.colour_noise
-    require(not noise or (channels == 3 and kind != "digits"), "--colour_noise needs color images")
+    require(
+        not noise or (channels == 3 and kind != "digits"),
+        "--colour_noise needs color images and an --augment other than digits",
+    )
 
     def train(images, keys):
         if kind == "digits":

@@ -48,7 +48,7 @@ def _load_scenes(val_fraction: float) -> Dataset:
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
-    """Random images and labels, with as many per split as CamVid has."""
+    """Random images and labels in splits of the same sizes as CamVid's."""
     random, shape = np.random.default_rng(0), size or (360, 480)
     splits = {}
     for split, count in (("train", 367), ("val", 101), ("test", 233)):
@@ -68,7 +68,8 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
     require(not (scenes and config.dry_run_data), "--dry_run_data is supported by --dataset=camvid only")
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
-        raise UsageError(f"--{flag}=train: digit_scenes generates new training scenes in each step; must be test")
+        accepted = "test, or val for runs with --val_fraction"
+        raise UsageError(f"--{flag}=train: digit_scenes generates new training scenes in each step; must be {accepted}")
     if scenes:
         return _load_scenes(config.val_fraction)
     only = None if config.val_fraction else split  # Images are held out of train.

@@ -100,7 +100,9 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be less than the run's {steps} steps")
     given = () if config.drops == type(config).drops else config.drops  # The default drops may come too late.
     late = [drop for drop in given if round(steps * drop) >= steps]
-    require(not late, f"--drops={options.given(late)} has no effect: no steps remain after it, the run has {steps}")
+    require(
+        not late, f"--drops={options.given(late)} has no effect: no steps remain after it in a run of {steps} steps"
+    )
     require(getattr(config, "sync_bn", True) or device_count > 1, "--nosync_bn has no effect on one device")
     return steps
 
