@@ -195,7 +195,7 @@ RECONSTRUCT = {
     "val_fraction": Row(DATA, 0.25),
     "dry_run_data": Row(DATA, True, {"dry_run": True}, slow=True),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=autoencoder"),
-    "data_dir": Row(DATA, "OTHER_PICTURES", {"dataset": "folder", "data_dir": "PICTURES"}),
+    "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES"}),
     "dataset": Row(DATA, "cifar10"),
     "skip_corrupt": Row(DATA, True, {"dataset": "folder", "data_dir": "CORRUPT"}),
     "model": program("sparse", hidden=None),

@@ -125,7 +125,10 @@ class Places(dict):
         return self[name]
 
     def given(self, value):
-        return self[value] if isinstance(value, str) and hasattr(self, f"make_{value.lower()}") else value
+        if isinstance(value, str) and hasattr(self, f"make_{value.lower()}"):
+            return self[value]
+        assert not (isinstance(value, str) and value.isupper() and len(value) > 1), f"no placeholder named {value}"
+        return value
 
     def make_w(self, path):
         return path
