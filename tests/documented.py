@@ -27,7 +27,7 @@ COMMANDS = {
     for package in ("experiments", "benchmarks")
 }
 NAME = "|".join(map(re.escape, sorted(COMMANDS["experiments"], key=len, reverse=True)))
-STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME})( --| picture)")
+STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME}) --")
 # In running text, a command ends before the first word that is neither a flag nor a placeholder for a file.
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
 IN_TEXT = re.compile(

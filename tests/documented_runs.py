@@ -193,7 +193,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 "
     "--steps=5": Omitted("needs torch, which the project does not install"),
     "benchmarks.fit --data_dir=FOLDER [--models=alexnet_owt,vgg11,...]": Omitted(
-        "takes 20 minutes for alexnet_owt, which trains up to an accuracy; benchmarks.fit is tested with vgg11_bn"
+        "takes 20 minutes for alexnet_owt, which trains to a target accuracy; benchmarks.fit is tested with vgg11_bn"
     ),
     "benchmarks.gan --peer_python=PYTHON [--rounds=3]": Run("--models=dcgan32", PEER, fails=NO_TORCH),
     "benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]": Run(

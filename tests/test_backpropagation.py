@@ -67,9 +67,9 @@ def test_training_steps_equal_autodiff(name, options, double):
         batch = batch_of((6, 28, 28, 1), dtype)
         ours, theirs = (jax.jit(task.train_step) for task in reversed(tasks(name, options)))
         state = jax.jit(tasks(name, options)[0].init)(jax.random.key(1))
-        # The optimizer's momentum after one step is the gradient.
         state = in_double(state) if double else state
         (one, sums), (other, other_sums) = ours(state, batch), theirs(state, batch)
+        # The optimizer's momentum after one step is the gradient.
         assert tree_error(one.opt_state, jax.device_get(other.opt_state)) < bound
         assert tree_error(sums, jax.device_get(other_sums)) < bound
         for _ in range(9 if double else 4):

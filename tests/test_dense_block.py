@@ -1,4 +1,4 @@
-"""Compares CPU implementations of networks with the plain ones: dense blocks by kernels, scans over equal blocks."""
+"""Compares implementations for CPUs with the plain ones: dense blocks with C kernels, scans over equal blocks."""
 
 import functools
 

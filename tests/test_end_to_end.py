@@ -61,7 +61,7 @@ def test_golden_losses(command, start, digits, tmp_path):
 
 
 # The bounds on scores are at least four standard deviations from the mean over seeds. The learning rates are near the
-# best for so few steps: runs with a tenth of them or ten times as much miss the bounds.
+# best for so few steps: runs with a tenth or ten times the learning rate miss the bounds.
 
 
 @pytest.fixture(scope="module")

@@ -221,7 +221,7 @@ def test_a_dry_run_on_generated_images(start, tmp_path):
     assert done.returncode == 2 and "need --parallelism=hybrid" in done.stderr
 
 
-def test_a_bad_grid_is_one_line(start, tmp_path):
+def test_a_bad_grid_is_a_one_line_error(start, tmp_path):
     for grid in ("seed=4..0", "seed=1,1", "seed='1", "workdir=a", "seed", "", "seed=0..99999999"):
         done = start("sweep", f"--workdir={tmp_path / 's'}", f"--grid={grid}", "--print_commands")
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--grid" in done.stderr
@@ -269,7 +269,7 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("flag", BAD_FLAGS)
-def test_a_bad_flag_is_one_line_and_status_2(start, tmp_path, flag):
+def test_a_bad_flag_is_a_one_line_error_with_status_2(start, tmp_path, flag):
     done = start("classify", f"--workdir={tmp_path / 'w'}", *flag.split())
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and BAD_FLAGS[flag] in done.stderr
@@ -321,7 +321,7 @@ def test_a_refused_start_leaves_no_folder(start, tmp_path):
 
 
 @pytest.mark.parametrize("mean", [[None], [[1], [2, 3]], "x"])
-def test_a_damaged_run_json_is_one_line(whole, start, tmp_path, mean):
+def test_a_damaged_run_json_is_a_one_line_error(whole, start, tmp_path, mean):
     shutil.copytree(whole[0], tmp_path / "w")
     run = json.loads((tmp_path / "w" / "run.json").read_text())
     (tmp_path / "w" / "run.json").write_text(json.dumps(run | {"mean": mean}))

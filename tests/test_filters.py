@@ -124,7 +124,7 @@ def fields(name, layer, shape):
         ("lenet", "c3", (28, 28, 1), -2, 2, 14),  # Two pixels of padding; 5x5, pool 2, 5x5.
         ("cuda_convnet", "conv2", (24, 24, 3), -6, 2, 15),  # 5x5, pool 3 of stride 2, 5x5.
         ("dcnn", "block1_conv2", (32, 32, 3), -3, 2, 9),  # 2x2 whitening, padded 3x3, pool 2, 3x3.
-        ("cifar_resnet20", "stage2_block1/conv2", (32, 32, 3), -10, 2, 21),  # Seven 3x3, stride 2, its own 3x3.
+        ("cifar_resnet20", "stage2_block1/conv2", (32, 32, 3), -10, 2, 21),  # Seven 3x3, 3x3 of stride 2, 3x3.
     ],
 )
 def test_receptive_fields_against_a_hand_calculation(name, layer, shape, first, stride, size):

@@ -219,7 +219,7 @@ def test_frechet_distance_of_known_gaussians():
     found = gan_scores.frechet_distance((np.zeros(3), a), (np.array([1.0, 2.0, 2.0]), b))
     assert found == pytest.approx(9 + 1 + 0 + 6.25)
     assert gan_scores.frechet_distance((np.ones(3), a), (np.ones(3), a)) == pytest.approx(0, abs=1e-9)
-    few = np.random.default_rng(0).normal(size=(5, 16))  # Fewer examples than features, so it is singular.
+    few = np.random.default_rng(0).normal(size=(5, 16))  # Fewer examples than features: the covariance is singular.
     singular = few.mean(0), np.cov(few.T)
     assert gan_scores.frechet_distance(singular, singular) == 0.0
 

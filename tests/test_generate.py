@@ -97,7 +97,7 @@ def test_a_run_of_generate(root, start, tmp_path):
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_bad_input_is_one_line(root, start, tmp_path):
+def test_bad_input_is_a_one_line_error(root, start, tmp_path):
     for flags, status, message in (
         (["--image_size=28"], 2, "--image_size=28: must be 32 or 64"),
         (

@@ -22,7 +22,7 @@ class Base:
 class Config(Base):
     """Special"""
 
-    batch_size: int = option(8, "Images a step.", f"[1, {2**31 - 1}]")
+    batch_size: int = option(8, "Global batch size.", f"[1, {2**31 - 1}]")
     kind: str = option("one", "Which.", choices=("one", "two"))
     slope: float | None = option(None, "Slope.", "(-inf, inf)")
     sizes: tuple[int, ...] = option((3, 4), "Sizes.", "[1, 100]")
@@ -81,7 +81,7 @@ def test_the_text_has_usage_example_and_flags():
         "example: python -m a.b --x=1",
     ]
     at = lines.index("  --batch_size=N  (default 8; 1 or more)")
-    assert lines[at + 1] == "      Images a step." and max(map(len, lines)) < 100
+    assert lines[at + 1] == "      Global batch size." and max(map(len, lines)) < 100
 
 
 def test_the_page_of_all_commands_is_up_to_date():

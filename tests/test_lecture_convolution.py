@@ -73,7 +73,7 @@ def test_shifting_and_rotating_images():
 
 
 def test_pooling_is_invariant_within_a_window():
-    """If a feature moves within its window, the maximum stays; the unpooled features change by sqrt(2)."""
+    """If a feature moves within its window, the maximum is unchanged; the unpooled features change by sqrt(2)."""
     before, after = np.zeros((2, 1, 8, 8, 1), np.float32)
     before[0, 4, 4], after[0, 7, 6] = 3.0, 3.0
     pools = {name: pool for name, (*_, pool) in pooling.POOLS.items()}

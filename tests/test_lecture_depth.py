@@ -127,7 +127,7 @@ def test_choice_of_data_set(tmp_path, monkeypatch):
 
 
 def run_small(module, name, workdir, **options):
-    """(lesson.json, summary.json) of a small run of a topic, after checks of formula and figures."""
+    """(lesson.json, summary.json) of a short run of a topic, after checks of its formula and figures."""
     defaults = {option: default for option, (default, _) in ({"seeds": topic.SEEDS} | module.OPTIONS).items()}
     taken = defaults | options
     assert topic.run(name, module.experiment, workdir=str(workdir), options=taken) == 0
@@ -140,7 +140,7 @@ def run_small(module, name, workdir, **options):
 
 
 @pytest.mark.slow
-def test_dropout_in_small(tmp_path, monkeypatch, mnist5k):
+def test_short_run_of_dropout(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(dropout, "MASKS", 100)
     found, numbers = run_small(dropout, "dropout", tmp_path, seeds=2, steps=8, hidden=36)
@@ -178,7 +178,7 @@ def test_standard_error_of_gap():
 
 
 @pytest.mark.slow
-def test_plain_vs_residual_in_small(tmp_path, monkeypatch, mnist5k):
+def test_short_run_of_plain_vs_residual(tmp_path, monkeypatch, mnist5k):
     """With stand-in networks. plain-56 learns nothing, which the text and numbers must state."""
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
     monkeypatch.setattr(narrow_nets, "NarrowNet", Shallow)

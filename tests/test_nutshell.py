@@ -41,7 +41,7 @@ def test_the_script_lists_every_command_with_a_summary(start):
     assert rows["classify"] == "Trains and evaluates a classifier"
 
 
-def test_an_unknown_command_is_one_line(start):
+def test_an_unknown_command_is_a_one_line_error(start):
     done = start("__main__", "clasify", "--workdir=w")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: unknown command 'clasify'; known: ")

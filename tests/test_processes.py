@@ -45,7 +45,7 @@ from experiments.cli import app
 
 app.run(classify.main, classify.ClassifyConfig)
 """
-# Only in the second process, at the third exchange of the processes after a step.
+# Sent only in the second process, at the third exchange between the processes during training.
 STOP_SECOND = SignalAt(signal.SIGTERM, "train.parallel.processes:max_over_processes", 8)
 
 

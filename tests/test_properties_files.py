@@ -279,7 +279,7 @@ WRONG = ("unknown", "-1", "+0", "00", "1.0", "0x0", "\u0660", "0,", "")
 
 @settings(COMMON, max_examples=150)
 @given(content=labelled(), data=st.data())
-def test_an_invalid_label_file_is_refused_by_name(content, data):
+def test_the_error_of_an_invalid_label_file_names_the_file(content, data):
     names, labels, keys, lines = content
     place = data.draw(st.integers(0, len(lines) - 1))
     image, name = lines[place]

@@ -1,4 +1,4 @@
-"""Tests of the training loop's schedule: images per second, measured by a fake clock, and constant evaluations."""
+"""Tests of the training loop's schedule: images per second, measured by a fake clock, and metrics computed once."""
 
 import time
 import types

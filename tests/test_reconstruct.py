@@ -34,8 +34,8 @@ MODELS = ("autoencoder", "denoising", "sparse", "variational")
 SHORT = ["--batch_size=8", "--steps=4", "--save_every=1", "--eval_every=2", "--log_every=1", "--code=3"]
 
 
-def pictures(root, **splits):
-    """Color images of two classes, with (number, size) for each split."""
+def write_images(root, **splits):
+    """Writes color images of two classes, given (images per class, size) for each split, and returns their folder."""
     random = np.random.default_rng(0)
     for split, (count, size) in splits.items():
         for name in "ab":
@@ -80,7 +80,7 @@ FAST = [pytest.param(model, marks=[] if model == "denoising" else pytest.mark.sl
 
 
 @pytest.mark.parametrize("model", FAST)
-def test_two_devices_are_one(model):
+def test_two_devices_equal_one(model):
     """The noise of an example depends on its row in the global batch."""
     (_, one, scores), (_, two, others) = trained(model, 1), trained(model, 2)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), one, two)
@@ -97,7 +97,7 @@ def test_a_partial_batch_is_evaluated_exactly(model):
     assert set(scores) == set(experiment.task.metrics) and experiment.task.best == ("loss", "min")
 
 
-def test_an_image_without_error_does_not_decide_the_mean():
+def test_an_image_without_error_does_not_dominate_the_mean():
     """Before its first step, a sparse autoencoder reconstructs black images, such as a batch's padding, exactly."""
     _, experiment = small_run("sparse", 1)
     batch = {"image": np.zeros((2, 5, 6, 3), np.uint8), "row": np.arange(2), "mask": np.array([1, 0], np.float32)}
@@ -137,12 +137,12 @@ def test_a_value_out_of_bounds_is_refused(flag, accepted):
     assert accepted in str(caught.value)
 
 
-def test_images_that_it_does_not_take_are_one_line(tmp_path, start):
+def test_unsupported_images_are_a_one_line_error(tmp_path, start):
     for name, splits, message in (
         ("sizes", {"train": (2, (5, 7)), "test": (1, (6, 7))}, "the image sizes differ between splits"),
         ("large", {"train": (1, (65, 7)), "test": (1, (65, 7))}, "--dataset=folder has larger images"),
     ):
-        config = ReconstructConfig(dataset="folder", data_dir=str(pictures(tmp_path / name, **splits)))
+        config = ReconstructConfig(dataset="folder", data_dir=str(write_images(tmp_path / name, **splits)))
         with pytest.raises(data.DataError, match=re.escape(message)) as caught:
             reconstruction.load_dataset(config)
         assert "images of one size, of up to 64 pixels a side" in str(caught.value) and "--image" not in str(
@@ -186,7 +186,7 @@ def test_rows_of_colour_images_keep_their_shape():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run(model, start, tmp_path):
-    root = pictures(tmp_path / "pictures", train=(12, (5, 7)), test=(3, (5, 7)))
+    root = write_images(tmp_path / "images", train=(12, (5, 7)), test=(3, (5, 7)))
     run = [f"--model={model}", *SHORT, "--dataset=folder", f"--data_dir={root}", "--val_fraction=0.25"]
     run = [flag.replace("code=3", "code=2") if model == "variational" else flag for flag in run]
     workdir = tmp_path / "whole"
@@ -248,10 +248,10 @@ def test_a_state_that_does_not_fit_in_memory_is_an_error_at_once(monkeypatch):
 @pytest.mark.slow
 def test_other_images_are_scored(start, tmp_path):
     """Images of another size and with other classes; an autoencoder does not use classes."""
-    root = pictures(tmp_path / "own", train=(6, (5, 7)), test=(3, (5, 7)))
+    root = write_images(tmp_path / "own", train=(6, (5, 7)), test=(3, (5, 7)))
     run = [*SHORT, "--dataset=folder", f"--data_dir={root}"]
     whole = result(start("reconstruct", f"--workdir={tmp_path / 'w'}", *run))
-    other = pictures(tmp_path / "other", test=(2, (9, 12)))
+    other = write_images(tmp_path / "other", test=(2, (9, 12)))
     (other / "test" / "b").rename(other / "test" / "c")
     found = result(start("evaluate", f"--workdir={tmp_path / 'w'}", f"--data_dir={other}"))
     assert (found["examples"], found["fingerprint"]) == (4, whole["fingerprint"]) and found["loss"] != whole["loss"]

@@ -62,7 +62,7 @@ def page_parts(tmp_path):
         "command": f"python -m train --name '{EVIL}' --note \"a & b\"",
         "figures": [(f'Confusion " onerror="x {EVIL}', EVIL, path)],
         "tables": [(f'Classes " {EVIL}', ["class", EVIL], [[EVIL, 0.5], ["b", None]])],
-        "resume_note": f"Go on with --resume {EVIL}",
+        "resume_note": f"Resume with {EVIL}",
     }
 
 

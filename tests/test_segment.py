@@ -200,7 +200,7 @@ def test_recipe(path, start):
     assert (int(parameters), *map(float, rates)) == pytest.approx(known[model], rel=1e-4)
 
 
-def test_bad_input_is_one_line(root, start, tmp_path):
+def test_bad_input_is_a_one_line_error(root, start, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     for flags, status, message in (
         (["--dataset=camvid"], 1, "--dataset=camvid requires --data_dir"),

@@ -67,7 +67,7 @@ def test_loss_and_metrics_against_loops():
 
 
 @pytest.mark.parametrize("through", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
-def test_devices_with_unequal_void_give_the_same_gradient(through):
+def test_devices_with_different_numbers_of_void_pixels_give_the_same_gradient(through):
     batch, found = batch_of(8), {}
     with jax.enable_x64(True):
         for devices in (1, 4):

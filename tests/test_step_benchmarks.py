@@ -121,7 +121,7 @@ def test_measurements_of_two_checkouts_alternate(measure):
 
 
 @pytest.mark.slow
-def test_a_checkout_that_does_not_start_is_one_line(measure, tmp_path):
+def test_a_checkout_that_does_not_start_is_a_one_line_error(measure, tmp_path):
     package = tmp_path / "other" / "benchmarks"
     package.mkdir(parents=True)
     done = measure("checkouts", f"--before={tmp_path / 'other'}")

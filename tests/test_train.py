@@ -78,7 +78,7 @@ def test_golden_loss_of_the_first_step(mnist5k):
 
 
 def test_momentum_is_carried_from_step_to_step(mnist5k):
-    """With and without the momentum m of the first step, second steps differ by 0.9 m, where m is the first step."""
+    """The second updates with and without the momentum of the first step differ by 0.9 times the first update."""
     task = classification.create(
         model=models.create("perceptron", 10),
         optimizer=optax.sgd(0.1, momentum=0.9),

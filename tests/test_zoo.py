@@ -38,7 +38,7 @@ def card(name: str, run) -> Card:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces the zoo by two networks; a list of the (name, seed) pairs that were trained."""
+    """Replaces the zoo by two networks and returns the list of the (name, seed) pairs that were trained."""
     done: list[tuple[str, int]] = []
 
     def make(name):

@@ -129,7 +129,7 @@ def test_shifted_images():
 
 
 def test_report_of_the_convolutional_network():
-    """The verdict depends on the digits as they are and shifted by 2 pixels."""
+    """The verdict depends on the accuracies for digits as they are and for digits shifted by 2 pixels."""
     good, bad, mixed = [0.9] * 6, [0.8] * 6, [0.9] * 2 + [0.7] * 4
     findings = depth.report_deep_convolutional([{"lenet": good, "mlp": bad}])
     assert findings.numbers.keys() == findings.baseline.keys() == {"test_accuracy", "test_accuracy_moved_2_pixels"}

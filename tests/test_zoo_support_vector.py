@@ -118,7 +118,7 @@ def test_two_examples_have_a_closed_form():
 
 def test_with_one_class_a_dual_step_changes_nothing():
     x, y = points(5)
-    state = support_vector.DualState(jnp.zeros(5), jnp.arange(5.0))  # The last could grow, but none can fall.
+    state = support_vector.DualState(jnp.zeros(5), jnp.arange(5.0))  # The last can increase, but none can decrease.
     kernel = margins.KERNEL(x, x, 1.0)
     step = jax.jit(functools.partial(support_vector.dual_step, cost=1.0))
     after, sums = step(state, {"kernel": kernel, "label": jnp.ones(5)})

@@ -42,7 +42,8 @@ PLAIN static void compare(const Array *found, const double *expected, double tol
   pthread_mutex_unlock(&results);
 }
 
-// Runs a call with one thread and with several, which must give bitwise equal results, and compares the first result.
+// Runs a call with one thread and with several, which must give bitwise equal results, and compares its first result
+// array with the expected values.
 static void check(Call *c, const double *expected, double tolerance, const char *what) {
   Array *y = c->results[0];
   float *before = malloc(4 * y->floats);
@@ -288,7 +289,7 @@ static void check_batch_norm(int64_t channels, int64_t pixel) {
 
 enum { MOMENTS };  // In addition to the values of Part.
 
-// `shortcut` adds the optional arrays. a is scale or scale / 2, so that all values are exact.
+// `shortcut` adds the optional arrays. The variances are 0.5 or 4.
 static Call norm_call(int kind, int64_t pixels, int64_t channels, int shortcut, float slope) {
   Array *x = array(2, pixels, channels, 0, 0), *more = array(2, pixels, channels, 0, 0);
   if (kind == MOMENTS) {
