@@ -10,7 +10,7 @@ from experiments.lecture import topic
 
 
 def config_of(module) -> type | None:
-    """The config class that a command's module passes to app.run; that of a topic is made of its OPTIONS."""
+    """The config class that a command's module passes to app.run; for a topic, the class is built from its OPTIONS."""
     call = next(
         node
         for node in ast.walk(ast.parse(inspect.getsource(module)))
@@ -28,7 +28,7 @@ def page() -> str:
         "",
         "This page is the output of `python docs/commands.py`; `--help` of a command prints the same. All",
         "commands also take `--flagfile=FILE`, a file of flags. A value out of bounds, or a flag that would have no",
-        "effect in combination with the others, is refused with one line and exit status 2.",
+        "effect in combination with the others, is rejected with a one-line message and exit status 2.",
     ]
     for name in commands():
         path = f"experiments.{name}"
