@@ -90,7 +90,7 @@ def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
     for text in ("{}", '{"found": 3}', stored.read_text().replace("0.5", "0.6")):
         (tmp_path / "w" / "summary.json").unlink(missing_ok=True)
         stored.write_text(text)
-        with pytest.raises(WorkdirError, match="seed_1.json is damaged; delete it to recompute it"):
+        with pytest.raises(WorkdirError, match="seed_1.json is damaged; delete it to recompute the result"):
             start()
     stored.unlink()
     assert start() == 0 and made == [0, 1, 2, 1]

@@ -41,7 +41,7 @@ def test_a_run_without_metrics_is_still_in_the_table(damaged, finished_sweep, tm
     status, _, rows = finished_sweep()
     printed = capsys.readouterr()
     assert status == 0 and len(rows) == 1 + 3 and "(3 runs)" in printed.out
-    assert f"{path} can't be read: this run is missing in sweep_curves.png" in printed.err
+    assert f"{path} can't be read: this run is missing from sweep_curves.png" in printed.err
 
 
 @pytest.fixture

@@ -80,10 +80,10 @@ def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, 
         start(tmp_path / "w", seeds=3)
     piece = tmp_path / "w/pieces/one_seed0.json"
     piece.write_text(piece.read_text().replace("0.5", "0.6"))
-    with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged; delete it to recompute it"):
+    with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged; delete it to recompute the result"):
         start(tmp_path / "w", seeds=2)
     piece.write_text(piece.read_text()[:20])
-    with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged: .*; delete it to recompute it"):
+    with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged: .*; delete it to recompute the result"):
         start(tmp_path / "w", seeds=2)
 
 

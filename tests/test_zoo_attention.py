@@ -136,7 +136,7 @@ def check_report(result):
     assert found.numbers["test_accuracy"] == {"mean": pytest.approx(result["own"]["accuracy"]), "std": 0.0}
     assert found.baseline["test_accuracy"]["mean"] == pytest.approx(result["other"]["accuracy"])
     own, other = (result[whose]["accuracy"] for whose in ("own", "other"))
-    relation = "more than" if own > other + 0.01 else "fewer than" if own < other - 0.01 else "about as many as"
+    relation = "more than" if own > other + 0.01 else "fewer than" if own < other - 0.01 else "about the same as"
     assert f"{100 * own:.1f} %" in found.text and f"{relation} the {100 * other:.1f} %" in found.text
     return found
 

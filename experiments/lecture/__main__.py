@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
     "generate": (
         "Generative adversarial networks: images from transposed convolutions ({step:,} steps)",
         "A generator of transposed convolutions learns to fool a discriminator, which learns to distinguish real from "
-        "generated images. After {step:,} steps on {dataset} the Frechet distance of samples to real images, in the "
+        "generated images. After {step:,} steps on {dataset} the Fréchet distance of samples to real images, in the "
         "feature space of a classifier, is {classifier_fid:.1f}; it is {floor:.2f} for other real images and "
         "{ceiling:.1f} before training.",
         (
@@ -53,7 +53,7 @@ RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
     "classify": (
         "A classifier: {model} on {dataset}",
         "Its accuracy on {examples:,} images is {accuracy:.2%}.",
-        (("layer1", "Layer-1 filters", "each filter scaled to its own range"),),
+        (("layer1", "Layer-1 filters", "weights of the first layer, each image scaled by its largest magnitude"),),
     ),
     "reconstruct": (
         "An autoencoder: {model} on {dataset}",

@@ -136,7 +136,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     growth = {name: found[name][f"saturated_std{wide}"] - found[name][f"saturated_std{narrow}"] for name in found}
     most = max(growth, key=lambda name: growth[name])
     shares = f"{percent(most, f'saturated_std{wide}')} of them instead of {percent(most, f'saturated_std{narrow}')}"
-    title = f"Inputs {wide / narrow:g} times as wide saturate {titled(most)} at {shares}"
+    title = f"With inputs {wide / narrow:g} times as wide, {titled(most)} saturates for {shares}"
     caption = f"fraction of normal inputs whose derivative is below {THRESHOLD:g} times its maximum, by quadrature"
     this_topic.figure("saturation", bars(found, title), title="Saturation", caption=caption)
 
@@ -149,8 +149,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each sigmoid layer shrinks the "
         "gradient unless its weights compensate.",
         f"For ReLU it is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the "
-        f"positive inputs none is saturated for {kept}, but "
-        f"{percent('rectified_tanh', f'saturated_positive_std{wide}')} for the rectified tanh. The leaky ReLU's "
+        f"positive inputs, none is saturated for {kept}, but "
+        f"{percent('rectified_tanh', f'saturated_positive_std{wide}')} are for the rectified tanh. The leaky ReLU's "
         f"derivative is at least {leak:.2g}.",
     )
     header = ["activation", "largest derivative", "smallest on [−5, 5]", f"saturated, N(0, {narrow}²)"]

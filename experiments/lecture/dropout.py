@@ -183,7 +183,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     text = [
         f"The lecture: dropout drops each hidden unit with probability {rate:g} in each training step, so that a "
         f"network with many weights overfits a small training set less. Here a network with {hidden} hidden units is "
-        f"trained on {10 * A_CLASS} digits. Its training accuracy is {train} without, its test accuracy {test} "
+        f"trained on {10 * A_CLASS} digits. Its training accuracy is {train} without; its test accuracy is {test} "
         f"without. The gain of {100 * gain['mean']:.1f} points, with a standard deviation of {100 * gain['std']:.1f} "
         "over seeds, " + ("confirms this." if seen("test_accuracy", 1) else "does not confirm this at this scale."),
         "A unit that cannot rely on others has to be useful by itself. The mean absolute correlation of two units is "

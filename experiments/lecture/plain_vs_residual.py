@@ -94,9 +94,9 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "network could represent the shallower one by identity layers; with shortcuts around every two layers depth "
         "does not hurt. "
         f"After {steps} steps the plain networks have a training error of {said['plain-20']} with 20 layers and "
-        f"{said['plain-56']} with 56, the residual ones {said['residual-20']} and {said['residual-56']}: degradation "
-        f"is {'seen' if worse['plain'] else 'not seen'} without shortcuts and {'seen' if worse['residual'] else 'not'} "
-        "with them, by differences of more than two standard errors.",
+        f"{said['plain-56']} with 56, the residual ones {said['residual-20']} and {said['residual-56']}: a "
+        f"degradation of more than two standard errors is {'seen' if worse['plain'] else 'not seen'} without shortcuts "
+        f"and {'seen' if worse['residual'] else 'not seen'} with them.",
         f"To run in minutes, this uses {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} and "
         f"{4 * maps} maps, and Adam for few steps; He et al. train on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps "
         "for 64,000 steps of SGD with momentum. It therefore shows how hard a deep plain network is to train, not its "

@@ -179,12 +179,12 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     eight = list(DEVICES).index(8)
     text = [
         f"AlexNet-OWT has {whole['units']:,} units and {whole['parameters'] / 1e6:.1f} million weights. Its "
-        f"convolutions need {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the computation and have "
+        f"convolutions account for {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the computation and "
         f"{conv['parameters'] / whole['parameters']:.0%} of the weights. (The lecture's 650,000 units are those of the "
         "two-tower network of 2012, whose first layers have 96 and 256 maps.)",
         "Hybrid parallelism therefore shards the batch over devices for the convolutions and the units for the dense "
-        f"layers: with eight devices each sends {hybrid[eight]:.0f} MB per step, with data parallelism "
-        f"{data[eight]:.0f} MB." + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
+        f"layers: with eight devices, each sends {hybrid[eight]:.0f} MB per step instead of {data[eight]:.0f} MB with "
+        "data parallelism." + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
         f"VGG-19 needs {counts['vgg19']['multiply_adds'] / counts['resnet34']['multiply_adds']:.1f} times the "
         f"computation of ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 only by "
         "its shortcuts.",

@@ -81,7 +81,7 @@ class Topic:
         try:
             stored = self.workdir.read_json(f"pieces/{name}.json")
         except WorkdirError as error:
-            raise WorkdirError(f"{error}; delete it to recompute it") from None
+            raise WorkdirError(f"{error}; delete it to recompute the result") from None
         if stored is None:
             self.claim()
             say(name)
@@ -90,7 +90,7 @@ class Topic:
             self.workdir.write_json(f"pieces/{name}.json", {"found": result, "sha256": _digest(result)})
             return result
         if "found" not in stored or stored.get("sha256") != _digest(stored["found"]):
-            raise WorkdirError(f"{folder / name}.json is damaged; delete it to recompute it")
+            raise WorkdirError(f"{folder / name}.json is damaged; delete it to recompute the result")
         return stored["found"]
 
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:

@@ -83,7 +83,7 @@ def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
                 metrics = report.read_metrics(path)
                 points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
             except (OSError, ValueError, KeyError):  # KeyError: different columns.
-                print(f"{path} can't be read: this run is missing in sweep_curves.png", file=sys.stderr)
+                print(f"{path} can't be read: this run is missing from sweep_curves.png", file=sys.stderr)
                 continue
             label = None if name in colours else name
             colours.setdefault(name, f"C{len(colours) % 10}")

@@ -83,7 +83,7 @@ def report_autoencoder(results: list[dict]) -> Findings:
         Row(f"autoencoder, code of {code} units", first["images"]),
         Row(f"PCA, {code} components", first["pca"]["images"]),
     ]
-    caption = "Test digits and their reconstructions by the autoencoder and PCA from equally many numbers; seed 0"
+    caption = "Test digits and their reconstructions by the autoencoder and by PCA from codes of the same size; seed 0"
     return Findings(text, numbers, baseline, image_rows(title, rows), caption, f"PCA, {code} components")
 
 

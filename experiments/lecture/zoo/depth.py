@@ -80,7 +80,7 @@ def run_deep_feed_forward(seed: int, *, steps: int = 800, plane_steps: int = 300
 def compared(kind: str, deep: dict, shallow: dict) -> str:
     """A sentence on the test accuracy of three hidden layers and of one."""
     gain = deep["mean"] - shallow["mean"]
-    verdict = "helps" if gain > 0.01 else "hurts" if gain < -0.01 else "makes no difference of more than 1 %"
+    verdict = "helps" if gain > 0.01 else "hurts" if gain < -0.01 else "makes no difference of more than 1 point"
     return (
         f"On {kind} three hidden layers reach {percent(deep)} and one hidden layer with a similar number of parameters "
         f"{percent(shallow)}: depth {verdict}."
@@ -169,8 +169,9 @@ def report_deep_convolutional(results: list[dict[str, Any]]) -> Findings:
     better = still["mean"] > dense_still["mean"] and far["mean"] > dense_far["mean"]
     text = (
         f"LeNet classifies {percent(still)} of the test digits correctly and {percent(far)} if they are shifted by "
-        f"{FAR} pixels right and down; a dense network with a similar number of parameters {percent(dense_still)} and "
-        f"{percent(dense_far)}. Convolutions are {'better at both' if better else 'not better at both'}."
+        f"{FAR} pixels right and down; a dense network with a similar number of parameters reaches "
+        f"{percent(dense_still)} and {percent(dense_far)}. Convolutions are "
+        f"{'better at both' if better else 'not better at both'}."
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=3.2)

@@ -24,7 +24,7 @@ def percent(value: dict[str, float] | float) -> str:
 def relation(own: float, other: float) -> str:
     """How an accuracy compares with another one, given the random variation on the test digits."""
     if abs(own - other) <= TEST_NOISE:
-        return "about as many as"
+        return "about the same as"
     return "more than" if own > other else "fewer than"
 
 

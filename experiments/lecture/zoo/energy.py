@@ -132,7 +132,7 @@ def report_boltzmann(results: list[dict]) -> Findings:
     learned = "learned" if share >= CLEAR else "did not learn"
     text = (
         f"The KL divergence from the {first['patterns']} bars and stripes, computed by enumeration, {fell} from "
-        f"{start['mean']:.2f} to {end:.2f} nats: the machine {learned} them; their probability is {share:.0%}. "
+        f"{start['mean']:.2f} to {end:.2f} nats: the machine {learned} them; their total probability is {share:.0%}. "
         f"Without hidden units these are {plain['kl_nats']['mean']:.2f} nats and "
         f"{plain['probability_of_patterns']['mean']:.0%}, so the hidden units "
         f"{'help' if end < plain['kl_nats']['mean'] else 'do not help here'}."

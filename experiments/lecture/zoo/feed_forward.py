@@ -132,7 +132,7 @@ def report_feed_forward(results: list[dict[str, Any]]) -> Findings:
     better = right["network"]["mean"] > right["linear"]["mean"]
     text = (
         f"After {results[0]['network'][-1][0]} steps a network with one hidden layer of 128 units classifies "
-        f"{percent(right['network'])} of the test digits correctly, logistic regression on the pixels "
+        f"{percent(right['network'])} of the test digits correctly, and logistic regression on the pixels "
         f"{percent(right['linear'])}: the hidden layer {'helps' if better else 'does not help here'}."
     )
     labels = {"network": ("hidden\nlayer", "train"), "linear": ("linear", "eval")}

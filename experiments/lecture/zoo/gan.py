@@ -58,7 +58,7 @@ def form() -> gan.Form:
 
 
 def scores(features, images: np.ndarray, real: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """Scores images with the classifier: the Frechet distance to the Gaussian `real`, the inception score, and the
+    """Scores images with the classifier: the Fréchet distance to the Gaussian `real`, the inception score, and the
     fraction of images that it assigns to a class with a probability of at least 90 %."""
     found, logits = features(images)
     found, p = np.asarray(found, np.float64), np.asarray(jax.nn.softmax(logits), np.float64)

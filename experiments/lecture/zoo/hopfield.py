@@ -174,7 +174,7 @@ def report_hopfield(results: list[dict]) -> Findings:
     if begins and lost:
         near = "close to" if abs(begins["mean"] - THEORY) < 0.015 else "not close to"
         text += (
-            f"With {large} units stored patterns begin to decay at a load of {begins['mean']:.3f}, {near} the "
+            f"With {large} units, stored patterns begin to decay at a load of {begins['mean']:.3f}, {near} the "
             f"theoretical {THEORY}, and are lost at {lost['mean']:.3f}: unlike for infinitely many units, the "
             "transition is gradual."
         )

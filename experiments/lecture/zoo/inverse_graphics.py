@@ -165,7 +165,7 @@ CARDS = (
         "mini-batch only one factor of the images varies, and only the latent variable for this factor may change.",
         formula=FORMULA,
         rule="Gradient ascent (Adam) on a variational autoencoder's lower bound; in each mini-batch the latent "
-        "variables of all other factors are replaced by their mean, and their gradients point towards it.",
+        "variables of all other factors are clamped to their mean, and their gradients point towards it.",
         reference="Kulkarni, Whitney, Kohli & Tenenbaum, 2015, “Deep convolutional inverse graphics network”",
         run=run,
         report=report,

@@ -144,7 +144,8 @@ def report(results: list[dict]) -> Findings:
         f"text: {', '.join(f'{mean:.2f}' for mean in means)} bits per character at orders {first['orders'][0]} to "
         f"{longest}, lowest at order {best}. On the training text it is {train[longest]['mean']:.2f} at order "
         f"{longest}: with {first['characters']:,} characters the chain begins to overfit. Of the sampled words "
-        f"{words[longest]['mean']:.0%} occur in the book, at order {chains[0]} {words[chains[0]]['mean']:.0%}."
+        f"{words[longest]['mean']:.0%} occur in the book, compared with "
+        f"{words[chains[0]]['mean']:.0%} at order {chains[0]}."
     )
     caption = (
         "above: cross-entropy by order, mean and standard deviation over random splits of “Alice's Adventures in "
@@ -158,7 +159,7 @@ MARKOV_CHAIN = Card(
     title="Markov chain (MC)",
     diagram=Diagram((Layer("probabilistic", 8),), form="circle"),
     idea="The next character of a text is drawn with probabilities that depend only on the last few characters. It "
-    "learns by counting transitions; it is not a neural network, but an ancestor of those with a state.",
+    "learns by counting transitions; it is not a neural network, but a precursor of networks with a state.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>x</mi><mi>t</mi></msub><mo>|</mo><msub>'
     "<mi>x</mi><mrow><mi>t</mi><mo>−</mo><mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo>"
     "<mn>1</mn>"

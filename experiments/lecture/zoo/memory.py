@@ -178,7 +178,7 @@ def report(results: list[dict[str, Any]]) -> Findings:
         f"After {results[0]['steps']} training steps on sequences of 1 to {longest} vectors, the neural Turing machine "
         f"outputs {said['machine'][longest]} wrong bits on sequences of {longest} vectors and "
         f"{said['machine'][2 * longest]} on sequences of {2 * longest}; an LSTM with a similar number of weights "
-        f"{said['lstm'][longest]} and {said['lstm'][2 * longest]}. {verdict}"
+        f"outputs {said['lstm'][longest]} and {said['lstm'][2 * longest]}. {verdict}"
     )
     caption = f"a sequence of {2 * longest} vectors, twice the longest in training; first seed"
     return Findings(text, numbers, baseline, draw(results[0]), caption, "LSTM")

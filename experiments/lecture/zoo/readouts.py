@@ -160,7 +160,7 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
     best, took = topic.mean_and_std(scores[:, -1]), topic.mean_and_std(seconds[:, -1])
     whole = topic.mean_and_std([curve[-1]["seconds"] for curve in curves])
     reached = [seconds_to(curve, score) for curve, score in zip(curves, scores[:, -1], strict=True)]
-    name = f"The perceptron with {results[0]['mlp']['units']} hidden units, trained by backpropagation,"
+    name = f"A multi-layer perceptron with {results[0]['mlp']['units']} hidden units, trained by backpropagation,"
     if any(value is None for value in reached):
         compared = (
             f"{name} does not reach this in {whole['mean']:.1f} s; its accuracy is then {100 * trained['mean']:.1f} %."

@@ -125,7 +125,8 @@ def report(results: list[dict]) -> Findings:
     }[cell]
     text = (
         f"Reading digits row by row, the {name} has a test accuracy of {100 * own['mean']:.1f} %, "
-        f"{versus} {100 * other['test_accuracy']['mean']:.1f} %. In the adding problem it {' and '.join(said)}; "
+        f"compared with {100 * other['test_accuracy']['mean']:.1f} % for {versus}. In the adding problem it "
+        f"{' and '.join(said)}; "
         f"the gradient norm at the first of {lengths[-1]} steps is {power_of_ten(first['trained'])} times that at the "
         f"last after training and {power_of_ten(first['untrained'])} times before. "
         f"The claim {claim} was {'' if held else 'not '}confirmed."

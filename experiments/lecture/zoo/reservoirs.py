@@ -277,7 +277,10 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
         "spikes_per_neuron_and_step": topic.mean_and_std([result["spikes_per_step"] for result in results]),
     }
     baseline = {"test_accuracy": scores["pixels"], "test_accuracy_linear_in_row_traces": scores["row_traces"]}
-    caption = "Above: a test digit as input of the liquid, and spikes. Below: the same linear readout of features."
+    caption = (
+        "Above: a test digit as input of the liquid, and spikes. Below: test accuracy of the same linear readout of "
+        "different features."
+    )
     return Findings(text, numbers, baseline, figure, caption, "linear in the input rows")
 
 

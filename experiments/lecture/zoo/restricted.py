@@ -269,7 +269,8 @@ RESTRICTED = Card(
     title="Restricted Boltzmann machine (RBM)",
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4))),
     idea="A Boltzmann machine with connections only between visible and hidden units, so that all units of a layer can "
-    "be sampled in parallel. It learns by comparing the data with samples after a few steps from the data.",
+    "be sampled in parallel. It learns by comparing the data with samples drawn by a few Gibbs steps that start at "
+    "the data.",
     formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>h</mi><mi>j</mi></msub><mo>=</mo><mn>1</mn>'
     "<mo>|</mo><mi>v</mi><mo>)</mo><mo>=</mo><mi>σ</mi><mo>(</mo><msub><mi>b</mi><mi>j</mi></msub><mo>+</mo>"
     "<munder><mo>∑</mo><mi>i</mi></munder><msub><mi>v</mi><mi>i</mi></msub><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub>"
