@@ -38,7 +38,7 @@ def test_flags_are_in_groups_with_defaults_and_bounds_the_most_used_first():
     found = help.groups(Config)
     assert list(found) == ["Most used", "The run", "Special"]
     assert [(flag.usage, flag.values) for flag in found["Most used"]] == [
-        ("--workdir=FOLDER", "required"),
+        ("--workdir=PATH", "required"),
         ("--batch_size=N", "default 8; 1 or more"),
     ]
     assert [flag.name for flag in found["The run"]] == ["rate"]
@@ -77,7 +77,7 @@ def test_the_text_has_usage_example_and_flags():
     assert lines[:4] == [
         "Trains.",
         "",
-        "usage: python -m a.b --workdir=FOLDER [--flag=value ...] [ARGUMENT ...]",
+        "usage: python -m a.b --workdir=PATH [--flag=value ...] [ARGUMENT ...]",
         "example: python -m a.b --x=1",
     ]
     at = lines.index("  --batch_size=N  (default 8; 1 or more)")
@@ -94,7 +94,7 @@ def test_the_page_of_all_commands_is_up_to_date():
 def test_help_names_the_command_as_it_was_started(start):
     done = start("classify", "--help")
     assert done.returncode == 0
-    assert "\nusage: python -m experiments.classify --workdir=FOLDER [--flag=value ...]\n" in done.stdout
+    assert "\nusage: python -m experiments.classify --workdir=PATH [--flag=value ...]\n" in done.stdout
     program = (
         "import sys\nsys.argv = ['nutshell', 'summary', '--help']\nfrom experiments.__main__ import main\nmain()\n"
     )

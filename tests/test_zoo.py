@@ -76,8 +76,7 @@ def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, 
     shown = (tmp_path / "w/zoo.html").read_text()
     assert shown.index('id="one"') < shown.index('id="two"') and "Not trained" not in shown
     assert start(tmp_path / "w", seeds=2) == 0 and len(trained) == 4
-    with pytest.raises(WorkdirError, match="was created with --seeds=2; use a new --workdir"):
-        start(tmp_path / "w", seeds=3)
+    assert start(tmp_path / "w", only=("one",), seeds=3) == 0 and trained[4:] == [("one", 2)]
     piece = tmp_path / "w/pieces/one_seed0.json"
     piece.write_text(piece.read_text().replace("0.5", "0.6"))
     with pytest.raises(WorkdirError, match=r"one_seed0\.json is damaged; delete it to recompute the result"):

@@ -264,7 +264,7 @@ class GenerateConfig(BatchNormConfig):
     learning_rate: float = override(TrainingConfig, "learning_rate", 0.0002)
     momentum: float = override(TrainingConfig, "momentum", 0.5)
     steps: int | None = override(TrainingConfig, "steps", 6000)
-    model: str = option("dcgan", "Networks.", choices=("dcgan",))
+    model: str = option("dcgan", "Network.", choices=("dcgan",))
     dataset: str = option("mnist5k", "Data set: mnist5k, cifar10, folder or tfds:NAME.")
     image_size: int | None = option(
         None, "Side in pixels of the generated images, 32 or 64; default: 32 for images up to 32 pixels, else 64."

@@ -51,7 +51,7 @@ def _accepted(spec: options.Spec) -> str:
 def _flag(field: dataclasses.Field, kind) -> Flag:
     spec: options.Spec = field.metadata["flag"]
     default: Any = field.default
-    value = "|".join(spec.choices) if spec.choices else "FOLDER" if spec.path else kind.scalar.__name__.upper()
+    value = "|".join(spec.choices) if spec.choices else "PATH" if spec.path else kind.scalar.__name__.upper()
     value = {"INT": "N", "FLOAT": "X", "STR": "TEXT"}.get(value, value)
     if kind.is_tuple:
         value = f"{value},..."

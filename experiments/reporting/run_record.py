@@ -45,7 +45,8 @@ def stored_summary(
     if not isinstance(run.get("flags"), dict):
         raise WorkdirError(f"{workdir.path / 'run.json'} is damaged: it contains no flags")
     if run.get("task") != experiment.task.name:
-        raise WorkdirError(f"{workdir.path} contains a run of {run.get('task')}; choose a new --workdir")
+        command = saved_run.COMMANDS.get(run.get("task"), run.get("task"))
+        raise WorkdirError(f"{workdir.path} contains a run of {command}; choose a new --workdir")
     try:
         stored = options.from_json(type(config), run["flags"])
     except ValueError as error:

@@ -111,7 +111,7 @@ def create_scorer(
     """Returns (the scorer for evaluations on `split`, the info with its classifier's fingerprint). Trains the
     classifier if it is not cached; raises Interrupted after a signal.
 
-    The scorer's floor is the Frechet distance between training images and those of `split` in the classifier's feature
+    The scorer's floor is the Fréchet distance between training images and those of `split` in the classifier's feature
     space, averaged over draws.
     """
     images, labels = dataset.splits["train"]

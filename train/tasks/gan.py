@@ -33,7 +33,7 @@ class Scorer(NamedTuple):
     features: Callable[..., Any]  # uint8 [B, H, W, C] -> (features [B, F], logits [B, K])
     train_images: Any  # uint8 [N, H, W, C]
     train_labels: Any  # [N]
-    floor: float  # The Frechet distance between training images and the test images.
+    floor: float  # The Fréchet distance between training images and the test images.
 
 
 class Form(NamedTuple):

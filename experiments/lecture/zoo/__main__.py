@@ -5,7 +5,7 @@
     W/pieces/*.json the results of each network and seed, reused when the command is repeated
     W/figures/*.png one figure per network
 
---only trains only some networks; the page shows all networks that were trained in the folder.
+--only trains only some networks; the page shows all networks that were trained in the folder with these seeds.
 """
 
 import contextlib
@@ -72,12 +72,9 @@ def main(config: ZooConfig) -> int:
 
     began = time.perf_counter()
     with contextlib.closing(Workdir(config.workdir)) as workdir:
-        stored, given = workdir.read_json("options.json"), {"experiment": "zoo", "seeds": config.seeds}
-        if stored not in (None, given) or (workdir.path / "run.json").exists():
-            other = (
-                f"--seeds={stored.get('seeds')}" if stored and stored.get("experiment") == "zoo" else "another command"
-            )
-            raise WorkdirError(f"{workdir.path} was created with {other}; use a new --workdir")
+        stored = workdir.read_json("options.json") or {"experiment": "zoo"}
+        if stored.get("experiment") != "zoo" or (workdir.path / "run.json").exists():
+            raise WorkdirError(f"{workdir.path} was created with another command; use a new --workdir")
         start_cache()
         topic = Topic(workdir, {"seeds": config.seeds}, "zoo")
         everything = cards()
