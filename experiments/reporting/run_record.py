@@ -45,7 +45,8 @@ def stored_summary(
     if not isinstance(run.get("flags"), dict):
         raise WorkdirError(f"{workdir.path / 'run.json'} is damaged: it contains no flags")
     if run.get("task") != experiment.task.name:
-        command = saved_run.COMMANDS.get(run.get("task"), run.get("task"))
+        task = str(run.get("task"))
+        command = saved_run.COMMANDS.get(task, task)
         raise WorkdirError(f"{workdir.path} contains a run of {command}; choose a new --workdir")
     try:
         stored = options.from_json(type(config), run["flags"])
