@@ -71,6 +71,7 @@ def targets(config: PrepareConfig) -> list[pathlib.Path]:
 def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
     from data import cifar10, store
     from data.prepare import cifar10 as archive
+    from data.prepare import download
 
     folder = pathlib.Path(config.data_dir) if config.data_dir else cifar10.default_dir()
     if store.exists(folder, "cifar10"):
@@ -79,9 +80,9 @@ def cifar10(config: PrepareConfig, source: pathlib.Path | None) -> int:
     if source is None:
         source = folder / "downloads" / archive.URL.rsplit("/", 1)[1]
         if not source.exists():
-            archive.download(source)
+            download.download(archive.URL, source, md5=archive.MD5, otherwise=archive.OTHERWISE)
     splits = archive.read_archive(str(source))
-    if archive.md5(source) != archive.MD5:
+    if download.md5_of(source) != archive.MD5:
         print(f"warning: the MD5 of {source} differs from the official archive's, {archive.MD5}", file=sys.stderr)
     place = store.write(folder, "cifar10", splits, cifar10.CLASSES)
     print(f"cifar10: {', '.join(f'{len(y):,} {name}' for name, (_, y) in splits.items())} in {place}", file=sys.stderr)

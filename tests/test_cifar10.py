@@ -1,10 +1,7 @@
-"""Tests of CIFAR-10's binary archive: its structure, interrupted downloads, its conversion to array_record."""
+"""Tests of CIFAR-10's binary archive: its structure, its conversion to array_record, and Parquet files."""
 
-import hashlib
-import http.server
 import io
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -97,46 +94,3 @@ def test_an_archive_of_another_structure_is_refused(archive, tmp_path):
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(DataError, match="can't be read as a tar archive"):
         prepare_cifar10.read_archive(str(tmp_path / "text"))
-
-
-def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch, capfd):
-    content = np.random.default_rng(0).bytes(300_000)
-    monkeypatch.setattr(prepare_cifar10, "MD5", hashlib.md5(content).hexdigest())
-    ranges = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-            ranges.append(start)
-            self.send_response(206 if start else 200)
-            if len(ranges) == 2:  # Ends inside a chunk.
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                self.wfile.write(b"20000\r\n" + content[start : start + 50_000])
-                return
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            self.wfile.write(content[start : 150_000 if len(ranges) == 1 else None])  # At first only half.
-
-        def log_message(self, *arguments):
-            del arguments
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        url, target = f"http://127.0.0.1:{server.server_port}/a", tmp_path / "new" / "a"
-        for _ in range(2):
-            with pytest.raises(DataError, match=r"was interrupted"):
-                prepare_cifar10.download(target, url)
-            assert not target.exists()
-        prepare_cifar10.download(target, url)
-        assert target.read_bytes() == content and ranges[:2] == [0, 150_000] and ranges[2] >= 150_000
-        monkeypatch.setattr(prepare_cifar10, "MD5", "0" * 32)
-        with pytest.raises(DataError, match="wrong MD5"):
-            prepare_cifar10.download(tmp_path / "b", url)
-        assert not list(tmp_path.glob("b*")) and capfd.readouterr() == ("", "")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

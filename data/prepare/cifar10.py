@@ -1,16 +1,11 @@
-"""Downloads and reads CIFAR-10's official binary archive.
+"""Reads CIFAR-10's official binary archive.
 
 It contains data_batch_1.bin to data_batch_5.bin (train) and test_batch.bin (test) with 10,000 records each. A record is
 one byte for the label, then 1,024 bytes each for red, green and blue in row-major order. The pickled Python archive is
 not supported.
 """
 
-import hashlib
-import http.client
 import pathlib
-import sys
-import urllib.error
-import urllib.request
 
 import numpy as np
 
@@ -22,6 +17,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 RECORD = 3073  # Bytes.
+OTHERWISE = "add --source=ARCHIVE if you have a copy of the archive"
 
 
 def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -54,53 +50,3 @@ def read_archive(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         split: (np.concatenate([found[n][0] for n in names]), np.concatenate([found[n][1] for n in names]))
         for split, names in FILES.items()
     }
-
-
-def md5(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _bar(total: int, done: int):
-    from tqdm import tqdm
-
-    shown = {"total": total or None, "initial": done, "unit": "B", "unit_scale": True}
-    return tqdm(**shown, file=sys.stderr, disable=not sys.stderr.isatty())
-
-
-def download(target: pathlib.Path, url: str = URL) -> None:
-    """Downloads the archive to `target` with a progress bar, resuming an interrupted download.
-
-    Raises DataError if the connection breaks (the partial file is kept) or the MD5 is wrong (the file is removed).
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            if done and response.status != 206:  # The server does not support ranges.
-                done = 0
-            total = done + int(response.headers.get("Content-Length", 0))
-            with (
-                open(part, "ab" if done else "wb") as file,
-                _bar(total, done) as bar,
-            ):
-                while chunk := response.read(1 << 16):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            got = part.stat().st_size
-            if total and got < total:
-                raise DataError(
-                    f"the download of {url} was interrupted at {got:,} of {total:,} bytes; "
-                    "run the same command to resume"
-                )
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: the partial file is already complete.
-            raise DataError(f"the download of {url} failed: {error}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"the download of {url} was interrupted: {error}; run the same command to resume") from None
-    if md5(part) != MD5:
-        part.unlink()
-        raise DataError(f"{url} returned a file with the wrong MD5, expected {MD5}; it was removed")
-    part.replace(target)
