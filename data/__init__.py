@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from data import cifar10, folder, from_tfds, mnist5k, stream
+from data import cifar10, folder, from_tfds, idx, mnist5k, stream
 from data.dataset import ArgumentError as ArgumentError
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
@@ -19,7 +19,9 @@ def _mnist5k(data_dir: str | None, **_) -> Dataset:
 
 REGISTRY: dict[str, Callable[..., Dataset]] = {
     "cifar10": lambda data_dir, **_: cifar10.load(data_dir),
+    "fashion_mnist": lambda data_dir, **_: idx.load("fashion_mnist", data_dir),
     "folder": folder.load,
+    "mnist": lambda data_dir, **_: idx.load("mnist", data_dir),
     "mnist5k": _mnist5k,
 }
 

@@ -1,23 +1,14 @@
 """CIFAR-10 (Krizhevsky 2009), read from the prepared store that experiments.prepare writes."""
 
-import os
 import pathlib
 import re
 
 import numpy as np
 
-from data.dataset import ArgumentError, DataError, Dataset
+from data.dataset import ArgumentError, DataError, Dataset, default_dir
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORDS = 10_000  # Images in each file of the archive.
-
-
-def default_dir() -> pathlib.Path:
-    """The folder that `prepare` writes to and training reads from if --data_dir is not given."""
-    home = os.path.expanduser("~")
-    if home == "~":  # HOME is not set, and the user has no entry in passwd.
-        raise DataError("cifar10: cannot determine the home folder; specify --data_dir=FOLDER")
-    return pathlib.Path(home, "nutshell_data")
 
 
 def train_on(dataset: Dataset, batches: str) -> Dataset:
@@ -42,9 +33,9 @@ def load(data_dir: str | None) -> Dataset:
     """Loads the prepared store into memory. If there is none, raises DataError with the command that prepares it."""
     from data import store
 
-    folder = pathlib.Path(data_dir) if data_dir else default_dir()
+    folder = pathlib.Path(data_dir) if data_dir else default_dir("cifar10")
     if not store.exists(folder, "cifar10"):
         option = f" --data_dir={data_dir}" if data_dir else ""
         command = f"python -m experiments.prepare --dataset=cifar10{option}"
-        raise DataError(f"cifar10 is not prepared in {folder}: run `{command}` (add --source=ARCHIVE for a local copy)")
+        raise DataError(f"cifar10 is not prepared in {folder}: run `{command}` (add --source=FILE for a local copy)")
     return Dataset("cifar10", store.read(folder, "cifar10"), CLASSES)

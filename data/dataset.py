@@ -1,6 +1,8 @@
 """The data set type, data set statistics, and binary tasks."""
 
 import hashlib
+import os
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,15 @@ class Dataset(NamedTuple):
     name: str
     splits: dict[str, tuple[Any, np.ndarray]]
     class_names: tuple[str, ...]
+
+
+def default_dir(name: str) -> pathlib.Path:
+    """The folder that `prepare` writes to and training reads from if --data_dir is not given. Raises DataError for the
+    data set `name` if no home folder is known."""
+    home = os.path.expanduser("~")
+    if home == "~":  # HOME is not set, and the user has no entry in passwd.
+        raise DataError(f"{name}: cannot determine the home folder; specify --data_dir=FOLDER")
+    return pathlib.Path(home, "nutshell_data")
 
 
 def digests(dataset: Dataset) -> dict[str, str]:

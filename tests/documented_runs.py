@@ -129,6 +129,12 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
     # docs/data.md
     "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
+    "prepare --dataset=fashion_mnist": Run("--source=FOLDER --data_dir=W", {"FOLDER": "idx_files"}, slow=False),
+    "prepare --dataset=fashion_mnist --source=FOLDER": Run("--data_dir=W", {"FOLDER": "idx_files"}, slow=False),
+    "classify --flagfile=experiments/recipes/fashion_dcnn.flags --workdir=W": Run(
+        f"{TINY} --data_dir=FOLDER", {"FOLDER": "idx_files"}
+    ),
+    "prepare --dataset=cifar10 --source=FOLDER": Run("--data_dir=W", {"FOLDER": "cifar10_parquet"}),
     # docs/parallelism.md
     "classify --flagfile=experiments/recipes/resnet50.flags --data_dir=D --workdir=W --devices=8 --dtype=bfloat16": Run(
         "--image_size=32 --batch_size=8 --steps=4 --drops=0.5 --learning_rate=1e-4"
@@ -171,6 +177,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "prepare --dataset=cifar10 [--source=ARCHIVE] [--data_dir=FOLDER]": Run(
         where={"ARCHIVE": "cifar10_archive", "FOLDER": "new"}, cold=True
     ),
+    "prepare --dataset=fashion_mnist [--source=FOLDER]": Run("--data_dir=W", {"FOLDER": "idx_files"}, slow=False),
     "prepare --dataset=folder --source=ILSVRC2012_img_train.tar --data_dir=FOLDER": Run(
         where={"ILSVRC2012_img_train.tar": "image_archive", "FOLDER": "new"}, slow=False
     ),

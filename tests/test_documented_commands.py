@@ -11,6 +11,7 @@ import tarfile
 
 import commands
 import documented
+import made_idx
 import numpy as np
 import pytest
 from documented_runs import COMMANDS, Omitted
@@ -100,6 +101,26 @@ class Places:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
         return path
+
+    @functools.cached_property
+    def cifar10_parquet(self):
+        """A folder with Parquet files like the Hugging Face Hub's, of the official size, with one image."""
+        import pyarrow
+        from pyarrow import parquet
+
+        folder, text = self.new_folder("made"), io.BytesIO()
+        Image.new("RGB", (32, 32)).save(text, "PNG")
+        for split, count in (("train", 50_000), ("test", 10_000)):
+            images, labels = [{"bytes": text.getvalue(), "path": "0.png"}] * count, [*range(10)] * (count // 10)
+            table = {"img": images, "label": labels}
+            parquet.write_table(pyarrow.table(table), folder / f"{split}-00000-of-00001.parquet")
+        return folder
+
+    @functools.cached_property
+    def idx_files(self):
+        folder = self.new_folder("made")
+        made_idx.write(folder)
+        return folder
 
     def weights(self, model, change):
         from benchmarks import parity

@@ -114,7 +114,7 @@ def test_moving_average():
 
 
 def test_choice_of_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(plain_vs_residual.cifar10, "default_dir", lambda: tmp_path)
+    monkeypatch.setattr(plain_vs_residual, "default_dir", lambda name: tmp_path)
     assert plain_vs_residual.choose("auto").name == "mnist5k"
     with pytest.raises(data.DataError, match="cifar10 is not prepared"):
         plain_vs_residual.choose("cifar10")

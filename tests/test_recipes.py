@@ -52,7 +52,7 @@ def test_recipe(path):
     flag_values(["classify", f"--flagfile={path}", "--workdir=W"])
     config = options.from_flags(ClassifyConfig, flag_values)
     validation.check_classify(config)
-    shape = (28, 28, 1) if config.dataset == "mnist5k" else (32, 32, 3)
+    shape = (28, 28, 1) if config.dataset in ("mnist5k", "fashion_mnist") else (32, 32, 3)
     examples, classes = 50_000, 10
     if config.image_size:
         side = stream.view(config.image_size, config.augment).side

@@ -17,7 +17,10 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 RECORD = 3073  # Bytes.
-OTHERWISE = "add --source=ARCHIVE if you have a copy of the archive"
+OTHERWISE = (
+    "a mirror is https://huggingface.co/datasets/uoft-cs/cifar10/tree/main/plain_text: download its two Parquet files "
+    "and add --source=FOLDER"
+)
 
 
 def parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -172,8 +172,8 @@ class ClassifyConfig(BatchNormConfig, NetworkConfig):
 
     dataset: str = option(
         "mnist5k",
-        "Data set: mnist5k, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION], prepared by tfds with "
-        "--file_format=array_record in --data_dir (default ~/tensorflow_datasets).",
+        "Data set: mnist5k, mnist, fashion_mnist, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION], prepared by tfds "
+        "with --file_format=array_record in --data_dir (default ~/tensorflow_datasets).",
     )
     image_size: int | None = option(
         None,
@@ -265,7 +265,7 @@ class GenerateConfig(BatchNormConfig):
     momentum: float = override(TrainingConfig, "momentum", 0.5)
     steps: int | None = override(TrainingConfig, "steps", 6000)
     model: str = option("dcgan", "Network.", choices=("dcgan",))
-    dataset: str = option("mnist5k", "Data set: mnist5k, cifar10, folder or tfds:NAME.")
+    dataset: str = option("mnist5k", "Data set: mnist5k, mnist, fashion_mnist, cifar10, folder or tfds:NAME.")
     image_size: int | None = option(
         None, "Side in pixels of the generated images, 32 or 64; default: 32 for images up to 32 pixels, else 64."
     )
@@ -303,5 +303,8 @@ class ReconstructConfig(TrainingConfig):
     )
     noise: float = option(0.5, "denoising: probability that a pixel is masked.", "(0, 1)")
     penalty: float = option(0.3, "sparse: weight of the code's sum in the loss.", "[0, inf)")
-    dataset: str = option("mnist5k", "Data set: mnist5k, cifar10, or folder or tfds:NAME with images of one size.")
+    dataset: str = option(
+        "mnist5k",
+        "Data set: mnist5k, mnist, fashion_mnist, cifar10, or folder or tfds:NAME with images of one size.",
+    )
     skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")

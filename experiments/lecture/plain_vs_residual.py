@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import data
-from data import cifar10, store
-from data.dataset import Dataset
+from data import store
+from data.dataset import Dataset, default_dir
 from experiments.cli import app
 from experiments.lecture import narrow_nets, topic
 
@@ -33,7 +33,7 @@ def choose(dataset: str) -> Dataset:
     """Loads the data set; "auto" means cifar10 if a store of it exists, even a damaged one, else mnist5k. Raises
     DataError if cifar10 is missing or damaged."""
     if dataset == "auto":
-        dataset = "cifar10" if store.exists(cifar10.default_dir(), "cifar10") else "mnist5k"
+        dataset = "cifar10" if store.exists(default_dir("cifar10"), "cifar10") else "mnist5k"
     return data.load(dataset)
 
 
