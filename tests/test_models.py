@@ -306,24 +306,26 @@ def test_activations():
         layers.activation("swish")
 
 
-def test_dcnns_first_filters_whiten_the_patches():
+@pytest.mark.parametrize("channels", [3, 1])
+def test_dcnns_first_filters_whiten_the_patches(channels):
     rng, model = np.random.default_rng(0), models.create("dcnn", 10)
-    images = rng.normal(size=(50, 1, 1, 3)) + np.cumsum(rng.normal(size=(50, 32, 32, 3)), axis=2) / 6
+    images = rng.normal(size=(50, 1, 1, channels)) + np.cumsum(rng.normal(size=(50, 32, 32, channels)), axis=2) / 6
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(images[:1], jnp.float32))
     whitening = dcnn.whitening_from_images(variables["batch_stats"], images)["whitening"]
     patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
-    outputs = patches.reshape(-1, 12) @ np.asarray(whitening).reshape(12, 12)
-    flat = patches.reshape(-1, 12)
+    outputs = patches.reshape(-1, 4 * channels) @ np.asarray(whitening).reshape(4 * channels, -1)
+    flat = patches.reshape(-1, 4 * channels)
     variances = np.linalg.eigvalsh(flat.T @ flat / len(flat))[::-1]
     expected = np.diag(variances / (variances + 1e-1))
     np.testing.assert_allclose(outputs.T @ outputs / len(outputs), expected, atol=1e-4)
 
 
-def test_dcnns_first_filters_combine_both_layers():
+@pytest.mark.parametrize("channels", [3, 1])
+def test_dcnns_first_filters_combine_both_layers(channels):
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 9, 8, 3)).astype(np.float32)
-    whitening = rng.normal(size=(2, 2, 3, 12))
-    both = rng.normal(size=(3, 3, 24, 5))
+    images = rng.normal(size=(2, 9, 8, channels)).astype(np.float32)
+    whitening = rng.normal(size=(2, 2, channels, 4 * channels))
+    both = rng.normal(size=(3, 3, 8 * channels, 5))
     together = dcnn.first_filters({"block1_conv1": {"kernel": both}}, {"whitening": whitening})
 
     def convolve(x, kernel):
