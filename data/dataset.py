@@ -31,6 +31,8 @@ class Dataset(NamedTuple):
     name: str
     splits: dict[str, tuple[Any, np.ndarray]]
     class_names: tuple[str, ...]
+    class_colours: tuple[tuple[int, int, int], ...] = ()  # RGB, for figures of labels [N, H, W]; () if unknown
+    class_values: tuple[int, ...] = ()  # Pixel value of each class in annotations; () if 0, 1, ...
 
 
 def default_dir(name: str) -> pathlib.Path:

@@ -142,7 +142,7 @@ def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
     folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
     found = prediction.masks(experiment.task, state, images)
-    rows = segmentation_report.write_masks(folder, files, found, run.info.class_names)
+    rows = segmentation_report.write_masks(folder, files, found, run.info)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", "mask", "overlay"])
     writer.writerows(rows)

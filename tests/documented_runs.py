@@ -218,6 +218,10 @@ COMMANDS: dict[str, Run | Omitted] = {
         "--curves=width --seconds=0.01", {"FILE.png": "new"}
     ),
     "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
+    "segment --dataset=masks --data_dir=D --steps=300 --batch_size=8 --workdir=W": Run(
+        "--steps=2 --batch_size=2", {"D": "masks"}
+    ),
+    "predict --workdir=W image.png ...": Run(where={"W": "segmenter", "image.png": "image"}),
 }
 
 # Each recipe's header ends with its command.

@@ -141,7 +141,9 @@ SEGMENT = {
     "init_from": refusal("RUN", "has --model=mlp, this run --model=segnet_small"),
     "eval_split": Row(DATA, "test"),
     "val_fraction": refusal(0.25, "--val_fraction=0.25: generated already has a split val"),
-    "dry_run_data": refusal(True, "--dataset=camvid only", dataset="digit_scenes", image_size=None, dry_run_data=False),
+    "dry_run_data": refusal(
+        True, "--dry_run_data is not supported", dataset="digit_scenes", image_size=None, dry_run_data=False
+    ),
     "parameter_groups": program("author", model="segnet_basic", slow=True),
     "data_dir": refusal("D", "is not supported by --dataset=digit_scenes", dataset="digit_scenes", image_size=None),
     "sync_bn": program(False, devices=2, batch_size=4, slow=True),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import camvid
+from data import annotations, camvid
 from data.dataset import DataError
 from data.prepare.camvid import collect
 
@@ -108,20 +108,20 @@ def test_images_of_several_sizes_need_image_size(root):
 
 
 def test_images_that_do_not_fit_in_memory_are_refused(root, monkeypatch):
-    monkeypatch.setattr(camvid.os, "sysconf", lambda name: 100_000)  # Simulates 10 GB of memory.
+    monkeypatch.setattr(annotations.os, "sysconf", lambda name: 100_000)  # Simulates 10 GB of memory.
     with pytest.raises(DataError, match="--image_size=99999x99999: the images would take 200 GB"):
         camvid.load(str(root), size=(99999, 99999))
 
 
 def test_median_frequency_weights_against_a_hand_calculation():
     with pytest.raises(DataError, match="contain only void"):
-        camvid.computed_weights(np.full((2, 2, 4), camvid.VOID, np.uint8))
+        annotations.computed_weights(np.full((2, 2, 4), camvid.VOID, np.uint8), camvid.VOID)
     labels = np.full((2, 2, 4), camvid.VOID, np.uint8)
     labels[0, 0, :2], labels[0, 1], labels[1, 0, 0] = 0, 1, 0
     # Class 0: 3 of 16 pixels; class 1: 4 of the 8 pixels of the one image that contains it.
     frequency = np.array([3 / 16, 4 / 8])
     expected = [*(np.median(frequency) / frequency), *[0.0] * 9]
-    np.testing.assert_allclose(camvid.computed_weights(labels), expected)
+    np.testing.assert_allclose(annotations.computed_weights(labels, camvid.VOID), expected)
 
 
 def test_prepare_collects_and_validates_the_data(root, tmp_path, start):

@@ -73,6 +73,21 @@ class Places:
         return folder
 
     @functools.cached_property
+    def masks(self):
+        """Images whose left part is a class and whose right part is another, with annotations in colors."""
+        folder, random = self.new, np.random.default_rng(0)
+        for split in ("train", "test"):
+            for part in (split, f"{split}annot"):
+                (folder / part).mkdir(parents=True)
+            for i in range(4):
+                left = (np.arange(48) < random.integers(10, 38))[None, :, None] & np.ones((32, 1, 3), bool)
+                Image.fromarray(np.where(left, 200, 40).astype(np.uint8)).save(folder / split / f"{i}.png")
+                colours = np.where(left, (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+                Image.fromarray(colours).save(folder / f"{split}annot" / f"{i}.png")
+        (folder / "classes.txt").write_text("left 255 0 0\nright 0 0 255\n")
+        return folder
+
+    @functools.cached_property
     def image_archive(self):
         """An archive that contains one archive for each class, like ImageNet's."""
         path = self.new_folder("made") / "ILSVRC2012_img_train.tar"
@@ -147,6 +162,11 @@ class Places:
     @functools.cached_property
     def classifier(self):
         return self.finished("classify", "--model=cnn", "--steps=2", "--val_fraction=0.1")
+
+    @functools.cached_property
+    def segmenter(self):
+        data = ["--dataset=masks", f"--data_dir={self.masks}"]
+        return self.finished("segment", *data, "--steps=2", "--batch_size=2")
 
     @functools.cached_property
     def dcnn(self):

@@ -205,7 +205,7 @@ def test_bad_input_is_a_one_line_error(root, start, tmp_path):
     for flags, status, message in (
         (["--dataset=camvid"], 1, "--dataset=camvid requires --data_dir"),
         (["--image_size=16x20"], 2, "--image_size=16x20 is not supported by --dataset=digit_scenes"),
-        (["--noflip"], 2, "--noflip is supported by --dataset=camvid only"),
+        (["--noflip"], 2, "--noflip is not supported by --dataset=digit_scenes"),
         (
             ["--eval_split=train"],
             2,

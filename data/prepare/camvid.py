@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import IO
 
-from data.camvid import stays_inside
+from data.annotations import stays_inside
 from data.dataset import DataError
 from data.folder import SUFFIXES
 from data.prepare import tar

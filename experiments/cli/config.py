@@ -240,14 +240,15 @@ class SegmentConfig(BatchNormConfig):
         choices=("indices", "bilinear", "transposed", "indices_add"),
         network=True,
     )
-    dataset: str = option("digit_scenes", "Data set.", choices=("digit_scenes", "camvid"))
-    image_size: str | None = option(None, "camvid: HEIGHTxWIDTH to resize all images to; default: original size.")
-    crop: str | None = option(None, "camvid: HEIGHTxWIDTH of random training crops.")
-    flip: bool = option(True, "camvid: flip training images horizontally at random.")
+    dataset: str = option("digit_scenes", "Data set.", choices=("digit_scenes", "camvid", "masks"))
+    image_size: str | None = option(None, "camvid, masks: HEIGHTxWIDTH to resize images to; default: original size.")
+    crop: str | None = option(None, "camvid, masks: HEIGHTxWIDTH of random training crops.")
+    flip: bool = option(True, "camvid, masks: flip training images horizontally at random.")
     class_weights: str | None = option(
         None,
         "Class weights in the loss: published: SegNet's (default for camvid); computed: median frequency balancing "
-        "over the training images; none. Default for digit_scenes: 0.3 for the background, 1 for the digits.",
+        "over the training images (default for masks); none. Default for digit_scenes: 0.3 for the background, 1 for "
+        "the digits.",
         choices=("published", "computed", "none"),
     )
     exact_batch_norm: bool = option(

@@ -5,10 +5,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data import decode
+from data import camvid, decode
 from experiments.reporting import figures as draw
 from experiments.reporting import run_page
 from experiments.setup import prediction
+from experiments.setup.experiment import SegmentationInfo
 from models import summary as layer_summary
 from train.tasks import segmentation
 
@@ -25,26 +26,34 @@ HEADLINE = (
 )
 SKIP = ("seconds", "images_per_second")
 SHOWN = 10  # Images in the report.
-# CamVid's own colors from Sky to Bicyclist; other data sets use the colors of tab20. Void is black.
-CAMVID = (
-    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
-    *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-)
+FULL_LEGEND = 20  # With more classes, the legend of the report's figure lists only those in the figure.
 
 
-def palette(class_names) -> np.ndarray:
-    """Colors uint8 [C + 1, 3]: one per class, and black for void."""
-    from data import camvid
-
-    if tuple(class_names) == camvid.CLASSES:
-        colours = np.array(CAMVID)
-    else:
-        import matplotlib
-
-        colours = (255 * matplotlib.colormaps["tab20"](np.arange(len(class_names)) % 20)[:, :3]).round()
-        if class_names[0] == "background":
+def palette(info: SegmentationInfo) -> np.ndarray:
+    """Colors uint8 [C + 1, 3] of the classes and of void: those of the data set, or CamVid's, or generated ones."""
+    colours = np.array(info.class_colours or (camvid.COLOURS if info.class_names == camvid.CLASSES else ()))
+    if not len(colours):
+        colours = distinct_colours(len(info.class_names))
+        if info.class_names[0] == "background":
             colours[0] = 40
-    return np.concatenate([colours, np.zeros((1, 3))]).astype(np.uint8)
+    used = set(map(tuple, colours.tolist()))
+    void = next(grey for grey in ((0, 0, 0), (255, 255, 255), *((i, i, i) for i in range(1, 255))) if grey not in used)
+    return np.concatenate([colours, [void]]).astype(np.uint8)
+
+
+def distinct_colours(count: int) -> np.ndarray:
+    """Colors [count, 3], 0 to 255: those of tab20, followed by the colors of a grid that differ most from the previous
+    ones, black and white."""
+    import matplotlib
+
+    found = (255 * matplotlib.colormaps["tab20"](np.arange(20))[:, :3]).round().astype(int)
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 32)] * 3), -1).reshape(-1, 3)
+    nearest = np.abs(grid[:, None] - np.concatenate([found, [[0] * 3, [255] * 3]])).max(2).min(1)
+    while len(found) < count:
+        chosen = grid[nearest.argmax()]
+        found = np.concatenate([found, [chosen]])
+        nearest = np.minimum(nearest, np.abs(grid - chosen).max(1))
+    return found[:count]
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -52,44 +61,67 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndar
     return (0.5 * np.broadcast_to(image, (*mask.shape, 3)) + 0.5 * colours[mask]).round().astype(np.uint8)
 
 
-def write_masks(place: pathlib.Path, files: list[str], found: np.ndarray, class_names) -> list[tuple[str, str, str]]:
+def write_masks(
+    place: pathlib.Path, files: list[str], found: np.ndarray, info: SegmentationInfo
+) -> list[tuple[str, str, str]]:
     """Writes, for each image file, a palette PNG of its predicted classes and an overlay of their colors on the image,
-    both in the image's original size, and legend.png. Returns rows (file, mask, overlay)."""
-    colours, rows = palette(class_names), []
+    both in the image's original size, and legend.png. The indices of the classes in the PNG are those of the data set's
+    annotations. Returns rows (file, mask, overlay)."""
+    colours, rows = palette(info), []
+    values = np.array(info.class_values or range(len(info.class_names)))
+    entries = np.zeros((values.max() + 1, 3), np.uint8)
+    entries[values] = colours[:-1]
     for file, name, mask in zip(files, run_page.stems(files), found, strict=True):
         image = decode.read_image(file, channels=3)
         whole = Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
         over = Image.fromarray(overlay(image, np.asarray(whole), colours))
-        whole.putpalette(colours[:-1].ravel().tolist())
+        whole = Image.fromarray(values[np.asarray(whole)].astype(np.uint8))
+        whole.putpalette(entries.ravel().tolist())
         for path, drawn in zip(paths, (whole, over), strict=True):
             run_page.write_png(path, drawn)
         rows.append((file, str(paths[0]), str(paths[1])))
     import matplotlib
 
     with matplotlib.rc_context(draw.STYLE):
-        shown = draw.new_figure(height=0.5 + 0.25 * -(-len(class_names) // 3))
-        _legend(shown, colours, class_names)
+        shown = draw.new_figure(height=0.3 + _legend_height(info.class_names))
+        _legend(shown, colours, info.class_names)
         draw.save_figure(shown, place / "legend.png")
     return rows
+
+
+def _legend_columns(names) -> int:
+    longest = max(map(len, names))
+    return 3 if longest <= 16 else 2 if longest <= 30 else 1
+
+
+def _legend_height(names) -> float:
+    """The height of the legend in inches."""
+    return 0.28 + 0.23 * -(-len(names) // _legend_columns(names))
 
 
 def _legend(shown, colours, names) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(names)]
-    shown.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
+    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in names]
+    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(short)]
+    shown.legend(handles=patches, loc="outside lower center", ncols=_legend_columns(names), fontsize=9)
 
 
-def figure(images, labels, guesses, class_names):
+def figure(images, labels, guesses, info: SegmentationInfo):
     """A figure of images, true classes and predicted classes side by side, with a legend."""
-    colours, count = palette(class_names), len(images)
+    colours, count, classes = palette(info), len(images), len(info.class_names)
     height, width = images.shape[1:3]
     panel = 1.55
-    shown = draw.new_figure(height=count * panel * height / width + 1.2)
+    listed = [*range(classes)]
+    if classes > FULL_LEGEND:
+        listed = np.union1d(labels[labels < classes], guesses).tolist()
+    listed += [classes] if (labels >= classes).any() else []
+    names = [(*info.class_names, "void")[i] for i in listed]
+    shown = draw.new_figure(height=count * panel * height / width + _legend_height(names))
     grid = shown.subplots(count, 3, squeeze=False)
     for row, (image, label, guess) in enumerate(zip(images, labels, guesses, strict=True)):
-        known = np.minimum(label, len(class_names))
+        known = np.minimum(label, classes)
         for axes, shown_image, title in zip(
             grid[row],
             (np.broadcast_to(image, (height, width, 3)), colours[known], colours[guess]),
@@ -100,7 +132,7 @@ def figure(images, labels, guesses, class_names):
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)
-    _legend(shown, colours, (*class_names, "void") if (labels >= len(class_names)).any() else class_names)
+    _legend(shown, colours[listed], names)
     return shown
 
 
@@ -112,7 +144,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
     rows = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
     guesses = prediction.masks(experiment.task, result.state, images[rows])
     with matplotlib.rc_context(draw.STYLE):
-        shown = figure(images[rows], labels[rows], guesses, names)
+        shown = figure(images[rows], labels[rows], guesses, experiment.info)
     confusion = result.sums["confusion"].astype(int)
     figures = (
         (

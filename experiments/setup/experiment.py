@@ -33,6 +33,8 @@ class ClassificationInfo(DatasetInfo):
 @dataclasses.dataclass(frozen=True)
 class SegmentationInfo(DatasetInfo):
     class_weights: tuple[float, ...] = ()
+    class_colours: tuple[tuple[int, int, int], ...] = ()  # RGB; () if the data set has none
+    class_values: tuple[int, ...] = ()  # Pixel value of each class in annotations; () if 0, 1, ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import augment, camvid, digit_scenes
+from data import annotations, augment, camvid, digit_scenes, masks
 from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import SegmentConfig
@@ -28,6 +28,7 @@ from train.parallel.devices import axis_of
 from train.tasks import segmentation
 
 STATISTICS = 500  # Number of training scenes for pixel statistics and computed class weights.
+DEFAULT_WEIGHTS = {"digit_scenes": "scenes", "camvid": "published", "masks": "computed"}
 
 
 def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
@@ -38,8 +39,16 @@ def size_of(text: str | None, flag: str) -> tuple[int, int] | None:
 
 
 @functools.cache
-def _load_camvid(data_dir: str | None, size: tuple[int, int] | None, split: str | None) -> Dataset:
-    return camvid.load(data_dir, size=size, split=split)
+def _load_files(
+    name: str,
+    data_dir: str | None,
+    size: tuple[int, int] | None,
+    split: str | None,
+    class_names: tuple[str, ...],
+) -> Dataset:
+    if name == "camvid":
+        return camvid.load(data_dir, size=size, split=split)
+    return masks.load(data_dir, size=size, split=split, class_names=class_names)
 
 
 @functools.cache
@@ -48,7 +57,7 @@ def _load_scenes(val_fraction: float) -> Dataset:
 
 
 def generated(size: tuple[int, int] | None) -> Dataset:
-    """Random images and labels in splits of the same sizes as CamVid's."""
+    """Random images and labels, with CamVid's classes and its number of images in each split."""
     random, shape = np.random.default_rng(0), size or (360, 480)
     splits = {}
     for split, count in (("train", 367), ("val", 101), ("test", 233)):
@@ -58,14 +67,15 @@ def generated(size: tuple[int, int] | None) -> Dataset:
     return Dataset("generated", splits, camvid.CLASSES)
 
 
-def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
-    """Loads the data set. With `split`, only that split of image files is loaded, if it exists."""
+def load_dataset(config: SegmentConfig, *, split: str | None = None, class_names: tuple[str, ...] = ()) -> Dataset:
+    """Loads the data set. With `split`, only that split of image files is loaded, if it exists. `class_names` are those
+    of a stored run, see masks.load."""
     size = size_of(config.image_size, "image_size")
     scenes = config.dataset == "digit_scenes"
     for name, value in (("image_size", config.image_size), ("crop", config.crop), ("data_dir", config.data_dir)):
         require(not (scenes and value), f"--{name}={value} is not supported by --dataset=digit_scenes")
-    require(config.flip or not scenes, "--noflip is supported by --dataset=camvid only")
-    require(not (scenes and config.dry_run_data), "--dry_run_data is supported by --dataset=camvid only")
+    require(config.flip or not scenes, "--noflip is not supported by --dataset=digit_scenes")
+    require(not (scenes and config.dry_run_data), "--dry_run_data is not supported by --dataset=digit_scenes")
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
         accepted = "test, or val for runs with --val_fraction"
@@ -73,7 +83,9 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None) -> Dataset:
     if scenes:
         return _load_scenes(config.val_fraction)
     only = None if config.val_fraction else split  # Images are held out of train.
-    dataset = generated(size) if config.dry_run_data else _load_camvid(config.data_dir, size, only)
+    if config.dry_run_data:
+        return hold_out(generated(size), config.val_fraction)
+    dataset = _load_files(config.dataset, config.data_dir, size, only, class_names)
     return hold_out(dataset, config.val_fraction)
 
 
@@ -88,18 +100,26 @@ def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
     """Computes a data set's metadata from its training split."""
     train, scenes = train_split(dataset), dataset.name == "digit_scenes"
     images, labels = _composed(dataset) if scenes else train
-    kind = config.class_weights or ("scenes" if scenes else "published")
-    require(not (scenes and kind == "published"), "--class_weights=published is supported by --dataset=camvid only")
+    kind = config.class_weights or DEFAULT_WEIGHTS[config.dataset]
+    supported = "--class_weights=published is supported by --dataset=camvid only"
+    require(kind != "published" or config.dataset == "camvid", supported)
     classes = dataset.class_names
     weights = {
         "none": lambda: (1.0,) * len(classes),
         "scenes": lambda: digit_scenes.WEIGHTS,
         "published": lambda: camvid.PUBLISHED_WEIGHTS,
-        "computed": lambda: camvid.computed_weights(labels, len(classes)),
+        "computed": lambda: annotations.computed_weights(labels, len(classes)),
     }[kind]()
     if kind == "computed":
         say("class weights: " + ", ".join(f"{n} {w:.4f}" for n, w in zip(classes, weights, strict=True)))
-    return SegmentationInfo(tuple(images.shape[1:]), *pixel_statistics(images), classes, weights)
+    return SegmentationInfo(
+        tuple(images.shape[1:]),
+        *pixel_statistics(images),
+        classes,
+        weights,
+        dataset.class_colours,
+        dataset.class_values,
+    )
 
 
 def preparations(config: SegmentConfig, info: SegmentationInfo):
