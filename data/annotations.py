@@ -18,6 +18,8 @@ from data.image_files import each
 
 INDICES, COLOURS = 2**16, 2**24  # Number of possible pixel values: class indices of up to 16 bits, and RGB colors.
 FEW = 3  # An annotation with more unknown values than this is probably smoothed.
+SMOOTHED = "it was probably smoothed, or compressed with loss, which mixes the values of neighboring pixels"
+FEW_COLOURS = 8  # Up to this number, an error message lists the colors of an annotation.
 LOSSLESS = "an annotation must be a PNG file; formats with lossy compression, such as JPEG, change the values of pixels"
 Splits = Mapping[str, Sequence[tuple[str, str]]]  # Split -> the paths of its images and their annotations.
 
@@ -59,12 +61,20 @@ def pixel_values(path: str, *, coloured: bool = False, advice: str = "") -> np.n
         if coloured:
             return _colour_codes(path, image)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I;16"):
-            kind = "an annotation is an image of class indices, with 1 to 8 bits per pixel"
-            raise DataError(f"{path}: {kind}, not {image.mode}{advice}")
+            raise DataError(_no_indices(path, image, advice))
         values = np.asarray(image)
         # Pillow scales gray values of 2 and 4 bits to 8 bits.
         values = values // SHORT_GREYS[raw] if raw in SHORT_GREYS else values
         return values.astype(np.uint16 if values.dtype.itemsize > 1 else np.uint8)
+
+
+def _no_indices(path: str, image: Image.Image, advice: str) -> str:
+    """The error message for an annotation of another mode; with `advice`, it lists the colors if they are few."""
+    colours = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+    listed = ", ".join(" ".join(map(str, colour)) for colour in colours)
+    few = f"; its colors are {listed}" if advice and len(colours) <= FEW_COLOURS else ""
+    kind = "an annotation is an image of class indices, with 1 to 8 bits per pixel"
+    return f"{path}: {kind}, not {image.mode}{advice}{few}"
 
 
 def _colour_codes(path: str, image: Image.Image) -> np.ndarray:
@@ -92,8 +102,7 @@ def read_annotation(path: str, classes: Classes) -> np.ndarray:
     if not wrong.any():
         return labels.astype(np.uint8)
     value, place, kinds = int(values[wrong][0]), _place(wrong), len(np.unique(values[wrong]))
-    smoothed = "; it was probably smoothed, or compressed with loss, which mixes the values of neighboring pixels"
-    why = smoothed if kinds > FEW else ""
+    why = f"; {SMOOTHED}" if kinds > FEW else ""
     if coloured:
         red, green, blue = value >> 16, value >> 8 & 255, value & 255
         if red == green == blue < len(classes.names):

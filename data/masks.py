@@ -23,8 +23,10 @@ from data.image_files import each
 FILE, ANNOTATIONS, VOID_NAME = "classes.txt", "annot", "void"
 VOID = 255  # The index and the label of pixels that are ignored.
 LAYOUT = f"SPLIT/*.jpg or png, SPLIT{ANNOTATIONS}/*.png and {FILE}"
-COLOURED = re.compile(r"(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)")
-FORMS = f"list the classes in {FILE}, one per line, as NAME, or as NAME R G B for annotations in colors"
+COLOURED = re.compile(r"(.*[^\s,])[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
+COLOUR_FIRST = re.compile(r"\d+[\s,]+\d+[\s,]+\d+[\s,]+\D.*")
+FORMS = f"list the classes in {FILE}, one per line, as NAME, or as NAME R G B if the annotations contain colors"
+ADVICE = f"; to read colors, list the classes in {FILE} as NAME R G B"
 DISTINCT = 16  # Least difference of two colors of a palette, in one of the channels, to be used in figures.
 
 
@@ -149,7 +151,7 @@ def read_classes(path: pathlib.Path) -> Classes:
     values = tuple(value for value, label in labels.items() if label != VOID)
     table = annotations.table(labels | {VOID: VOID}, INDICES)
     moved = values if values != tuple(range(len(names))) else ()  # After a line void.
-    return Classes(tuple(names), table, _accepted(len(lines)), f"; for colors, {FORMS}", values=moved)
+    return Classes(tuple(names), table, _accepted(len(lines)), ADVICE, values=moved)
 
 
 def _entries(path: pathlib.Path) -> list[tuple[str, str, tuple[int, int, int] | None]]:
@@ -162,6 +164,8 @@ def _entries(path: pathlib.Path) -> list[tuple[str, str, tuple[int, int, int] | 
     named = [(where, line) for where, line in named if line and not line.startswith("#")]
     found: list[tuple[str, str, tuple[int, int, int] | None]] = []
     for where, line in named:
+        if COLOUR_FIRST.fullmatch(line):
+            raise DataError(f"{where}: the color must follow the name, as NAME R G B")
         match = COLOURED.fullmatch(line)
         name = unicodedata.normalize("NFC", match[1] if match else line)
         if not name.isprintable():  # Reports could not display the name.
@@ -184,7 +188,7 @@ def _accepted(count: int) -> str:
 def _numbers(count: int) -> Classes:
     """Classes that are named by their indices, 0 to count - 1."""
     labels = annotations.table({i: i for i in (*range(count), VOID)}, INDICES)
-    return Classes(tuple(map(str, range(count))), labels, _accepted(count), f"; for colors, {FORMS}")
+    return Classes(tuple(map(str, range(count))), labels, _accepted(count), ADVICE)
 
 
 def _counted(root: pathlib.Path, pairs: list[tuple[str, str]]) -> Classes:
@@ -195,7 +199,7 @@ def _counted(root: pathlib.Path, pairs: list[tuple[str, str]]) -> Classes:
 
     def read(i):
         try:
-            return np.unique(annotations.pixel_values(pairs[i][1], advice=f"; for colors, {FORMS}"))
+            return np.unique(annotations.pixel_values(pairs[i][1], advice=ADVICE))
         except DataError as error:
             return error
 
@@ -207,8 +211,11 @@ def _counted(root: pathlib.Path, pairs: list[tuple[str, str]]) -> Classes:
     indices = sorted(occurring - {VOID})
     if indices != list(range(len(indices))) or len(indices) < 2:
         shown = ", ".join(map(str, sorted(occurring)[:10])) + (", ..." if len(occurring) > 10 else "")
+        smoothed = f"; {annotations.SMOOTHED.replace('it was', 'they were')}" if len(occurring) > 10 else ""
         needed = f"without {FILE} they must be 0, 1, ... without gaps, and {VOID} for {VOID_NAME}"
-        raise DataError(f"the pixels of the annotations of train in {root} have the values {shown}; {needed}; {FORMS}")
+        raise DataError(
+            f"the pixels of the annotations of train in {root} have the values {shown}; {needed}{smoothed}; {FORMS}"
+        )
     print(f"{root} has no {FILE}: classes are the labels 0 to {indices[-1]} of train", file=sys.stderr)
     return _numbers(len(indices))
 

@@ -141,6 +141,10 @@ def test_black_and_white_masks_are_read_by_their_colours(tmp_path):
     (tmp_path / masks.FILE).unlink()
     with pytest.raises(DataError, match="train in .* have the values 0, 255; without classes.txt they must be 0, 1"):
         masks.load(str(tmp_path))
+    path = tmp_path / "trainannot" / "train 0.png"
+    Image.open(path).resize((80, 60), Image.Resampling.BICUBIC).save(path)
+    with pytest.raises(DataError, match="values 0, 1, .*; they were probably smoothed, or compressed with loss"):
+        masks.load(str(tmp_path))
 
 
 def test_classes_without_a_file_are_numbers(tmp_path, capsys):
@@ -200,6 +204,8 @@ def test_255_classes(tmp_path):
         ("cat\nvoid", "it lists cat"),
         ("cat\ncat", r"classes\.txt, line 2: 'cat' repeats the name"),
         ("cat 0 0 0\ndog", "line 2: 'dog' has no color R G B, although other lines have one"),
+        ("0 0 0 cat\n1 1 1 dog", "line 1: '0 0 0 cat': the color must follow the name, as NAME R G B"),
+        ("name,r,g,b\ncat,0,0,0", "line 1: 'name,r,g,b' has no color R G B, although other lines have one"),
         ("cat 0 0 0\ndog 0 0 0", "line 2: 'dog 0 0 0' repeats the color of another class"),
         ("cat 0 0 256\ndog 0 0 0", "line 1: .* numbers of a color must be between 0 and 255"),
         ("cat\n\tb\x07c", "line 2: .* is not printable"),
@@ -245,7 +251,7 @@ def value(path, number, dtype=np.uint8):
         (lambda at: value(at("testannot/test 1.png"), 300, np.uint16), "test 1.png contains the label 300"),
         (
             lambda at: Image.new("RGB", SHAPE[::-1]).save(at("trainannot/train 1.png")),
-            "train 1.png: an annotation is an image of class indices.*not RGB; for colors, list the classes in",
+            "train 1.png: an annotation is an image of class .* not RGB; to read .* R G B; its colors are 0 0 0$",
         ),
         (
             lambda at: Image.new("L", SHAPE[::-1]).save(at("trainannot/train 1.jpg")),
