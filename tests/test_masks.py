@@ -396,6 +396,8 @@ def test_generated_colours_differ():
     assert colours.shape == (255, 3) and far[~np.eye(255, dtype=bool)].min() >= 19  # As for tab20.
     info = SegmentationInfo((1, 1, 3), (0,) * 3, (1,) * 3, tuple(map(str, range(255))), (1,) * 255)
     assert segmentation_report.palette(info)[255].tolist() == [0, 0, 0] and (colours.max(1) > 20).all()
+    info = SegmentationInfo((1, 1, 3), (0,) * 3, (1,) * 3, ("a", "b"), (1, 1), ((0, 0, 0), (255, 255, 255)))
+    assert segmentation_report.palette(info)[2].tolist() == [128] * 3  # The color of void.
 
 
 def test_a_figure_of_many_classes_lists_those_in_it():
@@ -407,6 +409,11 @@ def test_a_figure_of_many_classes_lists_those_in_it():
     assert [text.get_text() for text in shown.legends[0].get_texts()] == ["class 7", "class 149", "void"]
     colours = [patch.get_facecolor()[:3] for patch in shown.legends[0].get_patches()]
     np.testing.assert_allclose(colours, segmentation_report.palette(info)[[7, 149, 150]] / 255)
+    labels[1].flat[:45] = range(20, 65)  # Only the most frequent classes are listed.
+    names = [
+        text.get_text() for text in segmentation_report.figure(images, labels, guesses, info).legends[0].get_texts()
+    ]
+    assert names == ["class 7", *(f"class {i}" for i in range(20, 58)), "class 149", "void"]
 
 
 def test_bad_input_is_one_line(root, start, tmp_path):

@@ -26,7 +26,7 @@ HEADLINE = (
 )
 SKIP = ("seconds", "images_per_second")
 SHOWN = 10  # Images in the report.
-FULL_LEGEND = 20  # With more classes, the legend of the report's figure lists only those in the figure.
+LISTED = 40  # With more classes, the legend of the report's figure lists only the most frequent ones in it.
 
 
 def palette(info: SegmentationInfo) -> np.ndarray:
@@ -37,7 +37,8 @@ def palette(info: SegmentationInfo) -> np.ndarray:
         if info.class_names[0] == "background":
             colours[0] = 40
     used = set(map(tuple, colours.tolist()))
-    void = next(grey for grey in ((0, 0, 0), (255, 255, 255), *((i, i, i) for i in range(1, 255))) if grey not in used)
+    greys = (0, 255, 128, *range(1, 255))
+    void = next((grey,) * 3 for grey in greys if (grey,) * 3 not in used)
     return np.concatenate([colours, [void]]).astype(np.uint8)
 
 
@@ -84,7 +85,7 @@ def write_masks(
     import matplotlib
 
     with matplotlib.rc_context(draw.STYLE):
-        shown = draw.new_figure(height=0.3 + _legend_height(info.class_names))
+        shown = draw.new_figure(height=_legend_height(info.class_names))
         _legend(shown, colours, info.class_names)
         draw.save_figure(shown, place / "legend.png")
     return rows
@@ -97,14 +98,17 @@ def _legend_columns(names) -> int:
 
 def _legend_height(names) -> float:
     """The height of the legend in inches."""
-    return 0.28 + 0.23 * -(-len(names) // _legend_columns(names))
+    return 0.45 + 0.19 * -(-len(names) // _legend_columns(names))
 
 
 def _legend(shown, colours, names) -> None:
     from matplotlib.patches import Patch
 
     short = [name if len(name) <= 60 else f"{name[:59]}…" for name in names]
-    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(short)]
+    patches = [
+        Patch(facecolor=colours[i] / 255, edgecolor="#bbbbbb", linewidth=0.5, label=name)
+        for i, name in enumerate(short)
+    ]
     shown.legend(handles=patches, loc="outside lower center", ncols=_legend_columns(names), fontsize=9)
 
 
@@ -114,8 +118,11 @@ def figure(images, labels, guesses, info: SegmentationInfo):
     height, width = images.shape[1:3]
     panel = 1.55
     listed = [*range(classes)]
-    if classes > FULL_LEGEND:
-        listed = np.union1d(labels[labels < classes], guesses).tolist()
+    if classes > LISTED:
+        shown_labels = np.concatenate([labels.ravel(), guesses.ravel()])
+        counts = np.bincount(shown_labels, minlength=classes)[:classes]
+        frequent = np.argsort(-counts, kind="stable")[:LISTED]
+        listed = sorted(frequent[counts[frequent] > 0].tolist())
     listed += [classes] if (labels >= classes).any() else []
     names = [(*info.class_names, "void")[i] for i in listed]
     shown = draw.new_figure(height=count * panel * height / width + _legend_height(names))
