@@ -82,7 +82,8 @@ def main(config: SummaryConfig) -> int:
     print(f"{'total':<28} {'':>16} {numbers}")
     for kind, bytes_by in bytes_of.items():
         for what, value in bytes_by.items():
-            print(f"{kind} {what.replace('_', ' ')}: {value / 1e6:,.1f} MB")
+            named = what.replace("_bytes", "").replace("_", " ")
+            print(f"{kind} parallelism, {named}: {value / 1e6:,.1f} MB")
     return 0
 
 

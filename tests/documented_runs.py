@@ -36,6 +36,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     "make test-all": Run("--dry-run", slow=False),
     "make kernels-check": Run("--dry-run", slow=False),
     "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),
+    "classify --workdir=W --model=cnn --epochs=20 --batch_size=32 --dataset=folder --data_dir=D": Run(
+        "--epochs=1 --batch_size=8", {"D": "images"}
+    ),
     "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
     "segment --workdir=W": Run(TINY, cold=True),
     "segment --flagfile=experiments/recipes/segnet_basic.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
@@ -122,11 +125,12 @@ COMMANDS: dict[str, Run | Omitted] = {
         "--collect-only --quiet -p no:cacheprovider", {"NAME": "dense"}
     ),
     "summary --model=NAME": Run(where={"NAME": "mlp"}, slow=False),
-    "predict --workdir=runs/demo image.png": Run(where={"runs/demo": "classifier", "image.png": "image"}),
+    "predict --workdir=runs/demo docs/digit.png": Run(where={"runs/demo": "classifier"}),
     "classify --workdir=runs/mlp --model=mlp --steps=500": Run("--steps=2", {"runs/mlp": "new"}),
     "lecture --workdir=runs/lecture": Run("--only=activations", {"runs/lecture": "new"}),
     # docs/results.md
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
+    "classify --flagfile=experiments/recipes/RECIPE --workdir=W": Run(TINY, {"RECIPE": "lstm.flags"}),
     # docs/data.md
     "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
     "prepare --dataset=fashion_mnist": Run("--source=FOLDER --data_dir=W", {"FOLDER": "idx_files"}, slow=False),

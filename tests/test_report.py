@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments.reporting import figures, report, run_record
+from experiments.reporting import classification_report, figures, report, run_record
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -270,3 +270,16 @@ def test_a_run_that_is_not_shown_prints_no_progress(clock, capsys):
     with run_record.Progress(0, 10, split="test", shown=False) as progress:
         progress(10, {"train_loss": 1.0, "eval_loss": 1.0})
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "confusion, message",
+    [
+        ([[0, 3, 0], [0, 2, 0], [0, 0, 0]], "every image is predicted as dog; a smaller --learning_rate may help"),
+        ([[0, 3, 0], [0, 2, 1], [0, 0, 0]], ""),
+        ([[0, 0, 0], [0, 5, 0], [0, 0, 0]], ""),  # The images are of one class, so this may be correct.
+    ],
+)
+def test_a_constant_prediction_is_reported(confusion, message):
+    names = ("cat", "dog", "wolf")
+    assert classification_report.constant_prediction(np.array(confusion), names) == message

@@ -25,7 +25,7 @@ class RunConfig:
         resumable=True,
         path=True,
     )
-    steps: int | None = option(None, "Training steps; or give --epochs.", f"[1, {2**31 - 1}]")
+    steps: int | None = option(None, "Training steps; overrides --epochs.", f"[1, {2**31 - 1}]")
     epochs: float | None = option(
         None, "Epochs, instead of --steps; 10 in commands without a default for either.", "(0, inf)"
     )
@@ -111,7 +111,7 @@ class TrainingConfig(DeviceConfig, OptimizerConfig, RunConfig):
 
     data_dir: str | None = option(
         None,
-        "Folder of the data set: SPLIT/CLASS/*.jpg or *.png, or the prepared data set.",
+        "Folder of the data set; docs/data.md describes its layout for each --dataset.",
         resumable=True,
         path=True,
     )

@@ -9,6 +9,7 @@ from experiments.reporting import figures as draw
 from experiments.reporting import run_page
 from experiments.setup import prediction, preprocessing
 from models import summary as layer_summary
+from train.messages import say
 
 HEADLINE = ("test_accuracy", "accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
@@ -26,11 +27,22 @@ def weight_images(state, model: str, layer: str, image_shape):
     return kernel.T.reshape(kernel.shape[1], -1, *image_shape[1:])
 
 
+def constant_prediction(confusion, class_names) -> str:
+    """A message if images of several classes are all predicted as the same class, else "". `confusion` [true,
+    predicted] counts images."""
+    predicted = np.flatnonzero(confusion.sum(0))
+    if len(predicted) > 1 or np.count_nonzero(confusion.sum(1)) == 1:
+        return ""
+    return f"every image is predicted as {class_names[predicted[0]]}; a smaller --learning_rate may help"
+
+
 def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
     """Writes the report of a classifier to the workdir: figures/*.png and report.html."""
     state, names = result.state, experiment.info.class_names
     images, labels = preprocessing.sample_for_report(*test)
     confusion = result.sums["confusion"].astype(int)
+    if constant := constant_prediction(confusion, names):
+        say(constant)
     probabilities = prediction.probabilities(experiment.task, state, images)
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     among = f"{summary['split']} images"

@@ -111,7 +111,8 @@ def counts(dataset: Dataset) -> dict[str, int]:
 
 
 def describe(dataset: Dataset, state: State) -> str:
-    images = ", ".join(f"{count:,} {split}" for split, count in counts(dataset).items())
+    by_split = sorted(counts(dataset).items(), key=lambda entry: entry[0] != "train")  # train first.
+    images = ", ".join(f"{count:,} {split}" for split, count in by_split)
     return f"{parameter_count(state.params):,} parameters; {images} images"
 
 
