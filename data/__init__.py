@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from data import cifar10, folder, from_tfds, idx, mnist5k, stream
+from data import cifar10, convert, folder, from_tfds, idx, mnist5k, stream
 from data.dataset import ArgumentError as ArgumentError
 from data.dataset import DataError as DataError
 from data.dataset import Dataset
@@ -46,16 +46,18 @@ def load(
     image_size: int | None = None,
     augment: str = "none",
     shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
     least_classes: int = 2,
 ) -> Dataset:
     """Loads the data set `name`, from `data_dir` unless it is built in. Images in files are streamed if they are large
-    or if `image_size` is given (see data.stream.view); with `shape` (h, w, channels) they are resized to it instead.
+    or if `image_size` is given (see data.stream.view). With `shape` (h, w, channels), whole images are converted to it
+    and held in memory, unless `image_size` is given too; with `channels` (1 or 3), only their channels are converted.
 
     Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
     or contain fewer than `least_classes`, 1 or 2.
     """
     view, always = stream.view(image_size, augment), image_size is not None
-    dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape)
+    dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape, channels=channels)
     if len(dataset.class_names) < least_classes:
         raise DataError(f"{name} has only one class, {dataset.class_names[0]}; at least two are required")
-    return dataset
+    return convert.fit(dataset, shape=shape, channels=channels)

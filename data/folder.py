@@ -34,17 +34,18 @@ def load(
     view: View | None = None,
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
 ) -> Dataset:
-    """Loads the splits of the folder as color images, with classes sorted by name. Splits are arrays, or streams of
-    `view` if an image is large or `always` is true; with `shape` (h, w, channels), arrays of whole images resized to
-    it.
+    """Loads the splits of the folder as color images, or as grayscale images if `channels` is 1, with classes sorted
+    by name. Splits are arrays, or streams of `view` if an image is large or `always` is true; with `shape` (h, w,
+    channels), arrays of whole images resized to it.
 
     An image that can't be decoded raises DataError with its name, on loading or in the stream; with `skip_corrupt`, all
     such images are reported and skipped. Also raises DataError if the folder is missing, if classes differ between
     splits, or if small images differ in size.
     """
     root, files, names = listing(data_dir)
-    channels, size = (shape[2], shape[:2]) if shape else (3, None)
+    channels, size = (shape[2], shape[:2]) if shape else (channels or 3, None)
     found = {split: _image_split(root, split, files[split], names, channels=channels) for split in sorted(files)}
     splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
     return Dataset("folder", splits, names)
@@ -213,5 +214,5 @@ def _image_split(
         size=lambda example: image_size(files[example][0]),
         labels=lambda: np.array([label for _, label in files], np.int32),
         key=key,
-        cache=root.with_name(f"{root.name}.{split}"),
+        cache=root.with_name(f"{root.name}.{split}{'' if channels == 3 else '.gray'}"),
     )

@@ -37,9 +37,11 @@ def load(
     view: View | None = None,
     always: bool = False,
     shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
 ) -> Dataset:
     """Loads all labeled splits of a prepared data set. Splits are arrays, or streams of `view` if an image is large or
-    `always` is true; with `shape` (h, w, channels), arrays of whole images resized to it.
+    `always` is true; with `shape` (h, w, channels), arrays of whole images resized to it. Images have the stored number
+    of channels unless `shape` or `channels` is given.
 
     Raises DataError if the data set is not prepared in array_record, with the command that prepares it, or if it is
     damaged or not for image classification.
@@ -59,7 +61,7 @@ def load(
         stored = ", ".join(sorted(formats)) or "an unknown format"
         raise DataError(f"{place} is stored as {stored}, expected array_record: remove it and {how(name, root)}")
     check_features(builder, name)
-    channels, size = (shape[2], shape[:2]) if shape else (None, None)
+    channels, size = (shape[2], shape[:2]) if shape else (channels, None)
     found = {s: read_split(builder, s, count, place=place, channels=channels) for s, count in counts.items()}
     labelled = {split: one for split, one in found.items() if one.labels().min() >= 0}  # Unknown labels are -1.
     for split in found.keys() - labelled.keys():

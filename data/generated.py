@@ -10,7 +10,7 @@ from data.stream import Stream, View
 LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (images, classes) of ImageNet and CIFAR-10.
 
 
-def load(view: View | None, *, other: str = "val") -> Dataset:
+def load(view: View | None, *, other: str = "val", channels: int = 3) -> Dataset:
     """Returns a data set of the size of ImageNet, streamed with `view`, or, if `view` is None, of the size of CIFAR-10,
     in memory. The second split, after train, is called `other`."""
     random = np.random.default_rng(0)
@@ -19,9 +19,9 @@ def load(view: View | None, *, other: str = "val") -> Dataset:
     for split, length in (("train", count), (other, count // 20)):
         labels = np.arange(length, dtype=np.int32) % classes
         if view:
-            noise = random.integers(0, 256, (view.side, 2 * view.side, 3), dtype=np.uint8)
+            noise = random.integers(0, 256, (view.side, 2 * view.side, channels), dtype=np.uint8)
             read = lambda example, crop, noise=noise: noise[:, example % view.side :][:, : view.side]  # noqa: E731
-            splits[split] = Stream(read, np.arange(length), channels=3, view=view), labels
+            splits[split] = Stream(read, np.arange(length), channels=channels, view=view), labels
         else:
-            splits[split] = random.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8), labels
+            splits[split] = random.integers(0, 256, (length, 32, 32, channels), dtype=np.uint8), labels
     return Dataset("generated", splits, tuple(f"{i:04d}" for i in range(classes)))

@@ -9,7 +9,7 @@ def main(config: ClassifyConfig) -> int:
     validation.check_classify(config)
     stop = Stop()  # Installs signal handlers first: the imports below take seconds.
     from experiments.reporting import classification_report, run_record
-    from experiments.setup import classification, stored_network, training
+    from experiments.setup import classification, source_run, training
     from experiments.setup.experiment import eval_split
     from train import loop
     from train.parallel import processes
@@ -19,12 +19,13 @@ def main(config: ClassifyConfig) -> int:
 
     # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
-        dataset = classification.load_dataset(config)
+        config = source_run.with_image_size(config)
+        dataset = classification.load_dataset(config, **source_run.image_form(config))
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
-        stored_network.init_from_parts(config)
         experiment = classification.create_experiment(config, info, devices=devices.number, steps=steps)
+        source_run.new_leaves(config, experiment)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
@@ -36,7 +37,7 @@ def main(config: ClassifyConfig) -> int:
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         fitted = classification.data_dependent_init(config, new_state, dataset.splits["train"][0], info)
-        restored = stored_network.init_from(config, fitted), {}
+        restored = source_run.init_from(config, fitted, experiment, split), {}
     state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(

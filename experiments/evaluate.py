@@ -52,7 +52,8 @@ def segmenter(config: EvaluateConfig, run):
     from experiments.setup import segmentation, stored_network
 
     changed = segmentation.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir)
-    dataset = segmentation.load_dataset(changed, split=config.split, class_names=run.info.class_names)
+    channels, names = run.info.image_shape[2], run.info.class_names
+    dataset = segmentation.load_dataset(changed, split=config.split, channels=channels, class_names=names)
     return run._replace(config=changed), dataset, stored_network.experiment_from_run(run), class_table
 
 

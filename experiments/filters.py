@@ -161,7 +161,7 @@ def excited_patches(state, images, *, experiment, prepare, name: str):
 def main(config: FiltersConfig) -> int:
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import classification_report, run_page
-    from experiments.setup import classification, preprocessing, saved_run, stored_network
+    from experiments.setup import classification, evaluation_data, preprocessing, saved_run, stored_network
     from experiments.setup.experiment import scoring_split
     from models import summary
 
@@ -190,7 +190,8 @@ def main(config: FiltersConfig) -> int:
         mean = "" if filters.shape[-1] in (1, 3) else ", averaged over the channels"
         print(f"{name}: {len(filters)} filters of {'x'.join(map(str, filters.shape[1:]))}{mean}: {path}")
         return 0
-    dataset = classification.load_dataset(run.config)
+    changed, shape = evaluation_data.for_evaluation(run, dataset=None, data_dir=None, tta=None)
+    dataset = classification.load_dataset(changed.config, shape=shape)
     split = scoring_split(dataset)
     prepare = preprocessing.make_prepare(run.config, run.info)[1]
     channels, patches, gradients = excited_patches(

@@ -6,10 +6,10 @@ from train.signals import Stop
 
 
 def main(config: SegmentConfig) -> int:
-    validation.check_training(config)
+    validation.check_segment(config)
     stop = Stop()  # Installs signal handlers first: the imports below take seconds.
     from experiments.reporting import run_record, segmentation_report
-    from experiments.setup import segmentation, stored_network, training
+    from experiments.setup import segmentation, source_run, training
     from experiments.setup.experiment import eval_split
     from train import loop
     from train.parallel import processes
@@ -19,12 +19,12 @@ def main(config: SegmentConfig) -> int:
 
     # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
-        dataset = segmentation.load_dataset(config)
+        dataset = segmentation.load_dataset(config, **source_run.image_form(config))
         info = segmentation.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
-        stored_network.init_from_parts(config)
         experiment = segmentation.create_experiment(config, info, devices=devices.number, steps=steps)
+        source_run.new_leaves(config, experiment)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
@@ -35,7 +35,7 @@ def main(config: SegmentConfig) -> int:
     checkpoints = training.open_checkpoints(workdir, config, experiment, split)
     restored = training.restore(checkpoints, new_state)
     if restored is None:
-        restored = stored_network.init_from(config, new_state), {}
+        restored = source_run.init_from(config, new_state, experiment, split), {}
     state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(

@@ -131,6 +131,12 @@ COMMANDS: dict[str, Run | Omitted] = {
     # docs/results.md
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
     "classify --flagfile=experiments/recipes/RECIPE --workdir=W": Run(TINY, {"RECIPE": "lstm.flags"}),
+    "classify --workdir=W --model=cnn --init_from=V --dataset=folder --data_dir=D --steps=500": Run(
+        TINY, {"V": "classifier", "D": "images"}
+    ),
+    "classify --workdir=W --model=resnet18 --init_from=V --dataset=folder --data_dir=D --freeze=backbone": Run(
+        TINY, {"V": "resnet18", "D": "images"}
+    ),
     # docs/data.md
     "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
     "prepare --dataset=fashion_mnist": Run("--source=FOLDER --data_dir=W", {"FOLDER": "idx_files"}, slow=False),

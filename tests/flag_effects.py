@@ -73,6 +73,7 @@ OPTIMIZER = {
 }
 KERNELS = {"cpu_kernels": Row(SHARED, "devices = training.start_devices(config, stop)")}
 
+TUNED = {"init_from": "RUN", "dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}
 IMAGENET = {"image_size": 64, "dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}
 CLASSIFY = {
     **BY_COMMAND,
@@ -120,6 +121,8 @@ CLASSIFY = {
     "accumulate": Row(SPEED, 2),
     "remat": Row(SPEED, True),
     "parallelism": program("hybrid", model="vgg11", hidden=None, **IMAGENET, slow=True),
+    "freeze": program("backbone", **TUNED, slow=True),
+    "backbone_rate": program(0.5, **TUNED, slow=True),
     "fc_passes": program(2, model="vgg11", hidden=None, parallelism="hybrid", **IMAGENET, slow=True),
     "fc_update": program(
         "each_pass", model="vgg11", hidden=None, parallelism="hybrid", fc_passes=2, **IMAGENET
@@ -155,6 +158,8 @@ SEGMENT = {
     "flip": program(False, slow=True),
     "class_weights": program("none", slow=True),
     "exact_batch_norm": Row(METRICS, True, slow=True),
+    "freeze": refusal("backbone", "--freeze=backbone needs --init_from=WORKDIR"),  # Tested in test_fine_tuning.py.
+    "backbone_rate": refusal(0.5, "--backbone_rate=0.5 needs --init_from=WORKDIR"),
 }
 GENERATE = {
     **FILES,
@@ -335,6 +340,13 @@ REFUSED = (
     ("classify", {"hidden": (), "dropout": 0.5}, "--dropout=0.5 has no effect without hidden layers"),
     ("classify", {"hidden": (), "activation": "tanh"}, "--activation=tanh has no effect without hidden layers"),
     ("classify", {"blocks": 1, "compression": 0.5}, "--compression=0.5 has no effect with --blocks=1"),
+    ("classify", {"freeze": "backbone"}, "--freeze=backbone needs --init_from=WORKDIR"),
+    ("classify", {"backbone_rate": 0.5}, "--backbone_rate=0.5 needs --init_from=WORKDIR"),
+    (
+        "classify",
+        {"init_from": "RUN", "freeze": "backbone", "backbone_rate": 0.5},
+        "--backbone_rate=0.5 has no effect with --freeze=backbone",
+    ),
     ("classify", {"dropout_after": True, "dropout": 0.0}, "--dropout_after has no effect with --dropout=0"),
     (
         "classify",

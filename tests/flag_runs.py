@@ -43,7 +43,15 @@ from experiments import (
 from experiments.cli import config as configs
 from experiments.cli import options, subprocesses, validation
 from experiments.lecture import __main__ as lecture
-from experiments.setup import classification, generation, reconstruction, segmentation, stored_network, training
+from experiments.setup import (
+    classification,
+    generation,
+    reconstruction,
+    segmentation,
+    source_run,
+    stored_network,
+    training,
+)
 from experiments.setup.experiment import eval_split
 from train import leaves, loop, workdir
 from train.parallel import data_parallel
@@ -90,7 +98,7 @@ SETUP = {
 }
 CHECKS = {
     "classify": validation.check_classify,
-    "segment": validation.check_training,
+    "segment": validation.check_segment,
     "generate": validation.check_generate,
     "reconstruct": validation.check_reconstruct,
 }
@@ -231,12 +239,16 @@ class Started:
     """A training command up to its first step; each property is one thing that a flag may change."""
 
     def __init__(self, command, config):
-        self.config, module = config, SETUP[command]
+        module, form = SETUP[command], {}
         options.from_json(type(config), options.to_json(config))  # Checks the bounds of its values.
         CHECKS[command](config)
         if config.process_id is not None or config.coordinator_address or config.num_processes:
             training.start_devices(config, None)
-        self.dataset = module.load_dataset(config)
+        if command == "classify":
+            config = source_run.with_image_size(config)
+        if command in ("classify", "segment"):
+            form = source_run.image_form(config)
+        self.config, self.dataset = config, module.load_dataset(config, **form)
         self.split, self.devices = eval_split(self.dataset, config.eval_split), config.devices or 1
         self.info = module.dataset_info(*((config,) if command in ("classify", "segment") else ()), self.dataset)
         self.steps = training.total_steps(config, self.dataset, self.devices)
@@ -278,7 +290,7 @@ class Started:
 
     def first(self):
         state = training.initialize(self.experiment, self.config, self.dataset, device_count=self.devices)
-        return stored_network.init_from(self.config, state)
+        return source_run.init_from(self.config, state, self.experiment, self.split)
 
     @functools.cached_property
     def params(self):

@@ -95,10 +95,10 @@ def test_a_checkpoint_deleted_while_it_is_read_is_not_reported_as_damaged(tmp_pa
     reader, lines = checkpoint.Checkpoints(tmp_path, best=BEST, owner=False), []
     reader.report, read = lines.append, reader._read
 
-    def overtaken(step, like, parts):
+    def overtaken(step, *arguments):
         if step == 2:
             saved(tmp_path, 3, keep=1)
-        return read(step, like, parts)
+        return read(step, *arguments)
 
     monkeypatch.setattr(reader, "_read", overtaken)
     state, _ = reader.restore(state_of(0))

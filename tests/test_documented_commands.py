@@ -142,7 +142,7 @@ class Places:
 
         shapes = {name: change(name, shape) for name, shape in parity.entry_shapes(model).items()}
         path = self.new_folder("made") / "weights.safetensors"
-        save_file({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, path)
+        save_file({name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}, path)
         return path
 
     @functools.cached_property
@@ -158,6 +158,11 @@ class Places:
     @functools.cached_property
     def vgg16(self):
         return self.finished("import_weights", "--model=vgg16", f"--weights={self.vgg16_weights}", "--image_size=32")
+
+    @functools.cached_property
+    def resnet18(self):
+        weights = f"--weights={self.resnet18_weights}"
+        return self.finished("import_weights", "--model=resnet18", weights, "--image_size=32")
 
     @functools.cached_property
     def classifier(self):

@@ -152,12 +152,15 @@ class Checkpoints:
             line = os.strerror(number) if number else " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {line}") from error
 
-    def restore(self, like, *, best: bool = False, parts: tuple[str, ...] = ("",)) -> tuple[Any, dict] | None:
+    def restore(
+        self, like, *, best: bool = False, parts: tuple[str, ...] = ("",), without: frozenset[str] = frozenset()
+    ) -> tuple[Any, dict] | None:
         """Returns (state, record) of the newest, or the best, undamaged step; None if there is none.
 
-        Leaves whose path does not begin with one of `parts` are taken from `like` (arrays or shapes). A damaged step is
-        moved aside and the next older one is used. Raises CheckpointError, naming both shapes, if leaves differ from
-        `like`, and CheckpointError or OSError if a checkpoint can't be read; it may be undamaged, so it is not moved.
+        Leaves whose path does not begin with one of `parts`, and leaves in `without`, are taken from `like` (arrays or
+        shapes). A damaged step is moved aside and the next older one is used. Raises CheckpointError, naming both
+        shapes, if leaves differ from `like`, and CheckpointError or OSError if a checkpoint can't be read; it may be
+        undamaged, so it is not moved.
         """
         if self.owner and self.folder.is_dir():
             self._recover()
@@ -170,7 +173,7 @@ class Checkpoints:
                 return None
             tried.add(found)
             try:
-                arrays, record = self._read(found, like, parts)
+                arrays, record = self._read(found, like, parts, without)
             except _Damaged as error:
                 if found in self.steps():
                     self._set_aside(found, error)
@@ -211,11 +214,12 @@ class Checkpoints:
                     path.read_bytes()  # An OSError propagates: the file can't be read now, but may be undamaged.
             raise _Damaged(str(error)) from error
 
-    def _read(self, step: int, like, parts) -> tuple[dict, dict]:
+    def _read(self, step: int, like, parts, without) -> tuple[dict, dict]:
         about = self._about(step)
         saved = {name: f"{dtype}{shape}" for name, (dtype, shape, _) in about["leaves"].items()}
-        wanted = {name: entry for name, entry in leaves.shapes(like).items() if name.startswith(parts)}
-        for name in sorted(wanted.keys() | {name for name in saved if name.startswith(parts)}):
+        restored = {name for name in saved.keys() | leaves.shapes(like).keys() if name.startswith(parts)} - without
+        wanted = {name: entry for name, entry in leaves.shapes(like).items() if name in restored}
+        for name in sorted(restored):
             if saved.get(name) != wanted.get(name):
                 both = f"{saved.get(name, 'absent')} (stored), {wanted.get(name, 'absent')} (expected)"
                 raise CheckpointError(f"{self.folder / str(step)} contains a different network: {name}: {both}")

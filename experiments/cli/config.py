@@ -30,7 +30,11 @@ class RunConfig:
         None, "Epochs, instead of --steps; 10 in commands without a default for either.", "(0, inf)"
     )
     seed: int = option(0, "Seed of initialization, data order, augmentation and dropout.", SEEDS)
-    init_from: str | None = option(None, "Workdir whose parameters initialize the run.", path=True)
+    init_from: str | None = option(
+        None,
+        "Workdir whose weights initialize the run; in classify and segment, a run on other classes gets a new head.",
+        path=True,
+    )
     eval_split: str | None = option(
         None, "Split to evaluate on during the run. Default: val or validation, else test.", resumable=True
     )
@@ -125,6 +129,21 @@ class BatchNormConfig(TrainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig:
+    """Fine-tuning"""
+
+    freeze: str = option(
+        "none",
+        "With --init_from: backbone trains only the head, the weights that depend on the number of classes (a linear "
+        "probe); the network runs in evaluation mode.",
+        choices=("none", "backbone"),
+    )
+    backbone_rate: float = option(
+        1.0, "With --init_from: factor of the learning rate of all weights except the head.", "(0, 1]"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """The network"""
 
@@ -167,7 +186,7 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyConfig(BatchNormConfig, NetworkConfig):
+class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
     """Classification"""
 
     dataset: str = option(
@@ -224,7 +243,7 @@ class ClassifyConfig(BatchNormConfig, NetworkConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentConfig(BatchNormConfig):
+class SegmentConfig(FineTuningConfig, BatchNormConfig):
     """Segmentation"""
 
     batch_size: int = override(TrainingConfig, "batch_size", 16)

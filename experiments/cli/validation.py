@@ -5,7 +5,14 @@ import dataclasses
 
 from experiments.cli import options
 from experiments.cli.app import require
-from experiments.cli.config import ClassifyConfig, GenerateConfig, NetworkConfig, ReconstructConfig, TrainingConfig
+from experiments.cli.config import (
+    ClassifyConfig,
+    GenerateConfig,
+    NetworkConfig,
+    ReconstructConfig,
+    SegmentConfig,
+    TrainingConfig,
+)
 
 
 def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], why: str) -> None:
@@ -23,7 +30,7 @@ def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Checks the flags that all training commands share; segment has no others."""
+    """Checks the flags that all training commands share."""
     devices, batch_size = config.devices, config.batch_size
     require(
         devices is None or devices <= batch_size,
@@ -40,6 +47,22 @@ def check_training(config: TrainingConfig) -> None:
     require(config.schedule != "step" or bool(config.drops), "--schedule=step needs --drops")
     if config.schedule == "one_cycle":
         _no_effect(config, ("warmup_steps",), "with --schedule=one_cycle, which has its own warmup")
+
+
+def check_fine_tuning(config: ClassifyConfig | SegmentConfig) -> None:
+    for name, value, neutral in (("freeze", config.freeze, "none"), ("backbone_rate", config.backbone_rate, 1.0)):
+        require(value == neutral or bool(config.init_from), f"--{name}={value} needs --init_from=WORKDIR")
+    if config.freeze == "backbone":
+        batch_norm = ("sync_bn", "exact_batch_norm")
+        unused = ("backbone_rate", "dropout", "dropout_after", "remat", *batch_norm)
+        _no_effect(config, unused, "with --freeze=backbone, which runs the network in evaluation mode")
+    if config.parameter_groups == "author":
+        _refuse(config, "--parameter_groups=author", backbone_rate=1.0)
+
+
+def check_segment(config: SegmentConfig) -> None:
+    check_training(config)
+    check_fine_tuning(config)
 
 
 def check_generate(config: GenerateConfig) -> None:
@@ -75,6 +98,7 @@ def check_summary(config: NetworkConfig) -> None:
 def check_classify(config: ClassifyConfig) -> None:
     check_training(config)
     check_network(config)
+    check_fine_tuning(config)
     check_skip_corrupt(config.skip_corrupt, config.dataset)
     require(config.negative is None or config.positive is not None, "--negative needs --positive")
     logistic = "--model=logistic is a binary task: give --positive=DIGIT (and --negative=DIGIT)"
@@ -100,12 +124,13 @@ def check_classify(config: ClassifyConfig) -> None:
         # Muon orthogonalizes whole matrices; each device holds only some of their columns.
         require(config.optimizer != "muon", "--optimizer=muon is not supported by --parallelism=hybrid")
         _refuse(config, "--parallelism=hybrid", early_size=None, accumulate=1, remat=False)
+        _refuse(config, "--parallelism=hybrid", freeze="none", backbone_rate=1.0)
     if config.gradients == "backpropagation":
         plain = {"label_smoothing": 0.0, "early_size": None, "dtype": "float32", "remat": False, "parallelism": "data"}
-        _refuse(config, "--gradients=backpropagation", **plain)
+        _refuse(config, "--gradients=backpropagation", **plain, freeze="none")
 
 
-def _refuse(config: ClassifyConfig, by: str, **supported) -> None:
+def _refuse(config: ClassifyConfig | SegmentConfig, by: str, **supported) -> None:
     """Raises UsageError if a flag differs from its only supported value."""
     for name, value in supported.items():
         given = getattr(config, name)

@@ -7,12 +7,12 @@ import flax.linen as nn
 
 import data
 import models
-from data import augment, cifar10, generated, stream
+from data import augment, cifar10, convert, generated, stream
 from data.dataset import Dataset, binary_task, hold_out, pixel_covariance, pixel_statistics
 from experiments.cli import options
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import ClassifyConfig, NetworkConfig, ReconstructConfig
-from experiments.setup import preprocessing
+from experiments.setup import fine_tuning, preprocessing
 from experiments.setup.experiment import (
     ClassificationInfo,
     DatasetInfo,
@@ -33,13 +33,17 @@ from train.tasks import classification
 PATCH_PIXELS = 524_288
 
 
-def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None = None) -> Dataset:
-    """Loads the data set, as a binary task if --positive is given; image files are resized to `shape` if given."""
+def load_dataset(
+    config: ClassifyConfig, *, shape: tuple[int, int, int] | None = None, channels: int | None = None
+) -> Dataset:
+    """Loads the data set, as a binary task if --positive is given. Images are converted to `shape` or to `channels`, if
+    given, as in data.load."""
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
         other = "test" if config.val_fraction else "val"
-        dataset = generated.load(stream.view(size, augmentation) if size else None, other=other)
+        view, depth = stream.view(size, augmentation) if size else None, shape[2] if shape else channels
+        dataset = convert.fit(generated.load(view, other=other, channels=depth or 3), shape=shape)
     else:
         dataset = data.load(
             config.dataset,
@@ -48,6 +52,7 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
             image_size=size,
             augment=augmentation,
             shape=shape,
+            channels=channels,
         )
     streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
     supported = "is supported by --dataset=folder and tfds:NAME"
@@ -64,10 +69,12 @@ def load_dataset(config: ClassifyConfig, *, shape: tuple[int, int, int] | None =
 
 
 def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo:
-    """Computes a data set's metadata from its training split; --colour_noise also needs a sample's covariance."""
+    """Computes a data set's metadata from its training split; --colour_noise also needs a sample's covariance. With
+    --init_from, the mean and standard deviation are those that its weights were trained with."""
     images, _ = train_split(dataset)
     streamed = isinstance(images, stream.Stream)
-    mean, std = images.pixel_statistics() if streamed else pixel_statistics(images)
+    constants = fine_tuning.constants(config)
+    mean, std = constants or (images.pixel_statistics() if streamed else pixel_statistics(images))
     covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config.colour_noise else ()
     return ClassificationInfo(tuple(images.shape[1:]), mean, std, dataset.class_names, covariance)
 
@@ -104,8 +111,9 @@ def create_experiment(
     require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
-    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train_prepare, eval_prepare, input_shape = preprocessing.make_prepare(config, info)
+    backbone = fine_tuning.backbone(config, model, input_shape)
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model, groups=backbone.groups)
     early_steps, early_size = preprocessing.early_resize(config, input_shape, steps)
     if config.parallelism == "hybrid":
         require(hasattr(model, "CLASSIFIER"), f"--parallelism=hybrid is not supported by --model={config.model}")
@@ -120,8 +128,8 @@ def create_experiment(
         for shape in filter(None, (input_shape[:2], early_size)):
             check_batch_norm(config, model, (*shape, input_shape[2]), devices)
     task = classification.create(
-        model=model,
-        optimizer=optimizer,
+        model=backbone.module(model),
+        optimizer=backbone.optimizer(optimizer),
         image_shape=input_shape,
         class_names=info.class_names,
         train_prepare=train_prepare,
@@ -147,7 +155,7 @@ def create_experiment(
             update=config.fc_update,
             dtype=network_dtype(config),
         )
-    return Experiment(info, input_shape, model, task, learning_rate)
+    return Experiment(info, input_shape, model, backbone.task(task), learning_rate)
 
 
 def manual_gradients(config: ClassifyConfig, model, input_shape, prepare, axis: str | None):

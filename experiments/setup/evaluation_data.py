@@ -11,9 +11,15 @@ from experiments.cli.app import require
 from experiments.setup.saved_run import SavedRun
 
 
+def in_files(dataset: str) -> bool:
+    """Whether the data set consists of image files, in folders or in a prepared store."""
+    return dataset == "folder" or dataset.startswith("tfds:")
+
+
 def in_memory(run: SavedRun) -> bool:
-    """Whether the run held its images in memory at their original size."""
-    return run.config.image_size is None and max(run.info.image_shape[:2]) <= image_files.LARGEST
+    """Whether the run held whole images in memory instead of cropping them on access."""
+    small = max(run.info.image_shape[:2]) <= image_files.LARGEST
+    return run.config.image_size is None and (small or not in_files(run.config.dataset))
 
 
 def read_image(file: str, run: SavedRun) -> np.ndarray:
@@ -58,7 +64,7 @@ def for_evaluation(
     """Adapts a run of classify to the given data set, folder and test-time augmentation; None keeps the run's own.
 
     Returns:
-        (run with changed config and image shape, shape [h, w, channels] to resize image files to, or None).
+        (run with changed config and image shape, argument `shape` of classification.load_dataset).
     """
     old, shape = run.config, run.info.image_shape
     config = dataclasses.replace(old, tta=tta or old.tta)
@@ -69,11 +75,11 @@ def for_evaluation(
     config = on_data(config, dataset=dataset, data_dir=data_dir)
     if config.dataset != old.dataset:
         config = dataclasses.replace(config, train_batches=None)
-    if (config.dataset, config.data_dir) == (old.dataset, old.data_dir):
+    if (config.dataset, config.data_dir) == (old.dataset, old.data_dir) and not old.init_from:
         return run._replace(config=config), None
-    if in_memory(run):
-        return run._replace(config=config), run.info.image_shape
-    return run._replace(config=dataclasses.replace(config, image_size=old.image_size or stream.SIZE)), None
+    if not in_memory(run) and in_files(config.dataset):  # Streamed, so that only the channels of `shape` matter.
+        config = dataclasses.replace(config, image_size=old.image_size or stream.SIZE)
+    return run._replace(config=config), shape
 
 
 def unnamed(classes: int) -> tuple[str, ...]:

@@ -83,8 +83,9 @@ def selects(split: str | None) -> bool:
     return split not in (None, "train", "test")
 
 
-def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
-    """Returns (learning-rate schedule, optax optimizer) for a run of `steps` steps."""
+def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str, groups=()):
+    """Returns (learning-rate schedule, optax optimizer) for a run of `steps` steps. `groups` are as in
+    optimizers.create, unless --parameter_groups selects the author's."""
     schedule = optimizers.schedule(
         config.schedule,
         learning_rate=config.learning_rate,
@@ -93,7 +94,7 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
         drops=config.drops,
         drop_factor=config.drop_factor,
     )
-    groups = models.spec(model).author_groups if config.parameter_groups == "author" else ()
+    groups = models.spec(model).author_groups if config.parameter_groups == "author" else groups
     known = ", ".join(name for name, spec in models.MODELS.items() if spec.author_groups)
     supported = config.parameter_groups == "none" or bool(groups)
     require(supported, f"--parameter_groups=author is not supported by --model={model}; supported by: {known}")
@@ -112,6 +113,8 @@ def schedule_and_optimizer(config: TrainingConfig, steps: int, *, model: str):
 def check_batch_norm(config: BatchNormConfig, model: nn.Module, input_shape, devices: int) -> None:
     """Raises UsageError if a batch-norm layer would normalize a single value per channel, which gives 0 for any
     input."""
+    if getattr(config, "freeze", "none") == "backbone":  # Batch norm uses running averages.
+        return
     rows = config.batch_size // getattr(config, "accumulate", 1) // (1 if config.sync_bn else devices)
     if rows == 1:
         for name, values in summary.normalised_values(model, input_shape, rows).items():

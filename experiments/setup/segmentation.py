@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import annotations, augment, camvid, digit_scenes, masks
+from data import annotations, augment, camvid, convert, digit_scenes, masks
 from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import SegmentConfig
-from experiments.setup import evaluation_data
+from experiments.setup import evaluation_data, fine_tuning
 from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
@@ -67,9 +67,16 @@ def generated(size: tuple[int, int] | None) -> Dataset:
     return Dataset("generated", splits, camvid.CLASSES)
 
 
-def load_dataset(config: SegmentConfig, *, split: str | None = None, class_names: tuple[str, ...] = ()) -> Dataset:
-    """Loads the data set. With `split`, only that split of image files is loaded, if it exists. `class_names` are those
-    of a stored run, see masks.load."""
+def load_dataset(
+    config: SegmentConfig,
+    *,
+    split: str | None = None,
+    class_names: tuple[str, ...] = (),
+    channels: int | None = None,
+) -> Dataset:
+    """Loads the data set, with images converted to `channels` (1 or 3) if given; the digits of which digit_scenes
+    composes its training scenes stay gray. With `split`, only that split of image files is loaded, if it exists.
+    `class_names` are those of a stored run, see masks.load."""
     size = size_of(config.image_size, "image_size")
     scenes = config.dataset == "digit_scenes"
     for name, value in (("image_size", config.image_size), ("crop", config.crop), ("data_dir", config.data_dir)):
@@ -81,12 +88,15 @@ def load_dataset(config: SegmentConfig, *, split: str | None = None, class_names
         accepted = "test, or val for runs with --val_fraction"
         raise UsageError(f"--{flag}=train: digit_scenes generates new training scenes in each step; must be {accepted}")
     if scenes:
-        return _load_scenes(config.val_fraction)
+        dataset = _load_scenes(config.val_fraction)
+        found = convert.fit(dataset, channels=channels)
+        return found._replace(splits=found.splits | {"train": dataset.splits["train"]})
     only = None if config.val_fraction else split  # Images are held out of train.
     if config.dry_run_data:
-        return hold_out(generated(size), config.val_fraction)
-    dataset = _load_files(config.dataset, config.data_dir, size, only, class_names)
-    return hold_out(dataset, config.val_fraction)
+        dataset = generated(size)
+    else:
+        dataset = _load_files(config.dataset, config.data_dir, size, only, class_names)
+    return hold_out(convert.fit(dataset, channels=channels), config.val_fraction)
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +107,11 @@ def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
-    """Computes a data set's metadata from its training split."""
+    """Computes a data set's metadata from its training split. With --init_from, the mean and standard deviation are
+    those that its weights were trained with."""
     train, scenes = train_split(dataset), dataset.name == "digit_scenes"
     images, labels = _composed(dataset) if scenes else train
+    shape = dataset.splits["test"][0].shape[1:] if scenes else images.shape[1:]
     kind = config.class_weights or DEFAULT_WEIGHTS[config.dataset]
     supported = "--class_weights=published is supported by --dataset=camvid only"
     require(kind != "published" or config.dataset == "camvid", supported)
@@ -112,14 +124,9 @@ def dataset_info(config: SegmentConfig, dataset: Dataset) -> SegmentationInfo:
     }[kind]()
     if kind == "computed":
         say("class weights: " + ", ".join(f"{n} {w:.4f}" for n, w in zip(classes, weights, strict=True)))
-    return SegmentationInfo(
-        tuple(images.shape[1:]),
-        *pixel_statistics(images),
-        classes,
-        weights,
-        dataset.class_colours,
-        dataset.class_values,
-    )
+    mean, std = fine_tuning.constants(config) or pixel_statistics(images)
+    colours, values = dataset.class_colours, dataset.class_values
+    return SegmentationInfo(tuple(shape), mean, std, classes, weights, colours, values)
 
 
 def preparations(config: SegmentConfig, info: SegmentationInfo):
@@ -134,7 +141,7 @@ def preparations(config: SegmentConfig, info: SegmentationInfo):
 
         def compose(images, labels, keys):
             images, labels = digit_scenes.scenes(keys, digits, names)
-            return scaled(images), labels
+            return scaled(jnp.broadcast_to(images, (*images.shape[:-1], info.image_shape[-1]))), labels
 
         return compose, scaled
     crop = size_of(config.crop, "crop") or (info.image_shape[0], info.image_shape[1])
@@ -162,17 +169,18 @@ def create_experiment(
     """Creates the network and its task for a run on `devices`. With `checked=False`, for stored runs, skips the check
     that the batch is large enough for batch norm."""
     axis, dtype = axis_of(devices), network_dtype(config)
-    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model)
     train, evaluation = preparations(config, info)
     model = network(config, info, axis=axis, sync_bn=config.sync_bn)
+    backbone = fine_tuning.backbone(config, model, info.image_shape)
+    learning_rate, optimizer = schedule_and_optimizer(config, steps, model=config.model, groups=backbone.groups)
     if checked:
         check_batch_norm(config, model, info.image_shape, devices)
     statistics = None
     if config.exact_batch_norm:
         statistics = precise_bn(config, info, devices=devices, dtype=dtype, train=train, evaluation=evaluation)
     task = segmentation.create(
-        model=model,
-        optimizer=optimizer,
+        model=backbone.module(model),
+        optimizer=backbone.optimizer(optimizer),
         image_shape=info.image_shape,
         class_names=info.class_names,
         class_weights=info.class_weights,
@@ -182,7 +190,7 @@ def create_experiment(
         prepare_eval=statistics,
         dtype=dtype,
     )
-    return Experiment(info, info.image_shape, model, task, learning_rate)
+    return Experiment(info, info.image_shape, model, backbone.task(task), learning_rate)
 
 
 def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, dtype: str | None, train, evaluation):
@@ -195,7 +203,7 @@ def precise_bn(config: SegmentConfig, info: SegmentationInfo, *, devices: int, d
         return train(images, labels, keys) if scenes else (evaluation(images), labels)
 
     def batches():
-        images, labels = load_dataset(config).splits["train"]
+        images, labels = load_dataset(config, channels=info.image_shape[-1]).splits["train"]
         whole = config.batch_size // (1 if config.sync_bn else devices)
         size = min(2 if config.dry_run else max(1, whole), len(images))
         count = size if config.dry_run else 1000 if scenes else len(images)

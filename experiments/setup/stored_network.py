@@ -50,16 +50,19 @@ def restore(experiment: Experiment, run: SavedRun, which: str = "latest") -> Sta
     return restored[0]
 
 
-def init_from(config, state: State) -> State:
+def init_from(config, state: State, *, new: frozenset[str] = frozenset()) -> State:
     """Returns `state`; with --init_from, its parameters and batch statistics are replaced by those of another workdir,
-    or only the encoder's if the other network is this one's encoder."""
-    if not config.init_from:
-        return state
+    except for the leaves `new`, or only the encoder's if the other network is this one's encoder."""
+    return weights_at_step(config, state, new=new)[0] if config.init_from else state
+
+
+def weights_at_step(config, state: State, *, new: frozenset[str] = frozenset()) -> tuple[State, int]:
+    """The result of `init_from` with --init_from, and the step of the checkpoint."""
     source = checkpoint.Checkpoints(pathlib.Path(config.init_from), report=say, owner=False)
-    restored = source.restore(state, parts=init_from_parts(config))
+    restored = source.restore(state, parts=(*init_from_parts(config), ".step"), without=new)
     if restored is None:
         raise WorkdirError(f"--init_from={config.init_from} contains no checkpoint")
-    return restored[0]
+    return restored[0]._replace(step=state.step), int(restored[0].step)
 
 
 def init_from_parts(config) -> tuple[str, ...]:
