@@ -131,6 +131,10 @@ COMMANDS: dict[str, Run | Omitted] = {
     # docs/results.md
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
     "classify --flagfile=experiments/recipes/RECIPE --workdir=W": Run(TINY, {"RECIPE": "lstm.flags"}),
+    "benchmarks.fine_tuning --workdir=W --figure=docs/fine_tuning.png": Run(
+        "--model=mlp --steps=2 --seeds=0 --counts=10", {"docs/fine_tuning.png": "new"}
+    ),
+    # docs/fine_tuning.md
     "classify --workdir=W --model=cnn --init_from=V --dataset=folder --data_dir=D --steps=500": Run(
         TINY, {"V": "classifier", "D": "images"}
     ),
@@ -226,6 +230,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.checkouts --before=FOLDER": Run("--models=mlp --batch=8 --seconds=0.001 --turns=2", {"FOLDER": "."}),
     "benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]": Run(
         "--curves=width --seconds=0.01", {"FILE.png": "new"}
+    ),
+    "benchmarks.fine_tuning --workdir=W [--figure=FILE.png]": Run(
+        "--model=mlp --steps=2 --seeds=0,1 --counts=10,50", {"FILE.png": "new"}
     ),
     "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
     "segment --dataset=masks --data_dir=D --steps=300 --batch_size=8 --workdir=W": Run(
