@@ -39,8 +39,10 @@ def digits(images, keys, *, shift: float = 2.0, degrees: float = 12.0, scale: fl
     return jax.vmap(warp)(images.astype(jnp.float32), keys)
 
 
-# jax.random.split(key, n)[i] equals fold_in(key, i), and the other functions here split a key into at most three.
+# Augmentations of the same image use separate keys: jax.random.split(key, n)[i] equals fold_in(key, i), and the other
+# functions here split a key into at most three.
 NOISE_KEY = 3
+MIX_KEY = 4
 
 
 def colour_noise(images, keys, *, covariance, std, scale: float):
@@ -115,6 +117,56 @@ def flip_crop_pair(images, labels, keys, *, size: tuple[int, int], flip: bool):
         return image_HWC, jax.lax.dynamic_slice(label_HW, (y, x), size)
 
     return jax.vmap(change)(images, labels, keys)
+
+
+def symmetric_beta(key, alpha: float):
+    """A random number from Beta(alpha, alpha), computed from two uniform ones (Devroye 1996, "Random variate generation
+    in one line of code"). With jax.random.beta, which samples by rejection, the step compiles 1.4 s longer."""
+    u, v = jax.random.uniform(key, (2,))
+    power, cosine = u ** (1 / alpha), jnp.cos(2 * jnp.pi * v)
+    far = (1 - power) * cosine**2
+    return 0.5 + 0.5 * jnp.sign(cosine) * jnp.sqrt(far / (power + far))
+
+
+def mix(images, labels, keys, *, mixup: float = 0.0, cutmix: float = 0.0):
+    """Mixes each image [B, H, W, C] with its partner: images 2 i and 2 i + 1 of the batch are partners, so that the
+    result does not depend on how the batch is split over devices. B must be even.
+
+    mixup (Zhang et al. 2018) averages both images, with the weight lambda from Beta(mixup, mixup) for the image itself.
+    CutMix (Yun et al. 2019) pastes a box of the partner: its center is uniform, its sides are sqrt(1 - lambda) of the
+    image's, with lambda from Beta(cutmix, cutmix), and it is clipped at the border. If both are greater than 0, each
+    image is mixed by one of them, at random with equal probability (as with `mode="elem"` in timm's Mixup).
+
+    Returns:
+      The mixed images, and (the partners' labels [B], the weights [B] of the images' own labels). With CutMix, the
+      weight is the fraction of the pixels outside the box.
+    """
+    height, width = images.shape[1:3]
+
+    def own_share(key):
+        """The share of the image itself in each pixel [H, W], and its mean."""
+        choice_key, weight_key, center_key = jax.random.split(jax.random.fold_in(key, MIX_KEY), 3)
+        found = []
+        if mixup:
+            weight = symmetric_beta(weight_key, mixup)
+            found.append((jnp.full((height, width), weight), weight))
+        if cutmix:
+            half = 0.5 * jnp.sqrt(1 - symmetric_beta(weight_key, cutmix))
+            y, x = jax.random.uniform(center_key, (2,))
+            inside_H = jnp.abs((jnp.arange(height) + 0.5) / height - y) < half
+            inside_W = jnp.abs((jnp.arange(width) + 0.5) / width - x) < half
+            outside = jnp.where(inside_H[:, None] & inside_W[None, :], 0.0, 1.0)
+            found.append((outside, outside.mean()))
+        if len(found) == 1:
+            return found[0]
+        return jax.tree.map(lambda a, b: jnp.where(jax.random.bernoulli(choice_key), a, b), *found)
+
+    def partners(x):
+        return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    share_BHW, weight_B = jax.vmap(own_share)(keys)
+    share = share_BHW[..., None]
+    return share * images + (1 - share) * partners(images), (partners(labels), weight_B)
 
 
 def flip_views(images):

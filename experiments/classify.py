@@ -11,7 +11,7 @@ def main(config: ClassifyConfig) -> int:
     from experiments.reporting import classification_report, run_record
     from experiments.setup import classification, source_run, training
     from experiments.setup.experiment import eval_split
-    from train import loop
+    from train import averaging, loop
     from train.parallel import processes
 
     devices = training.start_devices(config, stop)
@@ -37,7 +37,7 @@ def main(config: ClassifyConfig) -> int:
     restored = training.restore(checkpoints, new_state)
     if restored is None:
         fitted = classification.data_dependent_init(config, new_state, dataset.splits["train"][0], info)
-        restored = source_run.init_from(config, fitted, experiment, split), {}
+        restored = averaging.restarted(source_run.init_from(config, fitted, experiment, split)), {}
     state, record = processes.broadcast_state(*restored)
     training.announce(devices, dataset, state)
     run_record.write_start(

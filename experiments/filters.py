@@ -21,6 +21,7 @@ from experiments.cli import app
 from experiments.cli.app import require
 from experiments.cli.options import option
 from experiments.reporting import figures, figures_filters
+from train import averaging
 from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
@@ -57,7 +58,8 @@ def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
 
 def variables_of(state):
     """The `variables` argument of `outputs`, from a run's state."""
-    return {"params": state.params, "batch_stats": state.batch_stats}
+    params, batch_stats = averaging.evaluation_weights(state)
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.ndarray]:

@@ -214,6 +214,8 @@ def test_a_new_flag_is_one_field_and_reaches_the_network(monkeypatch):
         ({"augment": "digits", "shift": 2}, "--shift=2 has no effect with --augment=digits"),
         ({"augment": "crop24", "shift_mode": "reflect"}, "--shift_mode=reflect has no effect with --augment=crop24"),
         ({"early_share": 0.2}, "--early_share=0.2 has no effect without --early_size"),
+        ({"gradients": "backpropagation", "mixup": 0.2}, "--mixup=0.2 is not supported by --gradients=backpropagation"),
+        ({"parallelism": "hybrid", "cutmix": 1.0}, "--cutmix=1.0 is not supported by --parallelism=hybrid"),
     ],
 )
 def test_invalid_combinations_of_flags_are_refused(given, message):

@@ -40,10 +40,10 @@ def shapes(tree) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(abstract).items()}
 
 
-def fingerprint(params, opt_state) -> str:
-    """SHA-256 over the sorted leaves' paths, dtypes, shapes and bytes of parameters and optimizer state."""
+def fingerprint(params, opt_state, average=()) -> str:
+    """SHA-256 over the sorted leaves' paths, dtypes, shapes and bytes of parameters, optimizer state and average."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(to_host({"params": params, "opt_state": opt_state}).items()):
+    for name, leaf in sorted(to_host({"params": params, "opt_state": opt_state, "average": average}).items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 

@@ -7,13 +7,14 @@ import jax
 
 class State(NamedTuple):
     """Arrays only, the same on every device. `step` [] counts finished steps; `key` is the base key: the key of a step
-    is fold_in(key, step)."""
+    is fold_in(key, step). `average` is {"params", "batch_stats"}, their moving averages, or () for none."""
 
     params: Any
     batch_stats: Any
     opt_state: Any
     step: jax.Array
     key: jax.Array
+    average: Any = ()
 
 
 def step_key(state: State) -> jax.Array:

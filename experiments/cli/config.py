@@ -217,8 +217,22 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
     colour_noise: float = option(
         0.0, "Standard deviation of PCA color augmentation; Krizhevsky et al. 2012 use 0.1.", "[0, inf)"
     )
+    mixup: float = option(
+        0.0,
+        "mixup: average pairs of images and their labels with a weight from Beta(X, X); 0: none. With --cutmix too, "
+        "each image uses one of the two at random.",
+        "[0, inf)",
+    )
+    cutmix: float = option(
+        0.0, "CutMix: paste a box of another image, its area from Beta(X, X), and mix the labels; 0: none.", "[0, inf)"
+    )
     tta: str = option("none", "Test-time augmentation: average the probabilities of these views.", choices=TTA)
     label_smoothing: float = option(0.0, "Fraction of the target distributed over all classes.", "[0, 1)")
+    ema: float = option(
+        0.0,
+        "Decay of the exponential moving average of weights and batch statistics, used for evaluation; 0: no average.",
+        "[0, 1)",
+    )
     early_size: int | None = option(None, "Side in pixels to downscale the images of the first steps to.", SIDES)
     early_share: float = option(0.5, "Fraction of the run with images downscaled to --early_size.", "(0, 1]")
     gradients: str = option(

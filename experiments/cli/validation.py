@@ -123,11 +123,12 @@ def check_classify(config: ClassifyConfig) -> None:
     if hybrid:
         # Muon orthogonalizes whole matrices; each device holds only some of their columns.
         require(config.optimizer != "muon", "--optimizer=muon is not supported by --parallelism=hybrid")
-        _refuse(config, "--parallelism=hybrid", early_size=None, accumulate=1, remat=False)
+        _refuse(config, "--parallelism=hybrid", early_size=None, accumulate=1, remat=False, mixup=0.0, cutmix=0.0)
         _refuse(config, "--parallelism=hybrid", freeze="none", backbone_rate=1.0)
     if config.gradients == "backpropagation":
         plain = {"label_smoothing": 0.0, "early_size": None, "dtype": "float32", "remat": False, "parallelism": "data"}
-        _refuse(config, "--gradients=backpropagation", **plain, freeze="none")
+        plain |= {"mixup": 0.0, "cutmix": 0.0, "freeze": "none"}
+        _refuse(config, "--gradients=backpropagation", **plain)
 
 
 def _refuse(config: ClassifyConfig | SegmentConfig, by: str, **supported) -> None:

@@ -9,19 +9,22 @@ from experiments.reporting import figures as draw
 from experiments.reporting import run_page
 from experiments.setup import prediction, preprocessing
 from models import summary as layer_summary
+from train.averaging import evaluation_weights
 from train.messages import say
 
 HEADLINE = ("test_accuracy", "accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
+AVERAGED = "Evaluations and figures use the exponential moving average of the weights (--ema)."
 SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 
 def weight_images(state, model: str, layer: str, image_shape):
     """The weights of the network's first layer as images [N, H, W, C]: the filters of a convolution, or the weights of
     a dense layer reshaped to its input, which is an image or a single row of it. `layer` is the layer's path."""
+    params, batch_stats = evaluation_weights(state)
     if first_filters := models.spec(model).first_filters:
-        kernel = first_filters(state.params, state.batch_stats)
+        kernel = first_filters(params, batch_stats)
     else:
-        kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), state.params)["kernel"])
+        kernel = np.asarray(functools.reduce(lambda tree, name: tree[name], layer.split("/"), params)["kernel"])
     if kernel.ndim == 4:
         return kernel.transpose(3, 0, 1, 2)
     return kernel.T.reshape(kernel.shape[1], -1, *image_shape[1:])
@@ -80,6 +83,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         skip=SKIP,
         summary=summary,
         command=command,
+        note=AVERAGED if state.average else "",
     )
 
 

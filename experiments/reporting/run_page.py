@@ -36,11 +36,13 @@ def stems(files: list[str]) -> list[str]:
     return list(found)
 
 
-def write_page(workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS) -> None:
+def write_page(
+    workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS, note: str = ""
+) -> None:
     """Writes figures/*.png and report.html to the workdir.
 
     The page shows the summary, with the entries of `headline` first; the curves of metrics.csv except those in `skip`,
-    with their `captions`; `figures`, each (file name, title, caption, figure); `tables`; and the `layers`.
+    with their `captions`; `figures`, each (file name, title, caption, figure); `tables`; the `layers`; and a `note`.
     """
     path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
@@ -54,6 +56,7 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
     images = {f"figures/{name}": np.asarray(Image.open(path / f"{name}.png").convert("RGB")) for name, *_ in figures}
     write_event_images(workdir, images, step=summary["step"])
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
+    notes = ["The same command with the same --workdir resumes an interrupted run.", note]
     # If test is also scored, the other scores are prefixed with their split.
     shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
@@ -68,5 +71,5 @@ def write_page(workdir, *, layers, figures, tables, headline, skip, summary, com
             ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
             ("This run", ["", ""], values),
         ],
-        resume_note="The same command with the same --workdir resumes an interrupted run.",
+        resume_note="\n".join(filter(None, notes)),
     )

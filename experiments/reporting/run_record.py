@@ -188,7 +188,7 @@ def summary(
         "seconds": round(result.seconds, 2),
         "compile_seconds": round(result.compile_seconds, 2),
         "images_per_second": round(result.images_per_second, 1),
-        "fingerprint": leaves.fingerprint(result.state.params, result.state.opt_state),
+        "fingerprint": leaves.fingerprint(result.state.params, result.state.opt_state, result.state.average),
         "workdir": str(workdir),
     }
 

@@ -136,6 +136,8 @@ def create_experiment(
         eval_prepare=eval_prepare,
         axis=axis,
         smoothing=config.label_smoothing,
+        mix=preprocessing.make_mix(config),
+        ema=config.ema,
         early=(early_steps, early_size),
         dtype=network_dtype(config),
         accumulate=config.accumulate,
@@ -153,6 +155,7 @@ def create_experiment(
             devices=devices,
             passes=config.fc_passes,
             update=config.fc_update,
+            ema=config.ema,
             dtype=network_dtype(config),
         )
     return Experiment(info, input_shape, model, backbone.task(task), learning_rate)

@@ -67,6 +67,13 @@ def make_prepare(config: ClassifyConfig, info):
     return train, evaluation, (crop, crop, channels) if crop else info.image_shape
 
 
+def make_mix(config: ClassifyConfig):
+    """Returns the function that mixes pairs of training images and their labels, or None."""
+    if not config.mixup and not config.cutmix:
+        return None
+    return functools.partial(augment.mix, mixup=config.mixup, cutmix=config.cutmix)
+
+
 def check_early(config: ClassifyConfig, input_shape, early_steps: int) -> None:
     """Raises UsageError if --early_size and --early_share have no effect."""
     size, shortest = config.early_size, min(input_shape[:2])

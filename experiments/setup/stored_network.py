@@ -1,6 +1,6 @@
 """Restores networks of stored runs: a run's experiment, a checkpoint's state, and the weights for --init_from."""
 
-import pathlib
+import re
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from experiments.setup import classification, generation, reconstruction, saved_
 from experiments.setup.experiment import Experiment, selects
 from experiments.setup.saved_run import SavedRun
 from train import checkpoint
+from train.averaging import evaluation_weights
 from train.messages import say
 from train.state import State
 from train.workdir import WorkdirError
@@ -51,18 +52,29 @@ def restore(experiment: Experiment, run: SavedRun, which: str = "latest") -> Sta
 
 
 def init_from(config, state: State, *, new: frozenset[str] = frozenset()) -> State:
-    """Returns `state`; with --init_from, its parameters and batch statistics are replaced by those of another workdir,
-    except for the leaves `new`, or only the encoder's if the other network is this one's encoder."""
+    """Returns `state`; with --init_from, its parameters and batch statistics are replaced by those that evaluations of
+    another workdir use, except for the leaves `new`; or only the encoder's if the other network is its encoder."""
     return weights_at_step(config, state, new=new)[0] if config.init_from else state
 
 
 def weights_at_step(config, state: State, *, new: frozenset[str] = frozenset()) -> tuple[State, int]:
     """The result of `init_from` with --init_from, and the step of the checkpoint."""
-    source = checkpoint.Checkpoints(pathlib.Path(config.init_from), report=say, owner=False)
-    restored = source.restore(state, parts=(*init_from_parts(config), ".step"), without=new)
+    source, parts = saved_run.read(config.init_from, flag="init_from"), init_from_parts(config)
+    like = state._replace(average=())
+    if source.task == "classification" and source.config.ema:
+        like = state._replace(average={"params": state.params, "batch_stats": state.batch_stats})
+        parts, new = tuple(map(_averaged, parts)), frozenset(map(_averaged, new))
+    checkpoints = checkpoint.Checkpoints(source.workdir, report=say, owner=False)
+    restored = checkpoints.restore(like, parts=(*parts, ".step"), without=new)
     if restored is None:
         raise WorkdirError(f"--init_from={config.init_from} contains no checkpoint")
-    return restored[0]._replace(step=state.step), int(restored[0].step)
+    params, batch_stats = evaluation_weights(restored[0])
+    return state._replace(params=params, batch_stats=batch_stats), int(restored[0].step)
+
+
+def _averaged(name: str) -> str:
+    """The name of the leaf, or of the prefix of leaves, in the average of the weights."""
+    return re.sub(r"^\.(params|batch_stats)", r".average['\1']", name)
 
 
 def init_from_parts(config) -> tuple[str, ...]:

@@ -92,6 +92,12 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     for name in ("accumulate", "fc_passes"):
         parts, rows = getattr(config, name, 1), batch // device_count
         require(rows % parts == 0, f"--{name}={parts}: must divide the {rows} rows of the batch on a device")
+    for name in ("mixup", "cutmix"):
+        value, parts = getattr(config, name, 0), getattr(config, "accumulate", 1)
+        rows = batch // device_count // parts
+        flags = f"--batch_size={batch} --devices={device_count} --accumulate={parts}"
+        pairs = f"--{name}={value} mixes pairs of images: {flags} must give an even number of rows per micro-batch"
+        require(not value or rows % 2 == 0, f"{pairs}, not {rows}")
     # Uses the exact decimal number: the nearest float to 1.1 is larger, and 1.1 epochs could take an extra step.
     wanted = config.steps or fractions.Fraction(str(config.epochs or 10.0)) * examples / batch
     require(wanted < 2**31, f"{float(wanted):.10g} steps: must be less than {2**31}")

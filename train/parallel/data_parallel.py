@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train import leaves
+from train.averaging import evaluation_weights
 from train.parallel.devices import AXIS
 from train.task import Task
 
@@ -46,11 +47,11 @@ class DeviceSteps:
         return self._task.unshard(state)
 
     def for_evaluation(self, state):
-        """The state with unsharded leaves; parameters and batch statistics are replicated on every device. Otherwise,
+        """The state with unsharded leaves and with the weights for evaluation, replicated on every device. Otherwise,
         they would be copied from the host or from one device to all devices for each batch of an evaluation."""
         state = self._task.unshard(state)
-        params, batch_stats = replicate((state.params, state.batch_stats), self._devices)
-        return state._replace(params=params, batch_stats=batch_stats)
+        params, batch_stats = replicate(evaluation_weights(state), self._devices)
+        return state._replace(params=params, batch_stats=batch_stats, average=())
 
     def to_local(self, state):
         """The unsharded state in this process's memory, for use without the other processes."""

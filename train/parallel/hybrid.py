@@ -20,6 +20,7 @@ import optax
 from jax import lax
 
 from models.layers import batch_rows, dot_general, global_rows, row_keys
+from train.averaging import next_average
 from train.parallel.data_parallel import pcast_varying
 from train.parallel.processes import to_host
 from train.precision import at_least_float32, cast_floating
@@ -129,6 +130,7 @@ def train_step(
     devices: int,
     passes: int,
     update: str,
+    ema: float = 0.0,
     dtype=None,
 ):
     """One step on one device's rows and columns, (state, batch) -> (state, sums). The state has the form that `shard`
@@ -137,7 +139,7 @@ def train_step(
     With `update` "accumulate", the gradients of the passes are summed; the result equals that of one device with the
     whole batch. With "each_pass", the dense layers are updated after each pass, so their batch size is B / passes, and
     the convolutions' learning rate is multiplied by the number of passes (section 4.1 of the paper, variable batch
-    size).
+    size). `ema` is as in gradient_descent.train_step.
     """
     layers, rows = model.CLASSIFIER, batch["label"].shape[0]
     image_key, dropout_key = jax.random.split(step_key(state))
@@ -216,7 +218,8 @@ def train_step(
         params = {**optax.apply_updates(shared, updates), **dense_after}
     else:
         params = optax.apply_updates(state.params, updates)
-    return State(params, batch_stats, after, state.step + 1, state.key), sums
+    average = next_average(state, params, batch_stats, decay=ema)
+    return State(params, batch_stats, after, state.step + 1, state.key, average), sums
 
 
 def parallelized(task: Task, *, model, devices: int, **options) -> Task:

@@ -8,6 +8,7 @@ from jax import lax
 
 from models.cpu_kernels import ops
 from models.layers import batch_rows, global_rows, row_keys
+from train.averaging import evaluation_weights
 from train.precision import at_least_float32, cast_floating
 from train.state import State
 from train.task import Task
@@ -35,20 +36,25 @@ def autodiff(
     axis,
     rows=None,
     size=None,
+    mix=None,
     dtype=None,
     remat: bool = False,
 ):
     """((loss, (batch_stats, sums)), gradients) of this device's part of the mean loss over the global batch.
 
     `rows` [B] are the examples' indices in the global batch; None means this device's rows. With `size`, the augmented
-    images are resized to that height and width. The network computes in `dtype`, the loss in float32; gradients have
-    the dtype of the parameters.
+    images are resized to that height and width. `mix(images, labels, keys)`, if given, returns mixed images and the
+    mixture of their labels, see losses.over_labels. The network computes in `dtype`, the loss in float32; gradients
+    have the dtype of the parameters.
     """
     image_key, dropout_key = jax.random.split(key)
     rows = global_rows(len(batch["label"]), axis) if rows is None else rows
-    images = prepare(batch["image"], row_keys(image_key, rows))
+    keys, mixture = row_keys(image_key, rows), None
+    images = prepare(batch["image"], keys)
     if size:
         images = jax.image.resize(images, (images.shape[0], *size, images.shape[-1]), "linear")
+    if mix:
+        images, mixture = mix(images, batch["label"], keys)
     examples = batch["label"].shape[0] * (lax.axis_size(axis) if axis else 1)
 
     def loss_fn(params):
@@ -57,10 +63,12 @@ def autodiff(
             variables, cast_floating(images, dtype), train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
         logits = at_least_float32(logits)
-        loss_B = losses.cross_entropy(logits, batch["label"], smoothing=smoothing)
+        loss = functools.partial(losses.cross_entropy, logits, smoothing=smoothing)
+        loss_B = losses.over_labels(loss, batch["label"], mixture)
+        correct = functools.partial(losses.in_top, logits, k=1)
         sums = {
             "loss": loss_B.sum(),
-            "correct": losses.in_top(logits, batch["label"], 1).sum(),
+            "correct": losses.over_labels(correct, batch["label"], mixture).sum(),
             "count": jnp.ones_like(loss_B).sum(),
         }
         return loss_B.sum() / examples, (changed.get("batch_stats", {}), sums)
@@ -70,9 +78,10 @@ def autodiff(
 
 
 def predict_step(state: State, batch, *, model, prepare, dtype=None):
-    """Logits [B, C] in evaluation mode, computed in `dtype`. If `prepare` returns several views of each image,
-    [V, B, H, W, C], their probabilities are averaged."""
-    variables = {"params": cast_floating(state.params, dtype), "batch_stats": state.batch_stats}
+    """Logits [B, C] in evaluation mode, computed in `dtype` with the average of the weights if the state has one. If
+    `prepare` returns several views of each image, [V, B, H, W, C], their probabilities are averaged."""
+    params, batch_stats = evaluation_weights(state)
+    variables = {"params": cast_floating(params, dtype), "batch_stats": batch_stats}
     images = cast_floating(prepare(batch["image"]), dtype)
     views = images.shape[:-4]
     logits = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
@@ -116,6 +125,8 @@ def create(
     eval_prepare,
     axis,
     smoothing=0.0,
+    mix=None,
+    ema: float = 0.0,
     early=(0, None),
     dtype=None,
     accumulate: int = 1,
@@ -124,10 +135,11 @@ def create(
 ) -> Task:
     """The task for one network; its input is `train_prepare(images, keys)` or `eval_prepare(images)`.
 
-    With `early` = (steps, (height, width)), that many initial steps use images resized to that size. A step processes
-    the batch in `accumulate` parts; with `remat`, its backward pass recomputes everything except convolutions and
+    `mix` is as in `autodiff`; `ema` is the decay of the average of the weights that evaluations use, 0 for none. With
+    `early` = (steps, (height, width)), that many initial steps use images resized to that size. A step processes the
+    batch in `accumulate` parts; with `remat`, its backward pass recomputes everything except convolutions and
     matrix products. `gradients(params, batch_stats, batch, key, rows=None)`, if given, replaces automatic
-    differentiation; it does not support smoothing, smaller images, lower precision or rematerialization.
+    differentiation; it does not support smoothing, mixing, smaller images, lower precision or rematerialization.
     """
     early_steps, early_size = early
 
@@ -139,18 +151,21 @@ def create(
             smoothing=smoothing,
             axis=axis,
             size=size,
+            mix=mix,
             dtype=dtype,
             remat=remat,
         )
         grad_fn = gradients or grad_fn
         if accumulate > 1:
             grad_fn = functools.partial(gradient_descent.accumulated, grad_fn=grad_fn, parts=accumulate, axis=axis)
-        return functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, axis=axis)
+        return functools.partial(gradient_descent.train_step, optimizer=optimizer, grad_fn=grad_fn, ema=ema, axis=axis)
 
     top5 = ("accuracy_top5",) if len(class_names) > 5 else ()
     return Task(
         name="classification",
-        init=functools.partial(gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape),
+        init=functools.partial(
+            gradient_descent.init, model=model, optimizer=optimizer, image_shape=image_shape, ema=ema
+        ),
         train_step=make_step(None),
         eval_step=functools.partial(eval_step, model=model, prepare=eval_prepare, axis=axis, dtype=dtype),
         compute_metrics=functools.partial(compute_metrics, classes=len(class_names)),

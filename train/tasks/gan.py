@@ -16,6 +16,7 @@ import optax
 from jax import lax
 
 from models.layers import BatchNorm, global_rows, row_keys
+from train.averaging import moving_average
 from train.parallel.data_parallel import pcast_varying
 from train.precision import at_least_float32, cast_floating
 from train.state import State, step_key
@@ -119,9 +120,7 @@ def train_step(state: State, batch, *, model, optimizer, form: Form, ema: float,
     opt_state = {"discriminator": discriminator_state, "generator": generator_state}
     if ema:
         new = {"params": generator, "batch_stats": batch_stats["generator"]}
-        # The decay is smaller at first, so that the average soon forgets the untrained generator.
-        keep = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-        opt_state["average"] = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.opt_state["average"], new)
+        opt_state["average"] = moving_average(state.opt_state["average"], new, step=state.step, decay=ema)
     params = {"discriminator": discriminator, "generator": generator}
     return State(params, batch_stats, opt_state, state.step + 1, state.key), sums
 

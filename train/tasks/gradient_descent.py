@@ -6,15 +6,17 @@ import optax
 from jax import lax
 
 from models.layers import global_rows
+from train.averaging import next_average
 from train.parallel.data_parallel import pcast_varying
 from train.state import State, step_key
 
 
-def init(key, *, model, optimizer, image_shape) -> State:
-    """The state before the first step, for images [H, W, C]."""
+def init(key, *, model, optimizer, image_shape, ema: float = 0.0) -> State:
+    """The state before the first step, for images [H, W, C]; with `ema`, it has an average."""
     variables = model.init(jax.random.fold_in(key, 2**32 - 1), jnp.zeros((1, *image_shape)), train=False)
-    params = variables["params"]
-    return State(params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats} if ema else ()
+    return State(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32), key, average)
 
 
 def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
@@ -46,8 +48,9 @@ def averaged_statistics(batch_stats, before, axis):
     return jax.tree_util.tree_map_with_path(leaf, batch_stats, before)
 
 
-def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
-    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums).
+def train_step(state: State, batch, *, optimizer, grad_fn, ema: float = 0.0, axis=None):
+    """One step of gradient descent on one device's rows of the batch, (state, batch) -> (state, sums). `ema` is the
+    decay of the state's average, 0 if it has none.
 
     Parameters are cast to varying once, the per-device part of the loss is differentiated, and the reduction over
     `axis` is explicit, which is correct under both pmap and shard_map.
@@ -62,4 +65,5 @@ def train_step(state: State, batch, *, optimizer, grad_fn, axis=None):
     update = optax.with_extra_args_support(optimizer).update  # For any Optax optimizer; some use the norm.
     updates, opt_state = update(grads, state.opt_state, state.params, gradient_norm=norm)
     params = optax.apply_updates(state.params, updates)
-    return State(params, batch_stats, opt_state, state.step + 1, state.key), sums
+    average = next_average(state, params, batch_stats, decay=ema)
+    return State(params, batch_stats, opt_state, state.step + 1, state.key, average), sums

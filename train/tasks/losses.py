@@ -27,6 +27,15 @@ def cross_entropy(logits, labels, *, smoothing: float = 0.0):
     return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(scores).mean(-1)
 
 
+def over_labels(measure, labels, mixture=None):
+    """`measure(labels)` [B], a value for each example. For mixed images, `mixture` is (the other images' labels [B],
+    the weights [B] of `labels`), and the result is the weighted mean over both labels."""
+    if mixture is None:
+        return measure(labels)
+    others, weight_B = mixture
+    return weight_B * measure(labels) + (1 - weight_B) * measure(others)
+
+
 def in_top(logits, labels, k: int):
     """1.0 for each example [B] whose label is among the k largest logits, else 0.0; ties go to the lower class."""
     scores = class_logits(logits)
