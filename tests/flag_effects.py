@@ -40,9 +40,12 @@ def output(value, /, *, slow=False, **beside):
 
 
 # Names in capitals are placeholders for files and folders that the test creates.
+STOPS = {"steps": 4, "eval_every": 1}
+PATIENCE = Row(PLAN, 1, {"val_fraction": 0.25, **STOPS})
 RESUME = {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0}
 GROUP = {name: refusal(value, "all three are needed") for name, value in RESUME.items()}
 PLANNED = {name: Row(PLAN, value) for name, value in (("eval_every", 2), ("log_every", 1), ("save_every", 1))}
+PLANNED["patience"] = PATIENCE
 FILES = {
     "workdir": Row(SHARED, "workdir = training.open_workdir(config)"),
     "keep": Row(SHARED, "checkpoints = training.open_checkpoints(workdir, config, experiment, split)"),
@@ -147,6 +150,7 @@ SEGMENT = {
     "init_from": refusal("RUN", "has --model=mlp, this run --model=segnet_small"),
     "eval_split": Row(DATA, "test"),
     "val_fraction": refusal(0.25, "--val_fraction=0.25: generated already has a split val"),
+    "patience": Row(PLAN, 1, STOPS),
     "dry_run_data": refusal(
         True, "--dry_run_data is not supported", dataset="digit_scenes", image_size=None, dry_run_data=False
     ),
@@ -376,4 +380,10 @@ REFUSED = (
     ("summary", {"model": "autoencoder", "num_classes": 7}, "--num_classes=7 has no effect with --model=autoencoder"),
     ("summary", {"model": "dcgan", "hidden": (4,)}, "--hidden is not supported by --model=dcgan"),
     ("summary", {"model": "dcgan", "num_classes": 7}, "--num_classes=7 has no effect with --model=dcgan"),
+    ("classify", {"patience": 1, "val_fraction": 0.25}, "--patience=1 has no effect: the run has 2 evaluations"),
+    (
+        "reconstruct",
+        {"patience": 1},
+        "--patience=1 needs a validation split, but the run is evaluated on test; give --val_fraction=0.1",
+    ),
 )

@@ -112,6 +112,17 @@ def test_two_processes_stop_and_resume_together(whole, tmp_path, pair):
     assert kept[0] == kept[1] and len(rows[0]) == 5
 
 
+@pytest.mark.slow
+def test_two_processes_stop_early_together(tmp_path, pair, start):
+    """With this learning rate no prediction changes, so the first evaluation remains the best."""
+    run = [*RUN, "--eval_every=10", "--learning_rate=1e-12", "--val_fraction=0.1", "--patience=2"]
+    run += ["--mixup=0.4", "--ema=0.9"]
+    statuses, summary, errors = pair(f"--workdir={tmp_path / 'both'}", *run)
+    assert statuses == [0, 0] and (summary["step"], summary["stopped_early"]) == (30, True), errors
+    alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *run))
+    assert alone["step"] == 30 and alone["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "own, message",
     [

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from train import checkpoint, workdir
+from train.early_stopping import EarlyStopping
 from train.metrics import Timer, TrainingMetrics, add, check_finite
 from train.parallel import host_memory, processes
 from train.parallel.data_parallel import DeviceSteps
@@ -16,13 +17,14 @@ from train.task import Task
 
 class Plan(NamedTuple):
     """The length of a run and the intervals of evaluations, log rows and checkpoints, in steps; `learning_rate` maps a
-    step to its learning rate."""
+    step to its learning rate. The run stops after `patience` evaluations without a new best score; 0: never."""
 
     steps: int
     eval_every: int
     log_every: int
     save_every: int
     learning_rate: Callable[[int], Any]
+    patience: int = 0
 
     def is_due(self, step: int, every: int) -> bool:
         """True at multiples of `every`, unless that is 0, and at the last step."""
@@ -62,6 +64,7 @@ class Result(NamedTuple):
     compile_seconds: float
     images_per_second: float
     test_metrics: dict[str, float] = {}  # Metrics of Data.test, if given.
+    stopped_early: bool = False  # By Plan.patience.
 
 
 def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
@@ -85,8 +88,8 @@ def evaluate(state, eval_step, *, data: EvalData, stop: Stop | None = None):
 class Recorder:
     """Writes the metrics rows and the checkpoints of a run, and keeps track of what was written."""
 
-    def __init__(self, output: Output, record: dict, step: int):
-        self.output, self.reported = output, record.get("reported", 0)
+    def __init__(self, output: Output, record: dict, step: int, stopping: EarlyStopping):
+        self.output, self.reported, self.stopping = output, record.get("reported", 0), stopping
         self.eval_metrics: dict[str, float] = record.get("eval_metrics", {})
         self.saved = step if record else -1
 
@@ -101,6 +104,8 @@ class Recorder:
         """Starts saving the state and the `record` that `train` receives when the run is resumed."""
         record = {"reported": self.reported, "seconds": timer.seconds, "eval_metrics": self.eval_metrics}
         record["sums"] = metrics.to_json()
+        if self.stopping.record:
+            record["early_stopping"] = self.stopping.record
         if processes.is_main():
             scores = self.eval_metrics if evaluated else None
             self.output.checkpoints.save(step, state, record=record, metrics=scores)
@@ -110,12 +115,15 @@ class Recorder:
 def train(
     state, record: dict, *, task: Task, plan: Plan, data: Data, devices: int, output: Output, stop: Stop
 ) -> Result:
-    """Trains `state` until plan.steps. `record` is {} or the record of the checkpoint that the run resumes from.
+    """Trains `state` until plan.steps, or until plan.patience ends the run. `record` is {} or the record of the
+    checkpoint that the run resumes from.
 
     A run that was killed and resumed gives bitwise the same results as an uninterrupted run. Raises FloatingPointError
     if the loss is not finite, Interrupted after a signal, and CheckpointError if a checkpoint can't be saved.
     """
-    step, steps, recorder = int(state.step), DeviceSteps(task, devices), Recorder(output, record, int(state.step))
+    step, steps = int(state.step), DeviceSteps(task, devices)
+    stopping = EarlyStopping(plan.patience, task.best, record.get("early_stopping"))
+    recorder = Recorder(output, record, step, stopping)
     metrics, timer = TrainingMetrics(record.get("sums")), Timer(record.get("seconds", 0.0))
     memory = host_memory.HeldMemory()
     eval_sums, constants = None, dict[EvalData, Any]()  # The last evaluation's sums; each split's constant sums.
@@ -153,6 +161,7 @@ def train(
                 if eval_sums is not None:
                     check_finite(eval_sums, step)
                     recorder.eval_metrics = task.compute_metrics(eval_sums)
+                    stopping.evaluated(recorder.eval_metrics)
                     row |= {f"eval_{name}": value for name, value in recorder.eval_metrics.items()}
             interrupted = (
                 evaluates and eval_sums is None
@@ -174,7 +183,7 @@ def train(
                 recorder.save(step, steps.unshard(state), metrics, timer, evaluated=False)
             output.checkpoints.wait()
             raise Interrupted(number, step)
-        if step >= plan.steps:
+        if step >= plan.steps or stopping.stops:
             break
 
         # --- One step: dispatch it, then fetch the metrics of the previous step.
@@ -205,4 +214,5 @@ def train(
         test_metrics = task.compute_metrics(test_sums)
     rate = timer.mean_images_per_second()
     state, scores = steps.to_local(state), task.compute_metrics(eval_sums)
-    return Result(state, scores, eval_sums, timer.seconds, timer.compile_seconds, rate, test_metrics)
+    early = step < plan.steps
+    return Result(state, scores, eval_sums, timer.seconds, timer.compile_seconds, rate, test_metrics, early)

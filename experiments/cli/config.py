@@ -43,6 +43,9 @@ class RunConfig:
     )
     eval_every: int = option(0, "Steps between evaluations; 0: a tenth of the run.", "[0, inf)")
     log_every: int = option(10, "Steps between rows of metrics.csv.", "[1, inf)")
+    patience: int = option(
+        0, "Stop after this many evaluations without a new best score on the validation split; 0: never.", "[0, inf)"
+    )
     save_every: int = option(0, "Steps between checkpoints; 0: after each evaluation only.", "[0, inf)")
     keep: int = option(
         2, "Newest checkpoints to keep, besides the best one on a validation split.", "[1, inf)", resumable=True

@@ -57,6 +57,8 @@ def write_page(
     write_event_images(workdir, images, step=summary["step"])
     rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     notes = ["The same command with the same --workdir resumes an interrupted run.", note]
+    if "stopped_early" in summary:
+        notes.append(f"The run stopped early: the score on {split} did not improve any more (--patience).")
     # If test is also scored, the other scores are prefixed with their split.
     shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}
     values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]

@@ -183,6 +183,7 @@ def summary(
         "examples": counts(dataset)[split],
         **tests,
         "step": int(result.state.step),
+        **({"stopped_early": True} if result.stopped_early else {}),
         "seed": config.seed,
         "parameters": parameter_count(result.state.params),
         "seconds": round(result.seconds, 2),
@@ -211,9 +212,10 @@ def headline(summary: dict) -> str:
         score += f" between {summary['floor']:.2f} (real images) and {summary['ceiling']:.1f} (untrained)"
     if "test_examples" in summary:
         test = f"test {_score(summary, 'test_')} of {summary['test_examples']:,} images, "
+    early = " (stopped early)" if summary.get("stopped_early") else ""
     return (
         f"{test}{summary['split']} {score} of {summary['examples']:,} images, loss "
-        f"{summary['loss']:.4f}, step {summary['step']:,}, {summary['seconds']:.0f} s"
+        f"{summary['loss']:.4f}, step {summary['step']:,}{early}, {summary['seconds']:.0f} s"
     )
 
 

@@ -21,7 +21,7 @@ from experiments.cli.app import require
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
 from experiments.reporting import run_record
-from experiments.setup.experiment import Experiment, selects, train_split
+from experiments.setup.experiment import Experiment, eval_split, selects, train_split
 from models.cpu_kernels import ops
 from train import loop
 from train.checkpoint import Checkpoints
@@ -104,6 +104,7 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     steps = max(1, math.ceil(wanted))
     warmup = config.warmup_steps
     require(warmup < steps or warmup == 0, f"--warmup_steps={warmup}: must be less than the run's {steps} steps")
+    check_patience(config, dataset, steps)
     given = () if config.drops == type(config).drops else config.drops  # The default drops may come too late.
     late = [drop for drop in given if round(steps * drop) >= steps]
     require(
@@ -111,6 +112,24 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
     )
     require(getattr(config, "sync_bn", True) or device_count > 1, "--nosync_bn has no effect on one device")
     return steps
+
+
+def eval_interval(config: TrainingConfig, steps: int) -> int:
+    """The number of steps between evaluations."""
+    return config.eval_every or max(1, -(-steps // 10))
+
+
+def check_patience(config: TrainingConfig, dataset: Dataset, steps: int) -> None:
+    """Raises UsageError if --patience has no validation split, or can't stop the run before its end."""
+    if not config.patience:
+        return
+    flag, split = f"--patience={config.patience}", eval_split(dataset, config.eval_split)
+    needs = f"{flag} needs a validation split, but the run is evaluated on {split}; give --val_fraction=0.1"
+    require(selects(split), f"{needs}, or a data set with a split val")
+    evaluations = -(-steps // eval_interval(config, steps))
+    needed = config.patience + 2  # The first evaluation is the best so far, and after the last one the run ends anyway.
+    few = f"{flag} has no effect: the run has {evaluations} evaluations, it needs {needed} or more; lower --eval_every"
+    require(evaluations >= needed, few)
 
 
 def stored_summary(
@@ -180,10 +199,10 @@ def announce(devices: Devices, dataset: Dataset, state: State) -> None:
 
 
 def plan(config: TrainingConfig, steps: int, learning_rate) -> loop.Plan:
-    every = config.eval_every or max(1, -(-steps // 10))
+    every = eval_interval(config, steps)
     # Compile the schedule as a whole: compiling its operations one by one would take longer.
     rate = data_parallel.parallelize(learning_rate, 1, donate=False)
-    return loop.Plan(steps, every, config.log_every, config.save_every, rate)
+    return loop.Plan(steps, every, config.log_every, config.save_every, rate, config.patience)
 
 
 def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_count: int) -> loop.Data:
