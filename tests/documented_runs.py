@@ -100,6 +100,14 @@ COMMANDS: dict[str, Run | Omitted] = {
     'sweep --workdir=W --grid="seed=0..2" -- --model=lenet --learning_rate=0.05 --augment=digits --weight_decay=0.0005 '
     "COMMON": Run("--epochs=0.1", ONE_SEED | {"COMMON": "common_flags"}),
     'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/demo.flags': Run("--steps=2", ONE_SEED),
+    'sweep --workdir=W --grid="ema=0,0.99 seed=0..2" -- --model=mlp --learning_rate=0.05 --augment=digits '
+    "--weight_decay=0.0005 --nesterov --epochs=16 --batch_size=64": Run(
+        "--epochs=0.1", {"ema=0,0.99 seed=0..2": "ema=0.99"}
+    ),
+    'sweep --workdir=W --grid="mixup=0,0.2 ema=0,0.99 seed=0..2" -- --model=mlp --learning_rate=0.05 --augment=digits '
+    "--weight_decay=0.0005 COMMON": Run(
+        "--epochs=0.1", {"mixup=0,0.2 ema=0,0.99 seed=0..2": "mixup=0.2", "COMMON": "common_flags"}
+    ),
     "benchmarks.loop": Omitted("takes minutes on an idle machine; benchmarks.loop is tested with options below"),
     'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/dcnn.flags --data_dir=D': Run(
         TINY, ONE_SEED | {"D": "images"}
