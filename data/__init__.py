@@ -11,10 +11,15 @@ from data.dataset import Dataset
 from data.dataset import SizesDiffer as SizesDiffer
 
 
-def _mnist5k(data_dir: str | None, **_) -> Dataset:
-    if data_dir is not None:
-        raise ArgumentError(f"--data_dir={data_dir} is not supported by --dataset=mnist5k, which is built in")
-    return mnist5k.load()
+def built_in(name: str, load_dataset: Callable[[], Dataset]) -> Callable[..., Dataset]:
+    """The registry's entry of a data set that needs no files. It raises ArgumentError if --data_dir is given."""
+
+    def load_without_files(data_dir: str | None, **_) -> Dataset:
+        if data_dir is not None:
+            raise ArgumentError(f"--data_dir={data_dir} is not supported by --dataset={name}, which is built in")
+        return load_dataset()
+
+    return load_without_files
 
 
 REGISTRY: dict[str, Callable[..., Dataset]] = {
@@ -22,7 +27,7 @@ REGISTRY: dict[str, Callable[..., Dataset]] = {
     "fashion_mnist": lambda data_dir, **_: idx.load("fashion_mnist", data_dir),
     "folder": folder.load,
     "mnist": lambda data_dir, **_: idx.load("mnist", data_dir),
-    "mnist5k": _mnist5k,
+    "mnist5k": built_in("mnist5k", mnist5k.load),
 }
 
 

@@ -210,7 +210,6 @@ def test_invalid_image_files_are_named(tmp_path):
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"unknown dataset 'mnst5k'; did you mean mnist5k\? known: cifar10, fashion_mnist, folder, "
-        "mnist, mnist5k, tfds:NAME",
+        match=r"unknown dataset 'mnst5k'; did you mean mnist5k\? known: cifar10, .*mnist5k, .*tfds:NAME",
     ):
         data.load("mnst5k")

@@ -401,9 +401,12 @@ def test_author_groups_set_alexnets_first_weights():
         assert model.author_weights == author
 
 
-def test_batch_norm_without_axis_name_is_refused_on_several_devices(monkeypatch):
+@pytest.mark.parametrize("fields, missing", [({}, "axis_name"), ({"axis_name": str | None}, "sync_bn")])
+def test_batch_norm_without_its_fields_is_refused_on_several_devices(monkeypatch, fields, missing):
     class Alone(nn.Module):
         num_classes: int
+        __annotations__.update(fields)
+        axis_name = None
 
         @nn.compact
         def __call__(self, x, train: bool = False):
@@ -414,5 +417,5 @@ def test_batch_norm_without_axis_name_is_refused_on_several_devices(monkeypatch)
     config = ClassifyConfig(model="alone", batch_size=8)
     info = ClassificationInfo((4, 4, 1), (0.0,), (1.0,), ("a", "b"))
     assert classification.create_experiment(config, info, devices=1, steps=1).model.num_classes == 2
-    with pytest.raises(ValueError, match="alone has batch norm, but no field axis_name"):
+    with pytest.raises(ValueError, match=f"alone has batch norm, but no field {missing} for its statistics"):
         classification.create_experiment(config, info, devices=2, steps=1)

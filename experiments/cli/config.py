@@ -194,8 +194,8 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
 
     dataset: str = option(
         "mnist5k",
-        "Data set: mnist5k, mnist, fashion_mnist, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION], prepared by tfds "
-        "with --file_format=array_record in --data_dir (default ~/tensorflow_datasets).",
+        "Data set, such as mnist5k, fashion_mnist, cifar10, folder, or tfds:NAME[/CONFIG][:VERSION], prepared by tfds "
+        "with --file_format=array_record in --data_dir (default ~/tensorflow_datasets). docs/data.md lists all.",
     )
     image_size: int | None = option(
         None,
@@ -302,7 +302,7 @@ class GenerateConfig(BatchNormConfig):
     momentum: float = override(TrainingConfig, "momentum", 0.5)
     steps: int | None = override(TrainingConfig, "steps", 6000)
     model: str = option("dcgan", "Network.", choices=("dcgan",))
-    dataset: str = option("mnist5k", "Data set: mnist5k, mnist, fashion_mnist, cifar10, folder or tfds:NAME.")
+    dataset: str = option("mnist5k", "Data set, such as mnist5k, cifar10, folder or tfds:NAME; docs/data.md lists all.")
     image_size: int | None = option(
         None, "Side in pixels of the generated images, 32 or 64; default: 32 for images up to 32 pixels, else 64."
     )
@@ -342,6 +342,6 @@ class ReconstructConfig(TrainingConfig):
     penalty: float = option(0.3, "sparse: weight of the code's sum in the loss.", "[0, inf)")
     dataset: str = option(
         "mnist5k",
-        "Data set: mnist5k, mnist, fashion_mnist, cifar10, or folder or tfds:NAME with images of one size.",
+        "Data set, such as mnist5k, or folder or tfds:NAME with images of one size; docs/data.md lists all.",
     )
     skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")

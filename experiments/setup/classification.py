@@ -117,9 +117,11 @@ def create_experiment(
     early_steps, early_size = preprocessing.early_resize(config, input_shape, steps)
     if config.parallelism == "hybrid":
         require(hasattr(model, "CLASSIFIER"), f"--parallelism=hybrid is not supported by --model={config.model}")
-    if axis and "axis_name" not in models.options(config.model):
-        if "batch_stats" in summary.variables(model, input_shape):
-            raise ValueError(f"{config.model} has batch norm, but no field axis_name to average its statistics over")
+    lacking = [name for name in ("axis_name", "sync_bn") if name not in models.options(config.model)]
+    if axis and lacking and "batch_stats" in summary.variables(model, input_shape):
+        raise ValueError(
+            f"{config.model} has batch norm, but no field {lacking[0]} for its statistics on several devices"
+        )
     if checked:
         batch_norm = config.sync_bn or "batch_stats" in summary.variables(model, input_shape)
         require(batch_norm, f"--nosync_bn has no effect with --model={config.model}, which has no batch norm")
