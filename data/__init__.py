@@ -50,6 +50,7 @@ def load(
     skip_corrupt: bool = False,
     image_size: int | None = None,
     augment: str = "none",
+    fit: str = "crop",
     shape: tuple[int, int, int] | None = None,
     channels: int | None = None,
     least_classes: int = 2,
@@ -61,7 +62,7 @@ def load(
     Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
     or contain fewer than `least_classes`, 1 or 2.
     """
-    view, always = stream.view(image_size, augment), image_size is not None
+    view, always = stream.view(image_size, augment, fit), image_size is not None
     dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape, channels=channels)
     if len(dataset.class_names) < least_classes:
         raise DataError(f"{name} has only one class, {dataset.class_names[0]}; at least two are required")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ALL = "all"  # The only split of a folder of class folders.
+
 
 class DataError(ValueError):
     """A data set is missing or damaged; the message names the file and how to fix it."""
@@ -86,28 +88,39 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
     return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
 
 
-def hold_out(dataset: Dataset, fraction: float) -> Dataset:
-    """Moves a `fraction` of the training images, the same fraction of each class, into a new split val. The choice is
-    deterministic; 0 moves none. Images with per-pixel labels [N, H, W] are treated as one class. Raises ArgumentError
-    if one of the splits would be empty, or if val already exists."""
-    if not fraction:
+def hold_out(dataset: Dataset, fraction: float, test_fraction: float = 0.0) -> Dataset:
+    """Moves a `fraction` of the training images, the same fraction of each class, into a new split val, and a
+    `test_fraction` of them into a new split test; the rest is the split train. The choice is deterministic, and one
+    fraction does not affect the choice for the other; 0 moves none. Images with per-pixel labels [N, H, W] are treated
+    as one class. Raises ArgumentError if one of the splits would be empty, or if val or test already exists."""
+    fractions = {name: value for name, value in (("val", fraction), ("test", test_fraction)) if value}
+    if not fractions:
         return dataset
-    given = f"--val_fraction={fraction:g}"
-    if "train" not in dataset.splits:
+    given = " ".join(f"--{name}_fraction={value:g}" for name, value in fractions.items())
+    source = ALL if ALL in dataset.splits and "train" not in dataset.splits else "train"
+    if source not in dataset.splits:
         raise ArgumentError(f"{given}: {dataset.name} has no split train, only {', '.join(dataset.splits)}")
-    for name in ("val", "validation"):
-        if name in dataset.splits:
-            raise ArgumentError(f"{given}: {dataset.name} already has a split {name}")
-    images, labels = dataset.splits["train"]
+    for new in fractions:
+        for name in ("val", "validation") if new == "val" else ("test",):
+            if name in dataset.splits:
+                flag = f"--{new}_fraction={fractions[new]:g}"
+                raise ArgumentError(f"{flag}: {dataset.name} already has a split {name}")
+    images, labels = dataset.splits[source]
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    random, held = np.random.default_rng(0), np.zeros(len(labels), bool)
+    random, held = np.random.default_rng(0), {name: np.zeros(len(labels), bool) for name in fractions}
     for label in np.unique(classes):
         of_class = random.permutation(np.flatnonzero(classes == label))
-        held[of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
-    if not held.any():
-        raise ArgumentError(f"{given} selects no images of {dataset.name}; use a larger fraction")
-    splits = dict(dataset.splits)
-    for name, rows in (("train", ~held), ("val", held)):
+        left = len(of_class) - 1  # Each class keeps at least one training image.
+        for name, value in fractions.items():
+            count = min(round(value * len(of_class)), left)
+            left -= count
+            held[name][of_class[:count] if name == "val" else of_class[len(of_class) - count :]] = True
+    for name, rows in held.items():
+        if not rows.any():
+            flag = f"--{name}_fraction={fractions[name]:g}"
+            raise ArgumentError(f"{flag} selects no images of {dataset.name}; use a larger fraction")
+    splits = {name: split for name, split in dataset.splits.items() if name != source or name == "train"}
+    for name, rows in {"train": ~np.logical_or.reduce(list(held.values())), **held}.items():
         splits[name] = _where(rows, images), labels[rows]
     return dataset._replace(splits=splits)
 

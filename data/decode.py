@@ -21,7 +21,7 @@ TURNS: dict[object, Image.Transpose] = {
 SHORT_GREYS = {"L;2": 85, "L;4": 17}  # Pillow's raw modes with 2 and 4 bits per pixel -> factor from values to 8 bits.
 
 # Maps the (height, width) of an image to the box (left, top, right, bottom) to crop and the (height, width) to resize
-# it to, in pixels.
+# it to, in pixels. A box that is larger than the image is filled with the image's mean color.
 Crop = Callable[[int, int], tuple[tuple[float, float, float, float], tuple[int, int]]]
 
 
@@ -89,9 +89,27 @@ def read_image(
         image = image.convert("L" if channels == 1 else "RGB")
         if crop is not None:
             x, y = image.width / width, image.height / height
-            inside = (box[0] * x, box[1] * y, min(box[2] * x, image.width), min(box[3] * y, image.height))
-            image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
+            outer = box[0] * x, box[1] * y, box[2] * x, box[3] * y
+            inside = max(outer[0], 0), max(outer[1], 0), min(outer[2], image.width), min(outer[3], image.height)
+            if min(box) < 0:
+                image = _padded(image, inside, outer, size)
+            else:
+                image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+
+
+def _padded(image: Image.Image, inside, outer, size: tuple[int, int]) -> Image.Image:
+    """The part `inside` of the image, resized so that the larger box `outer` around it would have `size` (height,
+    width), in the center of an image of that size in the part's mean color."""
+    width, height = (
+        max(1, round(size[1 - axis] * (inside[axis + 2] - inside[axis]) / (outer[axis + 2] - outer[axis])))
+        for axis in (0, 1)
+    )
+    part = image.resize((width, height), Image.Resampling.BILINEAR, box=inside)
+    mean = np.asarray(part, np.float64).mean((0, 1)).round().astype(int)
+    canvas = Image.new(image.mode, size[::-1], tuple(mean.tolist()) if mean.ndim else int(mean))
+    canvas.paste(part, ((size[1] - width) // 2, (size[0] - height) // 2))
+    return canvas
 
 
 def _scale_transparency(opened: Image.Image) -> None:

@@ -1,6 +1,7 @@
 """Images in folders, SPLIT/CLASS/*.jpg, png and others, as for ImageNet; a class may have subfolders or links to
-folders. A split may also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. Hidden files and folders and system
-folders are skipped. Class names are compared in Unicode's composed form (NFC), because macOS stores other forms.
+folders. A split may also be flat, SPLIT/*.jpg, with its classes in SPLIT.txt. A folder of class folders, CLASS/*.jpg,
+is loaded as the only split, ALL. Hidden files and folders and system folders are skipped. Class names are compared in
+Unicode's composed form (NFC), because macOS stores other forms.
 
 Small images of equal size are decoded once and cached as an array in a file next to the folder, until an image is
 added, removed or changed. Other images are decoded when a batch needs them.
@@ -19,11 +20,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from data import image_files
-from data.dataset import DataError, Dataset
+from data.dataset import ALL, DataError, Dataset
 from data.decode import image_size, read_image
 from data.stream import View
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLITS = ("train", "test", "val", "validation")  # Folders with other names may be classes.
 SYSTEM_FOLDERS = ("@eaDir", "lost+found", "__MACOSX")  # Created by Synology, ext4 and macOS's archiver.
 
 
@@ -54,7 +56,7 @@ def load(
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
     """(folder, [(path, label)] of each split, class names). Raises DataError as `load` does."""
     if not data_dir:
-        raise DataError("--dataset=folder requires --data_dir=FOLDER, which contains SPLIT/CLASS/*.jpg or png")
+        raise DataError("--dataset=folder requires --data_dir=FOLDER with SPLIT/CLASS/*.jpg or CLASS/*.jpg (or png)")
     root = pathlib.Path(data_dir).absolute()
     if not root.is_dir():
         raise DataError(f"--data_dir={data_dir}: no such folder")
@@ -62,29 +64,35 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     others = {split: collections.defaultdict[str, list[str]](list) for split in splits}
     listed = {split: _list(root / split, others[split]) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
-    flat = {split: paths for split in splits if split not in listed and (paths := _images_in(root / split))}
+    direct = {split: paths for split in splits if (paths := _images_in(root / split))}
+    flat = {split: paths for split, paths in direct.items() if split not in listed}
+    places = {split: root / split for split in splits}
+    if _are_classes(root, data_dir, listed, direct):
+        others = {ALL: collections.defaultdict[str, list[str]](list)}
+        listed, flat, places = {ALL: _list(root, others[ALL])}, {}, {ALL: root}
     if not listed:
-        raise DataError(f"--data_dir={data_dir} contains no images as SPLIT/CLASS/*.jpg ({', '.join(SUFFIXES)})")
+        forms = f"SPLIT/CLASS/*.jpg or CLASS/*.jpg ({', '.join(SUFFIXES)})"
+        raise DataError(f"--data_dir={data_dir} contains no images as {forms}")
     names = tuple(next(iter(listed.values())))
     for name in (*names, *splits):
         if not name.isprintable():  # Reports could not display the name.
             raise DataError(f"--data_dir={data_dir}: the folder name {name!r} is not printable")
     for split, classes in listed.items():
         if tuple(classes) != names:
-            raise DataError(
-                f"the classes of {next(iter(listed))} and {split} differ: {list(names)} and {list(classes)}"
-            )
+            both = f"the classes of {next(iter(listed))} and {split} differ: {list(names)} and {list(classes)}"
+            hint = "" if listed.keys() & set(SPLITS) else f"; no folder has the name of a split, {', '.join(SPLITS)}"
+            raise DataError(f"{both}{hint}")
     for split, classes in listed.items():
         empty = [name for name, paths in classes.items() if not paths]
         if empty:
             counted = ", ".join(f"{name} ({len(others[split][name])} other files)" for name in empty[:20])
             counted += f" and {len(empty) - 20} more" if len(empty) > 20 else ""
-            line = f"{root / split} has no images of the classes {counted}; images are {', '.join(SUFFIXES)}"
+            line = f"{places[split]} has no images of the classes {counted}; images are {', '.join(SUFFIXES)}"
             print(f"warning: {line}", file=sys.stderr)
         kinds = collections.Counter(os.path.splitext(path)[1] for name in classes for path in others[split][name])
         if kinds and not empty:
             counted = ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common(5))
-            print(f"{root / split}: skipped files that are not images: {counted}", file=sys.stderr)
+            print(f"{places[split]}: skipped files that are not images: {counted}", file=sys.stderr)
     files = {split: _files(classes) for split, classes in listed.items()}
     for split, paths in flat.items():
         labels = root / f"{split}.txt"
@@ -93,6 +101,20 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
         else:
             print(f"{root / split} is skipped: it has no class folders, and there is no {labels}", file=sys.stderr)
     return root, files, names
+
+
+def _are_classes(root: pathlib.Path, data_dir: str, listed: dict, direct: dict) -> bool:
+    """Whether the folders in `root` are classes: no folder with the name of a split has class folders, and a folder
+    contains images directly, without a file of labels. `listed` and `direct` have the names of the folders with images
+    in subfolders and of those with images directly. Raises DataError if a class would have the name of a split."""
+    if listed.keys() & set(SPLITS) or any((root / f"{name}.txt").is_file() for name in direct):
+        return False
+    named = [name for name in direct if name in SPLITS]
+    if named:
+        name = named[0]
+        how = f"put them in {name}/CLASS/, or rename the folder if {name} is a class"
+        raise DataError(f"--data_dir={data_dir}: {name} is the name of a split, but contains images directly: {how}")
+    return bool(direct)
 
 
 def _list(folder: pathlib.Path, others: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -144,6 +166,11 @@ def _hidden(name: str) -> bool:
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def images_below(folder: str) -> list[str]:
+    """The paths of all images below the folder, sorted; hidden files and system folders are skipped."""
+    return sorted(path for path in _files_below(folder, ()) if _is_image(os.path.basename(path)))
 
 
 def _images_in(folder: pathlib.Path) -> list[str]:

@@ -10,13 +10,13 @@ from data.stream import Stream, View
 LARGE, SMALL = (1_281_167, 1000), (50_000, 10)  # (images, classes) of ImageNet and CIFAR-10.
 
 
-def load(view: View | None, *, other: str = "val", channels: int = 3) -> Dataset:
+def load(view: View | None, *, other: str | None = "val", channels: int = 3) -> Dataset:
     """Returns a data set of the size of ImageNet, streamed with `view`, or, if `view` is None, of the size of CIFAR-10,
-    in memory. The second split, after train, is called `other`."""
+    in memory. The second split, after train, is called `other`; None: there is no second split."""
     random = np.random.default_rng(0)
     count, classes = LARGE if view else SMALL
     splits: dict[str, tuple[Any, np.ndarray]] = {}
-    for split, length in (("train", count), (other, count // 20)):
+    for split, length in (("train", count), *(((other, count // 20),) if other else ())):
         labels = np.arange(length, dtype=np.int32) % classes
         if view:
             noise = random.integers(0, 256, (view.side, 2 * view.side, channels), dtype=np.uint8)

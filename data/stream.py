@@ -21,19 +21,25 @@ END = 2**62  # Length of the training stream; no run reaches it.
 
 
 class View(NamedTuple):
-    """How an image of any size is converted to a square of `side` pixels: by resizing the central square that covers
-    `share` of the shorter side or, in training and if `random`, by a random resized crop."""
+    """How an image of any size is converted to a square of `side` pixels. `fit` is crop: by resizing the central square
+    that covers `share` of the shorter side; pad: by resizing the whole image and filling the rest of the square with
+    the image's mean color; or squash: by resizing the whole image, regardless of its aspect ratio. In training and if
+    `random`, by a random resized crop, for squash of the squashed image."""
 
     side: int = SIZE
     share: float = SHARE
     random: bool = False
+    fit: str = "crop"
 
 
-def view(image_size: int | None, augment: str) -> View:
+def view(image_size: int | None, augment: str, fit: str = "crop") -> View:
     """The view for a network input of `image_size` pixels. For "crop" (Krizhevsky, Sutskever & Hinton 2012), the stream
-    yields the whole central square, 256 pixels for an input of 224, and the crop is made on the device."""
+    yields the whole central square (or the whole image, as `fit` says), 256 pixels for an input of 224, and the crop is
+    made on the device."""
     size = image_size or SIZE
-    return View(round(size / SHARE), 1.0) if augment == "crop" else View(size, random=augment == "resized_crop")
+    if augment == "crop":
+        return View(round(size / SHARE), 1.0, fit=fit)
+    return View(size, random=augment == "resized_crop", fit=fit)
 
 
 def middle_box(height: int, width: int, *, share: float) -> tuple[float, float, float, float]:
@@ -67,8 +73,34 @@ def random_box(
 
 
 def middle(view: View) -> Crop:
-    """The crop for evaluation."""
-    return lambda height, width: (middle_box(height, width, share=view.share), (view.side, view.side))
+    """The crop for evaluation. For pad, the box is a square around the whole image."""
+    size = view.side, view.side
+
+    def crop(height, width):
+        if view.fit == "squash":
+            return (0, 0, width, height), size
+        if view.fit == "pad":
+            side = max(height, width)
+            left, top = (width - side) / 2, (height - side) / 2
+            return (left, top, left + side, top + side), size
+        return middle_box(height, width, share=view.share), size
+
+    return crop
+
+
+def random_crop(view: View, seed: tuple[int, ...]) -> Crop:
+    """A random resized crop for training; for squash, of the image resized to a square."""
+
+    def crop(height, width):
+        random, size = np.random.default_rng(seed), (view.side, view.side)
+        if view.fit != "squash":
+            return random_box(height, width, random=random), size
+        side = max(height, width)
+        left, top, right, bottom = random_box(side, side, random=random)
+        x, y = width / side, height / side
+        return (left * x, top * y, right * x, bottom * y), size
+
+    return crop
 
 
 def usable_cores() -> int:
@@ -141,11 +173,8 @@ class Stream:
         def example(i):
             place = position(i)
             picked = row(place)
-
-            def random_crop(height, width):  # The 1 distinguishes this seed from the order's (seed, epoch).
-                return random_box(height, width, random=np.random.default_rng((seed, place, 1))), self.shape[1:3]
-
-            crop = random_crop if self.view.random else middle(self.view)
+            # The 1 distinguishes this seed from the order's (seed, epoch).
+            crop = random_crop(self.view, (seed, place, 1)) if self.view.random else middle(self.view)
             return {"image": self.read(self.examples[picked], crop), "label": labels[picked]}
 
         return self._run(example, start * batch_size, END, batch_size)

@@ -22,7 +22,7 @@ class EvaluateConfig:
     workdir: str = option(None, "Folder of the run to evaluate.", needed="the folder of the run", path=True)
     dataset: str | None = option(None, "Data set to evaluate on; default: the run's own.")
     data_dir: str | None = option(None, "Folder of the data set to evaluate on; default: the run's own.", path=True)
-    split: str | None = option(None, "Split to evaluate on; default: test, else val or validation.")
+    split: str | None = option(None, "Split to evaluate on; default: test, else val or validation, else all images.")
     batch_size: int | None = option(None, "Batch size; default: the run's own.", "[1, inf)")
     tta: str | None = option(None, "Test-time augmentation, averaged over views; default: the run's own.", choices=TTA)
     skip_corrupt: bool = option(False, "Skip images that can't be decoded instead of stopping.")
@@ -40,7 +40,7 @@ def classifier(config: EvaluateConfig, run):
     validation.check_skip_corrupt(config.skip_corrupt, run.config.dataset)
     skip = config.skip_corrupt or run.config.skip_corrupt
     run = run._replace(config=dataclasses.replace(run.config, skip_corrupt=skip))
-    dataset = classification.load_dataset(run.config, shape=shape)
+    dataset = classification.load_dataset(run.config, shape=shape, least_classes=1)
     if run.info.class_names == evaluation_data.unnamed(len(dataset.class_names)):  # Imported weights.
         run = run._replace(info=dataclasses.replace(run.info, class_names=dataset.class_names))
     return run, dataset, stored_network.experiment_from_run(run), class_table
@@ -111,6 +111,7 @@ def main(config: EvaluateConfig) -> int:
     from experiments.setup import evaluation_data, stored_network
     from models.cpu_kernels import ops
     from train import loop, workdir
+    from train.messages import say
     from train.parallel import data_parallel
     from train.task import eval_batch_size
 
@@ -124,6 +125,11 @@ def main(config: EvaluateConfig) -> int:
     trained = run
     run, dataset, experiment, class_table = kind(config, run)
     dataset = evaluation_data.held_out(trained, dataset)
+    if kind is classifier:
+        missing = [name for name in experiment.info.class_names if name not in dataset.class_names]
+        dataset = evaluation_data.with_classes(dataset, experiment.info.class_names)
+        if missing:
+            say(f"{dataset.name} has no images of the classes {', '.join(missing)}")
     check_data(config, experiment.info.class_names, dataset)
     split = config.split or _default_split(run, dataset)
     images, labels = dataset.splits[split]

@@ -48,7 +48,9 @@ def main(config: GenerateConfig) -> int:
     batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
     samples = generation_report.SampleWriter(workdir.path / "samples", config, experiment)
     task = experiment.task._replace(prepare_eval=samples)  # Samples from the same latent vectors at each evaluation.
-    outputs = training.output(config, workdir, checkpoints, experiment.task, state, record, split=split, steps=steps)
+    outputs = training.output(
+        config, workdir, checkpoints, experiment, dataset, state, record, split=split, steps=steps
+    )
     with outputs as output:
         result = loop.train(
             state,

@@ -1,7 +1,9 @@
-"""Predicts the labels of image files: python -m experiments.predict --workdir=W image.png ... [--top=3]"""
+"""Predicts the labels of image files, or of all images below a folder:
+python -m experiments.predict --workdir=W image.png ... [--top=3]"""
 
 import csv
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -11,7 +13,9 @@ from experiments.cli.config import SEEDS
 from experiments.cli.options import option
 
 MOST = 100_000  # Maximum number of samples per call.
-NAMED = 20  # Maximum number of unreadable files reported by name; the rest are only counted.
+NAMED = 20  # Maximum number of unreadable files, or of warnings, reported by name; the rest are only counted.
+PART = 512  # Images held in memory by a run of classify.
+MANY = 32  # More files than this are read in threads, with a progress bar on a terminal.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class PredictConfig:
     seed: int = option(0, "Runs of generate: seed of the latent vectors.", SEEDS)
     out: str | None = option(None, "Runs of generate: output folder; default W/predictions.", path=True)
     checkpoint: str = option("latest", "Checkpoint to use.", choices=("latest", "best"))
+    invert: bool = option(False, "Invert the images first, such as dark digits on white for a run of mnist5k.")
 
 
 def main(config: PredictConfig, files: list[str]) -> int:
@@ -34,32 +39,82 @@ def main(config: PredictConfig, files: list[str]) -> int:
         return write_samples(config, run, files)
     for name, value in (("samples", config.samples), ("seed", config.seed or None), ("out", config.out)):
         require(value is None, f"--{name}={value} is supported only for runs of generate")
-    require(bool(files), "no image given: predict --workdir=W FILE ...")
+    require(bool(files), "no image given: predict --workdir=W FILE_OR_FOLDER ...")
     labels, classes = run.task == "classification", len(run.info.class_names)
     require(labels or config.top == 1, "--top is supported only for runs of classify")
     require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
     start()
+    found = image_files(files)
+    failed: list[str] = []
+    write = {"segmentation": write_masks, "reconstruction": write_images}.get(run.task, write_labels)
+    write(config, run, read_parts(config, run, found, failed))
+    return 1 if failed else 0
+
+
+def image_files(given: list[str]) -> list[str]:
+    """The given files; a folder is replaced by all images below it, in the order of their paths."""
+    from data import DataError, folder
+
+    found = []
+    for file in given:
+        below = folder.images_below(file) if os.path.isdir(file) else [file]
+        if not below:
+            raise DataError(f"{file} contains no images ({', '.join(folder.SUFFIXES)})")
+        found += below
+    return found
+
+
+def read_parts(config: PredictConfig, run, files: list[str], failed: list[str]):
+    """Yields (readable files, images uint8 [N, H, W, C]), at most PART at a time. Files that can't be read are reported
+    and added to `failed`; images unlike the training images are reported."""
     import numpy as np
 
     from data import DataError
-    from experiments.setup import evaluation_data
+    from data import image_files as encoded
+    from experiments.setup import evaluation_data, image_statistics
     from train.messages import say
 
-    images, readable, failed = [], [], 0
-    for file in files:
+    def read(example):
         try:
-            images.append(evaluation_data.read_image(file, run))
-            readable.append(file)
+            image = evaluation_data.read_image(files[example], run)
         except DataError as error:
-            failed += 1
-            if failed <= NAMED:
-                say(f"error: {error}")
-    if failed > NAMED:
-        say(f"error: {failed - NAMED:,} more of the {len(files):,} files can't be read")
-    if readable:
-        write = {"segmentation": write_masks, "reconstruction": write_images}.get(run.task, write_labels)
-        write(config, run, readable, np.stack(images))
-    return 1 if failed else 0
+            return error
+        return 255 - image if config.invert else image
+
+    threads = len(files) > MANY  # For a few files, importing grain would take longer than reading them.
+    images = encoded.each(read, len(files), title="images") if threads else map(read, range(len(files)))
+    names, part, unlike = [], [], 0
+    for file, image in zip(files, images, strict=True):
+        if isinstance(image, DataError):
+            failed.append(file)
+            if len(failed) <= NAMED:
+                say(f"error: {image}")
+            continue
+        warning = image_statistics.warning(image, run.info, inverted=config.invert)
+        if warning:
+            unlike += 1
+            if unlike <= NAMED:
+                say(f"warning: {file}: {warning}")
+        names.append(file)
+        part.append(image)
+        if len(part) == PART:
+            yield names, np.stack(part)
+            names, part = [], []
+    if len(failed) > NAMED:
+        say(f"error: {len(failed) - NAMED:,} more of the {len(files):,} files can't be read")
+    if unlike > NAMED:
+        many = f"{unlike - NAMED:,} more of the {len(files):,} images"
+        say(f"warning: {many} differ in brightness from the training images")
+    if part:
+        yield names, np.stack(part)
+
+
+def joined(parts):
+    """All files and images of `read_parts`."""
+    import numpy as np
+
+    found = list(parts)
+    return [name for names, _ in found for name in names], np.concatenate([images for _, images in found] or [()])
 
 
 def start() -> None:
@@ -74,6 +129,7 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
     """Writes samples and a grid of them as PNG files; prints the file names as CSV."""
     require(not files, f"a run of generate takes no image files; given: {' '.join(files)!r}")
     require(config.top == 1, "--top is supported only for runs of classify")
+    require(not config.invert, "--invert is not supported for runs of generate")
     if config.samples is None:
         raise app.UsageError("--samples=N must be given: the number of images to generate")
     start()
@@ -96,7 +152,7 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
     return 0
 
 
-def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
+def write_labels(config: PredictConfig, run, parts) -> None:
     """Prints the most probable classes as CSV."""
     import numpy as np
 
@@ -104,11 +160,13 @@ def write_labels(config: PredictConfig, run, files: list[str], images) -> None:
 
     experiment = stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "label", "probability"])
-    for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
-        for i in np.argsort(-row, kind="stable")[: config.top]:
-            writer.writerow([file, run.info.class_names[i], f"{row[i]:.6f}"])
+    writer, header = csv.writer(sys.stdout, lineterminator="\n"), ["file", "label", "probability"]
+    for files, images in parts:
+        writer.writerows([header] if header else [])
+        header = []
+        for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
+            for i in np.argsort(-row, kind="stable")[: config.top]:
+                writer.writerow([file, run.info.class_names[i], f"{row[i]:.6f}"])
 
 
 def folder_of(run, files: list[str]) -> pathlib.Path:
@@ -120,11 +178,14 @@ def folder_of(run, files: list[str]) -> pathlib.Path:
     return folder
 
 
-def write_images(config: PredictConfig, run, files: list[str], images) -> None:
+def write_images(config: PredictConfig, run, parts) -> None:
     """Writes reconstructions as PNG files into the workdir; prints the file names as CSV."""
     from experiments.reporting import reconstruction_report
     from experiments.setup import prediction, stored_network
 
+    files, images = joined(parts)
+    if not files:
+        return
     folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
     folder.mkdir(exist_ok=True)
@@ -134,11 +195,14 @@ def write_images(config: PredictConfig, run, files: list[str], images) -> None:
     writer.writerows(reconstruction_report.write_images(folder, files, made))
 
 
-def write_masks(config: PredictConfig, run, files: list[str], images) -> None:
+def write_masks(config: PredictConfig, run, parts) -> None:
     """Writes masks, overlays and a legend as PNG files into the workdir; prints the file names as CSV."""
     from experiments.reporting import segmentation_report
     from experiments.setup import prediction, stored_network
 
+    files, images = joined(parts)
+    if not files:
+        return
     folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
     found = prediction.masks(experiment.task, state, images)

@@ -158,6 +158,7 @@ def camvid(config: PrepareConfig, source: pathlib.Path | None) -> int:
 
 def image_folder(config: PrepareConfig, source: pathlib.Path | None) -> int:
     from data import folder, store
+    from data.dataset import ALL
     from data.prepare import unpack
 
     root = config.data_dir or ""
@@ -175,9 +176,10 @@ def image_folder(config: PrepareConfig, source: pathlib.Path | None) -> int:
             place = pathlib.Path(config.shards, "pictures")
             print(f"{place} already exists and is left unchanged; remove it to create it again", file=sys.stderr)
             return 0
-        _, files, names = folder.listing(root)
+        _, found, names = folder.listing(root)
+        files = {"train" if split == ALL else split: paths for split, paths in found.items()}
         place = store.write_image_files(pathlib.Path(config.shards), "pictures", files, names)
-        counts = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
+        counts = ", ".join(f"{len(paths):,} {split}" for split, paths in files.items())
         print(f"{counts} in {place}: --dataset=tfds:pictures --data_dir={config.shards}", file=sys.stderr)
     return 0
 

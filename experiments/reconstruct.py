@@ -45,7 +45,9 @@ def main(config: ReconstructConfig) -> int:
     # --- Train, with evaluations and checkpoints.
     plan = training.plan(config, steps, experiment.learning_rate)
     batches = training.batches_of(config, dataset, split, experiment.task, device_count=devices.number)
-    outputs = training.output(config, workdir, checkpoints, experiment.task, state, record, split=split, steps=steps)
+    outputs = training.output(
+        config, workdir, checkpoints, experiment, dataset, state, record, split=split, steps=steps
+    )
     with outputs as output:
         result = loop.train(
             state,

@@ -36,9 +36,8 @@ COMMANDS: dict[str, Run | Omitted] = {
     "make test-all": Run("--dry-run", slow=False),
     "make kernels-check": Run("--dry-run", slow=False),
     "classify --workdir=W --model=mlp --steps=500": Run("--steps=2", cold=True),
-    "classify --workdir=W --model=cnn --epochs=20 --batch_size=32 --dataset=folder --data_dir=D": Run(
-        "--epochs=1 --batch_size=8", {"D": "images"}
-    ),
+    "classify --workdir=W --model=cnn --epochs=20 --batch_size=32 --test_fraction=0.2 --dataset=folder "
+    "--data_dir=D": Run(f"{TINY} --image_size=16", {"D": "photos"}),
     "classify --flagfile=experiments/recipes/dcnn.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
     "segment --workdir=W": Run(TINY, cold=True),
     "segment --flagfile=experiments/recipes/segnet_basic.flags --data_dir=D --workdir=W": Run(CAMVID, {"D": "camvid"}),
@@ -150,6 +149,10 @@ COMMANDS: dict[str, Run | Omitted] = {
         TINY, {"V": "resnet18", "D": "images"}
     ),
     # docs/data.md
+    "classify --workdir=W --dataset=folder --data_dir=photos --val_fraction=0.1 --test_fraction=0.2 --image_size=64 "
+    "--fit=pad --batch_size=16 --epochs=30 --optimizer=adam --learning_rate=0.002": Run(TINY, {"photos": "photos"}),
+    "predict --workdir=W new_photos": Run(where={"W": "photo_run", "new_photos": "photos"}),
+    "evaluate --workdir=W --data_dir=labeled_photos": Run(where={"W": "photo_run", "labeled_photos": "photos"}),
     "prepare --dataset=folder --data_dir=D --shards=S": Run(where={"D": "images", "S": "new"}, slow=False),
     "prepare --dataset=fashion_mnist": Run("--source=FOLDER --data_dir=W", {"FOLDER": "idx_files"}, slow=False),
     "prepare --dataset=fashion_mnist --source=FOLDER": Run("--data_dir=W", {"FOLDER": "idx_files"}, slow=False),

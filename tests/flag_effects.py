@@ -87,6 +87,9 @@ CLASSIFY = {
     "init_from": Row(METRICS, "RUN", {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}, slow=True),
     "eval_split": Row(DATA, "train"),
     "val_fraction": Row(DATA, 0.25),
+    "test_fraction": Row(
+        DATA, 0.25, {"dataset": "folder", "data_dir": "CLASSES", "val_fraction": 0.25, "batch_size": 4}
+    ),
     "dry_run_data": Row(DATA, True, {"dry_run": True}, slow=True),
     "parameter_groups": program("author", model="cuda_convnet", hidden=None, dataset="cifar10", slow=True),
     "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}),
@@ -106,6 +109,7 @@ CLASSIFY = {
     "v1_5": program(True, model="resnet50", hidden=None, **IMAGENET, slow=True),
     "dataset": Row(DATA, "cifar10"),
     "image_size": Row(DATA, 8, {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}),
+    "fit": Row(METRICS, "pad", {"dataset": "folder", "data_dir": "IMAGES", "batch_size": 4, "image_size": 8}),
     "train_batches": Row(DATA, "1-4", {"dataset": "cifar10"}),
     "positive": Row(DATA, "3"),
     "negative": Row(DATA, "8", {"positive": "3"}),
@@ -151,6 +155,7 @@ SEGMENT = {
     "eval_split": Row(DATA, "test"),
     "val_fraction": refusal(0.25, "--val_fraction=0.25: generated already has a split val"),
     "patience": Row(PLAN, 1, STOPS),
+    "test_fraction": refusal(0.25, "--test_fraction=0.25: generated already has a split test"),
     "dry_run_data": refusal(
         True, "--dry_run_data is not supported", dataset="digit_scenes", image_size=None, dry_run_data=False
     ),
@@ -181,6 +186,7 @@ GENERATE = {
     "init_from": refusal("RUN", "has --model=mlp, this run --model=dcgan"),
     "eval_split": refusal("train", "samples are compared with images not used for training"),
     "val_fraction": Row(DATA, 0.25),
+    "test_fraction": Row(DATA, 0.25, {"dataset": "folder", "data_dir": "CLASSES", "val_fraction": 0.25}),
     "dry_run_data": Row(DATA, True, {"dry_run": True}),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=dcgan"),
     "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES"}),
@@ -207,6 +213,7 @@ RECONSTRUCT = {
     "init_from": refusal("RUN", "has --model=mlp, this run --model=autoencoder"),
     "eval_split": Row(DATA, "train"),
     "val_fraction": Row(DATA, 0.25),
+    "test_fraction": Row(DATA, 0.25, {"dataset": "folder", "data_dir": "CLASSES", "val_fraction": 0.25}),
     "dry_run_data": Row(DATA, True, {"dry_run": True}, slow=True),
     "parameter_groups": refusal("author", "--parameter_groups=author is not supported by --model=autoencoder"),
     "data_dir": Row(DATA, "OTHER_IMAGES", {"dataset": "folder", "data_dir": "IMAGES"}),
@@ -235,6 +242,7 @@ PREDICT = {
     "seed": refusal(1, "--seed=1 is supported only for runs of generate"),
     "out": refusal("OTHER", "is supported only for runs of generate"),
     "checkpoint": output("best"),
+    "invert": output(True),
 }
 SAMPLE = {  # predict with a run of generate.
     "workdir": output("OTHER_GENERATOR", slow=True),
@@ -243,6 +251,7 @@ SAMPLE = {  # predict with a run of generate.
     "seed": output(1, slow=True),
     "out": output("OTHER", slow=True),
     "checkpoint": output("best", slow=True),
+    "invert": refusal(True, "--invert is not supported for runs of generate", slow=True),
 }
 REPRODUCE = {
     "run": output("OTHER_FINISHED"),

@@ -21,7 +21,7 @@ def test_cropping_before_resizing_equals_cropping_after(tmp_path):
     whole = np.asarray(Image.fromarray(large).resize((320, 256), Image.Resampling.BILINEAR))
     found = cut(large, view, path)
     assert np.abs(found.astype(int) - whole[16:240, 48:272]).max() <= 1
-    assert stream.view(None, "none") == (224, 7 / 8, False) and stream.view(224, "crop")[:2] == (256, 1.0)
+    assert stream.view(None, "none") == (224, 7 / 8, False, "crop") and stream.view(224, "crop")[:2] == (256, 1.0)
 
 
 def test_exif_rotation_with_other_damaged_exif_data(tmp_path):

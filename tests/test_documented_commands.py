@@ -53,6 +53,22 @@ class Places:
         return folder
 
     @functools.cached_property
+    def photos(self):
+        """Images that are not square, in class folders without splits."""
+        folder, random = self.new, np.random.default_rng(0)
+        for label, name in enumerate(("cat", "dog")):
+            (folder / name).mkdir(parents=True)
+            for i in range(10):
+                pixels = random.integers(0, 56, (50 + i, 80, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.jpg")
+        return folder
+
+    @functools.cached_property
+    def photo_run(self):
+        options = ["--dataset=folder", f"--data_dir={self.photos}", "--image_size=16", "--batch_size=8", "--steps=2"]
+        return self.finished("classify", "--test_fraction=0.2", *options)
+
+    @functools.cached_property
     def image(self):
         path = self.new_folder("made") / "digit.png"
         Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(path)

@@ -126,7 +126,7 @@ def test_invalid_folders_are_rejected(image_dir, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         folder.load(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="contains no images"):
-        folder.load(str(image_dir / "train"))
+        folder.load(str(image_dir / "train" / "cat"))
     for split in ("train", "test"):
         (image_dir / split / "a\nb").mkdir()
     with pytest.raises(DataError, match=r"'a\\nb' is not printable"):

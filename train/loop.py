@@ -49,11 +49,13 @@ class Data(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Where a run's results are written; `progress(step, row)` displays a row of metrics.csv to the user."""
+    """Where a run's results are written; `progress(step, row)` displays a row of metrics.csv to the user, and
+    `measured(step, images, seconds)` receives the speed of the training steps up to `step`."""
 
     checkpoints: checkpoint.Checkpoints
     metrics: workdir.MetricsFile
     progress: Callable[[int, dict], None]
+    measured: Callable[[int, int, float], None] = lambda step, images, seconds: None
 
 
 class Result(NamedTuple):
@@ -198,6 +200,7 @@ def train(
             timer.start_interval()
         else:
             memory.after_step()
+            output.measured(step - 1, *timer.measured())
             timer.count(len(batch["label"]) * jax.process_count())
 
     # --- The end: the last checkpoint is on disk before the summary says that the run is complete.

@@ -101,6 +101,11 @@ class Timer:
         self._total_images, self._total_seconds = self._total_images + self._images, self._total_seconds + seconds
         return {"images_per_second": round(self._images / seconds, 1)}
 
+    def measured(self) -> tuple[int, float]:
+        """(images, seconds) of all intervals so far, including the current one."""
+        current = 0.0 if self._interval is None else time.perf_counter() - self._interval
+        return self._total_images + self._images, self._total_seconds + current
+
     def mean_images_per_second(self) -> float:
         """The mean over all intervals whose rate was computed; 0 if there are none."""
         return self._total_images / self._total_seconds if self._total_seconds else 0.0

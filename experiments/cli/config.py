@@ -41,6 +41,9 @@ class RunConfig:
     val_fraction: float = option(
         0.0, "Fraction of each class's training images to hold out as the split val; 0: none.", "[0, 1)"
     )
+    test_fraction: float = option(
+        0.0, "Fraction of each class's training images to hold out as the split test; 0: none.", "[0, 1)"
+    )
     eval_every: int = option(0, "Steps between evaluations; 0: a tenth of the run.", "[0, inf)")
     log_every: int = option(10, "Steps between rows of metrics.csv.", "[1, inf)")
     patience: int = option(
@@ -202,6 +205,12 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
         "folder, tfds: side in pixels of the network's input, cropped from images of any size; default 224 if an "
         "image side exceeds 64 pixels, else the original size.",
         SIDES,
+    )
+    fit: str = option(
+        "crop",
+        "folder, tfds, with --image_size or large images: how images that are not square become square. crop: the "
+        "central square; pad: the whole image, with the rest in its mean color; squash: the whole image, stretched.",
+        choices=("crop", "pad", "squash"),
     )
     train_batches: str | None = option(None, "cifar10: archive files to train on, such as 1-4; the rest become val.")
     positive: str | None = option(None, "Binary task: the class with label 1.")

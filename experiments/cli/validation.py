@@ -36,6 +36,9 @@ def check_training(config: TrainingConfig) -> None:
         devices is None or devices <= batch_size,
         f"--devices={devices}: must be between 1 and the batch size, {batch_size}",
     )
+    held = config.val_fraction + config.test_fraction
+    both = f"--val_fraction={config.val_fraction:g} --test_fraction={config.test_fraction:g}"
+    require(held < 1, f"{both}: their sum must be less than 1, because the rest of the images is used for training")
     require(not config.dry_run_data or config.dry_run, "--dry_run_data needs --dry_run")
     require(not config.nesterov or config.momentum > 0, "--nesterov needs --momentum greater than 0")
     if config.optimizer != "sgd":
@@ -109,6 +112,9 @@ def check_classify(config: ClassifyConfig) -> None:
         _no_effect(config, ("shift", "shift_mode", "cutout"), f"with --augment={config.augment}")
     if config.shift == 0:
         _no_effect(config, ("shift_mode",), "with --shift=0")
+    if config.augment == "resized_crop":
+        pads = "--fit=pad is not supported by --augment=resized_crop, whose training images have no padding"
+        require(config.fit != "pad", f"{pads}; use crop or squash, or --augment=crop")
     if config.early_size is None:
         _no_effect(config, ("early_share",), "without --early_size")
     passes, update = config.fc_passes, config.fc_update

@@ -18,6 +18,8 @@ from experiments.setup.experiment import (
     DatasetInfo,
     Experiment,
     check_batch_norm,
+    generated_split,
+    held_out,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -34,16 +36,20 @@ PATCH_PIXELS = 524_288
 
 
 def load_dataset(
-    config: ClassifyConfig, *, shape: tuple[int, int, int] | None = None, channels: int | None = None
+    config: ClassifyConfig,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
+    least_classes: int = 2,
 ) -> Dataset:
     """Loads the data set, as a binary task if --positive is given. Images are converted to `shape` or to `channels`, if
     given, as in data.load."""
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
-        other = "test" if config.val_fraction else "val"
-        view, depth = stream.view(size, augmentation) if size else None, shape[2] if shape else channels
-        dataset = convert.fit(generated.load(view, other=other, channels=depth or 3), shape=shape)
+        view = stream.view(size, augmentation, config.fit) if size else None
+        depth = (shape[2] if shape else channels) or 3
+        dataset = convert.fit(generated.load(view, other=generated_split(config), channels=depth), shape=shape)
     else:
         dataset = data.load(
             config.dataset,
@@ -51,20 +57,24 @@ def load_dataset(
             skip_corrupt=config.skip_corrupt,
             image_size=size,
             augment=augmentation,
+            fit=config.fit,
             shape=shape,
             channels=channels,
+            least_classes=least_classes,
         )
     streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
     supported = "is supported by --dataset=folder and tfds:NAME"
     require(streamed or size is None, f"--image_size={size} {supported}, not by {config.dataset}")
+    large = f"{supported} with images of more than 64 pixels a side, or with --image_size"
+    require(streamed or config.fit == "crop", f"--fit={config.fit} {large}")
     require(
         streamed or augmentation not in ("crop", "resized_crop"),
-        f"--augment={augmentation} {supported} with images of more than 64 pixels a side, or with --image_size",
+        f"--augment={augmentation} {large}",
     )
     require(not (config.alternate_flip and streamed), "--alternate_flip is supported only for images held in memory")
     if config.train_batches:
         dataset = cifar10.train_on(dataset, config.train_batches)
-    dataset = hold_out(dataset, config.val_fraction)
+    dataset = hold_out(dataset, *held_out(config))
     return binary_task(dataset, config.positive, config.negative) if config.positive else dataset
 
 

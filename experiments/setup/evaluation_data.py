@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data import decode, image_files, stream
-from data.dataset import Dataset, digests, hold_out
+from data.dataset import ArgumentError, Dataset, digests, hold_out
 from experiments.cli.app import require
 from experiments.setup.saved_run import SavedRun
 
@@ -28,7 +28,7 @@ def read_image(file: str, run: SavedRun) -> np.ndarray:
     height, width, channels = run.info.image_shape
     if run.task in ("segmentation", "reconstruction") or in_memory(run):
         return decode.read_image(file, channels=channels, crop=decode.whole((height, width)))
-    view = stream.view(run.config.image_size, run.config.augment)
+    view = stream.view(run.config.image_size, run.config.augment, run.config.fit)
     return decode.read_image(file, channels=channels, crop=stream.middle(view))
 
 
@@ -43,18 +43,21 @@ def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
     """The config with the given data set or folder, if not None. A new data set also resets the folder. No images of
     new data are held out."""
     if dataset not in (None, config.dataset):
-        config = dataclasses.replace(config, dataset=dataset, data_dir=None, val_fraction=0.0)
+        config = dataclasses.replace(config, dataset=dataset, data_dir=None, val_fraction=0.0, test_fraction=0.0)
     if data_dir not in (None, config.data_dir):
-        config = dataclasses.replace(config, data_dir=data_dir, val_fraction=0.0)
+        config = dataclasses.replace(config, data_dir=data_dir, val_fraction=0.0, test_fraction=0.0)
     return config
 
 
 def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
-    """The data set; if it is a copy of the run's own data, with the split val that the run held out."""
-    fraction = run.config.val_fraction
-    if not fraction or "train" not in dataset.splits or {"val", "validation"} & dataset.splits.keys():
+    """The data set; if it is a copy of the run's own data, with the splits that the run held out."""
+    fractions = run.config.val_fraction, run.config.test_fraction
+    if not any(fractions):
         return dataset
-    own = hold_out(dataset, fraction)
+    try:
+        own = hold_out(dataset, *fractions)
+    except ArgumentError:  # It has no training images, or these splits are in it.
+        return dataset
     return own if digests(own) == run.data_digests else dataset
 
 
@@ -80,6 +83,18 @@ def for_evaluation(
     if not in_memory(run) and in_files(config.dataset):  # Streamed, so that only the channels of `shape` matter.
         config = dataclasses.replace(config, image_size=old.image_size or stream.SIZE)
     return run._replace(config=config), shape
+
+
+def with_classes(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The data set with the labels of a run's classes `names`, of which it may lack some. Raises UsageError if it has
+    other classes."""
+    if tuple(dataset.class_names) == tuple(names):
+        return dataset
+    both = f"{list(names)} in the run, {list(dataset.class_names)} in the data set"
+    require(set(dataset.class_names) <= set(names), f"classes differ: {both}")
+    place = np.array([names.index(name) for name in dataset.class_names], np.int32)
+    splits = {split: (images, place[labels]) for split, (images, labels) in dataset.splits.items()}
+    return dataset._replace(splits=splits, class_names=names)
 
 
 def unnamed(classes: int) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 import models
-from data.dataset import Dataset
+from data.dataset import ALL, Dataset
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import BatchNormConfig, TrainingConfig
 from models import summary
 from train import optimizers
 from train.task import Task
+
+HOLD_OUT = "add --val_fraction=0.1, --test_fraction=0.2 or both"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Experiment(NamedTuple):
 
 def train_split(dataset: Dataset) -> tuple[Any, Any]:
     """(images, labels) of the training split."""
+    if ALL in dataset.splits and "train" not in dataset.splits:
+        how = f"{HOLD_OUT}, or move the images to train/CLASS/ and test/CLASS/"
+        raise UsageError(f"{dataset.name} has class folders, but no splits train and test: {how}")
     if "train" not in dataset.splits:
         raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
     return dataset.splits["train"]
@@ -63,19 +68,31 @@ def eval_split(dataset: Dataset, given: str | None = None) -> str:
     require(
         not given or given in dataset.splits, f"--eval_split={given}: {dataset.name} has no such split, only {known}"
     )
-    return given or _first(dataset, ("val", "validation", "test"))
+    return given or _first(dataset, ("val", "validation", "test"), hint=f"; {HOLD_OUT}")
 
 
 def scoring_split(dataset: Dataset) -> str:
-    """The split that a finished run is scored on: test, else val or validation."""
-    return _first(dataset, ("test", "val", "validation"))
+    """The split that a finished run is scored on: test, else val or validation, else all images of a folder that has
+    class folders without splits."""
+    return _first(dataset, ("test", "val", "validation", ALL))
 
 
-def _first(dataset: Dataset, names: tuple[str, ...]) -> str:
+def held_out(config: TrainingConfig) -> tuple[float, float]:
+    """The fractions of the training images that are held out as val and test."""
+    return config.val_fraction, config.test_fraction
+
+
+def generated_split(config: TrainingConfig) -> str | None:
+    """The split of --dry_run_data besides train: one that is not held out of train, if there is one."""
+    held = {"val": config.val_fraction, "test": config.test_fraction}
+    return next((name for name, fraction in held.items() if not fraction), None)
+
+
+def _first(dataset: Dataset, names: tuple[str, ...], *, hint: str = "") -> str:
     for split in names:
         if split in dataset.splits:
             return split
-    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}")
+    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}{hint}")
 
 
 def selects(split: str | None) -> bool:

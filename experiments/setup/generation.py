@@ -19,6 +19,8 @@ from experiments.setup.experiment import (
     Experiment,
     GenerationInfo,
     check_batch_norm,
+    generated_split,
+    held_out,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -66,8 +68,10 @@ def _kept(dataset: Dataset, asked: int | None) -> Dataset:
 
 
 @functools.cache
-def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool, val_fraction: float) -> Dataset:
-    load = functools.partial(data.load, name, data_dir, skip_corrupt=skip_corrupt)
+def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool, held: tuple[float, float]) -> Dataset:
+    def load(**view):
+        return hold_out(data.load(name, data_dir, skip_corrupt=skip_corrupt, **view), *held)
+
     try:
         dataset = load()
         in_memory = not isinstance(train_split(dataset)[0], stream.Stream)
@@ -77,16 +81,16 @@ def _load(name: str, data_dir: str | None, asked: int | None, skip_corrupt: bool
         in_memory = False
     if not in_memory:  # Decode the full center squares directly to the final size.
         dataset = load(image_size=round((asked or 64) * stream.SHARE), augment="crop")
-    return _kept(hold_out(dataset, val_fraction), asked)
+    return _kept(dataset, asked)
 
 
 @functools.cache
-def _generated(asked: int | None, val_fraction: float) -> Dataset:
+def _generated(asked: int | None, other: str | None, held: tuple[float, float]) -> Dataset:
     """Random images instead of the data set."""
-    dataset = generated.load(None, other="test" if val_fraction else "val")
+    dataset = generated.load(None, other=other)
     splits = {split: (images[:ITEMS], labels[:ITEMS]) for split, (images, labels) in dataset.splits.items()}
     dataset = dataset._replace(splits=splits)
-    return _kept(hold_out(dataset, val_fraction), asked)
+    return _kept(hold_out(dataset, *held), asked)
 
 
 def load_dataset(config: GenerateConfig) -> Dataset:
@@ -95,8 +99,8 @@ def load_dataset(config: GenerateConfig) -> Dataset:
     require(size in (None, *dcgan.SIZES), f"--image_size={size}: must be 32 or 64")
     require(config.eval_split != "train", "--eval_split=train: samples are compared with images not used for training")
     if config.dry_run_data:
-        return _generated(size, config.val_fraction)
-    return _load(config.dataset, config.data_dir, size, config.skip_corrupt, config.val_fraction)
+        return _generated(size, generated_split(config), held_out(config))
+    return _load(config.dataset, config.data_dir, size, config.skip_corrupt, held_out(config))
 
 
 def dataset_info(dataset: Dataset) -> GenerationInfo:

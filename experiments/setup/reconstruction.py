@@ -13,7 +13,15 @@ from data import generated, image_files
 from data.dataset import Dataset, hold_out, pixel_statistics
 from experiments.cli.config import ReconstructConfig
 from experiments.setup import classification, evaluation_data
-from experiments.setup.experiment import DatasetInfo, Experiment, network_dtype, schedule_and_optimizer, train_split
+from experiments.setup.experiment import (
+    DatasetInfo,
+    Experiment,
+    generated_split,
+    held_out,
+    network_dtype,
+    schedule_and_optimizer,
+    train_split,
+)
 from experiments.setup.saved_run import SavedRun
 from train.parallel.devices import axis_of
 from train.tasks import reconstruction
@@ -23,8 +31,7 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
     """Loads the data set into memory; image files are resized to `shape` if given. Raises DataError if images are too
     large or differ in size."""
     if config.dry_run_data:
-        dataset = generated.load(None, other="test" if config.val_fraction else "val")
-        return hold_out(dataset, config.val_fraction)
+        return hold_out(generated.load(None, other=generated_split(config)), *held_out(config))
     needed = f"reconstruct takes images of one size, of up to {image_files.LARGEST} pixels a side"
     try:
         dataset = data.load(
@@ -34,7 +41,7 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
         raise data.DataError(f"{str(error).partition(';')[0]}; {needed}") from None
     if not all(isinstance(images, np.ndarray) for images, _ in dataset.splits.values()):
         raise data.DataError(f"--dataset={config.dataset} has larger images; {needed}")
-    return hold_out(dataset, config.val_fraction)
+    return hold_out(dataset, *held_out(config))
 
 
 def dataset_info(dataset: Dataset) -> DatasetInfo:

@@ -18,6 +18,7 @@ from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
     check_batch_norm,
+    held_out,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -82,6 +83,8 @@ def load_dataset(
     for name, value in (("image_size", config.image_size), ("crop", config.crop), ("data_dir", config.data_dir)):
         require(not (scenes and value), f"--{name}={value} is not supported by --dataset=digit_scenes")
     require(config.flip or not scenes, "--noflip is not supported by --dataset=digit_scenes")
+    held = f"--test_fraction={config.test_fraction:g}: digit_scenes already has a split test"
+    require(not (scenes and config.test_fraction), held)
     require(not (scenes and config.dry_run_data), "--dry_run_data is not supported by --dataset=digit_scenes")
     if scenes and "train" in (split, config.eval_split):
         flag = "split" if split else "eval_split"
@@ -91,12 +94,12 @@ def load_dataset(
         dataset = _load_scenes(config.val_fraction)
         found = convert.fit(dataset, channels=channels)
         return found._replace(splits=found.splits | {"train": dataset.splits["train"]})
-    only = None if config.val_fraction else split  # Images are held out of train.
+    only = None if any(held_out(config)) else split  # Images are held out of train.
     if config.dry_run_data:
         dataset = generated(size)
     else:
         dataset = _load_files(config.dataset, config.data_dir, size, only, class_names)
-    return hold_out(convert.fit(dataset, channels=channels), config.val_fraction)
+    return hold_out(convert.fit(dataset, channels=channels), *held_out(config))
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -112,6 +112,8 @@ def init_from(config, state: State, experiment: Experiment, split: str) -> State
     say(f"--init_from={config.init_from} (step {step:,}): {_taken(config, experiment, run, new)}")
     if overlaps(config, run.config, split):
         flags = "train_batches" if getattr(config, "train_batches", None) else "val_fraction"
+        if config.test_fraction > run.config.test_fraction:
+            flags, split = "test_fraction", "test"
         given, there = (getattr(one, flags) for one in (config, run.config))
         both = f"--{flags}={given}, but {config.init_from} was trained with --{flags}={there or 'none'}"
         say(f"warning: {both}: it may have been trained on images of {split}, whose scores are then too high")
@@ -139,10 +141,12 @@ def _taken(config, experiment: Experiment, run: SavedRun, new: frozenset[Leaf]) 
 
 
 def overlaps(config, there, split: str) -> bool:
-    """Whether images of `split`, held out by the config, may be training images of the run with the config `there` on
-    the same data set."""
+    """Whether images of `split` or of test, held out by the config, may be training images of the run with the config
+    `there` on the same data set."""
     files = config.dataset in ("folder", "masks")
     same = config.dataset == there.dataset and (config.data_dir == there.data_dir or not files)
+    if same and config.test_fraction > there.test_fraction:
+        return True
     if not same or not selects(split):
         return False
     # hold_out draws the same images for a larger fraction, and more.

@@ -20,7 +20,7 @@ from experiments.cli import options
 from experiments.cli.app import require
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
-from experiments.reporting import run_record
+from experiments.reporting import run_record, time_estimate
 from experiments.setup.experiment import Experiment, eval_split, selects, train_split
 from models.cpu_kernels import ops
 from train import loop
@@ -232,12 +232,28 @@ def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_
     )
 
 
+def estimate(config: Any, experiment: Experiment, dataset: Dataset, split: str, steps: int):
+    """Prints the estimated time of the run once. The steps of --early_size are faster than the rest, and a dry run's
+    batch is small, so there is no estimate for them."""
+    every = eval_interval(config, steps)
+    sizes = run_record.counts(dataset)
+    final = sizes["test"] if selects(split) and "test" in sizes else 0
+    return time_estimate.TimeEstimate(
+        steps,
+        config.batch_size,
+        evaluated=lambda step: (-(-steps // every) - step // every) * sizes[split] + final,
+        shorter=lambda: time_estimate.shorter_settings(config, experiment),
+        printed=config.dry_run or bool(experiment.task.early_steps),
+    )
+
+
 @contextlib.contextmanager
 def output(
     config: TrainingConfig,
     workdir: Workdir,
     checkpoints: Checkpoints,
-    task: Task,
+    experiment: Experiment,
+    dataset: Dataset,
     state: State,
     record,
     *,
@@ -247,11 +263,11 @@ def output(
     """Opens the outputs of the training loop: checkpoints, metrics.csv and progress. The loop starts from `state` and
     `record`."""
     start = int(state.step)
-    metrics = MetricsFile(workdir.path, run_record.columns(task), step=min(start, record.get("reported", 0)))
+    metrics = MetricsFile(workdir.path, run_record.columns(experiment.task), step=min(start, record.get("reported", 0)))
     progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
     try:
         with contextlib.closing(metrics), progress:
-            yield loop.Output(checkpoints, metrics, progress)
+            yield loop.Output(checkpoints, metrics, progress, estimate(config, experiment, dataset, split, steps))
     except FloatingPointError:
         checkpoints.wait()  # The error message refers to the saved checkpoints.
         raise
