@@ -50,11 +50,13 @@ FILES = {
     "workdir": Row(SHARED, "workdir = training.open_workdir(config)"),
     "keep": Row(SHARED, "checkpoints = training.open_checkpoints(workdir, config, experiment, split)"),
     "dry_run": Row(SHARED, "config, workdir, dataset, steps = training.dry_run("),
+    "profile_steps": Row(SHARED, "outputs = training.output(config, workdir, checkpoints, experiment.task, state"),
 }
 BY_COMMAND = {  # Of classify, tested by starting the command as a user does.
     "workdir": output("OTHER", slow=True),
     "keep": output(1, slow=True, steps=4, save_every=1),
     "dry_run": output(True, slow=True),
+    "profile_steps": output("1:2", slow=True),
 }
 OPTIMIZER = {
     "steps": state(3),
@@ -74,7 +76,9 @@ OPTIMIZER = {
     "dtype": state("bfloat16"),
     "devices": Row(SPEED, 2),
 }
-KERNELS = {"cpu_kernels": Row(SHARED, "devices = training.start_devices(config, stop)")}
+KERNELS = {
+    name: Row(SHARED, "devices = training.start_devices(config, stop)") for name in ("cpu_kernels", "deterministic")
+}
 
 TUNED = {"init_from": "RUN", "dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}
 IMAGENET = {"image_size": 64, "dataset": "folder", "data_dir": "IMAGES", "batch_size": 4}
@@ -375,6 +379,8 @@ REFUSED = (
         "--skip_corrupt is supported by --dataset=folder and tfds:NAME, not by mnist5k",
     ),
     ("segment", {"weight_decay": 0.1, "sync_bn": False}, "--nosync_bn has no effect on one device"),
+    ("classify", {"profile_steps": "1:1"}, "--profile_steps=1:1: must be A:B with 0 <= A < B, such as 100:103"),
+    ("segment", {"profile_steps": "1:3"}, "--profile_steps=1:3: must be at most 2, the steps of the run"),
     ("prepare", {"source": None, "shards": "S", "split": "val"}, "--split=val needs --source=ARCHIVE"),
     ("sweep", {"grid": "model=mlp,cnn"}, "--model after the -- has no effect: --grid sets its value in each run"),
     ("reconstruct", {"noise": 0.1}, "--noise=0.1 has no effect with --model=autoencoder, only with denoising"),

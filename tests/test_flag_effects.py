@@ -143,7 +143,7 @@ def by_command(start, one, two, flag):
         result(start("classify", *options.flag_lines(config)))
         place = pathlib.Path(config.workdir)
         found.append(sorted(path.name for path in place.rglob("*") if path.parent.name in ("checkpoints", place.name)))
-        if flag in ("keep", "dry_run"):  # A new folder for each run.
+        if flag in ("keep", "dry_run", "profile_steps"):  # A new folder for each run.
             shutil.rmtree(place, ignore_errors=True)
     if flag == "workdir":
         assert pathlib.Path(one.workdir, "run.json").exists() and pathlib.Path(two.workdir, "run.json").exists()

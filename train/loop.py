@@ -11,6 +11,7 @@ from train.early_stopping import EarlyStopping
 from train.metrics import Timer, TrainingMetrics, add, check_finite
 from train.parallel import host_memory, processes
 from train.parallel.data_parallel import DeviceSteps
+from train.profile import Profile
 from train.signals import Interrupted, Stop
 from train.task import Task
 
@@ -49,13 +50,15 @@ class Data(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Where a run's results are written; `progress(step, row)` displays a row of metrics.csv to the user, and
-    `measured(step, images, seconds)` receives the speed of the training steps up to `step`."""
+    """Where a run's results are written; `progress(step, row)` displays a row of metrics.csv to the user,
+    `measured(step, images, seconds)` receives the speed of the training steps up to `step`, and `profile` traces the
+    steps that it was created for."""
 
     checkpoints: checkpoint.Checkpoints
     metrics: workdir.MetricsFile
     progress: Callable[[int, dict], None]
     measured: Callable[[int, int, float], None] = lambda step, images, seconds: None
+    profile: Profile = Profile()
 
 
 class Result(NamedTuple):
@@ -189,10 +192,12 @@ def train(
             break
 
         # --- One step: dispatch it, then fetch the metrics of the previous step.
+        output.profile.before(step, state)
         batch, train_step = next(batches), steps.train(step)
         compiles = timer.is_new(train_step)
         state, sums = timer.call(train_step, state, batch)
         step += 1
+        output.profile.after(step, state)
         metrics.push(step, sums)
         if compiles:
             jax.block_until_ready((state, sums))  # Images per second are measured from here on.

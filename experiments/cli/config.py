@@ -60,6 +60,9 @@ class RunConfig:
         resumable=True,
     )
     dry_run_data: bool = option(False, "With --dry_run: use random images instead of the data set.", resumable=True)
+    profile_steps: str | None = option(
+        None, "A:B traces training steps A to B - 1, counted from 0, for XProf; written to W/profile.", resumable=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,11 @@ class DeviceConfig:
     )
     num_processes: int | None = option(None, "Multi-process: number of processes.", resumable=True)
     process_id: int | None = option(None, "Multi-process: index of this process, from 0.", resumable=True)
+    deterministic: bool = option(
+        False,
+        "Make runs on GPUs bit-identical with slower, deterministic algorithms; runs on CPUs always are.",
+        resumable=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

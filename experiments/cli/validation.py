@@ -2,6 +2,7 @@
 the data set or the network are checked where these are created."""
 
 import dataclasses
+import re
 
 from experiments.cli import options
 from experiments.cli.app import require
@@ -29,6 +30,16 @@ def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
     require(files or not skip_corrupt, supported)
 
 
+def profiled_steps(given: str | None) -> range:
+    """The steps A to B - 1 of --profile_steps=A:B; none without the flag. Raises UsageError if it is malformed."""
+    if given is None:
+        return range(0)
+    match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", given)
+    steps = range(int(match[1]), int(match[2])) if match else range(0)
+    require(len(steps) > 0, f"--profile_steps={given}: must be A:B with 0 <= A < B, such as 100:103")
+    return steps
+
+
 def check_training(config: TrainingConfig) -> None:
     """Checks the flags that all training commands share."""
     devices, batch_size = config.devices, config.batch_size
@@ -40,6 +51,7 @@ def check_training(config: TrainingConfig) -> None:
     both = f"--val_fraction={config.val_fraction:g} --test_fraction={config.test_fraction:g}"
     require(held < 1, f"{both}: their sum must be less than 1, because the rest of the images is used for training")
     require(not config.dry_run_data or config.dry_run, "--dry_run_data needs --dry_run")
+    profiled_steps(config.profile_steps)
     require(not config.nesterov or config.momentum > 0, "--nesterov needs --momentum greater than 0")
     if config.optimizer != "sgd":
         _no_effect(config, ("nesterov",), f"with --optimizer={config.optimizer}")

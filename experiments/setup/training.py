@@ -20,6 +20,7 @@ from experiments.cli import options
 from experiments.cli.app import require
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
+from experiments.cli.validation import profiled_steps
 from experiments.reporting import run_record, time_estimate
 from experiments.setup.experiment import Experiment, eval_split, selects, train_split
 from models.cpu_kernels import ops
@@ -28,6 +29,7 @@ from train.checkpoint import Checkpoints
 from train.messages import say
 from train.parallel import data_parallel, processes
 from train.parallel import devices as device_module
+from train.profile import Profile
 from train.signals import Interrupted, Stop
 from train.state import State
 from train.task import Task, eval_batch_size
@@ -43,10 +45,16 @@ def start_devices(config: TrainingConfig, stop: Stop) -> Devices:
     """Starts the devices and the compilation cache, and connects to the other processes, if any."""
     if not config.cpu_kernels:
         ops.disable()
+    if config.deterministic:
+        device_module.make_deterministic()
     group = (config.coordinator_address, config.num_processes, config.process_id)
     started = Devices(*device_module.start_devices(config.devices, group=group))
     stop.listen()  # Again, because jax.distributed replaces the signal handlers.
     start_cache()
+    if config.deterministic and jax.default_backend() != "gpu":
+        cpu = jax.default_backend() == "cpu"
+        why = "runs on CPUs are deterministic without it" if cpu else "it sets flags of XLA's compiler for GPUs"
+        say(f"--deterministic has no effect here: {why}")
     return started
 
 
@@ -111,6 +119,8 @@ def total_steps(config: TrainingConfig, dataset: Dataset, device_count: int) -> 
         not late, f"--drops={options.given(late)} has no effect: no steps remain after it in a run of {steps} steps"
     )
     require(getattr(config, "sync_bn", True) or device_count > 1, "--nosync_bn has no effect on one device")
+    last = profiled_steps(config.profile_steps).stop
+    require(last <= steps, f"--profile_steps={config.profile_steps}: must be at most {steps}, the steps of the run")
     return steps
 
 
@@ -247,6 +257,16 @@ def estimate(config: Any, experiment: Experiment, dataset: Dataset, split: str, 
     )
 
 
+def _profile(config: TrainingConfig, start: int) -> Profile:
+    """The trace of --profile_steps; every process writes its own to the run's workdir. A dry run has none."""
+    traced = profiled_steps(config.profile_steps)
+    if not traced or config.dry_run:
+        return Profile()
+    if start >= traced.stop:
+        say(f"--profile_steps={config.profile_steps}: no new trace, because the run resumes from step {start}")
+    return Profile(pathlib.Path(config.workdir, "profile"), traced)
+
+
 @contextlib.contextmanager
 def output(
     config: TrainingConfig,
@@ -260,14 +280,16 @@ def output(
     split: str,
     steps: int,
 ) -> Iterator[loop.Output]:
-    """Opens the outputs of the training loop: checkpoints, metrics.csv and progress. The loop starts from `state` and
-    `record`."""
+    """Opens the outputs of the training loop: checkpoints, metrics.csv, progress and the trace. The loop starts from
+    `state` and `record`."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(experiment.task), step=min(start, record.get("reported", 0)))
     progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
+    profile = _profile(config, start)
     try:
-        with contextlib.closing(metrics), progress:
-            yield loop.Output(checkpoints, metrics, progress, estimate(config, experiment, dataset, split, steps))
+        with contextlib.closing(metrics), progress, contextlib.closing(profile):
+            measured = estimate(config, experiment, dataset, split, steps)
+            yield loop.Output(checkpoints, metrics, progress, measured, profile)
     except FloatingPointError:
         checkpoints.wait()  # The error message refers to the saved checkpoints.
         raise

@@ -1,6 +1,8 @@
 """Starts the devices of a run, on one or several processes."""
 
 import os
+import pathlib
+import re
 
 import jax
 
@@ -9,6 +11,26 @@ from train.parallel.host_memory import keep_memory
 from train.parallel.processes import DeviceError
 
 AXIS = "data"
+# XLA's GPU compiler then uses no atomic additions and selects algorithms without measuring their speed.
+DETERMINISTIC = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+
+
+def make_deterministic() -> None:
+    """Adds the flags for deterministic programs on GPUs to those of the variable XLA_FLAGS, which XLA reads when the
+    devices start: must be called before. Raises DeviceError if the user's flags say the opposite."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flags and not flags.startswith("-"):  # The name of a file that contains the flags.
+        try:
+            flags = pathlib.Path(flags).read_text()
+        except (OSError, UnicodeDecodeError):
+            raise DeviceError(f"XLA_FLAGS={flags}: must be flags, --NAME=VALUE, or a readable file of flags") from None
+    for name in DETERMINISTIC:
+        given = re.findall(rf"--{name}(?:=(\w*))?(?=\s|$)", flags)
+        if given and given[-1].lower() in ("false", "0"):
+            raise DeviceError(f"--deterministic contradicts --{name}={given[-1]} in XLA_FLAGS; remove one of them")
+        if not given:
+            flags = f"{flags} --{name}=true".strip()
+    os.environ["XLA_FLAGS"] = flags
 
 
 def start_devices(count: int | None, *, group=(None, None, None)) -> tuple[int, str]:
