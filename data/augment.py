@@ -171,7 +171,7 @@ def mix(images, labels, keys, *, mixup: float = 0.0, cutmix: float = 0.0):
 
 def flip_views(images):
     """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]."""
-    return jnp.stack([images, images[:, :, ::-1]])
+    return jnp.stack([images, jnp.flip(images, 2)])
 
 
 def ten_views(images, size: int):
@@ -179,11 +179,18 @@ def ten_views(images, size: int):
     [10, B, size, size, C] (Krizhevsky, Sutskever & Hinton 2012, section 4.1)."""
     bottom, right = images.shape[1] - size, images.shape[2] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    crops = jnp.concatenate([images[:, y : y + size, x : x + size] for y, x in corners])
+    crops = jnp.concatenate([_crop(images, place, size) for place in corners])
     return flip_views(crops).reshape(10, -1, size, size, images.shape[-1])
 
 
 def center_crop(images, size: int):
     """The central `size` x `size` pixels of images [B, H, W, C]."""
     top, left = ((side - size) // 2 for side in images.shape[1:3])
-    return images[:, top : top + size, left : left + size]
+    return _crop(images, (top, left), size)
+
+
+def _crop(images, place: tuple[int, int], size: int):
+    """The `size` x `size` pixels of images [B, H, W, C] from `place` = (top, left). For a symbolic batch size, as in an
+    export, NumPy's notation would become a gather."""
+    ends = (images.shape[0], *(start + size for start in place), images.shape[3])
+    return jax.lax.slice(images, (0, *place, 0), ends)

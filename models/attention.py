@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from models.errors import ModelError
 from models.initializers import normal
@@ -35,7 +36,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BTE):
         width = x_BTE.shape[-1]
         split = Dense(3 * width, name="qkv")(x_BTE).reshape(*x_BTE.shape[:2], 3, self.heads, width // self.heads)
-        mixed, weights = attention(split[:, :, 0], split[:, :, 1], split[:, :, 2])
+        mixed, weights = attention(*(lax.index_in_dim(split, i, 2, keepdims=False) for i in range(3)))
         self.sow("intermediates", "weights", weights)
         return Dense(width, name="out")(mixed.reshape(x_BTE.shape))
 
@@ -118,7 +119,8 @@ class ViT(nn.Module):
         x = Tokens(name="tokens")(x)
         for i in range(1, self.blocks + 1):
             x = Block(self.heads, self.dropout, self.axis_name, name=f"block{i}")(x, train)
-        return Dense(self.num_classes, name="logits")(nn.LayerNorm(name="norm")(x[:, 0]))
+        class_token = lax.index_in_dim(x, 0, 1, keepdims=False)
+        return Dense(self.num_classes, name="logits")(nn.LayerNorm(name="norm")(class_token))
 
 
 TinyViT = functools.partial(ViT, width=8, heads=2, blocks=1)  # For tests.

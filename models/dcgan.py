@@ -46,7 +46,7 @@ def _beside(x, onehot):
     """Concatenates one-hot classes [B, K] to x [B, ..., C] as K channels. Returns x if `onehot` is None."""
     if onehot is None:
         return x
-    maps = jnp.broadcast_to(onehot.reshape(len(x), *(1,) * (x.ndim - 2), -1), (*x.shape[:-1], onehot.shape[-1]))
+    maps = jnp.broadcast_to(onehot.reshape(x.shape[0], *(1,) * (x.ndim - 2), -1), (*x.shape[:-1], onehot.shape[-1]))
     return jnp.concatenate([x, maps.astype(x.dtype)], -1)
 
 

@@ -126,12 +126,25 @@ def max_pool(x, window: int, *, stride: int | None = None, padding: int = 0, cei
         edges = [(padding, padding + extra, 0) for extra in more]
         x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
         height, width = ((n - 1) * stride + 1 for n in size)
-        views = [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
+        sides, places = (height, width), [(i, j) for i in range(window) for j in range(window)]
+        views = [strided_slice(x, place, stride, sides) for place in places]
         return functools.reduce(lambda best, view: jnp.where(_is_larger(view, best), view, best), views)
 
     if stride < window and use_cpu_kernels(x) and min(*x.shape, *size) > 0:  # Windows that overlap.
         return max_pool_kernel(x, size, window, stride, padding, by_views)
     return by_views(x)
+
+
+def crop(x, size: tuple[int, int]):
+    """The top left pixels, x[:, : size[0], : size[1]], of images [B, H, W, C]; see `strided_slice`."""
+    return strided_slice(x, (0, 0), 1, size)
+
+
+def strided_slice(x, start: tuple[int, int], stride: int, sides: tuple[int, int] | None = None):
+    """x[:, top :: stride, left :: stride] of images [B, H, W, C] for `start` = (top, left), up to `sides` rows and
+    columns further. For a symbolic batch size, as in an export, NumPy's notation would become a gather."""
+    ends = x.shape[1:3] if sides is None else [a + side for a, side in zip(start, sides, strict=True)]
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
 
 
 def _is_larger(x, best):
@@ -152,10 +165,10 @@ def max_pool_with_indices(x_BHWC, window: int = 2):
     more = [-size % window for size in x_BHWC.shape[1:3]]
     low = jnp.asarray(-jnp.inf, x_BHWC.dtype)
     x_BHWC = lax.pad(x_BHWC, low, ((0, 0, 0), *((0, extra, 0) for extra in more), (0, 0, 0)))
-    best = x_BHWC[:, ::window, ::window]
+    best = strided_slice(x_BHWC, (0, 0), window)
     indices = jnp.zeros(best.shape, jnp.uint8)
     for place in range(1, window**2):
-        view = x_BHWC[:, place // window :: window, place % window :: window]
+        view = strided_slice(x_BHWC, divmod(place, window), window)
         better = _is_larger(view, best)
         best, indices = jnp.where(better, view, best), jnp.where(better, jnp.uint8(place), indices)
     return best, indices
@@ -171,7 +184,7 @@ def unpool(x_BhwC, indices_BhwC, size: tuple[int, int], window: int = 2):
     places = jnp.arange(window**2, dtype=indices_BhwC.dtype).reshape(1, 1, window, 1, window, 1)
     here = indices_BhwC[:, :, None, :, None] == places
     unpooled = jnp.where(here, x_BhwC[:, :, None, :, None], jnp.zeros((), x_BhwC.dtype))
-    return unpooled.reshape(batch, height * window, width * window, channels)[:, : size[0], : size[1]]
+    return crop(unpooled.reshape(batch, height * window, width * window, channels), size)
 
 
 def avg_pool(x, window: int):

@@ -44,8 +44,8 @@ def gru_step(state: State, s_BG, u_HG) -> State:
     """
     (h,) = state
     gates = 2 * h.shape[-1]
-    r, z = jnp.split(jax.nn.sigmoid(s_BG[:, :gates] + h @ u_HG[:, :gates]), 2, axis=-1)
-    candidate = jnp.tanh(s_BG[:, gates:] + (r * h) @ u_HG[:, gates:])
+    r, z = jnp.split(jax.nn.sigmoid(lax.slice_in_dim(s_BG, 0, gates, axis=1) + h @ u_HG[:, :gates]), 2, axis=-1)
+    candidate = jnp.tanh(lax.slice_in_dim(s_BG, gates, None, axis=1) + (r * h) @ u_HG[:, gates:])
     return (z * h + (1 - z) * candidate,)
 
 
@@ -70,7 +70,7 @@ CELLS = {"rnn": Cell(rnn_step), "lstm": Cell(lstm_step, 4, 1, 2), "gru": Cell(gr
 
 def unroll(cell: Cell, s_BTG, u_HG):
     """The outputs h [B, T, H] at all time steps, starting from a zero state, for s = x W + b [B, T, parts * H]."""
-    zeros = jnp.zeros_like(s_BTG, shape=(len(s_BTG), len(u_HG)))
+    zeros = jnp.zeros_like(s_BTG, shape=(s_BTG.shape[0], len(u_HG)))
 
     def one(state, s_BG):
         state = cell.step(state, s_BG, u_HG)
@@ -155,7 +155,7 @@ class RowReader(nn.Module):
         x_BTD = x.reshape(*x.shape[:2], -1)
         for i, units in enumerate(self.hidden, 1):
             x_BTD = Recurrent(self.cell, units, self.keep_bias, name=f"layer{i}")(x_BTD)
-        return Dense(self.num_classes, name="logits")(x_BTD[:, -1])
+        return Dense(self.num_classes, name="logits")(lax.index_in_dim(x_BTD, -1, 1, keepdims=False))
 
 
 SPECS = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from models.errors import ModelError
 from models.initializers import kaiming_normal
-from models.layers import BatchNorm, Conv, Dense, norm_relu, repeated
+from models.layers import BatchNorm, Conv, Dense, norm_relu, repeated, strided_slice
 from models.model_spec import ModelSpec
 
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
         shortcut = None
         if self.residual:
             extra = self.width - x.shape[-1]
-            x = x[:, :: self.stride, :: self.stride]
+            x = strided_slice(x, (0, 0), self.stride)
             shortcut = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         return norm_relu(norm(name="bn2"), y, shortcut=shortcut, guided=self.guided)
 

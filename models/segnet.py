@@ -17,6 +17,7 @@ from models.layers import (
     BatchNorm,
     Conv,
     batch_norm,
+    crop,
     local_response_norm,
     max_pool_with_indices,
     norm_relu,
@@ -51,7 +52,7 @@ def _upsampled(x, maps, indices, *, decoder: str, name: str):
     if decoder == "transposed":
         features = x.shape[-1]
         up = nn.ConvTranspose(features, (4, 4), (2, 2), padding="SAME", kernel_init=bilinear, use_bias=False, name=name)
-        return up(x)[:, : size[0], : size[1]]
+        return crop(up(x), size)
     if decoder == "bilinear":
         return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear")
     return unpool(x, indices, size)

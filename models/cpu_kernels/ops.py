@@ -250,7 +250,7 @@ def _use_product_kernels(x, w) -> bool:
     """Returns whether the C kernels are used for the product of [B, I] and [I, O]: at sizes where they were measured to
     be faster than XLA."""
     fits = x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]
-    return fits and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096 and use_cpu_kernels(x, w)
+    return fits and use_cpu_kernels(x, w) and 16 <= len(x) <= 4096 and min(w.shape) >= 8 and w.size >= 4096
 
 
 @jax.custom_vjp
