@@ -31,14 +31,7 @@ def entry_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The names of the peer's entries and their shapes, in torch's layout, derived from this project's network."""
     layout = models.spec(name).torchvision
     assert layout is not None
-    shapes = summary.variables(models.create(name, CLASSES), (224, 224, 3))
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        keys = [entry.key for entry in path]
-        found[f"{layout.names['/'.join(keys[1:-1])]}.{torchvision.LEAVES[keys[-1]]}"] = torchvision.torch_shape(
-            leaf.shape
-        )
-    return found
+    return torchvision.entry_shapes(summary.variables(models.create(name, CLASSES), (224, 224, 3)), layout)
 
 
 def draw(key: str, shape: tuple[int, ...], *, salt: str) -> np.ndarray:

@@ -176,8 +176,8 @@ def _legacy(file) -> tuple[Any, Any]:
     return found, read
 
 
-def _safetensors(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. The library's own NumPy function does not support 8-bit floats."""
+def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file's content. The library's own NumPy function does not support 8-bit floats."""
     import safetensors
 
     arrays = {}
@@ -210,7 +210,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             head = file.read(9)
             file.seek(0)
             if head[8:9] == b"{":
-                return _safetensors(file.read())
+                return read_safetensors(file.read())
             found, storage_bytes = _zip(file) if head.startswith(b"PK") else _legacy(file)
             for name in CONTAINERS:
                 if isinstance(found, dict) and isinstance(found.get(name), dict):

@@ -5,6 +5,7 @@ Each model file lists its models as `SPECS`, a dictionary from names to `ModelSp
 
 import difflib
 from collections.abc import Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import numpy as np
@@ -29,7 +30,7 @@ from models import (
     torchvision,
     vgg,
 )
-from models.errors import ModelError
+from models.errors import ModelError, StateDictError
 from models.model_spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
@@ -50,6 +51,9 @@ MODELS: dict[str, ModelSpec] = {
     **dcgan.SPECS,
     **autoencoder.SPECS,
 }
+
+# Options without effect on the outputs in evaluation mode.
+NOT_IN_EVALUATION = {"axis_name", "sync_bn", "author_weights", "dropout", "dropout_after"}
 
 
 def spec(name: str) -> ModelSpec:
@@ -96,11 +100,39 @@ def from_torchvision(name: str, entries: Mapping[str, np.ndarray], *, image_size
       ModelError: The model is unknown or has no torchvision counterpart.
       StateDictError: The entries do not match the model; the message lists them.
     """
-    layout = spec(name).torchvision
-    if layout is None:
-        known = ", ".join(sorted(other for other, entry in MODELS.items() if entry.torchvision))
-        raise ModelError(f"torchvision weights are not supported by --model={name}; supported by: {known}")
+    layout = _torchvision_layout(name)
     values = {"v1_5": True} if "v1_5" in options(name) else {}
     model = create(name, torchvision.num_classes(entries, layout), **values)
     shapes = summary.variables(model, (image_size, image_size, 3))
     return model, torchvision.variables(entries, shapes, layout=layout)
+
+
+def to_torchvision(name: str, model: nn.Module, variables: dict, *, batches: int = 0) -> dict[str, np.ndarray]:
+    """Converts variables of `model`, created as model `name`, to a state dict that torchvision's model of the same name
+    and number of classes loads; the inverse of `from_torchvision`. Its entries num_batches_tracked are `batches`.
+
+    Raises:
+      ModelError: The model is unknown, or torchvision has no such network.
+      StateDictError: torchvision's arrays have other shapes, because it is built for color images of 224 pixels.
+    """
+    layout, module = _torchvision_layout(name), cast(Any, model)
+    theirs = create(name, module.num_classes, **({"v1_5": True} if "v1_5" in options(name) else {}))
+    for option in sorted(options(name) - NOT_IN_EVALUATION):
+        own, other = getattr(module, option), getattr(theirs, option)
+        if own != other:
+            raise ModelError(f"torchvision's {name} has {option} {other}, this network has {own}")
+    found = torchvision.entries(variables, layout=layout, batches=batches)
+    for key, array in torchvision.entry_shapes(summary.variables(theirs, (224, 224, 3)), layout).items():
+        if found[key].shape != array:
+            both = f"{key} is {list(found[key].shape)}, in torchvision's {name} {list(array)}"
+            raise StateDictError(f"{both}, for color images of 224 pixels")
+    return found
+
+
+def _torchvision_layout(name: str) -> torchvision.TorchvisionLayout:
+    """The layer names of torchvision's model `name`. Raises ModelError if there is none."""
+    layout = spec(name).torchvision
+    if layout is None:
+        known = ", ".join(sorted(other for other, entry in MODELS.items() if entry.torchvision))
+        raise ModelError(f"torchvision weights are not supported by --model={name}; supported by: {known}")
+    return layout

@@ -1,10 +1,12 @@
-"""Converts state dicts of torchvision and timm (their entry names, torch's layouts) to variables of Linen modules."""
+"""Converts state dicts of torchvision and timm (their entry names, torch's layouts) to variables of Linen modules, and
+variables to state dicts of torchvision."""
 
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from models.errors import StateDictError
@@ -52,9 +54,51 @@ def _flax_kernel(weight: np.ndarray, shape: tuple[int, ...], channels: int | Non
     return weight_OI.T
 
 
+def _torch_weight(kernel: np.ndarray, channels: int | None) -> np.ndarray:
+    """The inverse of `_flax_kernel`: a kernel [h, w, I, O] or [I, O] as torch's weight [O, I, h, w] or [O, I]."""
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 2, 0, 1)
+    weight_OI = kernel.T
+    if channels:
+        side = math.isqrt(len(kernel) // channels)
+        weight_OI = weight_OI.reshape(-1, side, side, channels).transpose(0, 3, 1, 2).reshape(len(weight_OI), -1)
+    return weight_OI
+
+
+def entries(variables, *, layout: TorchvisionLayout, batches: int = 0) -> dict[str, np.ndarray]:
+    """Converts variables to a state dict with torchvision's entry names: the inverse of `variables`. Its entries
+    num_batches_tracked are `batches`."""
+    found: dict[str, np.ndarray] = {}
+
+    def convert(tree, path):
+        if isinstance(tree, Mapping):
+            for name, branch in tree.items():
+                convert(branch, (*path, name))
+            return
+        layer, leaf, array = "/".join(path[1:-1]), path[-1], np.asarray(tree)
+        array = _torch_weight(array, layout.flattened.get(layer)) if leaf == "kernel" else array
+        found[f"{layout.names[layer]}.{LEAVES[leaf]}"] = np.ascontiguousarray(array)
+        if leaf == "var":
+            found[f"{layout.names[layer]}.num_batches_tracked"] = np.asarray(batches, np.int64)
+
+    for collection, tree in variables.items():
+        convert(tree, (collection,))
+    return found
+
+
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of torch's array for a Flax variable of `shape`."""
     return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+
+def entry_shapes(shapes, layout: TorchvisionLayout) -> dict[str, tuple[int, ...]]:
+    """The entry names of a state dict, without num_batches_tracked, and their shapes in torch's layout, for the
+    variables' `shapes`."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        keys = [entry.key for entry in path]
+        found[f"{layout.names['/'.join(keys[1:-1])]}.{LEAVES[keys[-1]]}"] = torch_shape(leaf.shape)
+    return found
 
 
 def variables(entries: Mapping[str, np.ndarray], shapes, *, layout: TorchvisionLayout) -> dict[str, Any]:

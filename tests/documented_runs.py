@@ -63,6 +63,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         where={"W": "generator", "N": "3", "S": "1", "FOLDER": "new"}
     ),
     "filters --workdir=W [--layer=K]": Run(where={"W": "classifier", "K": "2"}, cold=True),
+    "export --workdir=W --format=stablehlo --out=F": Run(where={"W": "classifier", "F": "file"}, cold=True),
     "lecture --workdir=W": Run("--only=activations", cold=True),
     "lecture.perceptron --workdir=W": Run("--seeds=1 --steps=20 --points=20", cold=True),
     "lecture.activations --workdir=W": Run(cold=True),

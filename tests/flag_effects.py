@@ -267,6 +267,13 @@ FILTERS = {
     "layer": refusal(2, "--layer=2: mlp has no convolution"),
     "checkpoint": output("best"),
 }
+EXPORT = {
+    "workdir": output("OTHER_RUN", slow=True),
+    "format": output("safetensors", slow=True),
+    "out": output("OTHER", slow=True),
+    "names": refusal("torchvision", "--names=torchvision has no effect with --format=stablehlo"),
+    "checkpoint": output("best", slow=True),
+}
 PREPARE = {
     "dataset": refusal("camvid", "--split and --shards are supported only by --dataset=folder", split="val"),
     "source": output("OTHER_ARCHIVE"),

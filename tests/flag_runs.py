@@ -29,6 +29,7 @@ from data.dataset import Dataset, digests
 from experiments import (
     classify,
     evaluate,
+    export,
     filters,
     generate,
     import_weights,
@@ -53,6 +54,7 @@ from experiments.setup import (
     training,
 )
 from experiments.setup.experiment import eval_split
+from models.cpu_kernels import ops
 from train import leaves, loop, workdir
 from train.parallel import data_parallel
 from train.parallel.devices import AXIS
@@ -66,6 +68,7 @@ COMMANDS = {
     "predict": predict.PredictConfig,
     "sample": predict.PredictConfig,
     "filters": filters.FiltersConfig,
+    "export": export.ExportConfig,
     "reproduce": reproduce.ReproduceConfig,
     "prepare": prepare.PrepareConfig,
     "import_weights": import_weights.ImportWeightsConfig,
@@ -83,6 +86,7 @@ BASES = {
     "predict": {"workdir": "RUN"},
     "sample": {"workdir": "GENERATOR", "samples": 2, "out": "W"},
     "filters": {"workdir": "RUN"},
+    "export": {"workdir": "RUN", "format": "stablehlo", "out": "W"},
     "reproduce": {"run": "FINISHED", "workdir": "W"},
     "prepare": {"dataset": "folder", "source": "ARCHIVE", "data_dir": "W"},
     "import_weights": {"workdir": "W", "model": "densenet121", "weights": "WEIGHTS", "image_size": 32},
@@ -106,7 +110,7 @@ MAINS = {
     **{"classify": classify.main, "segment": segment.main, "generate": generate.main, "evaluate": evaluate.main},
     **{"filters": filters.main, "prepare": prepare.main, "import_weights": import_weights.main},
     **{"summary": summary.main, "lecture": lecture.main, "reproduce": reproduce.main},
-    "reconstruct": reconstruct.main,
+    **{"reconstruct": reconstruct.main, "export": export.main},
 }
 
 
@@ -355,6 +359,10 @@ def printed(command, config, places, capsys, monkeypatch):
         monkeypatch.setattr(subprocesses, "run", lambda *arguments: calls.append(arguments) or ended)
     if command == "import_weights":
         shutil.rmtree(config.workdir, ignore_errors=True)  # Left by the run with the first of the two values.
+    if command == "export":
+        monkeypatch.setattr(ops, "_disabled", False)  # Restored after the test.
+        for path in (config.out, f"{config.out}.md"):  # Left by the run with the first of the two values.
+            pathlib.Path(path).unlink(missing_ok=True)
     capsys.readouterr()
     try:
         if command in ("predict", "sample"):
@@ -376,6 +384,8 @@ def printed(command, config, places, capsys, monkeypatch):
         return tree(f"{config.workdir}/filters_layer{config.layer}.png")[0][1]
     if command == "sample":
         return text, tree(config.out)
+    if command == "export":
+        return text, tree(config.out, f"{config.out}.md")
     if command == "prepare":
         return tree(config.data_dir, config.shards)
     if command == "import_weights":

@@ -18,6 +18,7 @@ from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig, GenerateConfig, ReconstructConfig, SegmentConfig
 from experiments.cli.options import option
 from experiments.evaluate import EvaluateConfig
+from experiments.export import ExportConfig
 from experiments.filters import FiltersConfig
 from experiments.import_weights import ImportWeightsConfig
 from experiments.lecture.__main__ import LectureConfig
@@ -94,6 +95,7 @@ def test_paths_are_absolute_and_a_tilde_is_the_home_folder(tmp_path, monkeypatch
     {
         ClassifyConfig: {"workdir", "data_dir", "init_from"},
         EvaluateConfig: {"workdir", "data_dir"},
+        ExportConfig: {"workdir", "out"},
         FiltersConfig: {"workdir"},
         ImportWeightsConfig: {"workdir", "data_dir", "weights"},
         LectureConfig: {"workdir", "use"},

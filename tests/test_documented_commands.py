@@ -32,6 +32,10 @@ class Places:
     def new(self):
         return self.new_folder("made") / "new"
 
+    @property
+    def file(self):
+        return self.new_folder("made") / "file"
+
     def finished(self, *arguments):
         """The workdir of a finished run."""
         folder = self.new

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import data
 import models
@@ -141,9 +142,9 @@ def latents(config: GenerateConfig):
     return functools.partial(dcgan.latents, authors=config.authors)
 
 
-def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
+def form(config: GenerateConfig, info: GenerationInfo, size: int, *, as_uint8: bool = True) -> gan.Form:
     """The conversion between images uint8 [B, H, W, C] and the networks' images [B, size, size, C] in -1 .. 1, which
-    are padded with black."""
+    are padded with black. Without `as_uint8`, it converts to images in 0 .. 1."""
     before = (size - info.image_shape[0]) // 2
     after = size - info.image_shape[0] - before
     edges = ((0, 0), (before, after), (before, after), (0, 0))
@@ -152,7 +153,10 @@ def form(config: GenerateConfig, info: GenerationInfo, size: int) -> gan.Form:
         return jnp.pad(images.astype(jnp.float32) / 127.5 - 1, edges, constant_values=-1)
 
     def to_image(made):
-        inside = made[:, before : size - after, before : size - after]
+        ends = (made.shape[0], size - after, size - after, made.shape[3])  # A slice also for a symbolic batch size.
+        inside = lax.slice(made, (0, before, before, 0), ends)
+        if not as_uint8:
+            return jnp.clip((inside + 1) / 2, 0, 1)
         return jnp.clip(jnp.round((inside + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
     return gan.Form(to_network, to_image, latents(config))
