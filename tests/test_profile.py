@@ -48,7 +48,8 @@ def train(profile, *, start=0, steps=8, stop=None, fetched=lambda number: None):
                 ("loss",), ("loss",), ("loss", "min"))  # fmt: skip
     number = property(lambda self: stop(seen.__reduce__()[1][0]) if stop else 0)
     checkpoints = types.SimpleNamespace(save=lambda *given, **named: None, wait=lambda: None)
-    output = loop.Output(checkpoints, types.SimpleNamespace(append=lambda row: None), lambda step, row: None, profile)
+    metrics = types.SimpleNamespace(append=lambda row: None)
+    output = loop.Output(checkpoints, metrics, lambda step, row: None, profile=profile)
     with contextlib.closing(profile):  # As training.output does.
         return loop.train(
             State({"w": jnp.zeros(())}, {}, {}, jnp.int32(start), jax.random.key(0)),
