@@ -50,7 +50,7 @@ FILES = {
     "workdir": Row(SHARED, "workdir = training.open_workdir(config)"),
     "keep": Row(SHARED, "checkpoints = training.open_checkpoints(workdir, config, experiment, split)"),
     "dry_run": Row(SHARED, "config, workdir, dataset, steps = training.dry_run("),
-    "profile_steps": Row(SHARED, "outputs = training.output(config, workdir, checkpoints, experiment.task, state"),
+    "profile_steps": Row(SHARED, "outputs = training.output("),
 }
 BY_COMMAND = {  # Of classify, tested by starting the command as a user does.
     "workdir": output("OTHER", slow=True),
