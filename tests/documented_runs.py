@@ -77,7 +77,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.abstraction --workdir=W": Run("--seeds=1 --steps=2 --signal_steps=2", cold=True),
     "lecture.systems --workdir=W": Run(cold=True),
     "lecture.zoo --workdir=W": Run("--only=markov_chain", cold=True),
-    "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2", slow=False),
+    "classify --gradients=backpropagation": Run("--workdir=W --model=mlp --steps=2"),
     "summary --model=cnn --image_size=28 [--json]": Run(slow=False),
     "summary --model=alexnet_owt --parallelism=hybrid --devices=8 --batch_size=1024": Run(
         "--json --figure=W/F.png", cold=True

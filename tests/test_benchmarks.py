@@ -83,9 +83,8 @@ def test_the_compiled_peer_is_reported_separately(measure, fake):
     assert all("--model=mlp --batch_size=3" in call and call.endswith("--forward_only") for call in calls)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "densenet100_bc")] + ["resnet18"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "densenet100_bc", "resnet18"])
 def test_another_parameter_count_is_refused_for_other_networks(measure, fake, name):
     parameters = {"alexnet": 61_100_840, "resnet18": 11_689_512, "densenet100_bc": 769_162}[name]
     done = measure(f"--peer={fake(parameters - 1)}", f"--models={name}")
