@@ -190,7 +190,7 @@ def test_a_removed_current_folder_is_reported(launch, tmp_path):
     assert (done.returncode, done.stderr) == (2, line)
 
 
-@pytest.mark.parametrize("model", ["mlp", "logistic"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_dry_run_and_summary(start, tmp_path, model):
     extra = ["--positive=3", "--negative=8"] if model == "logistic" else []
     done = start("classify", f"--workdir={tmp_path / 'v/w'}", f"--model={model}", "--dry_run", *extra)

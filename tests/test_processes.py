@@ -83,6 +83,7 @@ def whole(pair, tmp_path_factory):
     return workdir, summary
 
 
+@pytest.mark.slow
 def test_two_processes_equal_two_devices_of_one_process(whole, start, tmp_path):
     alone = result(start("classify", f"--workdir={tmp_path / 'alone'}", "--devices=2", *RUN))
     stored = json.loads((whole[0] / "run.json").read_text())["flags"]
@@ -93,6 +94,7 @@ def test_two_processes_equal_two_devices_of_one_process(whole, start, tmp_path):
     assert alone["loss"] == pytest.approx(whole[1]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_both_refuse_another_run(whole, pair):
     statuses, _, errors = pair(f"--workdir={whole[0]}", *RUN, "--seed=1")
     assert statuses == [1, 1], errors
@@ -220,7 +222,7 @@ processes.join(sys.argv[1], 2, int(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_without_its_peer_fails_with_one_line(index, start):
     port = free_port()
     done = start(WAITING, f"localhost:{port}", index, 2)

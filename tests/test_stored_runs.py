@@ -36,6 +36,7 @@ def stopped_run(tmp_path):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_an_older_version_resumes(stopped_run, start):
     rows = (stopped_run / "metrics.csv").read_text()
     done = start("classify", f"--workdir={stopped_run}", *FLAGS)

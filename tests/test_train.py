@@ -153,7 +153,7 @@ def test_rematerialization_saves_only_products():
     assert text.count(" gt ") > plain.count(" gt ")  # In max pooling.
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"model": "dcnn", "early": (2, (20, 20)), "axis_name": "data"}])
 def test_all_steps_reduce_over_devices(devices, options):
     task = make_task("data", **options)
@@ -310,7 +310,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_evaluation_is_repeated(mnis
     assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("devices", [3, 7])
+@pytest.mark.parametrize("devices", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_constants_of_the_network_are_not_averaged_over_devices(mnist5k, devices):
     """The mean of K equal numbers may differ from the number if K is not a power of two."""
     task = make_task("data", model="dcnn", axis_name="data", widths=(4, 4, 4))

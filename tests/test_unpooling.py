@@ -23,7 +23,7 @@ def pool_in_loops(x, window):
 
 
 @pytest.mark.parametrize("window", [2, 3])
-@pytest.mark.parametrize("size", [(6, 4), (5, 7), (1, 2)])
+@pytest.mark.parametrize("size", [(5, 7), *(pytest.param(size, marks=pytest.mark.slow) for size in ((6, 4), (1, 2)))])
 def test_pooling_and_unpooling_against_loops(size, window):
     # Few values, so that ties and all-negative windows are common.
     x = np.random.default_rng(0).integers(-3, 1, (2, *size, 3)).astype(np.float32)

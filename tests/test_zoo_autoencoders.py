@@ -72,6 +72,7 @@ def test_the_reparameterized_gradient():
     np.testing.assert_allclose(by_log_variance, 3 * m * math.exp(log_v), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_elbo_against_quadrature():
     """With one latent variable, log p(x) is a one-dimensional integral; the ELBO is log p(x) - KL(q || posterior)."""
     model = VariationalAutoencoder(shape=(2, 2, 1), code=1, hidden=())
@@ -123,6 +124,7 @@ def test_likelihood_and_psnr():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_depends_only_on_the_examples_key():
     keys, images = row_keys(jax.random.key(2), jnp.arange(40)), jnp.full((40, 5, 5, 1), 0.5)
     for noise in (functools.partial(reconstruction.masked, rate=0.3), reconstruction.binarized):
