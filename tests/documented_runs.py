@@ -147,7 +147,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         TINY, {"V": "classifier", "D": "images"}
     ),
     "classify --workdir=W --model=resnet18 --init_from=V --dataset=folder --data_dir=D --freeze=backbone": Run(
-        TINY, {"V": "resnet18", "D": "images"}
+        TINY, {"V": "imported_resnet18", "D": "images"}
     ),
     # docs/data.md
     "classify --workdir=W --dataset=folder --data_dir=photos --val_fraction=0.1 --test_fraction=0.2 --image_size=64 "

@@ -180,7 +180,7 @@ class Places:
         return self.finished("import_weights", "--model=vgg16", f"--weights={self.vgg16_weights}", "--image_size=32")
 
     @functools.cached_property
-    def resnet18(self):
+    def imported_resnet18(self):
         weights = f"--weights={self.resnet18_weights}"
         return self.finished("import_weights", "--model=resnet18", weights, "--image_size=32")
 
