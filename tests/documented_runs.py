@@ -140,7 +140,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.zoo --workdir=W --seeds=3": Run("--only=echo_state"),
     "classify --flagfile=experiments/recipes/RECIPE --workdir=W": Run(TINY, {"RECIPE": "lstm.flags"}),
     "benchmarks.fine_tuning --workdir=W --figure=docs/fine_tuning.png": Run(
-        "--model=mlp --steps=2 --seeds=0 --counts=10", {"docs/fine_tuning.png": "new"}
+        "--model=mlp --steps=2 --seeds=0,1 --counts=10", {"docs/fine_tuning.png": "new"}
     ),
     # docs/fine_tuning.md
     "classify --workdir=W --model=cnn --init_from=V --dataset=folder --data_dir=D --steps=500": Run(
@@ -244,9 +244,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.scaling [--curves=depth,width] [--figure=FILE.png] [--quick]": Run(
         "--curves=width --seconds=0.01", {"FILE.png": "new"}
     ),
-    "benchmarks.fine_tuning --workdir=W [--figure=FILE.png]": Run(
-        "--model=mlp --steps=2 --seeds=0,1 --counts=10,50", {"FILE.png": "new"}
-    ),
+    "benchmarks.fine_tuning --workdir=W [--figure=FILE.png]": Omitted("the same command as in docs/results.md"),
     "benchmarks.segmentation --peer=torch_step.py --peer_python=PYTHON": Run(where=PEER, fails=NO_TORCH),
     "segment --dataset=masks --data_dir=D --steps=300 --batch_size=8 --workdir=W": Run(
         "--steps=2 --batch_size=2", {"D": "masks"}

@@ -18,7 +18,7 @@ from train.tasks import classification, segmentation
 
 FAST = ("perceptron", "cnn")
 SMALL = {"densenet": {"depth": 10, "growth_rate": 4}, "vgg11": {"units": 8}, "alexnet_owt": {"units": 8}}
-SIZES = {"vgg11": 32, "vgg11_bn": 32, "alexnet_owt": 63, "resnet18": 32, "resnet50": 32, "densenet121": 32}
+SIZES = {"vgg11": 32, "vgg11_bn": 32, "alexnet_owt": 63, "resnet18": 32, "resnet50": 32}
 OTHERS = (
     *(
         "lenet",
@@ -40,7 +40,7 @@ OTHERS = (
         "sparse",
         "variational",
     ),
-    *("vgg11", "vgg11_bn", "alexnet_owt", "resnet18", "plain18", "resnet50", "densenet121"),
+    *("vgg11", "vgg11_bn", "alexnet_owt", "resnet18", "plain18", "resnet50"),
 )
 
 
