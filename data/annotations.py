@@ -171,16 +171,6 @@ def _check_memory(size: tuple[int, ...], count: int, images: str, advice: str) -
         raise DataError(f"{images} {need / 1e9:,.0f} GB of memory{advice}")
 
 
-def data_folder(data_dir: str | None, dataset: str, layout: str) -> pathlib.Path:
-    """The folder `data_dir`. Raises DataError, with the `layout` of the data set, if it is not given or missing."""
-    if not data_dir:
-        raise DataError(f"--dataset={dataset} requires --data_dir=FOLDER, which contains {layout}")
-    root = pathlib.Path(data_dir).absolute()
-    if not root.is_dir():
-        raise DataError(f"--data_dir={data_dir}: no such folder")
-    return root
-
-
 def stays_inside(path: pathlib.Path, root: pathlib.Path) -> bool:
     """Whether the path, with links resolved, is below `root`. Raises DataError if it can't be resolved."""
     try:

@@ -9,8 +9,8 @@ import pathlib
 import re
 
 from data import annotations
-from data.annotations import Classes, data_folder, stays_inside
-from data.dataset import DataError, Dataset
+from data.annotations import Classes, stays_inside
+from data.dataset import DataError, Dataset, data_folder
 from data.folder import read_names
 from data.image_files import each
 
@@ -51,7 +51,7 @@ def listing(data_dir: str | None, split: str | None = None) -> dict[str, list[tu
 
 def _lines(data_dir: str | None) -> list[tuple[pathlib.Path, str, str, str]]:
     """(folder, split, location for messages, text) of each line of the lists. Raises DataError if there are none."""
-    root = data_folder(data_dir, "camvid", "SPLIT.txt, SPLIT/ and SPLITannot/")
+    root = data_folder(data_dir, "camvid", ", which contains SPLIT.txt, SPLIT/ and SPLITannot/")
     found = []
     for path in sorted(root.glob("*.txt")):
         if not stays_inside(path, root):

@@ -46,6 +46,16 @@ def default_dir(name: str) -> pathlib.Path:
     return pathlib.Path(home, "nutshell_data")
 
 
+def data_folder(data_dir: str | None, dataset: str, layout: str) -> pathlib.Path:
+    """The folder `data_dir`. Raises DataError, with the `layout` of the data set, if it is not given or missing."""
+    if not data_dir:
+        raise DataError(f"--dataset={dataset} requires --data_dir=FOLDER{layout}")
+    root = pathlib.Path(data_dir).absolute()
+    if not root.is_dir():
+        raise DataError(f"--data_dir={data_dir}: no such folder")
+    return root
+
+
 def digests(dataset: Dataset) -> dict[str, str]:
     """SHA-256 of each split's labels, and of its images if they are in memory, otherwise of their file names.
     Identifies a data set independently of its folder."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data import image_files
-from data.dataset import ALL, DataError, Dataset
+from data.dataset import ALL, DataError, Dataset, data_folder
 from data.decode import image_size, read_image
 from data.stream import View
 
@@ -55,16 +55,12 @@ def load(
 
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
     """(folder, [(path, label)] of each split, class names). Raises DataError as `load` does."""
-    if not data_dir:
-        raise DataError("--dataset=folder requires --data_dir=FOLDER with SPLIT/CLASS/*.jpg or CLASS/*.jpg (or png)")
-    root = pathlib.Path(data_dir).absolute()
-    if not root.is_dir():
-        raise DataError(f"--data_dir={data_dir}: no such folder")
+    root = data_folder(data_dir, "folder", " with SPLIT/CLASS/*.jpg or CLASS/*.jpg (or png)")
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
     others = {split: collections.defaultdict[str, list[str]](list) for split in splits}
     listed = {split: _list(root / split, others[split]) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
-    direct = {split: paths for split in splits if (paths := _images_in(root / split))}
+    direct = {split: paths for split in splits if (paths := images_in(root / split))}
     flat = {split: paths for split, paths in direct.items() if split not in listed}
     places = {split: root / split for split in splits}
     if _are_classes(root, data_dir, listed, direct):
@@ -103,7 +99,7 @@ def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[st
     return root, files, names
 
 
-def _are_classes(root: pathlib.Path, data_dir: str, listed: dict, direct: dict) -> bool:
+def _are_classes(root: pathlib.Path, data_dir: str | None, listed: dict, direct: dict) -> bool:
     """Whether the folders in `root` are classes: no folder with the name of a split has class folders, and a folder
     contains images directly, without a file of labels. `listed` and `direct` have the names of the folders with images
     in subfolders and of those with images directly. Raises DataError if a class would have the name of a split."""
@@ -123,7 +119,7 @@ def _list(folder: pathlib.Path, others: dict[str, list[str]]) -> dict[str, list[
     found: dict[str, list[str]] = {}
     above = tuple(map(_identity, (folder.parent, folder)))
     paths = [path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)]
-    for name, path in sorted((_composed(path.name), path) for path in paths):
+    for name, path in sorted((composed(path.name), path) for path in paths):
         if name in found:
             raise DataError(f"{folder} has two folders of the class {name!r}, in different forms of Unicode")
         found[name] = []
@@ -156,7 +152,8 @@ def read_names(path: pathlib.Path) -> str:
     return os.fsdecode(path.read_bytes().removeprefix(codecs.BOM_UTF8))
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
+    """The name in Unicode's composed form, NFC."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -173,7 +170,8 @@ def images_below(folder: str) -> list[str]:
     return sorted(path for path in _files_below(folder, ()) if _is_image(os.path.basename(path)))
 
 
-def _images_in(folder: pathlib.Path) -> list[str]:
+def images_in(folder: pathlib.Path) -> list[str]:
+    """The paths of the images directly in the folder, sorted; hidden files are skipped."""
     return sorted(entry.path for entry in os.scandir(folder) if _is_image(entry.name))
 
 
@@ -182,7 +180,7 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
     all lines have the name of a class, or all have its index in the sorted names. Raises DataError, naming the line or
     the image, if they don't match."""
     by_name, by_place = ({str(key): i for i, key in enumerate(keys)} for keys in (names, range(len(names))))
-    lines = [line if line.strip() else "" for line in _composed(read_names(labels)).splitlines()]
+    lines = [line if line.strip() else "" for line in composed(read_names(labels)).splitlines()]
     # Trailing spaces may be part of the class name.
     readings = [[_entry(line, known) or _entry(line.strip(), known) for line in lines] for known in (by_name, by_place)]
     # If class names are numbers, interpretation as names takes precedence.
@@ -197,7 +195,7 @@ def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) ->
     for name, label in filter(None, entries):
         if found.setdefault(name, label) != label:
             raise DataError(f"{labels} lists {name} with two classes, {names[found[name]]} and {names[label]}")
-    shown = {path: _composed(os.path.basename(path)) for path in paths}
+    shown = {path: composed(os.path.basename(path)) for path in paths}
     surplus = len(found.keys() - set(shown.values()))
     if surplus:
         print(f"warning: {labels} lists {surplus:,} images that do not exist", file=sys.stderr)

@@ -9,20 +9,19 @@ import os
 import pathlib
 import re
 import sys
-import unicodedata
 
 import numpy as np
 from PIL import Image
 
 from data import annotations
-from data.annotations import COLOURS, INDICES, LOSSLESS, Classes, data_folder, stays_inside
-from data.dataset import DataError, Dataset
-from data.folder import SUFFIXES, read_names
+from data.annotations import COLOURS, INDICES, LOSSLESS, Classes, stays_inside
+from data.dataset import DataError, Dataset, data_folder
+from data.folder import SUFFIXES, composed, images_in, read_names
 from data.image_files import each
 
 FILE, ANNOTATIONS, VOID_NAME = "classes.txt", "annot", "void"
 VOID = 255  # The index and the label of pixels that are ignored.
-LAYOUT = f"SPLIT/*.jpg or png, SPLIT{ANNOTATIONS}/*.png and {FILE}"
+LAYOUT = f", which contains SPLIT/*.jpg or png, SPLIT{ANNOTATIONS}/*.png and {FILE}"
 COLOURED = re.compile(r"(.*[^\s,])[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 COLOUR_FIRST = re.compile(r"\d+[\s,]+\d+[\s,]+\d+[\s,]+\D.*")
 FORMS = f"list the classes in {FILE}, one per line, as NAME, or as NAME R G B if the annotations contain colors"
@@ -76,22 +75,16 @@ def listing(root: pathlib.Path, split: str | None = None) -> dict[str, list[tupl
     used = {*found, *(f"{name}{ANNOTATIONS}" for name in found)}
     for name in sorted(folders - used):
         other = name.removesuffix(ANNOTATIONS) if name.endswith(ANNOTATIONS) else f"{name}{ANNOTATIONS}"
-        if split is None and _images(root / name):
+        if split is None and images_in(root / name):
             print(f"{root / name} is skipped: there is no folder {root / other}", file=sys.stderr)
     return {name: _pairs(root, name) for name in found if split not in found or name == split}
-
-
-def _images(folder: pathlib.Path) -> list[str]:
-    """The names of the images in the folder."""
-    names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    return sorted(name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, str]:
     """Name without suffix, in the composed form -> file name, sorted."""
     found: dict[str, str] = {}
-    for name in _images(folder):
-        stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    for name in map(os.path.basename, images_in(folder)):
+        stem = composed(os.path.splitext(name)[0])
         if stem in found:
             raise DataError(f"{folder} has two files of the name {stem}: {found[stem]!r} and {name!r}")
         found[stem] = name
@@ -167,7 +160,7 @@ def _entries(path: pathlib.Path) -> list[tuple[str, str, tuple[int, int, int] | 
         if COLOUR_FIRST.fullmatch(line):
             raise DataError(f"{where}: the color must follow the name, as NAME R G B")
         match = COLOURED.fullmatch(line)
-        name = unicodedata.normalize("NFC", match[1] if match else line)
+        name = composed(match[1] if match else line)
         if not name.isprintable():  # Reports could not display the name.
             raise DataError(f"{where}: the name is not printable")
         colour = (int(match[2]), int(match[3]), int(match[4])) if match else None

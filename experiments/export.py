@@ -10,6 +10,7 @@ differ from the run's own.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -50,6 +51,7 @@ def main(config: ExportConfig) -> int:
     run = saved_run.read(config.workdir)
 
     import jax
+    from flax import traverse_util
 
     from experiments.cli.compilation_cache import start_cache
     from experiments.reporting import model_card
@@ -87,8 +89,9 @@ def main(config: ExportConfig) -> int:
 
             content, network = exported.safetensors(program, entries, facts, restore)
         else:
-            entries = exported.flattened(exported.variables(weights))
-            content, network = exported.safetensors(program, entries, facts, exported.unflattened)
+            entries = traverse_util.flatten_dict(exported.variables(weights), sep="/")
+            unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
+            content, network = exported.safetensors(program, entries, facts, unflatten)
         differences = exported.check(network, inputs, expected, output=program.output)
     text = model_card.card(
         run=run,

@@ -21,7 +21,7 @@ from experiments.cli import app
 from experiments.cli.app import require
 from experiments.cli.options import option
 from experiments.reporting import figures, figures_filters
-from train import averaging
+from train.averaging import evaluation_variables
 from train.parallel import data_parallel
 
 UNITS = 16  # Channels shown.
@@ -54,12 +54,6 @@ def outputs(model, variables, images, *, convolve=lambda call, x: call(x)):
     with nn.intercept_methods(record):
         model.apply(variables, images, train=False)
     return found
-
-
-def variables_of(state):
-    """The `variables` argument of `outputs`, from a run's state."""
-    params, batch_stats = averaging.evaluation_weights(state)
-    return {"params": params, "batch_stats": batch_stats}
 
 
 def receptive_fields(model, variables, input_shape, *, name: str) -> list[np.ndarray]:
@@ -106,7 +100,7 @@ def cut(image, box, *, size, fill: float) -> np.ndarray:
 
 def peaks(state, batch, *, model, prepare, name: str):
     """Returns (the largest output [B, C] of each channel of a convolution, its flat index [B, C] over h x w)."""
-    maps = outputs(model, variables_of(state), prepare(batch["image"]))[name]
+    maps = outputs(model, evaluation_variables(state), prepare(batch["image"]))[name]
     flat = maps.reshape(maps.shape[0], -1, maps.shape[-1])
     return flat.max(1), flat.argmax(1)
 
@@ -120,7 +114,7 @@ def guided_gradients(state, batch, *, model, prepare, name: str):
     guided = model.clone(guided=True)
 
     def chosen(inputs):
-        maps = outputs(guided, variables_of(state), inputs)[name]
+        maps = outputs(guided, evaluation_variables(state), inputs)[name]
         return jnp.take_along_axis(maps.reshape(maps.shape[0], -1), batch["unit"][:, None], axis=1).sum()
 
     inputs = prepare(batch["image"])
@@ -145,7 +139,7 @@ def excited_patches(state, images, *, experiment, prepare, name: str):
     rows = np.argsort(-largest, axis=0, kind="stable")[:TOP]  # [T, C]
     strength = np.take_along_axis(largest, rows, axis=0).mean(0)
     channels = np.argsort(-strength, kind="stable")[:UNITS]
-    fields = receptive_fields(experiment.model, variables_of(state), experiment.input_shape, name=name)
+    fields = receptive_fields(experiment.model, evaluation_variables(state), experiment.input_shape, name=name)
     size = [int((field[:, 1] - field[:, 0]).max()) for field in fields]
     patches, gradients = [], []
     for channel in channels:
@@ -175,7 +169,7 @@ def main(config: FiltersConfig) -> int:
     experiment = stored_network.experiment_from_run(run)
     like = jax.eval_shape(experiment.task.init, jax.random.key(0))
     one = jnp.zeros((1, *experiment.input_shape))
-    names = list(jax.eval_shape(functools.partial(outputs, experiment.model), variables_of(like), one))
+    names = list(jax.eval_shape(functools.partial(outputs, experiment.model), evaluation_variables(like), one))
     dense = not names
     names = names or [summary.layers(experiment.model, experiment.input_shape)[0].name]
     known = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))

@@ -162,7 +162,7 @@ def test_stored_runs_are_read_with_their_average(averaged_run):
     path, state, images = averaged_run
     run, expected = load_run(str(path)), jax.device_get(state.average["params"])
     assert tree_error(run.variables["params"], expected) == 0
-    assert tree_error(filters.variables_of(run.state)["params"], expected) == 0
+    assert tree_error(filters.evaluation_variables(run.state)["params"], expected) == 0
     mean, std = (np.asarray(values, np.float32) for values in (run.experiment.info.mean, run.experiment.info.std))
     logits = run.experiment.model.apply({"params": expected}, (images - mean) / std)
     np.testing.assert_allclose(run.predict(images), jax.nn.softmax(logits), rtol=1e-4)

@@ -30,7 +30,12 @@ def restarted(state: State) -> State:
     return state._replace(average=jax.tree.map(jnp.copy, _weights(state))) if state.average else state
 
 
+def evaluation_variables(state: State) -> dict:
+    """{"params", "batch_stats"} for evaluation and prediction: the average if there is one."""
+    return state.average or _weights(state)
+
+
 def evaluation_weights(state: State) -> tuple:
-    """(params, batch_stats) for evaluation and prediction: the average if there is one."""
-    weights = state.average or _weights(state)
+    """(params, batch_stats) of `evaluation_variables`."""
+    weights = evaluation_variables(state)
     return weights["params"], weights["batch_stats"]

@@ -217,8 +217,9 @@ class Checkpoints:
     def _read(self, step: int, like, parts, without) -> tuple[dict, dict]:
         about = self._about(step)
         saved = {name: f"{dtype}{shape}" for name, (dtype, shape, _) in about["leaves"].items()}
-        restored = {name for name in saved.keys() | leaves.shapes(like).keys() if name.startswith(parts)} - without
-        wanted = {name: entry for name, entry in leaves.shapes(like).items() if name in restored}
+        ours = leaves.shapes(like)
+        restored = {name for name in saved.keys() | ours.keys() if name.startswith(parts)} - without
+        wanted = {name: entry for name, entry in ours.items() if name in restored}
         for name in sorted(restored):
             if saved.get(name) != wanted.get(name):
                 both = f"{saved.get(name, 'absent')} (stored), {wanted.get(name, 'absent')} (expected)"

@@ -24,10 +24,14 @@ def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], w
             require(value == field.default, f"--{field.name}={options.given(value)} has no effect {why}")
 
 
+def in_files(dataset: str) -> bool:
+    """Whether the data set consists of image files, in folders or in a prepared store."""
+    return dataset == "folder" or dataset.startswith("tfds:")
+
+
 def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
-    files = dataset == "folder" or dataset.startswith("tfds:")
     supported = f"--skip_corrupt is supported by --dataset=folder and tfds:NAME, not by {dataset}"
-    require(files or not skip_corrupt, supported)
+    require(in_files(dataset) or not skip_corrupt, supported)
 
 
 def profiled_steps(given: str | None) -> range:

@@ -9,6 +9,7 @@ import jax
 import models
 from data.image_files import LARGEST
 from experiments.cli.config import ClassifyConfig
+from experiments.cli.validation import in_files
 from experiments.setup.experiment import Experiment
 from models import summary
 from models.errors import ModelError
@@ -51,7 +52,7 @@ def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
     """Flags of classify that would shorten the run: smaller images, a smaller network, and fewer epochs or steps."""
     found, (side, _, channels) = [], experiment.input_shape
     if isinstance(config, ClassifyConfig):
-        images = config.dataset == "folder" or config.dataset.startswith("tfds:")
+        images = in_files(config.dataset)
         small = 96 if side > 128 else LARGEST
         if images and side > LARGEST and _accepts(experiment.model, (small, small, channels)):
             found.append(f"--image_size={small}")

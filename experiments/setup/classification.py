@@ -19,7 +19,7 @@ from experiments.setup.experiment import (
     Experiment,
     check_batch_norm,
     generated_split,
-    held_out,
+    held_out_fractions,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -74,7 +74,7 @@ def load_dataset(
     require(not (config.alternate_flip and streamed), "--alternate_flip is supported only for images held in memory")
     if config.train_batches:
         dataset = cifar10.train_on(dataset, config.train_batches)
-    dataset = hold_out(dataset, *held_out(config))
+    dataset = hold_out(dataset, *held_out_fractions(config))
     return binary_task(dataset, config.positive, config.negative) if config.positive else dataset
 
 

@@ -8,12 +8,9 @@ import numpy as np
 from data import decode, image_files, stream
 from data.dataset import ArgumentError, Dataset, digests, hold_out
 from experiments.cli.app import require
+from experiments.cli.validation import in_files
+from experiments.setup.experiment import held_out_fractions
 from experiments.setup.saved_run import SavedRun
-
-
-def in_files(dataset: str) -> bool:
-    """Whether the data set consists of image files, in folders or in a prepared store."""
-    return dataset == "folder" or dataset.startswith("tfds:")
 
 
 def in_memory(run: SavedRun) -> bool:
@@ -51,7 +48,7 @@ def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
 
 def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
     """The data set; if it is a copy of the run's own data, with the splits that the run held out."""
-    fractions = run.config.val_fraction, run.config.test_fraction
+    fractions = held_out_fractions(run.config)
     if not any(fractions):
         return dataset
     try:

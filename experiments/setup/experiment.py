@@ -77,7 +77,7 @@ def scoring_split(dataset: Dataset) -> str:
     return _first(dataset, ("test", "val", "validation", ALL))
 
 
-def held_out(config: TrainingConfig) -> tuple[float, float]:
+def held_out_fractions(config: TrainingConfig) -> tuple[float, float]:
     """The fractions of the training images that are held out as val and test."""
     return config.val_fraction, config.test_fraction
 

@@ -189,13 +189,6 @@ def onnx(program: Program, metadata: dict[str, str]) -> tuple[bytes, Callable[..
     return content, lambda *arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
 
 
-def flattened(tree, path: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The arrays of nested dictionaries by path, "params/conv1/kernel"."""
-    if not hasattr(tree, "items"):
-        return {"/".join(path): np.asarray(tree)}
-    return {key: leaf for name, branch in tree.items() for key, leaf in flattened(branch, (*path, name)).items()}
-
-
 def variables(weights: State) -> dict[str, Any]:
     return {"params": weights.params, **({"batch_stats": weights.batch_stats} if weights.batch_stats else {})}
 
@@ -225,18 +218,6 @@ def safetensors(
     found = restore(read_safetensors(content))
     weights = program.weights._replace(params=found["params"], batch_stats=found.get("batch_stats", {}))
     return content, program._replace(weights=weights).__call__
-
-
-def unflattened(entries: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of `flattened`."""
-    tree: dict[str, Any] = {}
-    for name, array in entries.items():
-        *path, leaf = name.split("/")
-        branch = tree
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[leaf] = array
-    return tree
 
 
 def metadata(run: SavedRun, experiment: Experiment, step: int) -> dict[str, str]:

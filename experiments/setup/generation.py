@@ -21,7 +21,7 @@ from experiments.setup.experiment import (
     GenerationInfo,
     check_batch_norm,
     generated_split,
-    held_out,
+    held_out_fractions,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -100,8 +100,8 @@ def load_dataset(config: GenerateConfig) -> Dataset:
     require(size in (None, *dcgan.SIZES), f"--image_size={size}: must be 32 or 64")
     require(config.eval_split != "train", "--eval_split=train: samples are compared with images not used for training")
     if config.dry_run_data:
-        return _generated(size, generated_split(config), held_out(config))
-    return _load(config.dataset, config.data_dir, size, config.skip_corrupt, held_out(config))
+        return _generated(size, generated_split(config), held_out_fractions(config))
+    return _load(config.dataset, config.data_dir, size, config.skip_corrupt, held_out_fractions(config))
 
 
 def dataset_info(dataset: Dataset) -> GenerationInfo:

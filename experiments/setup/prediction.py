@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.setup import saved_run, stored_network
 from experiments.setup.experiment import Experiment
-from train.averaging import evaluation_weights
+from train.averaging import evaluation_variables
 from train.parallel import data_parallel
 from train.state import State
 from train.task import Task
@@ -68,8 +68,7 @@ class LoadedRun:
     @property
     def variables(self) -> dict[str, Any]:
         """The variables for `experiment.model.apply`: "params" and "batch_stats"; averages in a run with --ema."""
-        params, batch_stats = evaluation_weights(self.state)
-        return {"params": params, "batch_stats": batch_stats}
+        return evaluation_variables(self.state)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns class probabilities [N, classes] for a run of classify, the class of each pixel [N, H, W] for a run

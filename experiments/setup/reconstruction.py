@@ -17,7 +17,7 @@ from experiments.setup.experiment import (
     DatasetInfo,
     Experiment,
     generated_split,
-    held_out,
+    held_out_fractions,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -31,7 +31,7 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
     """Loads the data set into memory; image files are resized to `shape` if given. Raises DataError if images are too
     large or differ in size."""
     if config.dry_run_data:
-        return hold_out(generated.load(None, other=generated_split(config)), *held_out(config))
+        return hold_out(generated.load(None, other=generated_split(config)), *held_out_fractions(config))
     needed = f"reconstruct takes images of one size, of up to {image_files.LARGEST} pixels a side"
     try:
         dataset = data.load(
@@ -41,7 +41,7 @@ def load_dataset(config: ReconstructConfig, *, shape: tuple[int, int, int] | Non
         raise data.DataError(f"{str(error).partition(';')[0]}; {needed}") from None
     if not all(isinstance(images, np.ndarray) for images, _ in dataset.splits.values()):
         raise data.DataError(f"--dataset={config.dataset} has larger images; {needed}")
-    return hold_out(dataset, *held_out(config))
+    return hold_out(dataset, *held_out_fractions(config))
 
 
 def dataset_info(dataset: Dataset) -> DatasetInfo:

@@ -18,7 +18,7 @@ from experiments.setup.experiment import (
     Experiment,
     SegmentationInfo,
     check_batch_norm,
-    held_out,
+    held_out_fractions,
     network_dtype,
     schedule_and_optimizer,
     train_split,
@@ -94,12 +94,12 @@ def load_dataset(
         dataset = _load_scenes(config.val_fraction)
         found = convert.fit(dataset, channels=channels)
         return found._replace(splits=found.splits | {"train": dataset.splits["train"]})
-    only = None if any(held_out(config)) else split  # Images are held out of train.
+    only = None if any(held_out_fractions(config)) else split  # Images are held out of train.
     if config.dry_run_data:
         dataset = generated(size)
     else:
         dataset = _load_files(config.dataset, config.data_dir, size, only, class_names)
-    return hold_out(convert.fit(dataset, channels=channels), *held_out(config))
+    return hold_out(convert.fit(dataset, channels=channels), *held_out_fractions(config))
 
 
 def _composed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import models
 from data import stream
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig, SegmentConfig
+from experiments.cli.validation import in_files
 from experiments.setup import classification, evaluation_data, fine_tuning, preprocessing, saved_run, stored_network
 from experiments.setup.experiment import Experiment, selects
 from experiments.setup.fine_tuning import Leaf
@@ -43,7 +44,7 @@ def depends_on_size(run: SavedRun) -> bool:
 def with_image_size(config: ClassifyConfig) -> ClassifyConfig:
     """The config with the source's image size in place of the default --image_size, if images are cropped from files.
     Raises UsageError if the source's network differs, or if its weights do not fit a given --image_size."""
-    if not config.init_from or not evaluation_data.in_files(config.dataset):
+    if not config.init_from or not in_files(config.dataset):
         return config
     stored_network.init_from_parts(config)
     run, size = _read(config), config.image_size
@@ -107,8 +108,8 @@ def init_from(config, state: State, experiment: Experiment, split: str) -> State
     if not config.init_from:
         return state
     run, new = _read(config), new_leaves(config, experiment)
-    names = {leaf: f".{leaf[0]}" + "".join(f"[{key!r}]" for key in leaf[1:]) for leaf in new}
-    state, step = stored_network.weights_at_step(config, state, new=frozenset(names.values()))
+    paths = frozenset(f".{leaf[0]}" + "".join(f"[{key!r}]" for key in leaf[1:]) for leaf in new)
+    state, step = stored_network.weights_at_step(config, state, new=paths)
     say(f"--init_from={config.init_from} (step {step:,}): {_taken(config, experiment, run, new)}")
     if overlaps(config, run.config, split):
         flags = "train_batches" if getattr(config, "train_batches", None) else "val_fraction"
