@@ -176,12 +176,12 @@ def onnx(program: Program, metadata: dict[str, str]) -> tuple[bytes, Callable[..
     disabled. Raises UsageError if the network can't be converted."""
     import onnxruntime
 
-    from experiments.setup import onnx_graph
+    from experiments.setup import onnx_converter, onnx_graph
 
     batch, inputs = symbolic(program)
     function = functools.partial(program.function, program.weights)
     try:
-        model = onnx_graph.convert(function, inputs, output=program.output, batch=batch, metadata=metadata)
+        model = onnx_converter.convert(function, inputs, output=program.output, batch=batch, metadata=metadata)
     except onnx_graph.UnsupportedError as error:
         raise UsageError(f"--format=onnx can't convert this network: {error} is not supported; use stablehlo") from None
     content = model.SerializeToString()

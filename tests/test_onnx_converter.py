@@ -12,7 +12,7 @@ from models.cpu_kernels import ops
 pytest.importorskip("onnxruntime")
 import onnxruntime  # noqa: E402
 
-from experiments.setup import onnx_graph  # noqa: E402
+from experiments.setup import onnx_converter, onnx_graph  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.normal(size=(3, 3, 2, 4)).astype(np.float32)
@@ -28,7 +28,7 @@ def converted(function, *shapes, dtype="float32"):
     """Returns (the ONNX model, a function that runs it)."""
     (batch,) = export.symbolic_shape("batch")
     inputs = {f"x{i}": jax.ShapeDtypeStruct((batch, *shape), dtype) for i, shape in enumerate(shapes)}
-    model = onnx_graph.convert(function, inputs, output="y", batch=batch, metadata={"a": "b"})
+    model = onnx_converter.convert(function, inputs, output="y", batch=batch, metadata={"a": "b"})
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return model, lambda *arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
 
