@@ -22,6 +22,7 @@ from experiments.cli.compilation_cache import start_cache
 from experiments.cli.config import TrainingConfig
 from experiments.cli.validation import profiled_steps
 from experiments.reporting import run_record, time_estimate
+from experiments.reporting.progress import Progress
 from experiments.setup.experiment import Experiment, eval_split, selects, train_split
 from models.cpu_kernels import ops
 from train import loop
@@ -284,7 +285,7 @@ def output(
     `state` and `record`."""
     start = int(state.step)
     metrics = MetricsFile(workdir.path, run_record.columns(experiment.task), step=min(start, record.get("reported", 0)))
-    progress = run_record.Progress(start, steps, split=split, shown=not config.dry_run)
+    progress = Progress(start, steps, split=split, shown=not config.dry_run)
     profile = _profile(config, start)
     try:
         with contextlib.closing(metrics), progress, contextlib.closing(profile):
