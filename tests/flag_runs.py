@@ -54,7 +54,7 @@ from experiments.setup import (
     training,
 )
 from experiments.setup.experiment import eval_split
-from models.cpu_kernels import ops
+from models.cpu_kernels import ffi
 from train import leaves, loop, workdir
 from train.parallel import data_parallel
 from train.parallel.devices import AXIS
@@ -360,7 +360,7 @@ def printed(command, config, places, capsys, monkeypatch):
     if command == "import_weights":
         shutil.rmtree(config.workdir, ignore_errors=True)  # Left by the run with the first of the two values.
     if command == "export":
-        monkeypatch.setattr(ops, "_disabled", False)  # Restored after the test.
+        monkeypatch.setattr(ffi, "_disabled", False)  # Restored after the test.
         for path in (config.out, f"{config.out}.md"):  # Left by the run with the first of the two values.
             pathlib.Path(path).unlink(missing_ok=True)
     capsys.readouterr()

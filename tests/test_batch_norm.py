@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from models import layers
-from models.cpu_kernels import ops
+from models.cpu_kernels import ffi
 
 
 class Normalized(nn.Module):
@@ -150,7 +150,7 @@ def test_constant_channels_have_no_negative_variance():
 
 
 def test_without_the_kernels_flax_is_used(monkeypatch):
-    monkeypatch.setattr(ops, "_disabled", True)
+    monkeypatch.setattr(ffi, "_disabled", True)
     operands = [drawn((4, 5, 6, 16)), drawn((4, 5, 6, 16), seed=1)]
     found, expected = (both(Normalized(0.2, plain), variables(16), operands) for plain in (False, True))
     assert "ffi_call" not in str(jax.make_jaxpr(lambda x: both(Normalized(0.2, False), variables(16), x))(operands))

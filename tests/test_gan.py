@@ -11,6 +11,7 @@ import pytest
 import models
 from models import dcgan, summary
 from models.cpu_kernels import ops
+from models.cpu_kernels.convolution import conv_transpose_dilated
 from train.equality import tree_error
 from train.parallel import data_parallel
 from train.parallel.devices import axis_of
@@ -40,7 +41,7 @@ def test_transposed_convolution_against_loops(window, stride, padding, more):
     ours = jax.jit(lambda x, kernel: ops.conv_transpose(x, kernel, *fixed))
     # XLA's form, which GPUs and TPUs use.
     plain = functools.partial(
-        ops._conv_transpose_dilated, strides=(stride, stride), padding=((padding, padding),) * 2, size=size
+        conv_transpose_dilated, strides=(stride, stride), padding=((padding, padding),) * 2, size=size
     )
     found, back = jax.vjp(ours, x, kernel)
     there, plain_back = jax.vjp(plain, x, kernel)

@@ -174,7 +174,7 @@ def test_a_library_that_others_could_write_is_compiled_again(folder):
 
 
 def test_disabled_kernels_are_neither_used_nor_compiled(monkeypatch):
-    monkeypatch.setattr(ops, "_disabled", False)
+    monkeypatch.setattr(ffi, "_disabled", False)
     monkeypatch.setattr(ffi, "available", lambda: pytest.fail("compiled"))
     ops.disable()
 

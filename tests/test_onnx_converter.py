@@ -7,7 +7,8 @@ import pytest
 from jax import export, lax
 
 from models import layers
-from models.cpu_kernels import ops
+from models.cpu_kernels import ffi, ops
+from models.cpu_kernels.convolution import LAYOUT
 
 pytest.importorskip("onnxruntime")
 import onnxruntime  # noqa: E402
@@ -21,7 +22,7 @@ MATRIX = RANDOM.normal(size=(2, 3)).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(ops, "_disabled", True)
+    monkeypatch.setattr(ffi, "_disabled", True)
 
 
 def converted(function, *shapes, dtype="float32"):
@@ -38,12 +39,12 @@ def operators(model) -> set[str]:
 
 
 def conv(x, *, strides=(1, 1), padding="SAME", **how):
-    return lax.conv_general_dilated(x, KERNEL, strides, padding, dimension_numbers=ops.LAYOUT, **how)
+    return lax.conv_general_dilated(x, KERNEL, strides, padding, dimension_numbers=LAYOUT, **how)
 
 
 def grouped(x):
     kernel = KERNEL[:, :, :1]
-    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=ops.LAYOUT, feature_group_count=2)
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=LAYOUT, feature_group_count=2)
 
 
 def recurrent(x, reverse=False):

@@ -1,4 +1,4 @@
-"""Tests of the arguments and the higher-order derivatives of the operations in models/cpu_kernels/ops.py."""
+"""Tests of the arguments and the higher-order derivatives of the operations of models/cpu_kernels."""
 
 import functools
 import json
@@ -12,6 +12,7 @@ from outcome import result
 
 from models import layers
 from models.cpu_kernels import ops
+from models.cpu_kernels.convolution import conv_transpose_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MATRICES = (((1,), (0,)), ((), ()))  # dimension_numbers of a matrix product.
@@ -92,7 +93,7 @@ HIGHER = {
     ),
     "transposed": (
         lambda x, kernel: ops.conv_transpose(x, kernel, *TRANSPOSED),
-        lambda x, kernel: ops._conv_transpose_dilated(x, kernel, *TRANSPOSED),
+        lambda x, kernel: conv_transpose_dilated(x, kernel, *TRANSPOSED),
         ((2, 5, 6, 4), (4, 4, 4, 6)),
     ),
     "product": (lambda x, w: ops.dot_general(x, w, MATRICES), jnp.matmul, ((33, 70), (70, 66))),

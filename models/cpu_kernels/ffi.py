@@ -1,4 +1,4 @@
-"""Registers the C kernels with XLA and calls them through JAX's foreign function interface (jax.ffi)."""
+"""Registers the C kernels with XLA, calls them through JAX's foreign function interface, and disables them."""
 
 import functools
 import sys
@@ -43,6 +43,23 @@ def available() -> bool:
     for name in NAMES:
         jax.ffi.register_ffi_target(PREFIX + name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return True
+
+
+_disabled = False
+
+
+def disable() -> None:
+    """Makes all operations of this process use XLA; the kernels are then not even compiled. Call it before tracing:
+    programs traced earlier keep the kernels."""
+    global _disabled
+    _disabled = True
+
+
+def use_cpu_kernels(*operands) -> bool:
+    """Returns whether the C kernels are used for these operands: float32 on CPUs, if the kernels are available and not
+    disabled."""
+    fits = all(x.dtype == np.float32 for x in operands) and jax.default_backend() == "cpu"
+    return fits and not _disabled and available()
 
 
 def call(name: str, shape, *operands, aliases=None, **attributes):
