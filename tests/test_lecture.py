@@ -1,6 +1,9 @@
 """Tests of the lecture page and of the code shared by its topics: cached results, resuming, rejected flags."""
 
+import base64
 import contextlib
+import functools
+import hashlib
 import json
 import re
 import shlex
@@ -11,8 +14,8 @@ from absl import flags as absl_flags
 
 from experiments.cli import options, subprocesses
 from experiments.lecture import __main__ as lecture
+from experiments.lecture import lesson, topic
 from experiments.lecture import page as lecture_page
-from experiments.lecture import topic
 from experiments.lecture.zoo import networks
 from experiments.reporting import figures
 from train.workdir import Workdir, WorkdirError
@@ -40,20 +43,32 @@ def test_page_is_escaped_and_self_contained(tmp_path):
     figure = figures.new_figure()
     figure.add_subplot().plot([1, 2])
     figures.save_figure(figure, tmp_path / "x.png")
+    guess = lecture_page.Guess("x", f"Guess {EVIL}", f"unit {EVIL}", 0, 1, 0.25)
     section = lecture_page.Section(
         f"Title {EVIL}",
+        "",
         [f"Text {EVIL}"],
-        "<math><mi>x</mi></math>",
-        [(f"Figure {EVIL}", f"caption {EVIL}", tmp_path / "x.png")],
+        [("x", f"Figure {EVIL}", f"caption {EVIL}", tmp_path / "x.png")],
         [(f"Table {EVIL}", ["a"], [[EVIL]])],
         {"number": EVIL},
         f"python {EVIL}",
+        [guess],
     )
-    page = lecture_page.page(f"Page {EVIL}", [EVIL], [section, section._replace(title="Second", formula="")])
-    assert "<script" not in page and page.count("&lt;script&gt;") > 10
+    second = section._replace(title="Second", lesson="pooling", widgets={"pooling": {"evil": "</script>" + EVIL}})
+    page = lecture_page.page(f"Page {EVIL}", [EVIL], [section, second])
+    assert page.count("<script") == 2 and page.count("</script") == 2 and page.count("&lt;script&gt;") > 10
     assert page.count("<section class") == 2 and '<a href="#topic2">Second</a>' in page and 'id="topic2"' in page
-    assert page.count("<math>") == 1 and page.count("data:image/png;base64,") == 2
+    assert page.count('display="block"') == 2 and page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    # The content security policy allows only the page's own script.
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in page
+    for wrong in (guess._replace(value=2), guess._replace(value=float("nan")), guess._replace(figure="y")):
+        with pytest.raises(ValueError, match="guess"):
+            lecture_page.page("", (), [section._replace(guesses=[wrong])])
+    with pytest.raises(ValueError, match="shows the widget pooling, but its topic has no data for it"):
+        lecture_page.page("", (), [second._replace(widgets={})])
 
 
 def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
@@ -68,10 +83,10 @@ def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
             return seed / 2
 
         found = [this_topic.cached(f"seed_{seed}", lambda seed=seed: make(seed)) for seed in this_topic.seeds]
-        return topic.TopicResult("T", ["text"], "", {"score": topic.mean_and_std(found)})
+        return topic.TopicResult(["text"], {"score": topic.mean_and_std(found)})
 
     def start(seeds=3):
-        return topic.run("name", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
+        return topic.run("pooling", experiment, workdir=str(tmp_path / "w"), options={"seeds": seeds})
 
     with pytest.raises(RuntimeError, match="killed"):
         start()
@@ -80,10 +95,12 @@ def test_a_topic_resumes(tmp_path, capsys, monkeypatch):
     first = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(first)["score"] == {"mean": 0.5, "std": 0.5}
     assert start() == 0 and made == [0, 1, 2] and capsys.readouterr().out.splitlines()[-1] == first
-    section = lecture.topic_section(tmp_path / "w")
-    assert section.title == "T" and section.command == "python -m experiments.lecture.name --seeds=3 --workdir=NEW"
+    section = lecture.topic_section("pooling", tmp_path / "w")
+    assert section.text == ["text"] and section.title == lesson.read("pooling").title
+    assert section.command == "python -m experiments.lecture.pooling --seeds=3 --workdir=NEW"
     (tmp_path / "w" / "lesson.json").unlink()  # Recreated from the cached results.
-    assert start() == 0 and made == [0, 1, 2] and lecture.topic_section(tmp_path / "w").title == "T"
+    assert start() == 0 and made == [0, 1, 2]
+    assert lecture.topic_section("pooling", tmp_path / "w") == section
     with pytest.raises(WorkdirError, match=r"different flags: --seeds=3 \(stored\), 2 \(given\); use a new"):
         start(2)
     stored = tmp_path / "w" / "pieces" / "seed_1.json"
@@ -146,18 +163,28 @@ def test_sections_of_damaged_or_unrelated_folders(tmp_path):
     def kept(**changed):
         (workdir / "run.json").write_text(json.dumps({"task": "classification"} | changed.get("run", {})))
         (workdir / "summary.json").write_text(json.dumps(summary | changed.get("summary", {})))
-        found = {"title": "T", "text": ["x"], "formula": "", "tables": [], "numbers": {}, "command": "c", "figures": []}
+        found = {
+            "text": ["x"],
+            "tables": [],
+            "numbers": {},
+            "command": "c",
+            "figures": [],
+            "guesses": [],
+            "widgets": {},
+        }
         (workdir / "lesson.json").write_text(json.dumps(found | changed.get("lesson", {})))
 
     kept()
     section = lecture.run_section(workdir)
     assert shlex.split(section.command)[-2:] == [f"--flagfile={workdir / 'flags.txt'}", "--workdir=NEW"]
-    assert "workdir" not in section.numbers and lecture.topic_section(workdir).title == "T"
+    assert "workdir" not in section.numbers and lecture.topic_section("activations", workdir).text == ["x"]
+    topic_section = functools.partial(lecture.topic_section, "activations")
     for make, changed in (
         (lecture.run_section, {"run": {"task": ["a"]}}),
         (lecture.run_section, {"summary": {"accuracy": [1]}}),
-        (lecture.topic_section, {"lesson": {"text": 5}}),
-        (lecture.topic_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
+        (topic_section, {"lesson": {"text": 5}}),
+        (topic_section, {"lesson": {"figures": [["absent", "a", "b"]]}}),
+        (topic_section, {"lesson": {"guesses": [["absent", "a", "b", 0, 1, 0.5]]}}),
     ):
         kept(**changed)
         with pytest.raises(WorkdirError, match="is damaged or not from a finished run"):

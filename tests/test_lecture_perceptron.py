@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lecture import activations, page, perceptron, points, softmax, topic
+from experiments.lecture import activations, perceptron, points, softmax, topic
 from train.tasks import losses
 from train.workdir import Workdir
 
@@ -19,7 +19,6 @@ def run_small(module, path, *, seeds=1, **options):
     with contextlib.closing(Workdir(str(path))) as workdir:
         this_topic = topic.Topic(workdir, {"seeds": seeds, **options})
         result = module.experiment(this_topic)
-    page.checked_formula(result.formula)
     assert 2 <= len(result.text) <= 5 and json.loads(json.dumps(result.numbers)) == result.numbers
     assert all(len(row) == len(header) for _, header, rows in result.tables for row in rows)
     for name, _, _ in this_topic.figures:

@@ -83,22 +83,24 @@ def read(path: pathlib.Path) -> dict:
     return content
 
 
-def topic_section(workdir: pathlib.Path):
+def topic_section(name: str, workdir: pathlib.Path):
     """Creates the page section of a finished topic."""
+    from experiments.lecture import lesson
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
+    from experiments.lecture.topic import TopicResult
 
-    content = read(workdir / "lesson.json")
+    content, title = read(workdir / "lesson.json"), lesson.read(name).title
     with report_damage(workdir / "lesson.json"):
-        images = workdir / "figures"
-        figures = [(title, caption, images / f"{name}.png") for name, title, caption in content["figures"]]
-        section = Section(figures=figures, **{name: content[name] for name in Section._fields if name != "figures"})
+        figures = [(*entry, workdir / "figures" / f"{entry[0]}.png") for entry in content["figures"]]
+        result = {field: content[field] for field in TopicResult._fields}
+        section = Section(title, name, figures=figures, command=content["command"], **result)
         lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
         return section
 
 
-def run_section(workdir: pathlib.Path):
-    """Creates the page section of a finished training run."""
+def run_section(workdir: pathlib.Path, lesson_name: str = ""):
+    """Creates the page section of a finished training run, with the lesson of that name if it is a topic."""
     from experiments.lecture import page as lecture_page
     from experiments.lecture.page import Section
     from experiments.setup import saved_run
@@ -109,10 +111,10 @@ def run_section(workdir: pathlib.Path):
         title, text, figures = RUNS[command]
         title, text = title.format(**summary), text.format(**summary)
         line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={workdir / 'flags.txt'}"])
-        shown = [(heading, caption, workdir / "figures" / f"{name}.png") for name, heading, caption in figures]
-        shown = [entry for entry in shown if entry[2].exists()]
+        shown = [(name, heading, caption, workdir / "figures" / f"{name}.png") for name, heading, caption in figures]
+        shown = [entry for entry in shown if entry[3].exists()]
         numbers = {name: value for name, value in summary.items() if name != "workdir"}
-        section = Section(title, [text], "", shown, [], numbers, f"{line} --workdir=NEW")
+        section = Section(title, lesson_name, [text], shown, [], numbers, f"{line} --workdir=NEW")
         lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
         return section
 
@@ -174,7 +176,12 @@ def main(config: LectureConfig) -> int:
         status = run_topic(name, workdir.path / name)
         if status:
             return status if status > 128 else 1
-    sections = [(run_section if name in RUNS else topic_section)(workdir.path / name) for name in names]
+    # All finished topics of the working directory, also those of earlier commands.
+    finished = [name for name in TOPICS if (workdir.path / name / "summary.json").exists()]
+    sections = [
+        run_section(workdir.path / name, name) if name in RUNS else topic_section(name, workdir.path / name)
+        for name in finished
+    ]
     page = lecture_page.page(
         "Introduction to neural networks, executed",
         INTRODUCTION,

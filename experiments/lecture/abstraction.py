@@ -39,9 +39,6 @@ SHAPES = {  # With mean square about 1; the chirp sweeps from one to eight perio
     "chirp": np.sqrt(2) * np.sin(2 * np.pi * (1 + 3.5 * TIME) * TIME),
 }
 SIGNALS, FILTERS, WIDTH, HIDDEN = (600, 1000), 8, 16, 64  # Number of training and of test signals.
-FORMULA = """<math display="block"><mi>p</mi><mo>(</mo><mi>y</mi><mo>∣</mo><mi>x</mi><mo>)</mo><mo>=</mo>
-<mi>softmax</mi><mo>(</mo><mi>W</mi><msub><mi>f</mi><mi>layer</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
-<mi>b</mi><mo>)</mo></math>"""
 
 create = functools.partial(topic.create, prepare=lambda images: images)
 
@@ -202,7 +199,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"{told['dense']}: the convolution is {'better with fewer parameters' if better else 'not better here'}.",
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
-    return topic.TopicResult("Abstraction: from pixels to classes", text, FORMULA, numbers)
+    return topic.TopicResult(text, numbers)
 
 
 if __name__ == "__main__":

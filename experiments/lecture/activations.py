@@ -19,12 +19,6 @@ THRESHOLD = 0.1  # Inputs whose derivative is below this fraction of the largest
 STDS = (1, 3)  # Standard deviations of the normal inputs.
 POINTS = 100_000
 FUNCTION, DERIVATIVE = figures.COLOURS["train"], figures.COLOURS["eval"]
-FORMULA = (
-    '<math display="block"><msup><mi>tanh</mi><mo>′</mo></msup><mi>z</mi><mo>=</mo><mn>1</mn><mo>−</mo>'
-    "<msup><mi>tanh</mi><mn>2</mn></msup><mi>z</mi><mo>,</mo><mspace width='1em'/><msup><mi>σ</mi><mo>′</mo></msup>"
-    "<mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo><mi>σ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>(</mo><mn>1</mn><mo>−</mo>"
-    "<mi>σ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>)</mo><mo>≤</mo><mfrac><mn>1</mn><mn>4</mn></mfrac></math>"
-)
 
 
 def derivative(name: str, z) -> np.ndarray:
@@ -157,9 +151,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 only"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
-    return topic.TopicResult(
-        "Activation functions and saturation", text, FORMULA, found, [("Saturation", header, rows)]
-    )
+    return topic.TopicResult(text, found, [("Saturation", header, rows)])
 
 
 if __name__ == "__main__":

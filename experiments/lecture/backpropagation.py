@@ -24,21 +24,6 @@ from train.tasks import classification
 
 OPTIONS = {"steps": (400, "Number of training steps of lenet, with the equations and with autodiff.")}
 BATCH, EXAMPLES, MAPS, TIMED = 64, 32, 6, 15
-FORMULA = """<math display="block"><mtable columnalign="left">
-<mtr><mtd><msup><mi>δ</mi><mi>L</mi></msup><mo>=</mo><msub><mo>∇</mo><msup><mi>a</mi><mi>L</mi></msup></msub>
-<mi>C</mi><mo>⊙</mo><msup><mi>σ</mi><mo>′</mo></msup><mo>(</mo><msup><mi>z</mi><mi>L</mi></msup><mo>)</mo></mtd></mtr>
-<mtr><mtd><msup><mi>δ</mi><mrow><mi>l</mi><mo>−</mo><mn>1</mn></mrow></msup><mo>=</mo><mo>(</mo><msup><mi>δ</mi>
-<mi>l</mi></msup><mo>∗</mo><mtext>flip</mtext><mo>(</mo><msup><mi>W</mi><mi>l</mi></msup><mo>)</mo><mo>)</mo><mo>⊙</mo>
-<msup><mi>σ</mi><mo>′</mo></msup><mo>(</mo><msup><mi>z</mi><mrow><mi>l</mi><mo>−</mo><mn>1</mn></mrow></msup><mo>)</mo>
-</mtd></mtr>
-<mtr><mtd><mfrac><mrow><mi>∂</mi><mi>C</mi></mrow><mrow><mi>∂</mi><msubsup><mi>W</mi><mrow><mi>k</mi><mi>m</mi></mrow>
-<mi>l</mi></msubsup></mrow></mfrac><mo>=</mo><munder><mo>∑</mo><mrow><mi>i</mi><mi>j</mi></mrow></munder>
-<msubsup><mi>a</mi><mrow><mi>i</mi><mo>+</mo><mi>k</mi><mo>,</mo><mi>j</mi><mo>+</mo><mi>m</mi></mrow>
-<mrow><mi>l</mi><mo>−</mo><mn>1</mn></mrow></msubsup><msubsup><mi>δ</mi><mrow><mi>i</mi><mi>j</mi></mrow><mi>l</mi>
-</msubsup></mtd></mtr>
-<mtr><mtd><mfrac><mrow><mi>∂</mi><mi>C</mi></mrow><mrow><mi>∂</mi><msup><mi>b</mi><mi>l</mi></msup></mrow></mfrac><mo>=</mo>
-<mo>−</mo><munder><mo>∑</mo><mrow><mi>i</mi><mi>j</mi></mrow></munder><msubsup><mi>δ</mi><mrow><mi>i</mi><mi>j</mi></mrow>
-<mi>l</mi></msubsup></mtd></mtr></mtable></math>"""
 
 
 def tasks(images) -> dict:
@@ -216,7 +201,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     }
     table = ("Differences by layer", ["layer", "float32", "float64"])
     rows_of = [[name, f"{single:.1e}", f"{double:.1e}"] for name, (single, double) in errors.items()]
-    return topic.TopicResult("Backpropagation", text, FORMULA, numbers, [(*table, rows_of)])
+    return topic.TopicResult(text, numbers, [(*table, rows_of)])
 
 
 if __name__ == "__main__":

@@ -30,10 +30,6 @@ NAMES = {"dense": "dense", "local": "locally connected", "convolution": "convolu
 COLOURS = {"dense": "eval", "local": "test", "convolution": "train"}
 # For Adam; among 0.001, 0.003, 0.01 and 0.03 those with the smallest final training loss.
 LEARNING_RATES = {"dense": 0.003, "local": 0.03, "convolution": 0.03}
-FORMULA = """<math display="block"><msub><mi>a</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mi>σ</mi>
-<mo>(</mo><munder><mo>∑</mo><mrow><mi>k</mi><mo>,</mo><mi>l</mi></mrow></munder><msub><mi>a</mi><mrow><mo>(</mo><mi>i</mi>
-<mo>+</mo><mi>k</mi><mo>)</mo><mo>(</mo><mi>j</mi><mo>+</mo><mi>l</mi><mo>)</mo></mrow></msub><msub><mi>w</mi><mrow>
-<mi>k</mi><mi>l</mi></mrow></msub><mo>-</mo><mi>b</mi><mo>)</mo></math>"""
 
 
 def _size(size, window) -> list[int]:
@@ -180,7 +176,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         + ("the center transfer better" if holds else "the center do not transfer better")
         + " to other positions.",
     ]
-    return topic.TopicResult("Convolution: the same weights at all positions", text, FORMULA, numbers)
+    return topic.TopicResult(text, numbers)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,6 @@ MASKS, MASKED = 1000, 100  # Number of masks over which the training output is a
 NETS = {"without": ("no dropout", "eval"), "with": ("dropout", "train")}  # Label, key of figures.COLOURS.
 MEASURED = ("test_accuracy", "train_accuracy", "activation_correlation", "weight_correlation", "live_units")
 
-FORMULA = """<math display="block"><mrow><msub><mover><mi>h</mi><mo>~</mo></mover><mtext>train</mtext></msub><mo>=</mo>
-<mi>m</mi><mo>⊙</mo><mi>h</mi><mo>,</mo><mspace width="0.6em"/><msub><mi>m</mi><mi>i</mi></msub><mo>∼</mo>
-<mtext>Bernoulli</mtext><mo>(</mo><mn>1</mn><mo>-</mo><msub><mi>p</mi><mi>d</mi></msub><mo>)</mo><mo>,</mo>
-<mspace width="1em"/><msub><mover><mi>h</mi><mo>~</mo></mover><mtext>test</mtext></msub><mo>=</mo><mo>(</mo><mn>1</mn>
-<mo>-</mo><msub><mi>p</mi><mi>d</mi></msub><mo>)</mo><mi>h</mi></mrow></math>"""
-
 
 def lecture_dropout(x, mask, *, rate: float, train: bool):
     """Dropout as in the lecture: x * mask in training, with a binary mask, and x * (1 - rate) at test time (Srivastava
@@ -192,7 +186,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"At test time the lecture multiplies activations by {1 - rate:g}; the mean of the training output over "
         f"{MASKS:,} masks differs from this by {100 * numbers['mean_over_masks_error']['mean']:.1f} %.",
     ]
-    return topic.TopicResult("Dropout: preventing co-adaptation of units", text, FORMULA, numbers)
+    return topic.TopicResult(text, numbers)
 
 
 if __name__ == "__main__":

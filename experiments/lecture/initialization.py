@@ -32,12 +32,6 @@ SLOPES = (0.0, 0.25)  # 0.25 is the initial slope of PReLU in He et al.
 RATE, MOMENTUM = 0.005, 0.9
 WIDTH_TANH, EXAMPLES, BINS = 500, 200, 61  # Units per layer of the tanh network, digits, histogram bins.
 
-FORMULA = """<math display="block"><mrow><msub><mi>W</mi><mtext>Glorot</mtext></msub><mo>∼</mo><mi>U</mi><mo>(</mo>
-<mo>±</mo><msqrt><mfrac><mn>6</mn><mrow><mi>m</mi><mo>+</mo><mi>n</mi></mrow></mfrac></msqrt><mo>)</mo><mo>,</mo>
-<mspace width="1em"/><msub><mi>W</mi><mtext>Kaiming</mtext></msub><mo>∼</mo><mi>N</mi><mo>(</mo><mn>0</mn><mo>,</mo>
-<mfrac><mn>2</mn><mrow><mo>(</mo><mn>1</mn><mo>+</mo><msup><mi>a</mi><mn>2</mn></msup><mo>)</mo><mi>m</mi></mrow>
-</mfrac><mo>)</mo></mrow></math>"""
-
 
 def kaiming(slope: float):
     """N(0, 2 / ((1 + slope^2) fan_in)), for rectifiers with slope `slope` below zero (He et al. 2015, eq. 15)."""
@@ -162,7 +156,7 @@ def describe(numbers: dict, checked: list[list], steps: int) -> topic.TopicResul
         f"{depth} layers, {seen}."
     )
     table = ("Random weights and their equations", ["kernel", "quantity", "m", "n", "equation", "measured"], checked)
-    return topic.TopicResult("Weight initialization", text, FORMULA, numbers, [table])
+    return topic.TopicResult(text, numbers, [table])
 
 
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:

@@ -1,44 +1,58 @@
-"""The lecture page: a section per topic with text, formula, figures, numbers and the command that repeats it.
+"""The lecture page: a lesson per topic, with the experiment's figures and numbers, and the scripts of its widgets.
 
-Like the report of a run, it is self-contained and escapes all text. Formulas are MathML from an allow-list of elements.
+Like the report of a run, it is self-contained and escapes all text. The content security policy allows only the page's
+own script, by its hash.
 """
 
+import base64
+import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from experiments.lecture import lesson as lessons
 from experiments.reporting import report
 
+WIDGETS = Path(__file__).parent / "widgets"
 MATHML = frozenset(
     ("math", "mrow", "mi", "mo", "mn", "mtext", "mfrac", "msub", "msup", "msubsup", "msqrt", "mroot", "mover", "munder")
     + ("munderover", "mtable", "mtr", "mtd", "mspace", "mpadded", "mstyle", "mphantom", "merror")
 )
 ATTRIBUTES = frozenset(("display", "columnalign", "rowspacing", "columnspacing", "stretchy", "fence", "mathvariant"))
 ATTRIBUTES |= frozenset(("accent", "width", "displaystyle", "separator", "lspace", "rspace", "linethickness", "xmlns"))
-STYLE = """
-nav ol { columns: 2 16rem; padding-left: 1.5rem; }
-section.topic { border-top: 1px solid var(--line); margin-top: 2.5rem; }
-section.topic > h2 { font-size: 1.3rem; }
-p { max-width: 46rem; }
-.formula { overflow-x: auto; overflow-y: hidden; margin: 1rem 0; font-size: 1.15rem; }
-details { margin: .75rem 0; }
-summary { cursor: pointer; color: var(--soft); }
-a { color: inherit; }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+class Guess(NamedTuple):
+    """A question whose answer is a measured number, asked before `figure` is shown: `value` lies in [low, high]."""
+
+    figure: str
+    question: str
+    unit: str
+    low: float
+    high: float
+    value: float
 
 
 class Section(NamedTuple):
-    """A section of the page. A figure is (title, caption, path of a PNG), a table (title, header, rows)."""
+    """A section of the page. A figure is (name, title, caption, path of a PNG), a table (title, header, rows).
+
+    `lesson` is the name of the file in lessons/ ("" for a training run of --use, which has none), and `widgets` maps
+    the name of a widget to its data.
+    """
 
     title: str
+    lesson: str
     text: Sequence[str]
-    formula: str
-    figures: Sequence[tuple[str, str, str | Path]]
+    figures: Sequence[tuple[str, str, str, str | Path]]
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]
     numbers: Mapping[str, Any]
     command: str
+    guesses: Sequence[Guess] = ()
+    widgets: Mapping[str, Any] = {}
 
 
 def checked_formula(text: str) -> str:
@@ -60,20 +74,66 @@ def _keep_together(html: str) -> str:
     return html.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
-def _section(number: int, section: Section) -> str:
-    parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
-    parts += [f"<p>{_keep_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
-    formula = section.formula and checked_formula(section.formula)
-    parts += [f'<div class="formula" tabindex="0">{formula}</div>'] if formula else []
-    if section.figures:
-        parts += ['<div class="grid">', *(report.figure_html(*entry) for entry in section.figures), "</div>"]
-    parts += [_keep_together(report.table_html(*entry)) for entry in section.tables]
-    numbers = json.dumps(section.numbers, indent=1, ensure_ascii=False)
-    parts += [f'<details><summary>Numbers of this run</summary><pre tabindex="0">{report.escaped(numbers)}</pre>']
-    parts += [
-        "</details>",
-        f'<p class="note">To repeat this:</p><pre tabindex="0">{report.escaped(section.command)}</pre>',
+def _guess(guess: Guess) -> str:
+    """The form of a guess. The script of the page shows it and hides the figure until a guess was made; without
+    JavaScript the form is hidden and the figure shown."""
+    if not all(map(math.isfinite, guess[3:])) or not guess.low <= guess.value <= guess.high:
+        raise ValueError(
+            f"the guess {guess.question!r} has the value {guess.value}, not in [{guess.low}, {guess.high}]"
+        )
+    low, high, value = (report.escaped(f"{number:.6g}") for number in guess[3:])
+    unit = report.escaped(guess.unit)
+    return (
+        f'<form class="guess" hidden data-value="{value}" data-unit="{unit}"><label>{report.escaped(guess.question)}'
+        f'<span class="slider"><input type="range" min="{low}" max="{high}" step="any"><output></output></span></label>'
+        '<button type="submit">Compare with the measurement</button><p class="truth" role="status"></p></form>'
+    )
+
+
+def _figures(section: Section) -> str:
+    if not section.figures:
+        return ""
+    asked: dict[str, list[Guess]] = {}
+    for guess in map(Guess._make, section.guesses):
+        asked.setdefault(guess.figure, []).append(guess)
+    unknown = asked.keys() - {name for name, *_ in section.figures}
+    if unknown:
+        raise ValueError(f"guesses name the figures {', '.join(sorted(unknown))}, which do not exist")
+    shown = [
+        '<div class="shown">' + "".join(map(_guess, asked.get(name, ()))) + report.figure_html(*entry) + "</div>"
+        for name, *entry in section.figures
     ]
+    return "\n".join(['<div class="grid">', *shown, "</div>"])
+
+
+def _measured(section: Section) -> str:
+    """The figures, text, tables and numbers of an experiment, and its command."""
+    parts = [_figures(section)]
+    parts += [f"<p>{_keep_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
+    parts += [_keep_together(report.table_html(*entry)) for entry in section.tables]
+    numbers = report.escaped(json.dumps(section.numbers, indent=1, ensure_ascii=False))
+    parts += [f'<details><summary>All numbers</summary><pre tabindex="0">{numbers}</pre></details>']
+    parts += [f'<p class="note">To repeat this:</p><pre tabindex="0">{report.escaped(section.command)}</pre>']
+    return "\n".join(parts)
+
+
+def _section(number: int, section: Section, used: dict[str, Any]) -> str:
+    """The HTML of a section; adds the data of its widgets to `used`."""
+    parts = [f'<section class="topic" id="topic{number}"><h2>{number}. {report.escaped(section.title)}</h2>']
+    if not section.lesson:
+        return "\n".join([*parts, _measured(section), "</section>"])
+    for heading, text in lessons.read(section.lesson).sections.items():
+        html, widgets = lessons.to_html(text)
+        for name in widgets:
+            if name not in section.widgets:
+                raise ValueError(
+                    f"the lesson {section.lesson} shows the widget {name}, but its topic has no data for it"
+                )
+            used[name] = section.widgets[name]
+        kind = heading.split()[0].lower()
+        parts += [f'<div class="part {kind}"><h3>{heading}</h3>', _keep_together(html)]
+        parts += [_measured(section)] if heading == "Experiment" else []
+        parts += ["</div>"]
     return "\n".join([*parts, "</section>"])
 
 
@@ -89,6 +149,12 @@ def zoo(chart: str, link: str) -> str:
     )
 
 
+def _script(widgets: Mapping[str, Any]) -> str:
+    """The page's script: widgets/page.js, which starts the guesses and the widgets, and the files of the widgets."""
+    names = ["page", *sorted(widgets)]
+    return "\n".join((WIDGETS / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
 def page(
     title: str, introduction: Sequence[str], sections: Sequence[Section], *, end: str = "", style: str = ""
 ) -> str:
@@ -98,5 +164,11 @@ def page(
         for number, section in enumerate(sections, 1)
     )
     body = [f"<h1>{report.escaped(title)}</h1>", *(f"<p>{report.escaped(text)}</p>" for text in introduction)]
-    body += [f"<nav><ol>{links}</ol></nav>", *(_section(number, each) for number, each in enumerate(sections, 1))]
-    return report.document(title, "\n".join([*body, end]), style=STYLE + style)
+    widgets: dict[str, Any] = {}
+    body += [f"<nav><ol>{links}</ol></nav>"]
+    body += [_section(number, each, widgets) for number, each in enumerate(sections, 1)]
+    data = json.dumps(widgets, separators=(",", ":")).replace("<", "\\u003c")  # No </script> inside.
+    script = _script(widgets)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    body += [end, f'<script type="application/json" id="widget-data">{data}</script><script>{script}</script>']
+    return report.document(title, "\n".join(body), style=STYLE + style, scripts=f"'sha256-{digest}'")

@@ -20,11 +20,6 @@ OPTIONS = {
 METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
 TEST = 1000  # Test points per seed.
 SOLVED = 0.95  # A method has solved a data set if its mean accuracy is at least this.
-FORMULA = (
-    '<math display="block"><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mi>η</mi><mo>(</mo><mi>y</mi><mo>−</mo><mi>φ</mi>'
-    "<mo>(</mo><msup><mi>w</mi><mi>T</mi></msup><mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>)</mo><mi>x</mi>"
-    "<mo>,</mo><mspace width='1em'/><mi>φ</mi><mo>=</mo><mtext>step (perceptron) or sigmoid (logistic)</mtext></math>"
-)
 
 
 def measure(name: str, seed: int, options) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     rows = [[points.DATA[n], *(said[n, m] for m in METHODS)] for n in points.DATA]
     table = ("Test accuracy", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return topic.TopicResult("Decision boundaries of a single unit", text, FORMULA, numbers, [table])
+    return topic.TopicResult(text, numbers, [table])
 
 
 if __name__ == "__main__":

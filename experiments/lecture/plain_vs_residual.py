@@ -24,10 +24,6 @@ OPTIONS = {
     "pool": (4, "Window in pixels for average-pooling the images, 1 to 4; the paper uses 1."),
 }
 
-FORMULA = """<math display="block"><mrow><mtext>plain:</mtext><mspace width="0.4em"/><mi>y</mi><mo>=</mo><mi>F</mi>
-<mo>(</mo><mi>x</mi><mo>)</mo><mo>,</mo><mspace width="1.5em"/><mtext>residual:</mtext><mspace width="0.4em"/><mi>y</mi>
-<mo>=</mo><mi>F</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo><mi>x</mi></mrow></math>"""
-
 
 def choose(dataset: str) -> Dataset:
     """Loads the data set; "auto" means cifar10 if a store of it exists, even a damaged one, else mnist5k. Raises
@@ -102,7 +98,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "for 64,000 steps of SGD with momentum. It therefore shows how hard a deep plain network is to train, not its "
         "final error.",
     ]
-    return topic.TopicResult("Plain and residual networks: degradation", text, FORMULA, numbers)
+    return topic.TopicResult(text, numbers)
 
 
 if __name__ == "__main__":

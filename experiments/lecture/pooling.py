@@ -31,12 +31,6 @@ POOLS: dict[str, tuple[str, str, str, Callable]] = {  # Label, color, line style
     "max_2": ("maximum of 2x2", "train", "--", functools.partial(max_pool, window=2)),
     "max_4": ("maximum of 4x4", "train", "-", functools.partial(max_pool, window=4)),
 }
-FORMULA = """<math display="block"><msub><mi>a</mi><mrow><msup><mi>i</mi><mo>′</mo></msup><msup><mi>j</mi><mo>′</mo>
-</msup></mrow></msub><mo>=</mo><munder><mi>max</mi><mrow><mo>(</mo><mi>i</mi><mo>,</mo><mi>j</mi><mo>)</mo><mo>∈</mo><mi>K</mi>
-<mo>(</mo><msup><mi>i</mi><mo>′</mo></msup><msup><mi>j</mi><mo>′</mo></msup><mo>)</mo></mrow></munder><msub><mi>a</mi>
-<mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>,</mo><mspace width="1em"/><mtext>change</mtext><mo>=</mo><mfrac><mrow>
-<mo>|</mo><mi>f</mi><mo>(</mo><mi>T</mi><mi>x</mi><mo>)</mo><mo>-</mo><mi>f</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>|</mo>
-</mrow><mrow><mo>|</mo><mi>f</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>|</mo></mrow></mfrac></math>"""
 
 
 def gabor(random: np.random.Generator) -> np.ndarray:
@@ -100,12 +94,19 @@ def measure(images, labels, seed: int, *, digits: int) -> dict[str, dict[str, fl
     return found
 
 
+def widget(images, labels) -> dict[str, list]:
+    """The data of widgets/pooling.js: the first digit of each class, and the filter bank of seed 0."""
+    first = [images[np.flatnonzero(labels == label)[0], :, :, 0] for label in range(10)]
+    filters = gabor(np.random.default_rng(0))[:, :, 0].transpose(2, 0, 1)
+    return {"digits": np.round(first, 3).tolist(), "filters": np.round(filters, 5).tolist()}
+
+
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     images, labels = data.load("mnist5k").splits["test"]
-    rows, digits = np.random.default_rng(0).permutation(len(images)), this_topic.options["digits"]
+    order, digits = np.random.default_rng(0).permutation(len(images)), this_topic.options["digits"]
     app.require(digits <= len(images), f"--digits={digits}: must be between 1 and {len(images)}, all test digits")
-    padded = np.pad(images[rows], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
-    make = functools.partial(measure, padded, labels[rows], digits=digits)
+    padded = np.pad(images[order], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))) / np.float32(255)
+    make = functools.partial(measure, padded, labels[order], digits=digits)
     found = [this_topic.cached(f"seed_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     change = {
         move: {pool: topic.mean_and_std([one[move][pool] for one in found]) for pool in POOLS} for move in found[0]
@@ -131,32 +132,30 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         none, *pooled = change[move].values()
         return all(none["mean"] - x["mean"] > none["std"] + x["std"] for x in pooled)
 
-    def listed(move):
-        return ", ".join(f"{said[move][pool]} with {POOLS[pool][0]}" for pool in POOLS)
-
-    small = change["shift_1"]
-    steadier = min(("max_4", "average_4"), key=lambda pool: small[pool]["mean"])
-    kept = {p: small[p]["mean"] / change["between_classes"][p]["mean"] for p in POOLS}
+    steadier = min(("max_4", "average_4"), key=lambda pool: change["shift_1"][pool]["mean"])
+    kept = {p: change["shift_1"][p]["mean"] / change["between_classes"][p]["mean"] for p in POOLS}
     seen = [what for move, what in (("shift_1", "the shift"), ("rotation_15", "the rotation")) if holds(move)]
     text = [
-        "The lecture: a pooling unit takes the maximum of a neighborhood, so its output changes little under small "
-        "shifts and rotations of the image. A shift by 1 pixel changes the features of oriented filters by "
-        f"{listed('shift_1')}; a rotation by 15 degrees by {listed('rotation_15')}. "
-        + (
-            f"All kinds of pooling reduce the change under {' and '.join(seen)}."
-            if seen
-            else "The claim is not confirmed."
-        )
+        f"All kinds of pooling reduce the change under {' and '.join(seen)}; of the 4x4 windows, the "
+        f"{POOLS[steadier][0].split()[0]} reduces it more under the shift."
+        if seen
+        else "The claim is not confirmed: pooling does not reduce the change.",
+        "Pooling also brings digits of different classes closer together. Divided by their distance, the change under "
+        f"the shift is {kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and "
+        f"{kept['max_4']:.2f} with the 4x4 maximum.",
     ]
-    text += [
-        f"For 4x4 windows, the {POOLS[steadier][0].split()[0]} changes less under the shift. But pooling also "
-        "brings digits of different classes closer together: relative to their distance, the change under the shift is "
-        f"{kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and {kept['max_4']:.2f} "
-        "with the 4x4 maximum."
-    ]
-    wanted = ("shift_1", "rotation_15", "between_classes")
-    numbers = {"digits": digits, **{move: change[move] for move in wanted}, "shift_1_of_between_classes": kept}
-    return topic.TopicResult("Pooling: invariance to small moves", text, FORMULA, numbers)
+    columns = {"shift_1": "shift by 1 pixel", "rotation_15": "rotation by 15°", "between_classes": "another digit"}
+    rows = [[label, *(said[move][pool] for move in columns)] for pool, (label, *_) in POOLS.items()]
+    table = ("Relative change of the features", ["pooling", *columns.values()], rows)
+    numbers = {"digits": digits, **{move: change[move] for move in columns}, "shift_1_of_between_classes": kept}
+    guess = "A digit moves by one pixel. By how many percent do its features change after max pooling over 4x4 windows?"
+    return topic.TopicResult(
+        text,
+        numbers,
+        [table],
+        [topic.Guess("change_by_shift", guess, "%", 0, 100, 100 * change["shift_1"]["max_4"]["mean"])],
+        {"pooling": widget(padded, labels[order])},
+    )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,6 @@ OPTIONS = {"steps": (200, "Number of training steps, with batches of 64 digits."
 TEMPERATURES = (0.25, 1.0, 4.0)
 BATCH = 64
 TOP, SHOWN = 20, 8  # Number of images with the largest logits that are counted, and shown, per unit.
-FORMULA = (
-    '<math display="block"><msub><mi>p</mi><mi>i</mi></msub><mo>=</mo><mfrac><mrow><mi>exp</mi><mo>(</mo><msub>'
-    "<mi>z</mi><mi>i</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow><mrow><munder><mo>∑</mo><mi>j</mi></munder>"
-    "<mi>exp</mi><mo>(</mo><msub><mi>z</mi><mi>j</mi></msub><mo>/</mo><mi>T</mi><mo>)</mo></mrow></mfrac></math>"
-)
 
 
 def softmax(logits, temperature: float = 1.0) -> np.ndarray:
@@ -184,7 +179,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     }
     rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
     table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
-    return topic.TopicResult("Softmax and grandmother cells", text, FORMULA, numbers, [table])
+    return topic.TopicResult(text, numbers, [table])
 
 
 if __name__ == "__main__":

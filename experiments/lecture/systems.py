@@ -9,11 +9,6 @@ from models import summary
 SIDE_BY_SIDE = ("vgg19", "plain34", "resnet34")
 STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # The Okabe-Ito palette, by map size.
 DEVICES, PER_DEVICE = range(2, 41), 128
-FORMULA = """<math display="block"><msub><mi>x</mi><mi>l</mi></msub><mo>=</mo><msub><mi>H</mi><mi>l</mi></msub>
-<mo>(</mo><mo>[</mo><msub><mi>x</mi><mn>0</mn></msub><mo>,</mo><mo>…</mo><mo>,</mo><msub><mi>x</mi><mrow><mi>l</mi><mo>−</mo>
-<mn>1</mn></mrow></msub><mo>]</mo><mo>)</mo><mtext>&#160;(dense),&#160;&#160;</mtext><msub><mi>x</mi><mrow><mi>l</mi><mo>+</mo>
-<mn>1</mn></mrow></msub><mo>=</mo><msub><mi>x</mi><mi>l</mi></msub><mo>+</mo><mi>F</mi><mo>(</mo><msub><mi>x</mi><mi>l</mi></msub>
-<mo>)</mo><mtext>&#160;(residual)</mtext></math>"""
 
 
 def weighted(name: str, image_shape=(224, 224, 3), **options) -> list[summary.Layer]:
@@ -200,7 +195,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "dense_block": dense,
     }
     tables = [("Counts", ["network", "units", "weights", "multiply-adds"], rows)]
-    return topic.TopicResult("The large networks in numbers", text, FORMULA, numbers, tables)
+    return topic.TopicResult(text, numbers, tables)
 
 
 if __name__ == "__main__":

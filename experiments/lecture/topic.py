@@ -2,7 +2,7 @@
 
     W/pieces/*.json     cached results, one file per `Topic.cached` call, reused when the command is repeated
     W/figures/*.png     the figures
-    W/lesson.json       the topic's section of the lecture page: title, text, formula, figures, tables, numbers, command
+    W/lesson.json       the topic's section of the lecture page; its constant part is lessons/NAME.md
     W/options.json      the flags that the topic was started with
     W/summary.json      the numbers, also printed as the last line of standard output
 
@@ -28,6 +28,7 @@ import numpy as np
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.options import option
+from experiments.lecture.page import Guess
 from experiments.reporting import figures, report
 from train.messages import say
 from train.task import Task
@@ -45,15 +46,16 @@ def _digest(result) -> str:
 class TopicResult(NamedTuple):
     """The result of a topic.
 
-    `text` is a sequence of paragraphs for students, `formula` is MathML or "", `numbers` is the content of
-    summary.json, and each table is (title, header, rows).
+    `text` is a sequence of paragraphs for students, `numbers` is the content of summary.json, each table is (title,
+    header, rows), and `widgets` maps the name of a widget in lessons/NAME.md to its data, which must be
+    JSON-serializable.
     """
 
-    title: str
     text: Sequence[str]
-    formula: str
     numbers: dict[str, Any]
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = ()
+    guesses: Sequence[Guess] = ()
+    widgets: Mapping[str, Any] = {}
 
 
 class Topic:
@@ -201,8 +203,11 @@ def run(name: str, experiment: Callable[[Topic], TopicResult], *, workdir: str, 
 def _is_shown(workdir: Workdir) -> bool:
     """Whether the files that the lecture page needs exist; if not, they are recreated from the cached results."""
     try:
-        names = [name for name, _, _ in json.loads((workdir.path / "lesson.json").read_text())["figures"]]
-        return all(is_png(workdir.path / "figures" / f"{name}.png") for name in names)
+        content = json.loads((workdir.path / "lesson.json").read_text())
+        names = [name for name, _, _ in content["figures"]]
+        return content.keys() >= set(TopicResult._fields) and all(
+            is_png(workdir.path / "figures" / f"{name}.png") for name in names
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -35,15 +35,6 @@ RATES = (0.01, 0.1, 1.0, 10.0)
 MEASURED = ("ratio", f"ratio_after_{AFTER}_steps", "first_layer")
 VANISHED = 0.01  # Gradients have vanished if the ratio of the first layer's norm to the last layer's is below this.
 
-FORMULA = """<math display="block"><mrow><mfrac><mrow><mi>∂</mi><mi>L</mi></mrow><mrow><mi>∂</mi><msub><mi>W</mi>
-<mi>l</mi></msub></mrow></mfrac><mo>=</mo><msub><mi>δ</mi><mi>l</mi></msub><msubsup><mi>h</mi><mrow><mi>l</mi>
-<mo>-</mo><mn>1</mn></mrow><mi>T</mi></msubsup><mo>,</mo><mspace width="1em"/><msub><mi>δ</mi><mi>l</mi></msub>
-<mo>=</mo><mo>(</mo>
-<msubsup><mi>W</mi><mrow><mi>l</mi><mo>+</mo><mn>1</mn></mrow><mi>T</mi></msubsup><msub><mi>δ</mi><mrow><mi>l</mi>
-<mo>+</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>⊙</mo><msup><mi>f</mi><mo>′</mo></msup><mo>(</mo><msub><mi>s</mi>
-<mi>l</mi></msub><mo>)</mo><mo>,</mo><mspace width="1em"/><msup><mi>σ</mi><mo>′</mo></msup><mo>(</mo><mi>s</mi>
-<mo>)</mo><mo>≤</mo><mfrac><mn>1</mn><mn>4</mn></mfrac></mrow></math>"""
-
 
 def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int) -> dict[str, list[float]]:
     """Gradient norms by layer [depth]: "start" is before training, "after" is after AFTER training steps."""
@@ -182,7 +173,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"layer 1 / last, {AFTER} steps",
         "layer 1, start",
     ]
-    return topic.TopicResult("Vanishing gradients", text, FORMULA, numbers, [("Gradient norms", header, rows)])
+    return topic.TopicResult(text, numbers, [("Gradient norms", header, rows)])
 
 
 if __name__ == "__main__":

@@ -262,9 +262,11 @@ def html_page(
     return document(title, "\n".join(parts))
 
 
-def document(title: str, body: str, *, style: str = "") -> str:
-    """A complete HTML page around `body`, whose content security policy forbids scripts and external resources."""
+def document(title: str, body: str, *, style: str = "", scripts: str = "") -> str:
+    """A complete HTML page around `body`. Its content security policy forbids external resources, and scripts except
+    those of the source list `scripts`."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += f"; script-src {scripts}" if scripts else ""
     head = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',

@@ -1,0 +1,163 @@
+"""The lessons of the lecture: Markdown files in lessons/, rendered to HTML.
+
+A lesson has the sections SECTIONS in this order, each with the heading ##, and these elements beside Markdown:
+
+    $x$ and $$x$$             a formula in LaTeX, rendered as MathML
+    ![alt text](NAME.svg)     a drawing of the folder drawings/, inlined; it uses currentColor, so it follows dark mode
+    ```source                 code cut from the project's source: the file and the name of a function, class or method;
+    models/layers.py relu     two more lines, if there are any, are the beginnings of the first and the last line shown
+    ```
+    ```widget                 an interactive part: widgets/NAME.js, see widgets/README.md
+    pooling
+    ```
+    > text                    the folded answer to an exercise
+"""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from latex2mathml import converter
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from experiments.reporting.report import escaped
+
+FOLDER = Path(__file__).parent
+PROJECT = FOLDER.parents[1]
+SECTIONS = (
+    ("Question", "Idea", "Symbols", "Equation", "Code", "Experiment")
+    + ("Why it matters", "Exercises", "Further reading")
+)  # fmt: skip
+SVG = "{http://www.w3.org/2000/svg}"
+DRAWING_ELEMENTS = frozenset(
+    ("svg", "g", "path", "line", "rect", "circle", "ellipse", "polyline", "polygon", "text", "tspan", "defs", "marker")
+)
+
+
+class Lesson(NamedTuple):
+    """A lesson: its title and the Markdown text of each of its SECTIONS."""
+
+    title: str
+    sections: dict[str, str]
+
+
+def read(name: str) -> Lesson:
+    """Reads lessons/NAME.md. Raises ValueError if its sections are not exactly SECTIONS."""
+    text = (FOLDER / "lessons" / f"{name}.md").read_text(encoding="utf-8")
+    first, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    sections = {heading: body.strip() for heading, _, body in (part.partition("\n") for part in parts)}
+    if tuple(sections) != SECTIONS or not first.startswith("# "):
+        raise ValueError(f"lessons/{name}.md: the sections must be {', '.join(SECTIONS)}, not {', '.join(sections)}")
+    return Lesson(first.removeprefix("# ").strip(), sections)
+
+
+def formula(latex: str, *, display: bool) -> str:
+    """The MathML of a LaTeX formula. Primes are not superscripts, because fonts without mathematical variants raise and
+    shrink the character twice."""
+    mathml = converter.convert(latex, display="block" if display else "inline")
+    return re.sub(
+        r"<msup>(<m[ion]>[^<]*</m[ion]>)<m[io]>(&#x02032;|′)</m[io]></msup>", r"<mrow>\1<mo>′</mo></mrow>", mathml
+    )
+
+
+def source(path: str, name: str, first: str = "", last: str = "") -> str:
+    """The code of a function, class or Class.method in a file of the project, without its docstring and indentation.
+
+    `first` and `last` are the beginnings of the first and the last line shown. Raises ValueError if there is no such
+    definition or line.
+    """
+    text = (PROJECT / path).read_text(encoding="utf-8")
+    found: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        inside = [node for node in ast.iter_child_nodes(found) if getattr(node, "name", None) == part]
+        if not inside:
+            raise ValueError(f"{path} defines no {name}")
+        found = inside[0]
+    assert isinstance(found, (ast.FunctionDef, ast.ClassDef))
+    begin, end = found.lineno - 1, found.end_lineno or found.lineno
+    lines = text.splitlines()
+    if ast.get_docstring(found) is not None:
+        doc = found.body[0]
+        del lines[doc.lineno - 1 : doc.end_lineno]
+        end -= (doc.end_lineno or doc.lineno) - doc.lineno + 1
+    shown = lines[begin:end]
+    for beginning, keep_before in ((first, False), (last, True)):
+        if beginning:
+            places = [i for i, line in enumerate(shown) if line.strip().startswith(beginning)]
+            if not places:
+                raise ValueError(f"{path}: {name} has no line that starts with {beginning!r}")
+            shown = shown[: places[0] + 1] if keep_before else shown[places[0] :]
+    return textwrap.dedent("\n".join(shown)).strip("\n")
+
+
+def drawing(name: str, alt: str) -> str:
+    """The SVG element of drawings/NAME with `alt` as its label. Raises ValueError for elements other than
+    DRAWING_ELEMENTS, event handlers and references to other files."""
+    text = (FOLDER / "drawings" / name).read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    for element in root.iter():
+        tag, names = element.tag.removeprefix(SVG), list(element.attrib)
+        if tag not in DRAWING_ELEMENTS or any(each.startswith("on") or "href" in each for each in names):
+            raise ValueError(f"drawings/{name} contains <{tag}> with {names}, which is not allowed")
+    start = text.index("<svg") + len("<svg")
+    return f'<svg role="img" aria-label="{escaped(alt)}" class="drawing"{text[start:].rstrip()}'
+
+
+# Rendering rules of markdown-it: (renderer, tokens, index of the token, options, environment) -> HTML.
+def _answer_open(*_):
+    return "<details><summary>Answer</summary>"
+
+
+def _answer_close(*_):
+    return "</details>"
+
+
+def _table_open(*_):
+    return '<div class="scroll" tabindex="0"><table>'
+
+
+def _table_close(*_):
+    return "</table></div>"
+
+
+def _image(_renderer, tokens, index, *_):
+    return drawing(tokens[index].attrs["src"], tokens[index].content)
+
+
+def _fence(_renderer, tokens, index, _options, environment):
+    kind, text = tokens[index].info.strip(), tokens[index].content
+    if kind == "widget":
+        name = text.strip()
+        environment["widgets"].append(name)
+        note = '<noscript><p class="note">This interactive part needs JavaScript.</p></noscript>'
+        return f'<div class="widget" data-widget="{escaped(name)}">{note}</div>'
+    if kind == "source":
+        where, *limits = text.splitlines()
+        path, name = where.split()
+        code = escaped(source(path, name, *limits))
+        return f'<figure class="code"><figcaption>{escaped(path)}</figcaption><pre tabindex="0">{code}</pre></figure>'
+    return f'<pre tabindex="0">{escaped(text)}</pre>'
+
+
+RULES = {
+    "fence": _fence,
+    "image": _image,
+    "blockquote_open": _answer_open,
+    "blockquote_close": _answer_close,
+    "table_open": _table_open,
+    "table_close": _table_close,
+}
+
+
+def to_html(text: str) -> tuple[str, list[str]]:
+    """Renders Markdown with the elements above; HTML in it is escaped. Returns the HTML and the names of its widgets."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.use(dollarmath_plugin, renderer=lambda latex, options: formula(latex, display=options["display_mode"]))
+    for name, rule in RULES.items():
+        markdown.add_render_rule(name, rule)
+    environment: dict = {"widgets": []}
+    return markdown.render(text, environment), environment["widgets"]

@@ -1,0 +1,77 @@
+"use strict";
+// The script of the lecture page: the guesses before figures, and the start of the widgets.
+// Each other file of this folder defines widgets.NAME = (element, data) => {...}.
+const widgets = {};
+
+// Creates an element; `attributes` are properties of the element, `children` are elements or text.
+function make(tag, attributes = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...children);
+  return element;
+}
+
+// A labeled slider; calls `changed` with the number. Returns the label element, whose `value` property is the number.
+function slider(text, { min, max, step = 1, value, format = String, changed }) {
+  const input = make("input", { type: "range", min, max, step, value });
+  const shown = make("output", {}, format(value));
+  const label = make("label", {}, text, input, shown);
+  Object.defineProperty(label, "value", { get: () => Number(input.value) });
+  input.addEventListener("input", () => {
+    shown.textContent = format(label.value);
+    changed(label.value);
+  });
+  return label;
+}
+
+// A labeled choice among `options`, [value, text] each; calls `changed` with the value.
+function choice(text, options, value, changed) {
+  const select = make("select", {}, ...options.map(([key, name]) => make("option", { value: key }, name)));
+  select.value = value;
+  select.addEventListener("change", () => changed(select.value));
+  const label = make("label", {}, text, select);
+  Object.defineProperty(label, "value", { get: () => select.value });
+  return label;
+}
+
+// Draws rows of numbers as pixels of `scale` canvas pixels: black 0, white `high`; if `signed`, blue negative, red positive.
+function drawPixels(canvas, rows, { scale, high = 1, signed = false }) {
+  canvas.width = rows[0].length * scale;
+  canvas.height = rows.length * scale;
+  const context = canvas.getContext("2d");
+  rows.forEach((row, y) => row.forEach((value, x) => {
+    const share = Math.max(-1, Math.min(1, value / high));
+    const rest = Math.round(255 * (1 - Math.abs(share)));
+    const grey = Math.round(255 * Math.max(0, share));
+    context.fillStyle = !signed ? `rgb(${grey},${grey},${grey})`
+      : share < 0 ? `rgb(${rest},${rest},255)` : `rgb(255,${rest},${rest})`;
+    context.fillRect(x * scale, y * scale, scale, scale);
+  }));
+}
+
+function startGuess(form) {
+  const input = form.querySelector("input"), shown = form.querySelector("output"), truth = form.querySelector(".truth");
+  const measured = Number(form.dataset.value), unit = form.dataset.unit;
+  const written = (number) => `${Number(number.toPrecision(3))} ${unit}`.trim();
+  const figure = form.parentElement.querySelector("figure");
+  form.hidden = false;
+  figure.hidden = true;
+  shown.textContent = written(Number(input.value));
+  input.addEventListener("input", () => { shown.textContent = written(Number(input.value)); });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    truth.textContent = `Your guess: ${written(Number(input.value))}. Measured: ${written(measured)}.`;
+    input.disabled = true;
+    form.querySelector("button").hidden = true;
+    form.dataset.done = "yes";
+    figure.hidden = form.parentElement.querySelector("form.guess:not([data-done])") !== null;
+  });
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("form.guess").forEach(startGuess);
+  const data = JSON.parse(document.getElementById("widget-data").textContent);
+  for (const element of document.querySelectorAll(".widget")) {
+    element.replaceChildren();
+    widgets[element.dataset.widget](element, data[element.dataset.widget]);
+  }
+});
