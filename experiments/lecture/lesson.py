@@ -32,6 +32,7 @@ SECTIONS = (
     ("Question", "Idea", "Symbols", "Equation", "Code", "Experiment")
     + ("Why it matters", "Exercises", "Further reading")
 )  # fmt: skip
+PRIME = re.compile(r"<msup>(<m[ion]>[^<]*</m[ion]>)<m[io]>(?:&#x02032;|′)</m[io]></msup>")
 SVG = "{http://www.w3.org/2000/svg}"
 DRAWING_ELEMENTS = frozenset(
     ("svg", "g", "path", "line", "rect", "circle", "ellipse", "polyline", "polygon", "text", "tspan", "defs", "marker")
@@ -59,9 +60,7 @@ def formula(latex: str, *, display: bool) -> str:
     """The MathML of a LaTeX formula. Primes are not superscripts, because fonts without mathematical variants raise and
     shrink the character twice."""
     mathml = converter.convert(latex, display="block" if display else "inline")
-    return re.sub(
-        r"<msup>(<m[ion]>[^<]*</m[ion]>)<m[io]>(&#x02032;|′)</m[io]></msup>", r"<mrow>\1<mo>′</mo></mrow>", mathml
-    )
+    return PRIME.sub(r"<mrow>\1<mo>′</mo></mrow>", mathml)
 
 
 def source(path: str, name: str, first: str = "", last: str = "") -> str:
@@ -154,7 +153,7 @@ RULES = {
 
 
 def to_html(text: str) -> tuple[str, list[str]]:
-    """Renders Markdown with the elements above; HTML in it is escaped. Returns the HTML and the names of its widgets."""
+    """Renders Markdown with the elements above; HTML in it is escaped. Returns the HTML and its widgets' names."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.use(dollarmath_plugin, renderer=lambda latex, options: formula(latex, display=options["display_mode"]))
     for name, rule in RULES.items():
