@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from outcome import result
 from PIL import Image
+from results import result
 
 import data
 from data import folder, generated

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import SignalAt
-from outcome import result, same
+from results import result, same
 
 from train import loop
 from train.early_stopping import EarlyStopping

@@ -5,8 +5,8 @@ import csv
 import commands
 import numpy as np
 import pytest
-from outcome import result
 from PIL import Image
+from results import result
 
 from experiments.setup import fid_classifier
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 from commands import SignalAt
-from outcome import TIMES, result, same
 from PIL import Image
+from results import TIMES, result, same
 
 import data
 from experiments.cli import compilation_cache

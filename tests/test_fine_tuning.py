@@ -13,8 +13,8 @@ import made_run
 import numpy as np
 import pytest
 from commands import SignalAt
-from outcome import result, same
 from PIL import Image
+from results import result, same
 
 import experiments
 import models

@@ -27,7 +27,7 @@ from flag_runs import (
     started,
     written,
 )
-from outcome import result
+from results import result
 
 import data
 from data import cifar10

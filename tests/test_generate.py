@@ -8,8 +8,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from outcome import result, same
 from PIL import Image
+from results import result, same
 
 from data import ArgumentError, DataError
 from experiments.cli.app import UsageError

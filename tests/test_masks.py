@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
-from outcome import result, same
 from PIL import Image
+from results import result, same
 
 from data import annotations, masks
 from data.dataset import DataError

@@ -10,7 +10,7 @@ import sysconfig
 import commands
 import documented
 import pytest
-from outcome import result
+from results import result
 
 SCRIPT = pathlib.Path(sysconfig.get_path("scripts"), "nutshell")
 TINY = ["--model=perceptron", "--steps=2"]

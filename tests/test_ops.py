@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from outcome import result
+from results import result
 
 from models import layers
 from models.cpu_kernels import ops

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from commands import SignalAt
-from outcome import result
+from results import result
 
 from data import batches, stream
 from train.parallel import devices, processes

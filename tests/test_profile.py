@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import SignalAt
-from outcome import result, same
+from results import result, same
 
 from experiments.cli import validation
 from experiments.cli.app import UsageError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from absl import flags
 from commands import ROOT
-from outcome import result, same
 from PIL import Image
+from results import result, same
 
 import data
 from data.dataset import Dataset

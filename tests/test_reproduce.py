@@ -5,8 +5,8 @@ import shutil
 import subprocess
 
 import pytest
-from outcome import result
 from PIL import Image
+from results import result
 
 from experiments import reproduce
 from experiments.reporting import environment

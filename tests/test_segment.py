@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 from commands import ROOT
-from outcome import result, same
 from PIL import Image
+from results import result, same
 
 import models
 from experiments.cli.app import UsageError

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 from commands import ROOT
-from outcome import result
+from results import result
 
 import data
 import experiments

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from outcome import result
 from PIL import Image
+from results import result
 
 import data
 from data import digit_scenes

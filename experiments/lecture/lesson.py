@@ -103,7 +103,9 @@ def drawing(name: str, alt: str) -> str:
         if tag not in DRAWING_ELEMENTS or any(each.startswith("on") or "href" in each for each in names):
             raise ValueError(f"drawings/{name} contains <{tag}> with {names}, which is not allowed")
     start = text.index("<svg") + len("<svg")
-    return f'<svg role="img" aria-label="{escaped(alt)}" class="drawing"{text[start:].rstrip()}'
+    return (
+        f'<span class="drawing" tabindex="0"><svg role="img" aria-label="{escaped(alt)}"{text[start:].rstrip()}</span>'
+    )
 
 
 # Rendering rules of markdown-it: (renderer, tokens, index of the token, options, environment) -> HTML.

@@ -17,6 +17,7 @@ from experiments.lecture import lesson as lessons
 from experiments.reporting import report
 
 WIDGETS = Path(__file__).parent / "widgets"
+NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
 MATHML = frozenset(
     ("math", "mrow", "mi", "mo", "mn", "mtext", "mfrac", "msub", "msup", "msubsup", "msqrt", "mroot", "mover", "munder")
     + ("munderover", "mtable", "mtr", "mtd", "mspace", "mpadded", "mstyle", "mphantom", "merror")
@@ -62,9 +63,11 @@ def checked_formula(text: str) -> str:
     except ElementTree.ParseError as error:
         raise ValueError(f"a formula is not valid XML ({error}): {text[:60]!r}") from None
     for element in root.iter():
-        if element.tag not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
-            raise ValueError(f"a formula contains <{element.tag}> with {sorted(element.attrib)}, which is not allowed")
-    if root.tag != "math":
+        if element.tag.removeprefix(NAMESPACE) not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
+            raise ValueError(
+                f"a formula contains <{element.tag.removeprefix(NAMESPACE)}> with {sorted(element.attrib)}, which is not allowed"
+            )
+    if root.tag.removeprefix(NAMESPACE) != "math":
         raise ValueError(f"the root element of a formula must be <math>, not <{root.tag}>")
     return text
 
