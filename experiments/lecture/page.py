@@ -63,10 +63,9 @@ def checked_formula(text: str) -> str:
     except ElementTree.ParseError as error:
         raise ValueError(f"a formula is not valid XML ({error}): {text[:60]!r}") from None
     for element in root.iter():
-        if element.tag.removeprefix(NAMESPACE) not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
-            raise ValueError(
-                f"a formula contains <{element.tag.removeprefix(NAMESPACE)}> with {sorted(element.attrib)}, which is not allowed"
-            )
+        tag = element.tag.removeprefix(NAMESPACE)
+        if tag not in MATHML or not ATTRIBUTES.issuperset(element.attrib):
+            raise ValueError(f"a formula contains <{tag}> with {sorted(element.attrib)}, which is not allowed")
     if root.tag.removeprefix(NAMESPACE) != "math":
         raise ValueError(f"the root element of a formula must be <math>, not <{root.tag}>")
     return text
