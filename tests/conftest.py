@@ -1,11 +1,13 @@
 """Configures JAX for the tests (eight simulated CPU devices, no rank promotion) and defines their fixtures."""
 
 import fcntl
+import functools
 import itertools
 import os
 import signal
 import sys
 
+import browser
 import clean_environment  # noqa: F401
 import commands
 import jax
@@ -98,3 +100,17 @@ def launch(environment, tmp_path_factory):
 def start(launch):
     """start(NAME, *arguments) runs experiments.NAME to completion and returns a commands.Done."""
     return lambda *arguments, **options: launch(*arguments, **options).wait()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    with browser.started() as driver:
+        yield driver
+
+
+@pytest.fixture
+def open_page(chromium, tmp_path):
+    """open_page(HTML, width=, height=, dark=) opens the page in headless Chromium and returns the selenium driver. At
+    the end of the test, the page must have logged no errors."""
+    yield functools.partial(browser.open_page, chromium, tmp_path)
+    browser.check_console(chromium)
