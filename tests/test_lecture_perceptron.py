@@ -89,11 +89,17 @@ def test_logistic_regression_is_gradient_descent():
 
 @pytest.mark.slow
 def test_xor_needs_the_hidden_layer(tmp_path):
-    numbers = run_small(perceptron, tmp_path, steps=120, points=100, hidden=8).numbers
+    result = run_small(perceptron, tmp_path, steps=120, points=100, hidden=8)
+    numbers, shown = result.numbers, result.widgets["playground"]
     right = {name: value["mean"] for name, value in numbers.items()}
     assert right["xor_mlp"] > 0.95 and max(right["xor_perceptron"], right["xor_logistic"]) < 0.8
     assert min(right[f"separable_{method}"] for method in perceptron.METHODS) > 0.95
     assert right["moons_mlp"] > right["moons_logistic"] > 0.7
+    assert result.guesses[0].value == 100 * right["xor_perceptron"]
+    x, y = points.draw("moons", 100, seed=0, split="train")
+    assert [shown[name]["label"] for name in shown] == ["separable", "XOR", "two moons"]
+    np.testing.assert_allclose(shown["moons"]["x"], x, atol=6e-5)
+    np.testing.assert_array_equal(shown["moons"]["y"], y)
 
 
 @pytest.mark.slow
@@ -115,7 +121,10 @@ def test_derivatives_and_saturation(tmp_path):
             assert activations.saturated(name, std=std) == pytest.approx(share, abs=1e-4)
             some = activations.saturated(name, std=std, positive=True)
             assert some == pytest.approx(positive, abs=1e-4)
-    numbers = run_small(activations, tmp_path).numbers
+    result = run_small(activations, tmp_path)
+    numbers, (largest, share) = result.numbers, (guess.value for guess in result.guesses)
+    assert largest == pytest.approx(0.25, abs=1e-6)
+    assert share == pytest.approx(100 * math.erfc(math.atanh(math.sqrt(0.9)) / 3 / math.sqrt(2)), abs=0.01)
     assert numbers["sigmoid"]["largest_derivative"] == pytest.approx(0.25, abs=1e-6)
     assert numbers["leaky_relu"]["smallest_derivative"] == pytest.approx(0.01)
 

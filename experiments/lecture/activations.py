@@ -63,7 +63,8 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def titled(name: str) -> str:
-    return {"relu": "ReLU", "leaky_relu": "leaky ReLU"}.get(name, name.replace("_", " "))
+    names = {"sigmoid": "logistic function", "relu": "ReLU", "leaky_relu": "leaky ReLU"}
+    return names.get(name, name.replace("_", " "))
 
 
 def curves(title: str):
@@ -102,13 +103,13 @@ def bars(found, title: str):
         axes = figure.add_subplot()
         for offset, s, colour in zip((-0.2, 0.2), STDS, ("#56B4E9", "#D55E00"), strict=True):
             shares = [100 * found[name][f"saturated_std{s}"] for name in found]
-            axes.barh(np.arange(len(found)) + offset, shares, 0.38, color=colour)
+            axes.barh(np.arange(len(found)) + offset, shares, 0.38, color=colour, label=f"standard deviation {s}")
             for row, share in enumerate(shares):
-                label = f"{share:.3g} %" + f"  input N(0, {s}²)" * (row == 0)
-                axes.text(share + 1, row + offset, label, va="center", fontsize=10, color="#333333")
+                axes.text(share + 1, row + offset, f"{share:.3g} %", va="center", fontsize=10, color="#333333")
         axes.set_yticks(range(len(found)), [titled(name) for name in found])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 100), xlabel=f"% of inputs with derivative below {THRESHOLD:g} times its maximum")
+        axes.set(xlim=(0, 100), xlabel="saturated inputs, %")
+        figure.legend(loc="outside lower center", ncols=len(STDS), frameon=False)
         topic.headline(figure, title)
     return figure
 
@@ -116,7 +117,6 @@ def bars(found, title: str):
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     narrow, wide = STDS
     found = this_topic.cached("shares", measure)
-    leak = found["leaky_relu"]["smallest_derivative"]
 
     def percent(name: str, key: str) -> str:
         return f"{100 * found[name][key]:.3g} %"
@@ -131,27 +131,37 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     most = max(growth, key=lambda name: growth[name])
     shares = f"{percent(most, f'saturated_std{wide}')} of them instead of {percent(most, f'saturated_std{narrow}')}"
     title = f"With inputs {wide / narrow:g} times as wide, {titled(most)} saturates for {shares}"
-    caption = f"fraction of normal inputs whose derivative is below {THRESHOLD:g} times its maximum, by quadrature"
+    caption = f"percentage of normally distributed inputs z whose derivative is below {THRESHOLD:g} times its maximum"
     this_topic.figure("saturation", bars(found, title), title="Saturation", caption=caption)
 
     text = (
-        "The lecture says that sigmoidal units saturate: if the derivative is close to 0, almost no gradient passes. "
-        f"Here an input counts as saturated if the derivative is below {THRESHOLD:g} times its maximum.",
-        f"For inputs from N(0, {narrow}²) this fraction is {percent('tanh', f'saturated_std{narrow}')} for tanh and "
-        f"{percent('sigmoid', f'saturated_std{narrow}')} for the sigmoid; for inputs from N(0, {wide}²) it is "
-        f"{percent('tanh', f'saturated_std{wide}')} and {percent('sigmoid', f'saturated_std{wide}')}. The sigmoid's "
-        f"derivative is at most {found['sigmoid']['largest_derivative']:.3g}: each sigmoid layer shrinks the "
-        "gradient unless its weights compensate.",
-        f"For ReLU it is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the "
-        f"positive inputs, none is saturated for {kept}, but "
-        f"{percent('rectified_tanh', f'saturated_positive_std{wide}')} are for the rectified tanh. The leaky ReLU's "
-        f"derivative is at least {leak:.2g}.",
+        f"Larger weighted sums saturate the S-shaped functions: for inputs with standard deviation {wide} instead of "
+        f"{narrow}, the saturated percentage of tanh rises from {percent('tanh', f'saturated_std{narrow}')} to "
+        f"{percent('tanh', f'saturated_std{wide}')}, that of the logistic function from "
+        f"{percent('sigmoid', f'saturated_std{narrow}')} to {percent('sigmoid', f'saturated_std{wide}')}.",
+        f"For ReLU it is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the positive "
+        f"inputs none is saturated for {kept}, but {percent('rectified_tanh', f'saturated_positive_std{wide}')} are "
+        f"for the rectified tanh at standard deviation {wide}. The percentages are computed from the normal "
+        "distribution, so they have no uncertainty.",
     )
-    header = ["activation", "largest derivative", "smallest on [−5, 5]", f"saturated, N(0, {narrow}²)"]
-    header += [f"saturated, N(0, {wide}²)", f"N(0, {wide}²), z > 0 only"]
+    header = ["function", "largest derivative", "smallest on [−5, 5]", f"saturated, std {narrow}"]
+    header += [f"saturated, std {wide}", f"std {wide}, z > 0 only"]
     ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
     rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
-    return topic.TopicResult(text, found, [("Saturation", header, rows)])
+    largest, share = found["sigmoid"]["largest_derivative"], 100 * found["tanh"][f"saturated_std{wide}"]
+    guesses = [
+        topic.Guess("functions", "How large is the largest derivative of the logistic function?", "", 0, 1, largest),
+        topic.Guess(
+            "saturation",
+            f"Inputs are normally distributed with standard deviation {wide}. For what percentage of them is tanh "
+            "saturated?",
+            "%",
+            0,
+            100,
+            share,
+        ),
+    ]
+    return topic.TopicResult(text, found, [("Derivatives and saturation", header, rows)], guesses)
 
 
 if __name__ == "__main__":

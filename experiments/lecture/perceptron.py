@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from matplotlib.lines import Line2D
 
 from experiments.lecture import points, topic
 from experiments.reporting import figures
@@ -19,7 +20,10 @@ OPTIONS = {
 }
 METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
 TEST = 1000  # Test points per seed.
+SHOWN = 150  # Test points in the figure.
+WIDGET = 200  # The largest number of training points in the widget.
 SOLVED = 0.95  # A method has solved a data set if its mean accuracy is at least this.
+BEST_LINE = 0.7  # A line that separates one cloud of XOR from the others has a higher accuracy than this.
 
 
 def measure(name: str, seed: int, options) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def measure(name: str, seed: int, options) -> dict[str, Any]:
 def boundaries(found, seed: int, title: str):
     """Plots test points, output and decision boundary; one row per data set, one column per method."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False, "axes.titlelocation": "center"}):
-        figure = figures.new_figure(height=5.9)
+        figure = figures.new_figure(height=6.7)
         topic.headline(figure, title)
         panels = figure.subplots(len(points.DATA), len(METHODS))
         for (row, column), axes in np.ndenumerate(panels):
@@ -53,24 +57,34 @@ def boundaries(found, seed: int, title: str):
             if z.min() < 0 < z.max():
                 axes.contour(*side, z, levels=[0], colors="black", linewidths=1.4)
             for label, (colour, marker) in enumerate(points.CLASSES):
-                axes.scatter(*x[:150][y[:150] == label].T, s=7, c=colour, marker=marker, linewidths=0)
-            right = f"{100 * found[name][method]['accuracy']:.0f} %"
-            box = {"facecolor": "white", "edgecolor": "#999999", "pad": 2, "alpha": 0.9}
-            axes.text(0.96, 0.05, right, transform=axes.transAxes, ha="right", weight="bold", fontsize=10, bbox=box)
+                axes.scatter(*x[:SHOWN][y[:SHOWN] == label].T, s=7, c=colour, marker=marker, linewidths=0)
+            right = f"{100 * found[name][method]['accuracy']:.0f} % correct"
+            above = f"{METHODS[method]}\n" if row == 0 else ""
+            axes.set_title(above + right, fontsize=10, weight="normal")
             axes.tick_params(labelsize=8, labelleft=column == 0)
-            if row == 0:
-                axes.set_title(METHODS[method].replace(" ", "\n"), fontsize=10.5)
             if row == len(points.DATA) - 1:
                 axes.set_xlabel("x₁")
             if column == 0:
                 axes.set_ylabel(f"{points.DATA[name]}\nx₂")
+        line = Line2D([], [], color="black", linewidth=1.4, label="decision boundary")
+        figure.legend(handles=[*points.class_handles(), line], loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
+def widget(count: int) -> dict[str, Any]:
+    """The data of widgets/playground.js: `count` training points of seed 0 of each data set."""
+    found = {}
+    for name, label in points.DATA.items():
+        x, y = points.draw(name, count, seed=0, split="train")
+        found[name] = {"label": label, "x": [[round(float(c), 4) for c in point] for point in x], "y": y.tolist()}
+    return found
+
+
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
+    options = this_topic.options
     found = {
         name: [
-            this_topic.cached(f"{name}_seed_{i}", functools.partial(measure, name, i, this_topic.options))
+            this_topic.cached(f"{name}_seed_{i}", functools.partial(measure, name, i, options))
             for i in this_topic.seeds
         ]
         for name in points.DATA
@@ -81,23 +95,32 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
     title = f"XOR is solved {'only ' * (len(solvers) == 1)}by {names}"
     figure = boundaries({name: found[name][0] for name in points.DATA}, this_topic.seeds[0], title)
-    caption = "test points and accuracy of the first seed; the background shows the output, paler if less certain"
-    this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
-    both = ", ".join(f"{METHODS[m]} {said['xor', m]}" for m in METHODS)
-    text = (
-        "The perceptron and logistic regression have the same update, (y − output) x: the perceptron's output is a "
-        "step, 0 or 1, and the logistic unit's is a probability, given by the sigmoid. Both decision boundaries are "
-        "straight lines.",
-        "If a line separates the classes, the test accuracy of the perceptron is "
-        f"{said['separable', 'perceptron']} and that of the logistic unit {said['separable', 'logistic']} (mean and "
-        "standard deviation over seeds).",
-        "The lecture says that no line solves XOR, but one hidden layer does. Here the accuracy is above "
-        f"{100 * SOLVED:.0f} % for {names}: {both}.",
+    caption = (
+        f"{SHOWN} of the {TEST:,} test points of the first seed, and the percentage of all test points classified "
+        "correctly; the background shows the output, paler if less certain"
     )
+    this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
+    seeds = f"{len(this_topic.seeds)} seed{'s' * (len(this_topic.seeds) > 1)}"
+    text = [
+        f"Each model was trained on {options['points']:,} points per data set and tested on {TEST:,} others. The table "
+        f"gives the percentage of test points classified correctly: mean ± standard deviation over {seeds}, "
+        "each with other points and other initial weights.",
+        f"A model counts as solving XOR if it classifies at least {100 * SOLVED:.0f} % of the points correctly. Here, "
+        f"this is true for {names}.",
+    ]
+    if max(right["xor", m]["mean"] for m in ("perceptron", "logistic")) < BEST_LINE:
+        text += [
+            "A line can classify three of the four clouds of XOR correctly, 75 % of the points, but neither rule finds "
+            "it. The cost of logistic regression is smallest if all its predictions are close to 1/2. The perceptron "
+            "moves its line after each misclassified point, so its accuracy depends on which points came last and "
+            "differs between seeds."
+        ]
     rows = [[points.DATA[n], *(said[n, m] for m in METHODS)] for n in points.DATA]
-    table = ("Test accuracy", ["data", *METHODS.values()], rows)
+    table = ("Test points classified correctly", ["data", *METHODS.values()], rows)
     numbers = {f"{n}_{m}": value for (n, m), value in right.items()}
-    return topic.TopicResult(text, numbers, [table])
+    guess = "A perceptron is trained on XOR. What percentage of new points does it classify correctly?"
+    guesses = [topic.Guess("boundaries", guess, "%", 0, 100, 100 * right["xor", "perceptron"]["mean"])]
+    return topic.TopicResult(text, numbers, [table], guesses, {"playground": widget(min(options["points"], WIDGET))})
 
 
 if __name__ == "__main__":

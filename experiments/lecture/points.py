@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
 
 import models
 from train.tasks import losses
@@ -15,6 +16,14 @@ DATA = {"separable": "separable", "xor": "XOR", "moons": "two moons"}
 LINE, GAP = np.array([0.6, 0.8, -0.4]), 0.2  # The line between the separable classes (unit normal), half the gap.
 CLASSES = ("#0072B2", "o"), ("#D55E00", "^")
 OUTPUTS = LinearSegmentedColormap.from_list("outputs", ["#bcdcf2", "#ffffff", "#f9d5b9"])  # From class 0 to class 1.
+
+
+def class_handles() -> list[Line2D]:
+    """The entries of a legend for the two classes."""
+    return [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=f"class {label}")
+        for label, (colour, marker) in enumerate(CLASSES)
+    ]
 
 
 def _separable(random, count: int):

@@ -98,7 +98,7 @@ def report_deep_feed_forward(results: list[dict[str, Any]]) -> Findings:
     )
     numbers, baseline = ({f"test_accuracy_{on}": value for on, value in each.items()} for each in right.values())
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
-        figure = figures.new_figure(height=3.0)
+        figure = figures.new_figure(height=3.3)
         x, classes = np.array(results[0]["points"]), np.array(results[0]["classes"])
         for axes, name in zip(figure.subplots(1, 2), ("one", "three"), strict=True):
             found = results[0][name]
@@ -109,6 +109,7 @@ def report_deep_feed_forward(results: list[dict[str, Any]]) -> Findings:
             axes.set_axis_off()
             layers = {"one": "1 hidden layer", "three": "3 hidden layers"}[name]
             axes.set_title(f"{layers}: {100 * found['spirals']:.0f} %", fontsize=11)
+        figure.legend(handles=points.class_handles(), loc="outside lower center", ncols=2, frameon=False)
     caption = "points of two spirals, with the output of each network as background, and its test accuracy; first seed"
     return Findings(text, numbers, baseline, figure, caption, "one hidden layer")
 
