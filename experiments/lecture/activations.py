@@ -144,10 +144,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"for the rectified tanh at standard deviation {wide}. The percentages are computed from the normal "
         "distribution, so they have no uncertainty.",
     )
-    header = ["function", "largest derivative", "smallest on [−5, 5]", f"saturated, std {narrow}"]
-    header += [f"saturated, std {wide}", f"std {wide}, z > 0 only"]
-    ordered = [(name, list(numbers.values())) for name, numbers in found.items()]
-    rows = [[titled(n), f"{d[0]:.3g}", f"{d[1]:.2g}", *(f"{100 * x:.3g} %" for x in d[2:])] for n, d in ordered]
+    header = ["function", "largest derivative", f"saturated, std {narrow}", f"saturated, std {wide}"]
+    header += [f"std {wide}, z > 0 only"]
+    keys = [*(f"saturated_std{std}" for std in STDS), f"saturated_positive_std{wide}"]
+    rows = [
+        [titled(name), f"{numbers['largest_derivative']:.3g}", *(percent(name, key) for key in keys)]
+        for name, numbers in found.items()
+    ]
     largest, share = found["sigmoid"]["largest_derivative"], 100 * found["tanh"][f"saturated_std{wide}"]
     guesses = [
         topic.Guess("functions", "How large is the largest derivative of the logistic function?", "", 0, 1, largest),
