@@ -31,14 +31,14 @@ GENERATE = {
 def test_segment():
     title, text, tables, guesses = RUNS["segment"].describe(SEGMENT)
     assert title == "SegNet: a class for every pixel (1,200 steps)"
-    assert "right class for 96.1% of the pixels of 500 images of digit_scenes" in text[0] and "is 61.5%" in text[0]
+    assert "right class for 96.1 % of the pixels of 500 images of digit_scenes" in text[0] and "is 61.5 %" in text[0]
     assert tables[0][2] == [["background", "95 %"], ["0", "28 %"], ["1", "none"]]
     assert guesses[0][3:] == (0, 100, pytest.approx(61.5))
 
 
 def test_generate():
     _, text, tables, guesses = RUNS["generate"].describe(GENERATE)
-    assert "of a classifier, is 7.2." in text[0] and "4% of the samples to the rarest class and 17%" in text[0]
+    assert "of a classifier, is 7.2." in text[0] and "4 % of the samples to the rarest class and 17 %" in text[0]
     assert [row[1] for row in tables[0][2]] == ["0.35", "7.25", "75.80"]
     assert guesses[0][3:] == (0, 76, 7.25) and "training images is 0.3, that" in guesses[0][1]
     worse = RUNS["generate"].describe({**GENERATE, "classifier_fid": 80.5}).guesses[0]
@@ -54,3 +54,4 @@ def test_only_topics_have_a_lesson_and_guesses(tmp_path):
     assert (used.lesson, used.guesses, used.title) == ("", (), "SegNet: a class for every pixel (1,200 steps)")
     assert (as_topic.lesson, as_topic.title) == ("segment", lesson.read("segment").title)
     assert as_topic.guesses[0][0] == "predictions" and as_topic.tables == used.tables
+    assert as_topic.command == "python -m experiments.segment --steps=800 --eval_every=200 --workdir=NEW"

@@ -44,7 +44,7 @@ def test_text_and_guesses(tmp_path, monkeypatch):
     sent = 2 * 2_469_696 + 1024 * (2 * 9216 + 4 * 4096 + 1 + 10) + 2 + 6
     assert hybrid == pytest.approx(4 * 7 / 8 * sent / 1e6)
     assert times == pytest.approx(19_632_062_464 / 3_663_761_408)
-    assert "92% of the multiply-adds with 4% of the parameters" in found.text[0]
+    assert "have 4 % of the parameters and do 92 % of the multiply-adds" in found.text[0]
     assert "142 MB per step with hybrid parallelism and 428 MB with data parallelism" in found.text[1]
     assert "from 27 devices on, data parallelism sends less" in found.text[1]
     assert "VGG-19 has 19 layers and needs 5.4 times the multiply-adds of ResNet-34, which has 34" in found.text[2]

@@ -83,11 +83,12 @@ def run_section(workdir: pathlib.Path, lesson_name: str = ""):
         command = saved_run.COMMANDS[run["task"]]
         describe, figures = RUNS[command]
         title, text, tables, guesses = describe(summary)
-        line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={workdir / 'flags.txt'}"])
+        line = TOPICS[lesson_name] if lesson_name else [f"--flagfile={workdir / 'flags.txt'}"]
         shown = [(name, heading, caption, workdir / "figures" / f"{name}.png") for name, heading, caption in figures]
         shown = [entry for entry in shown if entry[3].exists()]
         numbers = {name: value for name, value in summary.items() if name != "workdir"}
-        section = Section(title, "", text, shown, tables, numbers, f"{line} --workdir=NEW")
+        repeat = shlex.join(["python", "-m", f"experiments.{command}", *line, "--workdir=NEW"])
+        section = Section(title, "", text, shown, tables, numbers, repeat)
         if lesson_name:
             asked = [Guess(*guess) for guess in guesses]
             section = section._replace(title=lesson.read(lesson_name).title, lesson=lesson_name, guesses=asked)

@@ -26,9 +26,9 @@ class Run(NamedTuple):
 def _segment(summary: Mapping[str, Any]) -> Described:
     title = f"SegNet: a class for every pixel ({summary['step']:,} steps)"
     text = [
-        f"After {summary['step']:,} steps, the network predicts the right class for {summary['global_accuracy']:.1%} "
-        f"of the pixels of {summary['examples']:,} images of {summary['dataset']} that it was not trained on. Its mean "
-        f"IoU (intersection over union, averaged over the classes) is {summary['mean_iou']:.1%}. {ONE_SEED}"
+        f"After {summary['step']:,} steps, the network predicts the right class for "
+        f"{100 * summary['global_accuracy']:.1f} % of the pixels of {summary['examples']:,} images of "
+        f"{summary['dataset']} that it was not trained on. Its mean IoU (intersection over union, averaged over the classes) is {100 * summary['mean_iou']:.1f} %. {ONE_SEED}"
     ]
     rows = [[name, "none" if iou is None else f"{100 * iou:.0f} %"] for name, iou in summary["iou"].items()]
     question = "How many percent is the mean IoU on images that the network was not trained on?"
@@ -41,8 +41,8 @@ def _generate(summary: Mapping[str, Any]) -> Described:
     title = f"Generative adversarial networks: images from transposed convolutions ({step:,} steps)"
     text = [
         f"After {step:,} steps on {summary['dataset']}, the Fréchet distance of samples to test images, in the feature "
-        f"space of a classifier, is {score:.1f}. The classifier assigns {summary['coverage_min']:.0%} of the samples "
-        f"to the rarest class and {summary['coverage_max']:.0%} to the most frequent one. {ONE_SEED}"
+        f"space of a classifier, is {score:.1f}. The classifier assigns {100 * summary['coverage_min']:.0f} % of the "
+        f"samples to the rarest class and {100 * summary['coverage_max']:.0f} % to the most frequent one. {ONE_SEED}"
     ]
     rows = [
         ["real training images (a perfect generator)", f"{floor:.2f}"],

@@ -210,10 +210,11 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         caption="each layer reads the maps of all preceding layers and adds k maps (Huang et al. 2017, figure 1)",
     )
     conv, fc, whole = parts["convolutions"], parts["dense"], counts["alexnet_owt"]
+    share = 100 * conv["parameters"] / whole["parameters"]
     eight, times = list(DEVICES).index(8), counts["vgg19"]["multiply_adds"] / counts["resnet34"]["multiply_adds"]
     text = [
-        f"AlexNet's convolutions do {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the multiply-adds with "
-        f"{conv['parameters'] / whole['parameters']:.0%} of the parameters; the three dense layers have the others.",
+        f"AlexNet's convolutions have {share:.0f} % of the parameters and do "
+        f"{100 * conv['multiply_adds'] / whole['multiply_adds']:.0f} % of the multiply-adds.",
         f"With eight devices of {PER_DEVICE} images each, a device sends {hybrid[eight]:.0f} MB per step with hybrid "
         f"parallelism and {data[eight]:.0f} MB with data parallelism. The activations that hybrid parallelism sends "
         "grow with the number of images"
@@ -232,7 +233,6 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "dense_block": dense,
     }
     tables = [("Counts for one image", ["network", "units", "parameters", "multiply-adds"], rows)]
-    share = 100 * conv["parameters"] / whole["parameters"]
     guesses = [
         topic.Guess(
             "alexnet_split", "How many percent of AlexNet's parameters are in its convolutions?", "%", 0, 100, share

@@ -239,7 +239,7 @@ def _run_in(workdir: Workdir, name: str, experiment, *, options: dict[str, Any])
         result = result._replace(text=[*result.text, "Only one seed was run, so the variation is unknown."])
     topic.claim()
     line = [f"--{key}={value}" for key, value in options.items()]
-    command = f"python -m experiments.lecture.{name} {shlex.join(line)} --workdir=NEW"
+    command = shlex.join(["python", "-m", f"experiments.lecture.{name}", *line, "--workdir=NEW"])
     workdir.write_json("lesson.json", {**result._asdict(), "figures": topic.figures, "command": command})
     numbers = {"experiment": name, **result.numbers, "workdir": str(workdir.path)}
     workdir.write_json("summary.json", numbers)
