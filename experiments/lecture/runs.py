@@ -25,14 +25,15 @@ class Run(NamedTuple):
 
 def _segment(summary: Mapping[str, Any]) -> Described:
     title = f"SegNet: a class for every pixel ({summary['step']:,} steps)"
+    accuracy, iou = 100 * summary["global_accuracy"], 100 * summary["mean_iou"]
     text = [
-        f"After {summary['step']:,} steps, the network predicts the right class for "
-        f"{100 * summary['global_accuracy']:.1f} % of the pixels of {summary['examples']:,} images of "
-        f"{summary['dataset']} that it was not trained on. Its mean IoU (intersection over union, averaged over the classes) is {100 * summary['mean_iou']:.1f} %. {ONE_SEED}"
+        f"After {summary['step']:,} steps, the network predicts the right class for {accuracy:.1f} % of the pixels of "
+        f"{summary['examples']:,} images of {summary['dataset']} that it was not trained on. Its mean IoU (intersection "
+        f"over union, averaged over the classes) is {iou:.1f} %. {ONE_SEED}"
     ]
-    rows = [[name, "none" if iou is None else f"{100 * iou:.0f} %"] for name, iou in summary["iou"].items()]
+    rows = [[name, "none" if value is None else f"{100 * value:.0f} %"] for name, value in summary["iou"].items()]
     question = "How many percent is the mean IoU on images that the network was not trained on?"
-    guess = ("predictions", question, "%", 0, 100, 100 * summary["mean_iou"])
+    guess = ("predictions", question, "%", 0, 100, iou)
     return Described(title, text, [("Intersection over union", ["class", "IoU"], rows)], [guess])
 
 
