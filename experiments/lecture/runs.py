@@ -28,8 +28,8 @@ def _segment(summary: Mapping[str, Any]) -> Described:
     accuracy, iou = 100 * summary["global_accuracy"], 100 * summary["mean_iou"]
     text = [
         f"After {summary['step']:,} steps, the network predicts the right class for {accuracy:.1f} % of the pixels of "
-        f"{summary['examples']:,} images of {summary['dataset']} that it was not trained on. Its mean IoU (intersection "
-        f"over union, averaged over the classes) is {iou:.1f} %. {ONE_SEED}"
+        f"{summary['examples']:,} images of {summary['dataset']} that it was not trained on. Its mean IoU "
+        f"(intersection over union, averaged over the classes) is {iou:.1f} %. {ONE_SEED}"
     ]
     rows = [[name, "none" if value is None else f"{100 * value:.0f} %"] for name, value in summary["iou"].items()]
     question = "How many percent is the mean IoU on images that the network was not trained on?"
