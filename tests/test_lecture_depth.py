@@ -190,8 +190,8 @@ def test_short_run_of_plain_vs_residual(tmp_path, monkeypatch, mnist5k):
     assert text in found["text"][0]
     (_, _, (plain, residual)), (guess,) = found["tables"][0], found["guesses"]
     worse, error = 100 * gaps["plain"]["mean"], 100 * gaps["plain"]["standard_error"]
-    assert plain[0] == "without shortcuts" and plain[3] == f"{worse:.1f} ± {error:.1f} points"
-    assert residual[1] == residual[2] and residual[3].startswith("0.0 ± ")
+    assert plain[0] == "without shortcuts" and plain[3] == f"{worse:.2f} ± {error:.2f} points"
+    assert residual[1] == residual[2] and residual[3].startswith("0.00 ± ")
     assert guess[0] == "training_error" and guess[-1] == pytest.approx(100 * errors["plain-56"]["mean"])
     kept = json.loads((tmp_path / "pieces/mnist5k_plain-20_seed0.json").read_text())["found"]
     assert len(kept) == 50 and all(round(64 * error, 9).is_integer() for error in kept)

@@ -89,19 +89,20 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"After {steps} steps, the deeper network has {found['plain']} training error without shortcuts and "
         f"{found['residual']} one with them. An error counts as higher if the difference is more than twice its "
         "standard error.",
-        f"To run in minutes, the experiment uses {dataset.name} averaged to {side}x{side} pixels, {maps}, {2 * maps} "
-        f"and {4 * maps} maps, and few steps of Adam, so it shows how slowly a deep plain network learns, not its "
-        "final error. He et al. trained on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; there, "
-        "too, the plain network of 56 layers ended with a higher training error than that of 20.",
+        f"In the table, ± is the standard deviation over {len(this_topic.seeds)} seeds, for differences the standard "
+        "error.",
+        f"To run in minutes, the experiment uses the data set {dataset.name} averaged to {side}x{side} pixels, {maps}, "
+        f"{2 * maps} and {4 * maps} maps, and few steps of Adam, so it shows how slowly a deep plain network learns, "
+        "not its final error. He et al. trained on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; "
+        "there, too, the plain network of 56 layers ended with a higher training error than that of 20.",
     ]
     rows = []
     for kind, name in (("plain", "without shortcuts"), ("residual", "with shortcuts")):
         errors_of = [numbers["training_error"][f"{kind}-{depth}"] for depth in (20, 56)]
         difference, error = (100 * gaps[kind][key] for key in ("mean", "standard_error"))
-        each = [f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f} %" for one in errors_of]
-        rows.append([name, *each, f"{difference:.1f} ± {error:.1f} points"])
-    over = f"± standard deviation over {len(this_topic.seeds)} seeds; of the difference: ± its standard error"
-    tables = [(f"Training error ({over})", ["network", "20 layers", "56 layers", "difference"], rows)]
+        each = [f"{100 * one['mean']:.2f} ± {100 * one['std']:.2f} %" for one in errors_of]
+        rows.append([name, *each, f"{difference:.2f} ± {error:.2f} points"])
+    tables = [("Training error", ["network", "20 layers", "56 layers", "difference"], rows)]
     guess = topic.Guess(
         "training_error",
         f"Without shortcuts, 20 layers end with a training error of {said['plain-20']}. How many percent do 56 layers "
