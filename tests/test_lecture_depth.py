@@ -186,8 +186,13 @@ def test_short_run_of_plain_vs_residual(tmp_path, monkeypatch, mnist5k):
     assert errors["plain-56"]["mean"] > 0.8 and errors["plain-20"]["mean"] < 0.75
     assert gaps["plain"]["mean"] == pytest.approx(errors["plain-56"]["mean"] - errors["plain-20"]["mean"])
     assert gaps["residual"]["mean"] == gaps["residual"]["std"] == 0.0
-    text = "a degradation of more than two standard errors is seen without shortcuts and not seen with them"
+    text = "the deeper network has a higher training error without shortcuts and no higher one with them"
     assert text in found["text"][0]
+    (_, _, (plain, residual)), (guess,) = found["tables"][0], found["guesses"]
+    worse, error = 100 * gaps["plain"]["mean"], 100 * gaps["plain"]["standard_error"]
+    assert plain[0] == "without shortcuts" and plain[3] == f"{worse:.2f} ± {error:.2f} points"
+    assert residual[1] == residual[2] and residual[3].startswith("0.00 ± ")
+    assert guess[0] == "training_error" and guess[-1] == pytest.approx(100 * errors["plain-56"]["mean"])
     kept = json.loads((tmp_path / "pieces/mnist5k_plain-20_seed0.json").read_text())["found"]
     assert len(kept) == 50 and all(round(64 * error, 9).is_integer() for error in kept)
     for option, value in (("dataset", "mnist"), ("steps", 19), ("pool", 5)):

@@ -13,6 +13,7 @@ import time
 
 from experiments.cli import app, subprocesses
 from experiments.cli.options import option
+from experiments.lecture.runs import RUNS
 
 # Flags by topic name; segment and generate are short training runs.
 TOPICS: dict[str, list[str]] = {
@@ -30,36 +31,6 @@ TOPICS: dict[str, list[str]] = {
     "systems": [],
     "segment": ["--steps=800", "--eval_every=200"],
     "generate": ["--steps=1500", "--eval_every=250"],
-}
-# (title, text, figures as (file, heading, caption)) by training command.
-RUNS: dict[str, tuple[str, str, tuple[tuple[str, str, str], ...]]] = {
-    "segment": (
-        "SegNet: a class for every pixel ({step:,} steps)",
-        "The encoder stores the index of each pooling maximum; the decoder writes values back at those indices and "
-        "convolves. After {step:,} steps on {dataset} the mean intersection over union is {mean_iou:.1%}.",
-        (("predictions", "Predictions", "test images, true classes and predicted classes"),),
-    ),
-    "generate": (
-        "Generative adversarial networks: images from transposed convolutions ({step:,} steps)",
-        "A generator of transposed convolutions learns to fool a discriminator, which learns to distinguish real from "
-        "generated images. After {step:,} steps on {dataset} the Fréchet distance of samples to real images, in the "
-        "feature space of a classifier, is {classifier_fid:.1f}; it is {floor:.2f} for other real images and "
-        "{ceiling:.1f} before training.",
-        (
-            ("samples", "Samples", "not selected: the first latent vectors of a fixed seed"),
-            ("samples_over_time", "Samples over time", "samples from the same latent vectors at different steps"),
-        ),
-    ),
-    "classify": (
-        "A classifier: {model} on {dataset}",
-        "Its accuracy on {examples:,} images is {accuracy:.2%}.",
-        (("layer1", "Layer-1 filters", "weights of the first layer, each image scaled by its largest magnitude"),),
-    ),
-    "reconstruct": (
-        "An autoencoder: {model} on {dataset}",
-        "Its loss on {examples:,} images is {loss:.4g}.",
-        (("reconstructions", "Reconstructions", "images and their reconstructions"),),
-    ),
 }
 INTRODUCTION = (
     "Each claim of the lecture was tested by an experiment run for this page. The text is generated from the measured "
@@ -100,21 +71,27 @@ def topic_section(name: str, workdir: pathlib.Path):
 
 
 def run_section(workdir: pathlib.Path, lesson_name: str = ""):
-    """Creates the page section of a finished training run, with the lesson of that name if it is a topic."""
+    """Creates the page section of a finished training run. A run that is a topic has the lesson `lesson_name`, and
+    questions before its figures."""
+    from experiments.lecture import lesson
     from experiments.lecture import page as lecture_page
-    from experiments.lecture.page import Section
+    from experiments.lecture.page import Guess, Section
     from experiments.setup import saved_run
 
     run, summary = read(workdir / "run.json"), read(workdir / "summary.json")
     with report_damage(workdir / "summary.json"):
         command = saved_run.COMMANDS[run["task"]]
-        title, text, figures = RUNS[command]
-        title, text = title.format(**summary), text.format(**summary)
-        line = shlex.join(["python", "-m", f"experiments.{command}", f"--flagfile={workdir / 'flags.txt'}"])
+        describe, figures = RUNS[command]
+        title, text, tables, guesses = describe(summary)
+        line = TOPICS[lesson_name] if lesson_name else [f"--flagfile={workdir / 'flags.txt'}"]
         shown = [(name, heading, caption, workdir / "figures" / f"{name}.png") for name, heading, caption in figures]
         shown = [entry for entry in shown if entry[3].exists()]
         numbers = {name: value for name, value in summary.items() if name != "workdir"}
-        section = Section(title, lesson_name, [text], shown, [], numbers, f"{line} --workdir=NEW")
+        repeat = shlex.join(["python", "-m", f"experiments.{command}", *line, "--workdir=NEW"])
+        section = Section(title, "", text, shown, tables, numbers, repeat)
+        if lesson_name:
+            asked = [Guess(*guess) for guess in guesses]
+            section = section._replace(title=lesson.read(lesson_name).title, lesson=lesson_name, guesses=asked)
         lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
         return section
 

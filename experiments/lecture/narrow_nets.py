@@ -2,7 +2,6 @@
 residual learning for image recognition", section 4.2, and their training errors."""
 
 import functools
-import itertools
 
 import flax.linen as nn
 import jax
@@ -98,20 +97,15 @@ def draw(curves: dict[str, np.ndarray], window: int, title: str):
     """Plots the training error of each network in percent, [seeds, N], against the last step of each averaging window,
     as mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
-        figure = figures.new_figure(height=4.4)
-        axes, ends = figure.add_subplot(), []
+        figure = figures.new_figure(height=4.6)
+        axes = figure.add_subplot()
         topic.headline(figure, title, 50)
         for net, values in curves.items():
             depth, residual = NETS[net]
             part, style = "train" if residual else "eval", "-" if depth == 56 else (0, (3, 1.5))
             steps = window + np.arange(values.shape[1])
-            mean = topic.draw_spread(axes, steps, values, part, linestyle=style)
-            ends.append((mean[-1], net, part))
-        axes.set(xlim=(0, steps[-1]), ylim=(-8, 100), yticks=range(0, 101, 20))  # Leaves room for labels of lines at 0.
+            topic.draw_spread(axes, steps, values, part, linestyle=style, label=net.replace("-", ", ") + " layers")
+        axes.set(xlim=(0, steps[-1]), ylim=(-2, 100))  # Lines at 0 are visible.
         axes.set(xlabel="training steps", ylabel="training error, %")
-        figure.draw_without_rendering()  # The label positions depend on the final layout.
-        ends.sort()
-        cuts = np.flatnonzero(np.diff([value for value, *_ in ends]) > 20) + 1
-        for low, high in itertools.pairwise((0, *cuts, len(ends))):  # Separates only neighboring labels.
-            figures.label_ends(axes, ends[low:high])
+        figure.legend(loc="outside lower center", ncols=2)
     return figure

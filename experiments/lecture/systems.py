@@ -8,6 +8,8 @@ from models import summary
 
 SIDE_BY_SIDE = ("vgg19", "plain34", "resnet34")
 STAGES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")  # The Okabe-Ito palette, by map size.
+DENSE = "#666666"
+LIGHT = STAGES[1:]  # Colors that need dark text.
 DEVICES, PER_DEVICE = range(2, 41), 128
 
 
@@ -22,6 +24,21 @@ def totals(name: str) -> dict[str, int]:
     return {key: sum(getattr(row, key) for row in rows) for key in ("parameters", "multiply_adds", "units")}
 
 
+def shortcuts(name: str) -> list[tuple[int, int, bool]]:
+    """The shortcuts of a network as (first, last, changes size): each skips the rows first to last of `weighted`, and
+    its 1x1 convolution changes the size and number of the maps. Empty for a network without shortcuts."""
+    model = models.create(name, 1000)
+    if not getattr(model, "residual", False):
+        return []
+    projected = {row.name.split("/")[0] for row in summary.layers(model, (224, 224, 3)) if "/shortcut" in row.name}
+    blocks, found = [row.name.split("/")[0] for row in weighted(name)], []
+    for block in dict.fromkeys(blocks):
+        first, layers = blocks.index(block), blocks.count(block)
+        if layers > 1:
+            found.append((first, first + layers - 1, block in projected))
+    return found
+
+
 def split() -> dict[str, dict[str, float]]:
     """Counts for the convolutions and for the dense layers of AlexNet-OWT."""
     rows = weighted("alexnet_owt")
@@ -33,6 +50,7 @@ def split() -> dict[str, dict[str, float]]:
 def draw_split(parts: dict):
     """Plots the proportions of convolutions and dense layers."""
     import matplotlib
+    from matplotlib.patches import Patch
 
     names = {"multiply_adds": "multiply-adds", "parameters": "parameters", "units": "units"}
     share = {k: parts["convolutions"][k] / (parts["convolutions"][k] + parts["dense"][k]) for k in names}
@@ -57,37 +75,58 @@ def draw_split(parts: dict):
             axes.text(-0.01, row, name, ha="right", va="center")
         axes.set(xlim=(0, 1), ylim=(2.5, -0.5), yticks=[], xticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("blue: convolutions, orange: dense layers")
+        kinds = (("convolutions", "train"), ("dense layers", "eval"))
+        handles = [Patch(color=figures.COLOURS[part], label=label) for label, part in kinds]
+        shown.legend(handles=handles, loc="outside lower center", ncols=2)
         axes.set_title("AlexNet: convolutions dominate compute,\ndense layers hold the weights")
     return shown
 
 
 def draw_side_by_side(rows_of: dict[str, list[summary.Layer]], counts: dict[str, dict[str, int]]):
-    """Draws the layers of each network as a column of boxes, colored by map size."""
+    """Draws the layers of each network as a column of boxes, colored by map size, and its shortcuts as arcs: dotted
+    where the map size changes, as in figure 3 of He et al. 2016."""
     import matplotlib
-    from matplotlib.patches import Rectangle
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
     tallest = max(map(len, rows_of.values()))
     sizes = sorted({row.shape[0] for rows in rows_of.values() for row in rows if len(row.shape) == 3}, reverse=True)
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
-        shown = figures.new_figure(height=7.2)
+        shown = figures.new_figure(height=8.4)
         axes = shown.add_subplot()
+        colours = {size: STAGES[i % len(STAGES)] for i, size in enumerate(sizes)}
         for column, (name, rows) in enumerate(rows_of.items()):
             before = None
             for place, row in enumerate(rows):
                 wide = len(row.shape) == 3
-                colour = STAGES[sizes.index(row.shape[0]) % len(STAGES)] if wide else "#666666"
-                axes.add_patch(Rectangle((column + 0.05, place), 0.9, 0.8, color=colour))
-                label = f"{row.shape[0]}², {row.shape[-1]} maps" if wide else f"{row.shape[0]} units"
-                if label != before:
-                    axes.text(column + 0.5, place + 0.4, label, ha="center", va="center", color="white", fontsize=8)
-                before = label
+                colour = colours[row.shape[0]] if wide else DENSE
+                axes.add_patch(Rectangle((column + 0.05, place), 0.8, 0.7, color=colour))
+                label = f"{row.shape[-1]} maps" if wide else f"{row.shape[0]} units"
+                if (label, colour) != before:
+                    ink = "#222222" if colour in LIGHT else "white"
+                    axes.text(column + 0.45, place + 0.37, label, ha="center", va="center", color=ink, fontsize=8)
+                before = label, colour
+            for first, last, changes in shortcuts(name):
+                arc = FancyArrowPatch(
+                    (column + 0.86, first - 0.12), (column + 0.86, last + 0.82), arrowstyle="-|>", mutation_scale=7,
+                    connectionstyle="arc3,rad=-0.75", color="#222222", linewidth=1.2, linestyle=":" if changes else "-",
+                    shrinkA=0, shrinkB=0,
+                )  # fmt: skip
+                axes.add_patch(arc)
             total = counts[name]
-            head = f"{name}\n{total['parameters'] / 1e6:.1f} M weights\n{total['multiply_adds'] / 1e9:.2f} G mult-adds"
-            axes.text(column + 0.5, -0.4, head, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
-        axes.set(xlim=(0, len(rows_of)), ylim=(tallest + 0.5, -3.6))
+            millions, billions = total["parameters"] / 1e6, total["multiply_adds"] / 1e9
+            head = f"{name}\n{millions:.1f} M parameters\n{billions:.2f} G multiply-adds"
+            axes.text(column + 0.45, -0.4, head, ha="center", va="bottom", fontsize=9, fontweight="bold")
+        axes.set(xlim=(0, len(rows_of) + 0.1), ylim=(tallest + 0.2, -3.6))
         axes.set_axis_off()
         axes.set_title("Deeper but cheaper: one box per layer")
+        boxes = [Patch(color=colour, label=f"{size}x{size} pixels") for size, colour in colours.items()]
+        arcs = [
+            Line2D([], [], color="#222222", linestyle="-", label="shortcut"),
+            Line2D([], [], color="#222222", linestyle=":", label="shortcut, size changes"),
+        ]
+        key = [*boxes, Patch(color=DENSE, label="dense layer"), *arcs]
+        shown.legend(handles=key, loc="outside lower center", ncols=3, fontsize=9)
     return shown
 
 
@@ -162,7 +201,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "side_by_side",
         draw_side_by_side({name: weighted(name) for name in SIDE_BY_SIDE}, counts),
         title="VGG-19, a plain and a residual network",
-        caption="from the image (top) to the classes (bottom), colored by map size (He et al. 2016, figure 3)",
+        caption="from the image (top) to the classes (bottom); pooling is not drawn (after He et al. 2016, figure 3)",
     )
     this_topic.figure(
         "dense_block",
@@ -171,20 +210,19 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         caption="each layer reads the maps of all preceding layers and adds k maps (Huang et al. 2017, figure 1)",
     )
     conv, fc, whole = parts["convolutions"], parts["dense"], counts["alexnet_owt"]
-    eight = list(DEVICES).index(8)
+    share = 100 * conv["parameters"] / whole["parameters"]
+    eight, times = list(DEVICES).index(8), counts["vgg19"]["multiply_adds"] / counts["resnet34"]["multiply_adds"]
     text = [
-        f"AlexNet-OWT has {whole['units']:,} units and {whole['parameters'] / 1e6:.1f} million weights. Its "
-        f"convolutions account for {conv['multiply_adds'] / whole['multiply_adds']:.0%} of the computation and "
-        f"{conv['parameters'] / whole['parameters']:.0%} of the weights. (The lecture's 650,000 units are those of the "
-        "two-tower network of 2012, whose first layers have 96 and 256 maps.)",
-        "Hybrid parallelism therefore shards the batch over devices for the convolutions and the units for the dense "
-        f"layers: with eight devices, each sends {hybrid[eight]:.0f} MB per step instead of {data[eight]:.0f} MB with "
-        "data parallelism." + (f" From {crossing} devices on, data parallelism sends less." if crossing else ""),
-        f"VGG-19 needs {counts['vgg19']['multiply_adds'] / counts['resnet34']['multiply_adds']:.1f} times the "
-        f"computation of ResNet-34, which is {len(weighted('resnet34'))} layers deep and differs from plain-34 only by "
-        "its shortcuts.",
-        f"In a dense block with growth rate {dense[0][1]} the layers have {', '.join(str(r[0]) for r in dense)} input "
-        "maps.",
+        f"AlexNet's convolutions have {share:.0f} % of the parameters and do "
+        f"{100 * conv['multiply_adds'] / whole['multiply_adds']:.0f} % of the multiply-adds.",
+        f"With eight devices of {PER_DEVICE} images each, a device sends {hybrid[eight]:.0f} MB per step with hybrid "
+        f"parallelism and {data[eight]:.0f} MB with data parallelism. The activations that hybrid parallelism sends "
+        "grow with the number of images"
+        + (f", so from {crossing} devices on, data parallelism sends less." if crossing else "."),
+        f"VGG-19 has {len(weighted('vgg19'))} layers and needs {times:.1f} times the multiply-adds of ResNet-34, which "
+        f"has {len(weighted('resnet34'))}. plain-34 and ResNet-34 differ only in their shortcuts: most are copies, and "
+        "those that change the size contain a 1x1 convolution. In a dense block, each layer reads all preceding ones: "
+        f"here {', '.join(str(r[0]) for r in dense)} maps.",
     ]
     rows = [[n, f"{c['units']:,}", f"{c['parameters']:,}", f"{c['multiply_adds']:,}"] for n, c in counts.items()]
     numbers = {
@@ -194,8 +232,30 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "traffic_crossing": crossing,
         "dense_block": dense,
     }
-    tables = [("Counts", ["network", "units", "weights", "multiply-adds"], rows)]
-    return topic.TopicResult(text, numbers, tables)
+    tables = [("Counts for one image", ["network", "units", "parameters", "multiply-adds"], rows)]
+    guesses = [
+        topic.Guess(
+            "alexnet_split", "How many percent of AlexNet's parameters are in its convolutions?", "%", 0, 100, share
+        ),
+        topic.Guess(
+            "traffic",
+            f"With data parallelism on eight devices, each sends {data[eight]:.0f} MB per step. How many with hybrid "
+            "parallelism?",
+            "MB",
+            0,
+            1000,
+            hybrid[eight],
+        ),
+        topic.Guess(
+            "side_by_side",
+            "VGG-19 has 19 layers, ResNet-34 has 34. How many times the multiply-adds of ResNet-34 does VGG-19 need?",
+            "times",
+            0,
+            10,
+            times,
+        ),
+    ]
+    return topic.TopicResult(text, numbers, tables, guesses)
 
 
 if __name__ == "__main__":
