@@ -179,3 +179,12 @@ def test_short_runs(name, tmp_path, capsys, monkeypatch, mnist5k):
         trained, untrained = numbers["probe"]["trained"], numbers["probe"]["untrained"]
         assert trained["pixels"] == untrained["pixels"]
         assert trained["logits"]["mean"] > untrained["logits"]["mean"] + 0.1
+        values = [value for row in (trained, untrained) for value in row.values()]
+        said = {f"{100 * value['mean']:.1f} ± 0.0 %" for value in values}
+        layers, networks = (rows for _, _, rows in page["tables"])
+        assert [row[0] for row in layers] == list(abstraction.LAYERS) and {c for row in layers for c in row[1:]} == said
+        assert [row[1] for row in networks] == [163, 8451]
+        drawing = page["widgets"]["draw"]
+        shapes = [[5, 5, 1, 4], [3, 3, 4, 4], [3, 3, 4, 4], [36, 8], [8, 10]]
+        assert [layer["shape"] for layer in drawing["layers"]] == shapes
+        assert 0.5 < drawing["accuracy"] < 1 and np.shape(drawing["digits"]) == (10, 28, 28)

@@ -134,7 +134,7 @@ def test_softmax_and_entropy():
     np.testing.assert_allclose(softmax.softmax(logits), jax.nn.softmax(logits), rtol=1e-6)
     np.testing.assert_allclose(softmax.softmax(logits, 4.0), jax.nn.softmax(logits / 4), rtol=1e-6, atol=1e-12)
     assert float(softmax.entropy(np.full(10, 0.1))) == pytest.approx(math.log(10))
-    assert float(softmax.entropy(np.eye(4)[0])) == 0
+    assert f"{softmax.entropy(np.eye(4)[0])}" == "0.0"
     nats = [float(softmax.entropy(softmax.softmax(logits[0], t))) for t in (1e-3, 0.25, 1.0, 4.0, 1e4)]
     assert nats == sorted(nats) and nats[0] == 0 and nats[-1] == pytest.approx(math.log(3))
 
@@ -147,9 +147,29 @@ def test_strongest_images():
     np.testing.assert_allclose(softmax.own_share(indices, np.array([1, 0, 0, 0])), [1.0, 0.5])
 
 
+def test_examples_are_ordered_by_entropy(monkeypatch):
+    """The predictions of 101 digits are the more certain the larger the first logit."""
+    logits = np.zeros((101, 10))
+    logits[:, 0] = np.random.default_rng(0).permutation(101) / 10
+    monkeypatch.setattr(softmax, "digit_logits", lambda seed, steps: (None, logits))
+    found = softmax.examples(0, 1)
+    assert [round(10 * z[0]) for z in found["logits"]] == [0, 0, 1, 5, 25, 100]
+    np.testing.assert_array_equal(logits[found["indices"]], found["logits"])
+    images, labels = np.full((101, 28, 28, 1), 51, np.uint8), np.arange(101)
+    data = softmax.widget(images, labels, found)
+    assert data["labels"] == found["indices"] and data["logits"] == found["logits"]
+    assert np.shape(data["digits"]) == (6, 28, 28) and np.unique(data["digits"]) == [0.2]
+
+
 @pytest.mark.slow
 def test_output_units(tmp_path):
     result = run_small(softmax, tmp_path, steps=15)
     share, untrained = result.numbers["share_of_own_class"]["mean"], result.numbers["share_untrained"]["mean"]
     assert share > 0.5 > untrained
+    ((_, header, rows),) = result.tables
+    assert header == ["network", "all units", "lowest unit"]
+    assert [row[0] for row in rows] == ["untrained", "trained"] and rows[1][1] == f"{100 * share:.1f} ± 0.0 %"
+    assert [guess.value for guess in result.guesses] == [result.numbers["entropy_T4"], 100 * share]
+    least = softmax.entropy(softmax.softmax(result.widgets["temperature"]["logits"]))
+    assert list(least) == sorted(least, reverse=True) and least[0] == pytest.approx(result.numbers["entropy_T1"])
     assert result.numbers["entropy_T0.25"] < result.numbers["entropy_T1"] < result.numbers["entropy_T4"] < math.log(10)

@@ -4,6 +4,7 @@ Fits linear probes to the pixels and to the features of each layer of a convolut
 To show that convolution is not limited to images, also trains a one-dimensional network to classify noisy signals.
 """
 
+import base64
 import functools
 import itertools
 import math
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+from matplotlib.lines import Line2D
 
 import data
 import models
@@ -22,7 +24,7 @@ from experiments.lecture import topic
 from experiments.reporting import figures
 from experiments.setup import small_training
 from models.initializers import kaiming_normal
-from models.layers import Conv, Dense, avg_pool, max_pool, relu
+from models.layers import BatchNorm, Conv, Dense, avg_pool, max_pool, relu
 from train.tasks import losses
 
 OPTIONS = {
@@ -67,12 +69,14 @@ def probe(x_BF, labels, test_BF, test_labels, *, steps: int = 750, rate: float =
     x_BF, test_BF = ((x - mean) / ((std + 1e-3) * math.sqrt(x.shape[1])) for x in (x_BF, test_BF))
 
     def loss(params):
-        return losses.cross_entropy(x_BF @ params[0] + params[1], labels).mean() + decay * (params[0] ** 2).sum()
+        w, b = params
+        return losses.cross_entropy(x_BF @ w + b, labels).mean() + decay * (w**2).sum()
 
     def step(_, params):
         return jax.tree.map(lambda p, gradient: p - rate * gradient, params, jax.grad(loss)(params))
 
-    w, b = jax.lax.fori_loop(0, steps, step, (jnp.zeros((x_BF.shape[1], 10)), jnp.zeros((1, 10))))
+    zeros = (jnp.zeros((x_BF.shape[1], 10)), jnp.zeros((1, 10)))
+    w, b = jax.lax.fori_loop(0, steps, step, zeros)
     return ((test_BF @ w + b).argmax(-1) == test_labels).mean()
 
 
@@ -117,6 +121,41 @@ def probe_layers(splits, task, read, seed: int, *, steps: int) -> dict[str, dict
     return found
 
 
+def folded(variables) -> list[dict[str, Any]]:
+    """The layers of `models.cnn.CNN` in evaluation mode for widgets/draw.js, with batch norm folded into the weights
+    and biases: the name, the shape of the kernel, and kernel and bias as base64 of little-endian float32."""
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def encoded(array) -> str:
+        return base64.b64encode(np.asarray(array).astype("<f4").tobytes()).decode()
+
+    layers = []
+    for name, norm in [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("dense", "bn_dense"), ("logits", None)]:
+        kernel = np.asarray(params[name]["kernel"], np.float64)
+        if norm is None:
+            bias = params[name]["bias"]
+        else:
+            scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + BatchNorm.keywords["epsilon"])
+            kernel, bias = kernel * scale, params[norm]["bias"] - stats[norm]["mean"] * scale
+        layers.append({"name": name, "shape": list(kernel.shape), "kernel": encoded(kernel), "bias": encoded(bias)})
+    return layers
+
+
+def train_network(splits, task, read, *, steps: int) -> dict[str, Any]:
+    """Trains the network that the first probes are fitted to once more. Returns its layers and its test accuracy."""
+    images, labels = splits["test"]
+    state = small_training.train(task, *splits["train"], batch_size=32, steps=steps, seed=0)
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    right = read(variables, images)["logits"].argmax(-1) == labels
+    return {"layers": folded(variables), "accuracy": float(right.mean())}
+
+
+def widget(images, labels, network: dict[str, Any]) -> dict[str, Any]:
+    """The data of widgets/draw.js: the first digit of each class from uint8 images, and the trained network."""
+    first = [images[np.flatnonzero(labels == digit)[0], :, :, 0].tolist() for digit in range(10)]
+    return {"digits": first, **network}
+
+
 def classify_signals(seed: int, *, steps: int) -> dict[str, Any]:
     """The test accuracy and parameter count of both networks, and the weights of the convolution."""
     random, found = np.random.default_rng(seed), {}
@@ -150,7 +189,10 @@ def plot_signals(weights, title: str):
         for index, axes in enumerate(below.subplots(2, FILTERS // 2, sharex=True, sharey=True).flat):
             axes.axhline(0, color="#cccccc", linewidth=0.8)
             axes.plot(np.array(weights["filters"])[:, 0, index], color=colours[np.argmax(weights["logits"][index])])
-        below.supxlabel(f"sample of the filter ({FILTERS} learned filters, in the color of their shape)", fontsize=10)
+        below.supxlabel(f"sample of the filter ({FILTERS} learned filters)", fontsize=10)
+        lines = [Line2D([], [], color=colour) for colour in colours]
+        title = "shape whose logit the filter increases most"
+        below.legend(lines, list(SHAPES), title=title, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -164,6 +206,9 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     probes = [this_topic.cached(f"digits_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
     make = functools.partial(classify_signals, steps=this_topic.options["signal_steps"])
     heard = [this_topic.cached(f"signals_{seed}", functools.partial(make, seed)) for seed in this_topic.seeds]
+
+    make = functools.partial(train_network, splits, task, read, steps=this_topic.options["steps"])
+    network = this_topic.cached("network", make)
 
     by = {n: {x: topic.mean_and_std([one[n][x] for one in probes]) for x in LAYERS} for n in ("untrained", "trained")}
     size = {name: heard[0][name]["parameters"] for name in ("convolution", "dense")}
@@ -184,22 +229,51 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     caption = f"a linear probe on each layer, fitted to {10 * LABELLED} digits; mean and standard deviation over seeds"
     this_topic.figure("probes", drawn, title="Linear probes by layer", caption=caption)
     title = f"Shapes in noise: accuracy {told['convolution']} by convolution, {told['dense']} by a dense network"
-    caption = "gray: input signals; in color: the shapes they contain and the filters learned by the first seed"
+    caption = "gray: input signals; in color: the shapes they contain, and the filters learned by the first seed"
     this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
-    layers = ", ".join(f"{said[layer]} ({layer})" for layer in LAYERS)
+    best = max(LAYERS, key=lambda layer: by["untrained"][layer]["mean"])
+    over = f"{len(probes)} seed{'s' * (len(probes) > 1)}"
     text = [
-        f"The lecture: features become more abstract from layer to layer. A linear probe fitted to {10 * LABELLED} "
-        f"labeled digits has an accuracy of {layers} on the others: up to the dense layer the accuracy "
-        f"{'increases' if rises else 'does not increase'} with each layer for every seed. Before training it is "
-        f"{untrained['dense']} on the dense layer.",
-        "Convolution is not limited to images. A noisy signal contains one of three shapes at a random position. "
-        f"{FILTERS} filters of {WIDTH} samples with global max pooling ({size['convolution']:,} parameters) classify "
-        f"new signals with an accuracy of {told['convolution']}, a dense network ({size['dense']:,} parameters) with "
-        f"{told['dense']}: the convolution is {'better with fewer parameters' if better else 'not better here'}.",
+        f"A probe fitted to {10 * LABELLED} labeled digits classifies {said['pixels']} of the other digits correctly "
+        f"from the pixels, and {said['dense']} from the trained network's dense layer (mean ± standard deviation over "
+        f"{over}). "
+        + (
+            "For every seed, the accuracy increases from each layer to the next, up to the dense layer."
+            if rises
+            else "It does not increase from each layer to the next: the claim is not confirmed at this number of steps."
+        ),
+        f"In the untrained network the best layer is {best} with {untrained[best]}; the dense layer has "
+        f"{untrained['dense']}.",
+        f"Of new signals, {FILTERS} filters of {WIDTH} samples with global max pooling classify {told['convolution']} "
+        f"correctly, and a dense network with {size['dense'] / size['convolution']:.0f} times as many parameters "
+        f"{told['dense']}."
+        + ("" if better else " The claim that the convolution is better is not confirmed at this scale."),
+    ]
+    rows = [[layer, untrained[layer], said[layer]] for layer in LAYERS]
+    tables = [
+        ("Accuracy of the probes", ["layer", "untrained network", "trained network"], rows),
+        (
+            "Accuracy on new signals",
+            ["network", "parameters", "accuracy"],
+            [[name, size[name], told[name]] for name in size],
+        ),
+    ]
+    probed = (
+        "A linear classifier on the pixels, fitted to few labeled digits, classifies "
+        f"{100 * by['trained']['pixels']['mean']:.0f} % of new digits correctly. How many percent does one on the "
+        "dense layer of the trained network, fitted to the same digits?"
+    )
+    told_dense = (
+        f"One of three shapes is hidden in noise at a random position; guessing finds {100 / len(SHAPES):.0f} %. How "
+        "many percent of new signals does the dense network classify correctly?"
+    )
+    guesses = [
+        topic.Guess("probes", probed, "%", 0, 100, 100 * by["trained"]["dense"]["mean"]),
+        topic.Guess("signals", told_dense, "%", 0, 100, 100 * right["dense"]["mean"]),
     ]
     numbers = {"probe": by, "signals": right, "signal_parameters": size}
-    return topic.TopicResult(text, numbers)
+    return topic.TopicResult(text, numbers, tables, guesses, {"draw": widget(*dataset.splits["test"], network)})
 
 
 if __name__ == "__main__":

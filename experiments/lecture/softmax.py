@@ -25,19 +25,21 @@ OPTIONS = {"steps": (200, "Number of training steps, with batches of 64 digits."
 TEMPERATURES = (0.25, 1.0, 4.0)
 BATCH = 64
 TOP, SHOWN = 20, 8  # Number of images with the largest logits that are counted, and shown, per unit.
+RANKS = (0.0, 0.002, 0.01, 0.05, 0.25, 1.0)  # Places of the widget's digits, from the least to the most certain.
 
 
 def softmax(logits, temperature: float = 1.0) -> np.ndarray:
     """exp(z / T) normalized to sum 1, [..., C] -> [..., C]: a Boltzmann distribution with energies -z."""
     scaled = np.asarray(logits, np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(-1, keepdims=True))  # The largest is 1, so nothing overflows.
+    # The largest power is 1, so nothing overflows.
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
 def entropy(probabilities) -> np.ndarray:
     """The entropy -sum p log p in nats, [..., C] -> [...], with 0 log 0 = 0."""
     p = np.asarray(probabilities)
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+    return 0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(-1)  # 0, not -0, if p is certain.
 
 
 def strongest(logits, top: int = TOP) -> np.ndarray:
@@ -65,25 +67,47 @@ def create(steps: int) -> Task:
     )
 
 
-def measure(seed: int, steps: int) -> dict[str, Any]:
-    """Trains the network of one seed. Returns its test accuracy, the test images that activate each unit most before
-    and after training, and the logits of the test image with the least certain prediction."""
+@functools.cache
+def digit_logits(seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The logits [N, 10] of the test digits before and after training of the network with this seed."""
     splits, task = data.load("mnist5k").splits, create(steps)
-    tests, answers = splits["test"]
     untrained, predict = jax.jit(task.init)(jax.random.key(seed)), jax.jit(task.predict_step)
     trained = small_training.train(task, *splits["train"], batch_size=BATCH, steps=steps, seed=seed)
     before, after = (
-        np.concatenate([predict(state, {"image": part}) for part in np.split(tests, 4)])
+        np.concatenate([predict(state, {"image": part}) for part in np.split(splits["test"][0], 4)])
         for state in (untrained, trained)
     )
+    return before, after
+
+
+def measure(seed: int, steps: int) -> dict[str, Any]:
+    """The test accuracy of the network with this seed, the test images that activate each unit most before and after
+    training, and the logits of the test image with the least certain prediction."""
+    before, after = digit_logits(seed, steps)
     unsure = int(entropy(softmax(after)).argmax())
     return {
-        "accuracy": float((after.argmax(1) == answers).mean()),
+        "accuracy": float((after.argmax(1) == data.load("mnist5k").splits["test"][1]).mean()),
         "untrained": strongest(before).tolist(),
         "trained": strongest(after).tolist(),
         "unsure": unsure,
         "logits": after[unsure].tolist(),
     }
+
+
+def examples(seed: int, steps: int) -> dict[str, list]:
+    """Six test images from the least to the most certain prediction of the network with this seed: their indices and
+    logits."""
+    _, logits = digit_logits(seed, steps)
+    order = np.argsort(-entropy(softmax(logits)), kind="stable")
+    chosen = order[[round(rank * (len(order) - 1)) for rank in RANKS]]
+    return {"indices": chosen.tolist(), "logits": logits[chosen].tolist()}
+
+
+def widget(images, labels, found) -> dict[str, list]:
+    """The data of widgets/temperature.js; `found` is the result of `examples`."""
+    chosen = found["indices"]
+    shown = np.round(images[chosen, :, :, 0] / 255, 3)
+    return {"digits": shown.tolist(), "labels": labels[chosen].tolist(), "logits": found["logits"]}
 
 
 def titled_figure(height: float, title: str):
@@ -92,20 +116,25 @@ def titled_figure(height: float, title: str):
     return figure
 
 
-def temperature_bars(image, logits, title: str):
-    """Plots the probabilities at each temperature, and the image [H, W]."""
+def temperature_bars(image, label: int, logits, title: str):
+    """Plots the image [H, W] and, beside it, the probabilities at each temperature."""
     with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = titled_figure(5.6, title)
-        rows = figure.subplots(len(TEMPERATURES), 1, sharex=True)
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 3))
+        axes = left.subplots()
+        axes.imshow(image, "gray")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title("test digit", fontsize=11)
+        rows = right.subplots(len(TEMPERATURES), 1, sharex=True)
         for axes, temperature in zip(rows, TEMPERATURES, strict=True):
             shares = softmax(logits, temperature)
-            axes.bar(range(len(shares)), shares, color=figures.COLOURS["train"])
+            bars = axes.bar(range(len(shares)), shares, color=figures.COLOURS["train"])
+            bars[label].set_color(figures.COLOURS["eval"])
             axes.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="probability", xticks=range(len(shares)))
             axes.set_title(f"T = {temperature:g}: entropy {entropy(shares):.2f} nats", fontsize=11)
-        rows[-1].set_xlabel("digit")
-        inset = rows[-1].inset_axes((0.0, 0.35, 0.2, 0.65))  # Placed where the bars are short.
-        inset.imshow(image, "gray")
-        inset.set(xticks=[], yticks=[])
+        rows[-1].set_xlabel("class")
+        names = {"true class": bars[label], "other classes": bars[label - 1]}
+        right.legend(names.values(), names.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -130,45 +159,48 @@ def top_image_grid(images, labels, indices, title: str):
 
 
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
-    found = [
-        this_topic.cached(f"seed_{i}", functools.partial(measure, i, this_topic.options["steps"]))
-        for i in this_topic.seeds
-    ]
+    steps = this_topic.options["steps"]
+    found = [this_topic.cached(f"seed_{i}", functools.partial(measure, i, steps)) for i in this_topic.seeds]
+    chosen = this_topic.cached("examples", functools.partial(examples, 0, steps))
     images, labels = data.load("mnist5k").splits["test"]
     by_unit = {
         state: np.stack([own_share(np.array(one[state]), labels) for one in found])
-        for state in ("trained", "untrained")
+        for state in ("untrained", "trained")
     }
     share = {state: topic.mean_and_std(shares.mean(1)) for state, shares in by_unit.items()}
     said = {state: f"{100 * x['mean']:.1f} ± {100 * x['std']:.1f} %" for state, x in share.items()}
     accuracy = topic.mean_and_std([one["accuracy"] for one in found])
-    logits = found[0]["logits"]
+    logits, unsure = found[0]["logits"], found[0]["unsure"]
     nats = {temperature: float(entropy(softmax(logits, temperature))) for temperature in TEMPERATURES}
 
     low, *_, high = TEMPERATURES
     title = f"Entropy: {nats[low]:.2f} nats at T = {low:g}, {nats[high]:.2f} at T = {high:g}"
-    figure = temperature_bars(images[found[0]["unsure"], :, :, 0], logits, title)
-    caption = f"softmax of the same ten logits, for the test digit ({labels[found[0]['unsure']]}) that the network of "
-    caption += f"the first seed is least certain of; the largest possible entropy is ln 10 = {np.log(10):.2f} nats"
+    figure = temperature_bars(images[unsure, :, :, 0], int(labels[unsure]), logits, title)
+    caption = "softmax of the same ten logits; the network of the first seed is least certain of this digit"
     this_topic.figure("temperature", figure, title="Temperature", caption=caption)
     title = f"Of each unit's top {TOP}, {100 * share['trained']['mean']:.0f} % show its digit"
-    figure = top_image_grid(images, labels, np.array(found[0]["trained"]), title)
-    caption = (
-        f"the {SHOWN} test digits with the largest logit of each output unit, in descending order, for the network "
-    )
-    caption += "of the first seed; digits of another class are framed"
+    strong = np.array(found[0]["trained"])
+    figure = top_image_grid(images, labels, strong, title)
+    caption = f"the {SHOWN} test digits with the largest logit of each unit of the first seed, in descending order"
+    if (own_share(strong[:, :SHOWN], labels) < 1).any():
+        caption += "; digits of another class are framed"
     this_topic.figure("output_units", figure, title="Images that activate the output units most", caption=caption)
 
-    grows = ", ".join(f"{value:.2f} nats at T = {temperature:g}" for temperature, value in nats.items())
     worst = by_unit["trained"].mean(0).min()
+    over = f"{len(found)} seed{'s' * (len(found) > 1)}"
     text = (
-        "Softmax converts logits to probabilities. A temperature T first divides the logits: for the digit in the "
-        f"figure the entropy is {grows}. The most probable class does not depend on T.",
-        "The lecture calls an output unit a grandmother cell: it responds to a single concept. After "
-        f"{this_topic.options['steps']} steps the test accuracy is {100 * accuracy['mean']:.1f} %, and of the {TOP} "
-        f"test digits that activate a unit most, {said['trained']} belong to its class; before training it was "
-        f"{said['untrained']} (mean and standard deviation over seeds). The lowest fraction of any unit is "
-        f"{100 * worst:.0f} %.",
+        f"For the digit in the figure the entropy is {nats[low]:.2f} nats at T = {low:g}, {nats[1.0]:.2f} at T = 1 and "
+        f"{nats[high]:.2f} at T = {high:g}. The largest possible entropy of ten classes is ln 10 = {np.log(10):.2f} "
+        "nats. The most probable class is the same at each temperature.",
+        f"After {steps:,} steps the network classifies {100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} % of "
+        f"the test digits correctly (mean ± standard deviation over {over}). Of the {TOP} test digits with the largest "
+        f"logit of a unit, {said['trained']} belong to the unit's class, instead of {said['untrained']} before "
+        "training; by chance it would be 10 %. "
+        + (
+            "Each unit has become a detector of its digit."
+            if worst >= 0.9
+            else "That each unit becomes a detector of its digit is not confirmed at this number of steps."
+        ),
     )
     numbers = {
         "share_of_own_class": share["trained"],
@@ -177,9 +209,30 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "accuracy": accuracy,
         **{f"entropy_T{temperature:g}": value for temperature, value in nats.items()},
     }
-    rows = [[unit, *(f"{100 * x.mean(0)[unit]:.0f} %" for x in by_unit.values())] for unit in range(10)]
-    table = (f"Own class among the {TOP} strongest", ["unit", "trained", "untrained"], rows)
-    return topic.TopicResult(text, numbers, [table])
+    rows = [[state, said[state], f"{100 * shares.mean(0).min():.0f} %"] for state, shares in by_unit.items()]
+    header = ["network", "all units", "lowest unit"]
+    table = (f"Own class among the {TOP} test digits with the largest logit of a unit", header, rows)
+    guesses = [
+        topic.Guess(
+            "temperature",
+            f"A network is uncertain about a digit: the entropy of its ten probabilities is {nats[1.0]:.2f} nats at "
+            f"T = 1. The largest possible is {np.log(10):.2f}. What is it at T = {high:g}?",
+            "nats",
+            0,
+            2.31,
+            nats[high],
+        ),
+        topic.Guess(
+            "output_units",
+            f"An output unit of the trained network has its largest logits for {TOP} of the {len(images):,} test "
+            "digits. How many percent of these show the unit's digit?",
+            "%",
+            0,
+            100,
+            100 * share["trained"]["mean"],
+        ),
+    ]
+    return topic.TopicResult(text, numbers, [table], guesses, {"temperature": widget(images, labels, chosen)})
 
 
 if __name__ == "__main__":

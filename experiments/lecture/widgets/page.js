@@ -48,6 +48,27 @@ function drawPixels(canvas, rows, { scale, high = 1, signed = false }) {
   }));
 }
 
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+
+// exp(z / T), normalized to the sum 1. The largest power is 1, so nothing overflows.
+function softmax(logits, temperature = 1) {
+  const largest = Math.max(...logits), powers = logits.map((z) => Math.exp((z - largest) / temperature));
+  const sum = powers.reduce((total, power) => total + power, 0);
+  return powers.map((power) => power / sum);
+}
+
+// A horizontal bar for each class. `show(shares, names)` sets the probabilities and, if given, the names of the classes.
+function bars(count) {
+  const rows = Array.from({ length: count }, (_, k) => [make("span", {}, String(k)), make("span", { className: "bar" }), make("span", { className: "n" })]);
+  const element = make("div", { className: "bars" }, ...rows.flatMap(([name, bar, text]) => [name, make("span", {}, bar), text]));
+  element.show = (shares, names) => rows.forEach(([name, bar, text], k) => {
+    if (names) name.textContent = names[k];
+    bar.style.width = `${100 * shares[k]}%`;
+    text.textContent = percent(shares[k]);
+  });
+  return element;
+}
+
 function startGuess(form) {
   const input = form.querySelector("input"), shown = form.querySelector("output"), truth = form.querySelector(".truth");
   const measured = Number(form.dataset.value), unit = form.dataset.unit;
