@@ -30,6 +30,8 @@ NAME = "|".join(map(re.escape, sorted(COMMANDS["experiments"], key=len, reverse=
 STARTS = re.compile(rf"(nutshell |python |PYTHON |\.venv/bin/\w+ |make )|({NAME}) --")
 # In running text, a command ends before the first word that is neither a flag nor a placeholder for a file.
 FLAG = r"\[?--(?:\w+(?:=(?:\"[^\"]*\"|[^\s\"\]]+))?)?\]?"
+# A fenced block, which may be indented as part of a list: its language and its lines.
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 IN_TEXT = re.compile(
     rf"(?:(?:python -m |PYTHON )(?:experiments|benchmarks)[./][\w.]+|\b(?:{NAME})(?= --))"
     rf"(?: {FLAG}| image\.png| \.\.\.)*"
@@ -51,9 +53,11 @@ def spans(text: str) -> list[str]:
 
 
 def in_markdown(text: str) -> list[str]:
-    """Commands in code spans and indented code blocks. In a table's first cell, a bare name after a command takes the
-    flags of that command. In a table of FLAGS, each row completes the last command above the table."""
-    found, above, text = [], "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    """Commands in code spans, indented code blocks and fenced blocks marked `sh`. In a table's first cell, a bare name
+    after a command takes the flags of that command. In a table of FLAGS, each row completes the last command above the
+    table."""
+    lines = [line.strip() for kind, block in FENCE.findall(text) if kind == "sh" for line in block.splitlines()]
+    found, above, text = [normalize(line) for line in lines if is_command(line)], "", FENCE.sub("", text)
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.splitlines()
         if lines and lines[0].startswith("    "):
@@ -85,7 +89,8 @@ def documented() -> dict[str, str]:
     """Maps each command to the first file that contains it."""
     found: dict[str, str] = {}
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]
-    sources = [(path, in_markdown(path.read_text())) for path in [*pages, *sorted((ROOT / "docs").rglob("*.md"))]]
+    pages += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments/lecture/lessons").glob("*.md"))]
+    sources = [(path, in_markdown(path.read_text())) for path in pages]
     for path in sorted((ROOT / "experiments/recipes").glob("*.flags")):
         comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
         sources.append((path, in_text("\n".join(comments))))

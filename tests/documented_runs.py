@@ -193,6 +193,11 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.scaling --figure=docs/scaling.png": Run(
         "--quick --curves=batch --seconds=0.01", {"docs/scaling.png": "new"}
     ),
+    # experiments/lecture/lessons
+    "lecture.pooling --digits=50 --seeds=2 --workdir=W": Run("--seeds=1 --digits=20"),
+    "lecture.convolution --steps=50 --seeds=1 --workdir=W": Run("--steps=2"),
+    "summary --model=lenet": Run(slow=False),
+    "classify --model=mlp --steps=300 --gradients=backpropagation --workdir=W": Run("--steps=2"),
     # experiments/recipes
     "import_weights --model=vgg16 --weights=FILE --workdir=V": Run(
         "--image_size=32", {"FILE": "vgg16_weights", "V": "new"}

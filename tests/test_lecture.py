@@ -137,7 +137,8 @@ def test_lecture(start, tmp_path):
     last = json.loads(done.stdout.splitlines()[-1])
     page = (tmp_path / "w" / "lecture.html").read_text()
     assert last["topics"] == ["systems", "activations"] and page.count('id="topic') == 2
-    assert page.count('id="zoo"') == 1 and page.count("<svg") == len(networks.NETWORKS) and "zoo/zoo.html" not in page
+    assert page.count('id="zoo"') == page.count('id="notation"') == 1 and "zoo/zoo.html" not in page
+    assert page.partition('id="zoo"')[2].count("<svg") == len(networks.NETWORKS)
     assert "61,100,840" in page and "143,667,240" in page and "494,184" in page
     before = (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns
     again = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")

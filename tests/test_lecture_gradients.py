@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments.cli.app import UsageError
-from experiments.lecture import deep_nets, initialization, topic, vanishing_gradient
+from experiments.lecture import backpropagation, deep_nets, initialization, topic, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
 
 
@@ -23,6 +23,21 @@ def plain(model, inputs=784):
         for name, m, n in zip(names, sizes[:-1], sizes[1:], strict=True)
     }
     return params, random.normal(size=(7, inputs, 1, 1)).astype(np.float32), np.arange(7)
+
+
+def test_the_text_on_backpropagation_follows_the_numbers():
+    assert backpropagation.agreeing_digits(5e-6) == pytest.approx(5.301, abs=1e-3)
+    assert backpropagation.agreeing_digits(0.0) == 16 and backpropagation.agreeing_digits(30.0) == 0
+    errors = {"c1": [2e-7, 1e-15], "all": [5.7e-6, 1.1e-14]}
+    accuracy = {"backpropagation": {"mean": 0.9663, "std": 0.002}, "autodiff": {"mean": 0.9671, "std": 0.002}}
+    say = backpropagation.description
+    text = say(errors, accuracy, {"backpropagation": 16.4, "autodiff": 9.1}, steps=400, seeds=3)
+    assert "5.7·10⁻⁶ in single and 1.1·10⁻¹⁴ in double precision" in text[0]
+    assert "for 400 steps, LeNet reaches accuracies that differ by 0.08 percentage points" in text[1]
+    assert "over 3 seeds (" in text[1] and "takes longer with the equations" in text[2]
+    accuracy["autodiff"] = accuracy["backpropagation"]
+    text = say(errors, accuracy, {"backpropagation": 9.0, "autodiff": 9.1}, steps=400, seeds=1)
+    assert len(text) == 2 and "reaches the same accuracy both ways. " in text[1] and "over 1 seed (" in text[1]
 
 
 @pytest.mark.parametrize("name", initialization.SHAPES)

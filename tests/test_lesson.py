@@ -27,6 +27,23 @@ def test_formulas_are_mathml_without_superscript_primes():
     assert inline.count("<msup>") == 0 and block.count("<msup>") == 1
 
 
+def inner(latex: str, *, display: bool = False) -> str:
+    """The children of the formula's outer mrow."""
+    return re.fullmatch(r"<math[^>]*><mrow>(.*)</mrow></math>", lesson.formula(latex, display=display))[1]
+
+
+def test_the_output_of_latex2mathml_is_corrected():
+    thin, sigma = 'lspace="0.167em" rspace="0', "<mo>&#x02211;</mo>"
+    assert inner(r"\ln y") == f'<mo {thin}.167em">ln</mo><mi>y</mi>'
+    assert inner(r"\max(z)").startswith(f'<mo {thin}">max</mo><mo stretchy="false">&#x00028;</mo>')
+    assert inner(r"\lVert x \rVert").count('<mo stretchy="false">&#x02016;</mo>') == 2
+    assert inner(r"\hat y") == '<mover accent="true"><mi>y</mi><mo stretchy="false">&#x0005E;</mo></mover>'
+    in_brackets = inner(r"\left( \sum_{k,m} x \right)", display=True)
+    assert f"<munder>{sigma}<mrow><mi>k</mi><mo>&#x0002C;</mo><mi>m</mi></mrow></munder><mi>x</mi>" in in_brackets
+    assert f"<msub>{sigma}<mi>k</mi></msub>" in inner(r"\sum_k x")
+    assert f'<munder><mo {thin}.167em">min</mo><mi>k</mi></munder>' in inner(r"\min_k x", display=True)
+
+
 def test_source_cuts_definitions_without_their_docstrings():
     code = lesson.source("experiments/lecture/pooling.py", "relative_change")
     assert code.splitlines() == [
@@ -59,6 +76,23 @@ def test_drawings_have_no_scripts_or_references(tmp_path, monkeypatch, content):
     (tmp_path / "drawings" / "x.svg").write_text(f"{start}{content}</svg>")
     with pytest.raises(ValueError, match="which is not allowed"):
         lesson.drawing("x.svg", "")
+
+
+def test_the_appendix_is_a_section_of_the_page():
+    section = lecture_page.appendix("notation")
+    assert section.startswith('<section class="topic" id="notation"><h2>Notation</h2>') and section.count("<h2>") == 1
+    assert section.count("<h3>") == section.count("</h3>") == 3 and "threshold" in section
+    formulas = re.findall(r"<math.*?</math>", section)
+    assert len(formulas) > 20
+    for formula in formulas:
+        lecture_page.checked_formula(formula)
+    ElementTree.fromstring(section)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((lesson.FOLDER / "lessons").glob("*.md"))])
+def test_links_inside_the_page_lead_somewhere(name):
+    text = (lesson.FOLDER / "lessons" / f"{name}.md").read_text()
+    assert set(re.findall(r"\]\((#[^)]*)\)", text)) <= {"#notation", "#zoo"}
 
 
 def test_a_lesson_must_have_all_sections(tmp_path, monkeypatch):

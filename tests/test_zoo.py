@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import app
+from experiments.lecture import lesson
 from experiments.lecture import page as lecture_page
 from experiments.lecture.topic import mean_and_std
 from experiments.lecture.zoo import __main__ as zoo
@@ -154,7 +155,8 @@ def test_kinds_of_cells_differ_in_color_or_mark():
 def test_every_card_of_the_zoo_is_valid():
     for name, each in networks.cards().items():
         assert each.name == name and len(re.findall(r"\.(\s|$)", each.idea)) == 2, f"{name}: an idea has two sentences"
-        assert lecture_page.checked_formula(each.formula) and each.rule.endswith(".") and each.reference
+        assert lecture_page.checked_formula(lesson.formula(each.formula, display=True))
+        assert each.rule.endswith(".") and each.reference
         assert count(drawn(each.diagram), "circle", r="8") == sum(layer.count for layer in each.diagram.layers)
     assert page.page([page.Shown(each) for each in networks.cards().values()], 1).count("<details") == len(
         networks.NETWORKS

@@ -9,7 +9,6 @@ import pytest
 
 import data
 import models
-from experiments.lecture.page import checked_formula
 from experiments.lecture.zoo import depth, digits, feed_forward, gan
 from experiments.lecture.zoo.drawing import svg
 from models import dcgan
@@ -27,9 +26,8 @@ def card_of(name, *seeds, **sizes):
     return findings
 
 
-def test_every_card_has_a_drawing_and_a_formula():
+def test_every_card_has_a_drawing():
     for card in CARDS.values():
-        checked_formula(card.formula)
         assert svg(card.diagram, card.title).startswith("<svg")
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lecture.page import checked_formula
 from experiments.lecture.zoo import drawing, markov
 from models import markov_chain
 from train.tasks import markov_chain as counting
@@ -89,7 +88,6 @@ def test_text_encoding_and_split():
 @pytest.mark.slow
 def test_report():
     result = markov.run(0, orders=(0, 1, 2), length=200)
-    checked_formula(markov.MARKOV_CHAIN.formula)
     assert drawing.svg(markov.MARKOV_CHAIN.diagram, "x").startswith("<svg")
     findings = markov.report([result])
     findings.figure.draw_without_rendering()

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lecture.page import checked_formula
 from experiments.lecture.zoo import memory as zoo
 from models import memory
 from train.state import parameter_count
@@ -232,7 +231,6 @@ def test_both_networks_have_about_equally_many_weights():
         for model in zoo.networks(zoo.LONGEST).values()
     )
     assert abs(machine / lstm - 1) < 0.02
-    checked_formula(zoo.NEURAL_TURING.formula)
 
 
 def test_loss_and_gradient_of_a_training_step():

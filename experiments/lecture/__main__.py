@@ -165,7 +165,8 @@ def main(config: LectureConfig) -> int:
         [*sections, *used],
         end=lecture_page.zoo(
             zoo_page.chart(networks.cards().values()), "zoo/zoo.html" * (workdir.path / "zoo/zoo.html").exists()
-        ),
+        )
+        + lecture_page.appendix("notation"),
         style=zoo_page.CHART_STYLE,
     )
     write_atomically(workdir.path / "lecture.html", page)

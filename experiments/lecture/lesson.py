@@ -1,6 +1,7 @@
 """The lessons of the lecture: Markdown files in lessons/, rendered to HTML.
 
-A lesson has the sections SECTIONS in this order, each with the heading ##, and these elements beside Markdown:
+A lesson has the sections SECTIONS in this order, each with the heading ##. The appendix, notation.md, has other
+headings. Both use these elements beside Markdown:
 
     $x$ and $$x$$             a formula in LaTeX, rendered as MathML
     ![alt text](NAME.svg)     a drawing of the folder drawings/, inlined; it uses currentColor, so it follows dark mode
@@ -32,7 +33,20 @@ SECTIONS = (
     ("Question", "Idea", "Symbols", "Equation", "Code", "Experiment")
     + ("Why it matters", "Exercises", "Further reading")
 )  # fmt: skip
-PRIME = re.compile(r"<msup>(<m[ion]>[^<]*</m[ion]>)<m[io]>(?:&#x02032;|′)</m[io]></msup>")
+# Corrections of latex2mathml's output, as (pattern, replacement).
+CORRECTIONS = (
+    # A superscript prime would be raised and shrunk twice in fonts without mathematical variants.
+    (r"<msup>(<m[ion]>[^<]*</m[ion]>)<m[io]>(?:&#x02032;|′)</m[io]></msup>", r"<mrow>\1<mo>′</mo></mrow>"),
+    # Hats, norms and absolute values would be stretched to the size of the row; only one side of a norm, even.
+    ("<mo>(&#x0005E;|&#x02016;|&#x0007C;)</mo>", r'<mo stretchy="false">\1</mo>'),
+    # Functions have thin spaces, none before a parenthesis.
+    ("<m[io]>(exp|ln|log|max|min|tanh)</m[io]>(?=<mo[^>]*>&#x00028;)", r'<mo lspace="0.167em" rspace="0">\1</mo>'),
+    ("<m[io]>(exp|ln|log|max|min|tanh)</m[io]>", r'<mo lspace="0.167em" rspace="0.167em">\1</mo>'),
+)
+# In a display formula, the subscript of a sum, maximum or minimum is below it, also between \left and \right.
+LIMITS = re.compile(
+    "<msub>(<mo[^>]*>(?:&#x02211;|max|min)</mo>)(<m[in]>[^<]*</m[in]>|<mrow>(?:(?!</?mrow>).)*</mrow>)</msub>"
+)
 SVG = "{http://www.w3.org/2000/svg}"
 DRAWING_ELEMENTS = frozenset(
     ("svg", "g", "path", "line", "rect", "circle", "ellipse", "polyline", "polygon", "text", "tspan", "defs", "marker")
@@ -56,11 +70,18 @@ def read(name: str) -> Lesson:
     return Lesson(first.removeprefix("# ").strip(), sections)
 
 
+def read_appendix(name: str) -> tuple[str, str]:
+    """The title of lessons/NAME.md, which is not the lesson of a topic, and its text in Markdown."""
+    title, _, text = (FOLDER / "lessons" / f"{name}.md").read_text(encoding="utf-8").partition("\n")
+    return title.removeprefix("# ").strip(), text
+
+
 def formula(latex: str, *, display: bool) -> str:
-    """The MathML of a LaTeX formula. Primes are not superscripts, because fonts without mathematical variants raise and
-    shrink the character twice."""
+    """The MathML of a LaTeX formula, with CORRECTIONS."""
     mathml = converter.convert(latex, display="block" if display else "inline")
-    return PRIME.sub(r"<mrow>\1<mo>′</mo></mrow>", mathml)
+    for pattern, replacement in CORRECTIONS:
+        mathml = re.sub(pattern, replacement, mathml)
+    return LIMITS.sub(r"<munder>\1\2</munder>", mathml) if display else mathml
 
 
 def source(path: str, name: str, first: str = "", last: str = "") -> str:

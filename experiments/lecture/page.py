@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,18 @@ MATHML = frozenset(
     ("math", "mrow", "mi", "mo", "mn", "mtext", "mfrac", "msub", "msup", "msubsup", "msqrt", "mroot", "mover", "munder")
     + ("munderover", "mtable", "mtr", "mtd", "mspace", "mpadded", "mstyle", "mphantom", "merror")
 )
-ATTRIBUTES = frozenset(("display", "columnalign", "rowspacing", "columnspacing", "stretchy", "fence", "mathvariant"))
+ATTRIBUTES = frozenset(
+    ("display", "columnalign", "rowspacing", "columnspacing", "stretchy", "fence", "form", "mathvariant")
+)
 ATTRIBUTES |= frozenset(("accent", "width", "displaystyle", "separator", "lspace", "rspace", "linethickness", "xmlns"))
-STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+# Fonts with the metrics and large operators of MathML. The padding keeps scrollable formulas from cutting superscripts.
+MATH_STYLE = """
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", "DejaVu Math TeX Gyre", math, serif;
+  font-size: 1.1em; }
+math[display="block"] { font-size: 1.2em; padding: .5rem 0; overflow-x: auto; overflow-y: hidden; }
+mtd[columnalign="left"] { text-align: left; }
+"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + MATH_STYLE
 
 
 class Guess(NamedTuple):
@@ -102,8 +112,11 @@ def _figures(section: Section) -> str:
     if unknown:
         raise ValueError(f"guesses name the figures {', '.join(sorted(unknown))}, which do not exist")
     shown = [
-        '<div class="shown">' + "".join(map(_guess, asked.get(name, ()))) + report.figure_html(*entry) + "</div>"
-        for name, *entry in section.figures
+        '<div class="shown">'
+        + "".join(map(_guess, asked.get(name, ())))
+        + report.figure_html(title, caption, path)
+        + "</div>"
+        for name, title, caption, path in section.figures
     ]
     return "\n".join(['<div class="grid">', *shown, "</div>"])
 
@@ -137,6 +150,16 @@ def _section(number: int, section: Section, used: dict[str, Any]) -> str:
         parts += [_measured(section)] if heading == "Experiment" else []
         parts += ["</div>"]
     return "\n".join([*parts, "</section>"])
+
+
+def appendix(name: str) -> str:
+    """The section with the text of lessons/NAME.md; lessons link to it as #NAME."""
+    title, text = lessons.read_appendix(name)
+    html = re.sub(r"(?<=<)(/?)h2>", r"\1h3>", lessons.to_html(text)[0])  # Below the section's own h2.
+    return (
+        f'<section class="topic" id="{name}"><h2>{report.escaped(title)}</h2>'
+        f'<div class="part appendix">{_keep_together(html)}</div></section>'
+    )
 
 
 def zoo(chart: str, link: str) -> str:

@@ -33,17 +33,22 @@ function choice(text, options, value, changed) {
   return label;
 }
 
-// Draws rows of numbers as pixels of `scale` canvas pixels: black 0, white `high`; if `signed`, blue negative, red positive.
+// The CSS color of a number: black 0, white 1; if `signed`, blue -1, white 0, red 1. Other numbers are clipped.
+function pixelColor(value, signed) {
+  const share = Math.max(-1, Math.min(1, value));
+  const rest = Math.round(255 * (1 - Math.abs(share)));
+  const grey = Math.round(255 * Math.max(0, share));
+  if (!signed) return `rgb(${grey},${grey},${grey})`;
+  return share < 0 ? `rgb(${rest},${rest},255)` : `rgb(255,${rest},${rest})`;
+}
+
+// Draws rows of numbers as squares of `scale` canvas pixels; numbers are divided by `high` for `pixelColor`.
 function drawPixels(canvas, rows, { scale, high = 1, signed = false }) {
   canvas.width = rows[0].length * scale;
   canvas.height = rows.length * scale;
   const context = canvas.getContext("2d");
   rows.forEach((row, y) => row.forEach((value, x) => {
-    const share = Math.max(-1, Math.min(1, value / high));
-    const rest = Math.round(255 * (1 - Math.abs(share)));
-    const grey = Math.round(255 * Math.max(0, share));
-    context.fillStyle = !signed ? `rgb(${grey},${grey},${grey})`
-      : share < 0 ? `rgb(${rest},${rest},255)` : `rgb(255,${rest},${rest})`;
+    context.fillStyle = pixelColor(value / high, signed);
     context.fillRect(x * scale, y * scale, scale, scale);
   }));
 }

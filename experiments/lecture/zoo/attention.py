@@ -108,9 +108,7 @@ CARDS = (
         ),
         "The query of each patch is compared with the keys of all patches, and their values are averaged with weights "
         "given by the match. So the connections between patches depend on the image, and distance does not matter.",
-        """<math display="block"><mtext>attention</mtext><mo>(</mo><mi>Q</mi><mo>,</mo><mi>K</mi><mo>,</mo><mi>V</mi>
-<mo>)</mo><mo>=</mo><mtext>softmax</mtext><mo>(</mo><mfrac><mrow><mi>Q</mi><msup><mi>K</mi><mi>T</mi></msup></mrow><msqrt><mi>d</mi>
-</msqrt></mfrac><mo>)</mo><mi>V</mi></math>""",
+        r"\text{attention}(Q, K, V) = \text{softmax}\left( \frac{Q K^{T}}{\sqrt{d}} \right) V",
         "Backpropagation of the cross-entropy through all blocks, with Adam and decoupled weight decay.",
         "Vaswani et al. 2017, Attention is all you need; Dosovitskiy et al. 2020, An image is worth 16x16 words",
         run,

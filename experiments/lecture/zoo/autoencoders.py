@@ -223,17 +223,7 @@ def report_sparse(results: list[dict]) -> Findings:
     return Findings(text, numbers, baseline, image_rows(title, rows), caption, "without penalty")
 
 
-_CODE = "<mi>c</mi><mo>(</mo><mi>x</mi><mo>)</mo>"
-_ERROR = """<munder><mo>min</mo><mi>θ</mi></munder><munder><mo>∑</mo><mi>x</mi></munder><mfrac><mn>1</mn><mn>2</mn>
-</mfrac><msup><mrow><mo>‖</mo><mi>x</mi><mo>−</mo><mi>d</mi><mo>(</mo>{}<mo>)</mo><mo>‖</mo></mrow><mn>2</mn></msup>"""
-_NOISY = "<mi>c</mi><mo>(</mo><mover><mi>x</mi><mo>~</mo></mover><mo>)</mo>"
-_PENALTY = """<mo>+</mo><mi>λ</mi><munder><mo>∑</mo><mi>j</mi></munder>
-<msub><mi>c</mi><mi>j</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo>"""
-
-
-def _formula(code: str, more: str = "") -> str:
-    return f'<math display="block"><mrow>{_ERROR.format(code)}{more}</mrow></math>'
-
+ERROR = r"\min_\theta \sum_x \frac{1}{2} \lVert x - d(c(x)) \rVert^2"
 
 CARDS = (
     Card(
@@ -242,7 +232,7 @@ CARDS = (
         diagram=Diagram((Layer("input", 4), Layer("hidden", 2), Layer("match", 4))),
         idea="The network has to reproduce its input, but all information passes through a layer with few units. So it "
         "learns a short code that keeps the important information about the images.",
-        formula=_formula(_CODE),
+        formula=ERROR,
         rule="Gradient descent (Adam) on the squared error between each image and its reconstruction.",
         reference="Bourlard & Kamp, 1988, “Auto-association by multilayer perceptrons and singular value "
         "decomposition”; Hinton & Salakhutdinov, 2006, “Reducing the dimensionality of data with neural networks”",
@@ -256,7 +246,7 @@ CARDS = (
         diagram=Diagram((Layer("noisy", 4), Layer("hidden", 2), Layer("match", 4))),
         idea="The network sees an image with missing pixels and has to output the complete one. Copying does not help, "
         "so it has to learn how pixels depend on each other.",
-        formula=_formula(_NOISY),
+        formula=ERROR.replace("c(x)", r"c(\tilde{x})"),
         rule="Gradient descent (Adam) on the squared error between the clean image and the reconstruction of a noisy "
         "one; new noise is drawn in each step.",
         reference="Vincent, Larochelle, Bengio & Manzagol, 2008, “Extracting and composing robust features with "
@@ -271,7 +261,7 @@ CARDS = (
         diagram=Diagram((Layer("input", 2), Layer("hidden", 5), Layer("match", 2))),
         idea="The code has many units, but each active unit adds a penalty to the loss. So each image is composed of a "
         "few parts out of a large learned dictionary.",
-        formula=_formula(_CODE, _PENALTY),
+        formula=ERROR + r" + \lambda \sum_j c_j(x)",
         rule="Gradient descent (Adam) on the squared reconstruction error plus λ times the sum of the code's "
         "nonnegative values.",
         reference="Ranzato, Poultney, Chopra & LeCun, 2007, “Efficient learning of sparse representations with an "

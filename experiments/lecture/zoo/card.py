@@ -37,7 +37,7 @@ class Card:
       title: Name on the page, as in the chart.
       diagram: Cells and connections.
       idea: Two sentences for students.
-      formula: MathML.
+      formula: LaTeX, see lesson.formula.
       rule: The learning rule, in one sentence.
       reference: Author, year and title.
       run: Trains the network with a given seed; returns JSON-serializable results.

@@ -115,9 +115,7 @@ def report(results: list[dict]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "mean digit of the class")
 
 
-FORMULA = """<math display="block"><mrow><munder><mo>min</mo><mi>θ</mi></munder><munder><mo>∑</mo><mi>x</mi></munder>
-<msup><mrow><mo>‖</mo><mi>x</mi><mo>−</mo><msub><mi>d</mi><mi>θ</mi></msub><mo>(</mo><msub><mi>f</mi><mi>l</mi></msub>
-<mo>(</mo><mi>x</mi><mo>)</mo><mo>)</mo><mo>‖</mo></mrow><mn>2</mn></msup></mrow></math>"""
+FORMULA = r"\min_\theta \sum_x \lVert x - d_\theta(f_l(x)) \rVert^2"
 
 CARDS = (
     Card(

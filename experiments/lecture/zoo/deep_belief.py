@@ -179,10 +179,7 @@ DEEP_BELIEF = Card(
     diagram=Diagram((Layer("backfed", 5), Layer("probabilistic", 4), Layer("probabilistic", 4), Layer("match", 5))),
     idea="Restricted Boltzmann machines are stacked: each learns, without labels, to model the hidden units of the one "
     "below. With few labels, their weights are a better initialization for backpropagation than random ones.",
-    formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><mi>v</mi><mo>,</mo><msub><mi>h</mi><mn>1</mn></msub>'
-    "<mo>,</mo><msub><mi>h</mi><mn>2</mn></msub><mo>)</mo><mo>=</mo><mi>p</mi><mo>(</mo><mi>v</mi><mo>|</mo><msub><mi>h</mi>"
-    "<mn>1</mn></msub><mo>)</mo><mspace width='0.3em'/><mi>p</mi><mo>(</mo><msub><mi>h</mi><mn>1</mn></msub><mo>,</mo>"
-    "<msub><mi>h</mi><mn>2</mn></msub><mo>)</mo></mrow></math>",
+    formula=r"p(v, h_1, h_2) = p(v | h_1) \, p(h_1, h_2)",
     rule="Contrastive divergence layer by layer, each from the hidden probabilities of the layer below; then "
     "backpropagation through the whole network.",
     reference="Hinton, Osindero & Teh, 2006, A fast learning algorithm for deep belief nets",

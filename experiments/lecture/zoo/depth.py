@@ -120,10 +120,7 @@ DEEP_FEED_FORWARD = Card(
     diagram=Diagram((Layer("input", 3), Layer("hidden", 4), Layer("hidden", 4), Layer("output", 2))),
     idea="The network has several hidden layers in sequence. Each layer combines the features of the previous one, so "
     "that few units can form complicated decision boundaries.",
-    formula="""<math display="block"><mrow><msub><mi>h</mi><mi>l</mi></msub><mo>=</mo><mi>f</mi><mo>(</mo><msub>
-<mi>W</mi><mi>l</mi></msub><msub><mi>h</mi><mrow><mi>l</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>+</mo><msub><mi>b</mi>
-<mi>l</mi></msub><mo>)</mo><mo>,</mo><mspace width="1em"/><msub><mi>h</mi><mn>0</mn></msub><mo>=</mo><mi>x</mi></mrow>
-</math>""",
+    formula=r"h_l = f(W_l h_{l-1} + b_l), \quad h_0 = x",
     rule="Backpropagation through all layers, here with Adam.",
     reference="Kevin Lang and Michael Witbrock, 1988, “Learning to tell two spirals apart”",
     run=run_deep_feed_forward,
@@ -205,11 +202,7 @@ DEEP_CONVOLUTIONAL = Card(
     idea="A small filter is applied at every position of the image to detect the same pattern, and pooling keeps its "
     "position only roughly. So the network needs few weights and does not have to learn a pattern again at each "
     "position.",
-    formula="""<math display="block"><mrow><msub><mi>h</mi><mrow><mi>i</mi><mi>j</mi><mi>k</mi></mrow></msub><mo>=</mo>
-<mi>f</mi><mo>(</mo><munder><mo>∑</mo><mrow><mi>a</mi><mo>,</mo><mi>b</mi><mo>,</mo><mi>c</mi></mrow></munder><msub>
-<mi>w</mi><mrow><mi>a</mi><mi>b</mi><mi>c</mi><mi>k</mi></mrow></msub><msub><mi>x</mi><mrow><mi>i</mi><mo>+</mo><mi>a</mi>
-<mo>,</mo><mi>j</mi><mo>+</mo><mi>b</mi><mo>,</mo><mi>c</mi></mrow></msub><mo>+</mo><msub><mi>b</mi><mi>k</mi></msub>
-<mo>)</mo></mrow></math>""",
+    formula=r"h_{ijk} = f\left( \sum_{a,b,c} w_{abck} x_{i+a,j+b,c} + b_k \right)",
     rule="Backpropagation; the gradient of a shared weight is the sum over all positions.",
     reference="Yann LeCun, Léon Bottou, Yoshua Bengio and Patrick Haffner, 1998, “Gradient-based learning applied to "
     "document recognition”",
@@ -260,8 +253,7 @@ DEEP_RESIDUAL = Card(
     ),
     idea="A shortcut adds the input of two layers to their output. The layers only have to learn the residual, and "
     "gradients reach the first layers directly.",
-    formula="""<math display="block"><mrow><mi>y</mi><mo>=</mo><mi>F</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
-<mi>x</mi></mrow></math>""",
+    formula=r"y = F(x) + x",
     rule="Backpropagation; the shortcut propagates the gradient unchanged.",
     reference="Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun, 2016, “Deep residual learning for image "
     "recognition”",

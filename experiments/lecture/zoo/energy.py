@@ -151,12 +151,10 @@ BOLTZMANN = Card(
     diagram=Diagram((Layer("backfed", 4), Layer("probabilistic", 4)), form="circle"),
     idea="A Hopfield network with stochastic units, which prefer states of lower energy, and with hidden units. It "
     "learns a distribution from which samples resemble the training images.",
-    formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><mi>s</mi><mo>)</mo><mo>=</mo><mfrac><msup><mi>e</mi>'
-    "<mrow><mo>−</mo><mi>E</mi><mo>(</mo><mi>s</mi><mo>)</mo></mrow></msup><mi>Z</mi></mfrac><mo>,</mo>"
-    "<mspace width='1em'/><mi>Δ</mi><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mi>η</mi>"
-    "<mo>(</mo><msub><mrow><mo>⟨</mo><msub><mi>s</mi><mi>i</mi></msub><msub><mi>s</mi><mi>j</mi></msub>"
-    "<mo>⟩</mo></mrow><mtext>clamped</mtext></msub><mo>−</mo><msub><mrow><mo>⟨</mo><msub><mi>s</mi><mi>i</mi></msub>"
-    "<msub><mi>s</mi><mi>j</mi></msub><mo>⟩</mo></mrow><mtext>free</mtext></msub><mo>)</mo></mrow></math>",
+    formula=(
+        r"p(s) = \frac{e^{-E(s)}}{Z}, \quad \Delta w_{ij} = \eta (\langle s_i s_j \rangle_{\text{clamped}} - "
+        r"\langle s_i s_j \rangle_{\text{free}})"
+    ),
     rule="A weight changes by the difference of two correlations of its units: with the visible units clamped to the "
     "data, and with all units sampled freely.",
     reference="Ackley, Hinton & Sejnowski, 1985, A learning algorithm for Boltzmann machines",

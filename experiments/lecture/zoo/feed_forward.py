@@ -150,10 +150,7 @@ PERCEPTRON = Card(
     diagram=Diagram((Layer("input", 2), Layer("output", 1))),
     idea="A single unit outputs 1 if the weighted sum of its inputs is positive, else 0. So the decision boundary "
     "between two classes is a straight line or a hyperplane.",
-    formula="""<math display="block"><mrow><mi>w</mi><mo>←</mo><mi>w</mi><mo>+</mo><mo>(</mo><mi>y</mi><mo>−</mo>
-<mi>φ</mi><mo>(</mo><msup><mi>w</mi><mi>T</mi></msup><mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>)</mo><mi>x</mi>
-<mo>,</mo><mspace width="1em"/><mi>φ</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo><mn>1</mn><mtext> if </mtext>
-<mi>z</mi><mo>&gt;</mo><mn>0</mn><mtext>, else </mtext><mn>0</mn></mrow></math>""",
+    formula=(r"w \leftarrow w + (y - \varphi(w^{T} x + b)) x, \quad \varphi(z) = 1 \text{ if } z > 0, \text{ else } 0"),
     rule="Rosenblatt's rule: for each misclassified example, add it to the weights or subtract it from them.",
     reference="Frank Rosenblatt, 1958, “The perceptron: a probabilistic model for information storage and organization "
     "in the brain”",
@@ -168,10 +165,7 @@ FEED_FORWARD = Card(
     diagram=Diagram((Layer("input", 2), Layer("hidden", 2), Layer("output", 1))),
     idea="Between inputs and outputs there is a layer of hidden units, and all connections go forward. Each hidden "
     "unit defines a linear boundary, and the outputs combine them into curved decision boundaries.",
-    formula="""<math display="block"><mrow><mi>h</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo>
-<msub><mi>W</mi><mn>1</mn></msub><mi>x</mi><mo>+</mo><msub><mi>b</mi><mn>1</mn></msub><mo>)</mo><mo>,</mo>
-<mspace width="1em"/><mi>p</mi><mo>=</mo><mi>softmax</mi><mo>(</mo><msub><mi>W</mi><mn>2</mn></msub><mi>h</mi><mo>+</mo>
-<msub><mi>b</mi><mn>2</mn></msub><mo>)</mo></mrow></math>""",
+    formula=r"h = \max(0, W_1 x + b_1), \quad p = \mathrm{softmax}(W_2 h + b_2)",
     rule="Backpropagation: gradient descent (Adam) on the cross-entropy, with gradients by the chain rule.",
     reference="David Rumelhart, Geoffrey Hinton and Ronald Williams, 1986, “Learning representations by "
     "back-propagating errors”",

@@ -144,12 +144,7 @@ GAN = Card(
     ),
     idea="A generator creates images from random vectors, and a discriminator learns to distinguish them from real "
     "ones. The generator learns from the discriminator's gradient how to make its images more realistic.",
-    formula="""<math display="block"><mrow><munder><mi>min</mi><mi>G</mi></munder><mspace width="0.3em"/>
-<munder><mi>max</mi>
-<mi>D</mi></munder><mspace width="0.3em"/><msub><mi>E</mi><mi>x</mi></msub><mspace width="0.2em"/><mi>log</mi>
-<mi>D</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>+</mo>
-<msub><mi>E</mi><mi>z</mi></msub><mi>log</mi><mo>(</mo><mn>1</mn><mo>−</mo><mi>D</mi><mo>(</mo><mi>G</mi><mo>(</mo>
-<mi>z</mi><mo>)</mo><mo>)</mo><mo>)</mo></mrow></math>""",
+    formula=r"\min_G \max_D E_x \log D(x) + E_z \log(1 - D(G(z)))",
     rule="Alternating steps: the discriminator is trained on real and generated images, then the generator by "
     "backpropagation through the discriminator.",
     reference="Ian Goodfellow et al., 2014, “Generative adversarial nets”; the networks: Alec Radford et al., 2016, "

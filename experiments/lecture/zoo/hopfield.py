@@ -193,12 +193,7 @@ HOPFIELD = Card(
     diagram=Diagram((Layer("backfed", 8),), form="circle"),
     idea="Every unit is connected to all others, and each stored image is a local minimum of the network's energy. "
     "Starting from a corrupted image, the state descends to the nearest minimum: an associative memory.",
-    formula='<math display="block"><mrow><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo>'
-    "<munder><mo>∑</mo><mi>μ</mi></munder><msubsup><mi>ξ</mi><mi>i</mi><mi>μ</mi></msubsup>"
-    "<msubsup><mi>ξ</mi><mi>j</mi><mi>μ</mi></msubsup><mo>,</mo><mspace width='1em'/><mi>E</mi><mo>=</mo><mo>−</mo>"
-    "<mfrac><mn>1</mn><mn>2</mn></mfrac><munder><mo>∑</mo><mrow><mi>i</mi><mo>≠</mo><mi>j</mi></mrow></munder>"
-    "<msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><msub><mi>s</mi><mi>i</mi></msub>"
-    "<msub><mi>s</mi><mi>j</mi></msub></mrow></math>",
+    formula=r"w_{ij} = \sum_\mu \xi_i^\mu \xi_j^\mu, \quad E = -\frac{1}{2} \sum_{i \ne j} w_{ij} s_i s_j",
     rule="Hebb's rule: for each pattern, a weight increases if its two units are equal and decreases otherwise; in "
     "recall, units are updated one at a time to the sign of their weighted input.",
     reference="Hopfield, 1982, Neural networks and physical systems with emergent collective computational abilities",

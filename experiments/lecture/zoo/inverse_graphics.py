@@ -140,11 +140,10 @@ def draw_responses(figure, shares: dict[str, np.ndarray]) -> None:
         axes.legend(frameon=False)
 
 
-FORMULA = """<math display="block"><mrow><msub><mi>z</mi><mi>j</mi></msub><mo>←</mo><mover><msub><mi>z</mi><mi>j</mi>
-</msub><mo>¯</mo></mover><mo>,</mo><mspace width="1em"/><mfrac><mrow><mo>∂</mo><mi>L</mi></mrow><mrow><mo>∂</mo><msub>
-<mi>z</mi><mi>j</mi></msub></mrow></mfrac><mo>←</mo><mi>λ</mi><mo>(</mo><msub><mi>z</mi><mi>j</mi></msub><mo>−</mo>
-<mover><msub><mi>z</mi><mi>j</mi></msub><mo>¯</mo></mover><mo>)</mo><mspace width="1em"/>
-<mtext>for each inactive j</mtext></mrow></math>"""
+FORMULA = (
+    r"z_j \leftarrow \bar{z}_j, \quad \frac{\partial L}{\partial z_j} \leftarrow \lambda (z_j - \bar{z}_j) "
+    r"\quad \text{for each inactive } j"
+)
 
 CARDS = (
     Card(

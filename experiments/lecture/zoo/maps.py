@@ -108,10 +108,7 @@ def report_kohonen(results: list[dict[str, Any]]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "k-means, random order")
 
 
-FORMULA = """<math display="block"><msub><mi>w</mi><mi>j</mi></msub><mo>←</mo><msub><mi>w</mi><mi>j</mi></msub>
-<mo>+</mo><mi>η</mi><mi>exp</mi><mo>(</mo><mo>−</mo><mfrac><msup><mrow><mo>‖</mo><msub><mi>r</mi><mi>j</mi></msub><mo>−</mo><msub>
-<mi>r</mi><mi>c</mi></msub><mo>‖</mo></mrow><mn>2</mn></msup><mrow><mn>2</mn><msup><mi>σ</mi><mn>2</mn></msup></mrow>
-</mfrac><mo>)</mo><mo>(</mo><mi>x</mi><mo>−</mo><msub><mi>w</mi><mi>j</mi></msub><mo>)</mo></math>"""
+FORMULA = r"w_j \leftarrow w_j + \eta \exp\left( -\frac{\lVert r_j - r_c \rVert^2}{2 \sigma^2} \right) (x - w_j)"
 
 CARDS = (
     Card(

@@ -248,12 +248,7 @@ def report_support_vector(results: list[dict[str, Any]]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "scikit-learn")
 
 
-FORMULA = """<math display="block"><munder><mi>min</mi><mrow><mi>w</mi><mo>,</mo><mi>b</mi></mrow></munder>
-<mspace width="0.4em"/>
-<mfrac><mn>1</mn><mn>2</mn></mfrac><msup><mrow><mo>‖</mo><mi>w</mi><mo>‖</mo></mrow><mn>2</mn></msup><mo>+</mo><mi>C</mi>
-<munder><mo>∑</mo><mi>n</mi></munder><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><mn>1</mn><mo>−</mo><msub><mi>y</mi><mi>n</mi>
-</msub><mo>(</mo><mi>w</mi><mo>·</mo><mi>φ</mi><mo>(</mo><msub><mi>x</mi><mi>n</mi></msub><mo>)</mo><mo>+</mo><mi>b</mi>
-<mo>)</mo><mo>)</mo></math>"""
+FORMULA = r"\min_{w,b} \frac{1}{2} \lVert w \rVert^2 + C \sum_n \max(0, 1 - y_n (w \cdot \varphi(x_n) + b))"
 
 CARDS = (
     Card(

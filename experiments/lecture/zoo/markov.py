@@ -160,15 +160,10 @@ MARKOV_CHAIN = Card(
     diagram=Diagram((Layer("probabilistic", 8),), form="circle"),
     idea="The next character of a text is drawn with probabilities that depend only on the last few characters. It "
     "learns by counting transitions; it is not a neural network, but a precursor of networks with a state.",
-    formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>x</mi><mi>t</mi></msub><mo>|</mo><msub>'
-    "<mi>x</mi><mrow><mi>t</mi><mo>−</mo><mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo>"
-    "<mn>1</mn>"
-    "</mrow></msub><mo>)</mo><mo>=</mo><mfrac><mrow><mi>n</mi><mo>(</mo><msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo>"
-    "<mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mi>t</mi></msub><mo>)</mo><mo>+</mo><mi>λ</mi>"
-    "<mspace width='0.2em'/><mi>p</mi><mo>(</mo><msub><mi>x</mi><mi>t</mi></msub><mo>|</mo><msub><mi>x</mi><mrow>"
-    "<mi>t</mi><mo>−</mo><mi>k</mi><mo>+</mo><mn>1</mn></mrow></msub><mo>…</mo><mo>)</mo></mrow><mrow><mi>n</mi><mo>(</mo>"
-    "<msub><mi>x</mi><mrow><mi>t</mi><mo>−</mo><mi>k</mi></mrow></msub><mo>…</mo><msub><mi>x</mi><mrow><mi>t</mi>"
-    "<mo>−</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>+</mo><mi>λ</mi></mrow></mfrac></mrow></math>",
+    formula=(
+        r"p(x_t | x_{t-k} \dots x_{t-1}) = "
+        r"\frac{n(x_{t-k} \dots x_t) + \lambda \, p(x_t | x_{t-k+1} \dots)}{n(x_{t-k} \dots x_{t-1}) + \lambda}"
+    ),
     rule="Transitions are counted, and the counts of a context are smoothed with the probabilities for a shorter one.",
     reference="Markov, 1913, An example of statistical investigation of the text Eugene Onegin concerning the "
     "connection of samples in chains",

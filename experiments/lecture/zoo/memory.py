@@ -192,13 +192,10 @@ NEURAL_TURING = Card(
     ),
     idea="A small network, the controller, reads and writes a memory through heads, which access all rows at once with "
     "different weights. All operations are differentiable, so it can learn algorithms such as copying.",
-    formula="""<math display="block"><mrow><msub><mi>r</mi><mi>t</mi></msub><mo>=</mo><munder><mo>∑</mo>
-<mi>i</mi></munder><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>M</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi>
-<mo>)</mo><mo>,</mo><mspace width="0.8em"/><msub><mi>M</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><mo>=</mo>
-<msub><mi>M</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>(</mo><mi>i</mi><mo>)</mo><mo>(</mo><mn>1</mn>
-<mo>−</mo><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>e</mi><mi>t</mi></msub><mo>)</mo>
-<mo>+</mo><msub><mi>w</mi><mi>t</mi></msub><mo>(</mo><mi>i</mi><mo>)</mo><msub><mi>a</mi><mi>t</mi></msub></mrow>
-</math>""",
+    formula=(
+        r"\begin{array}{l} r_t = \sum_i w_t(i) M_t(i) \\ "
+        r"M_t(i) = M_{t-1}(i) (1 - w_t(i) e_t) + w_t(i) a_t \end{array}"
+    ),
     rule="Backpropagation through time, including heads and memory, with Adam and gradient clipping.",
     reference="Alex Graves, Greg Wayne and Ivo Danihelka, 2014, “Neural Turing machines”",
     run=run,

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.lecture.page import checked_formula
+from experiments.lecture.lesson import formula
+from experiments.lecture.page import MATH_STYLE, checked_formula
 from experiments.lecture.zoo.card import Card
 from experiments.lecture.zoo.drawing import legend, svg
 from experiments.reporting import report
@@ -34,7 +35,7 @@ p { max-width: 46rem; }
 .card p { margin: .3rem 0; }
 .card td:first-child, .card th { white-space: normal; }
 .card figure { margin: 1rem 0; }
-.formula { overflow-x: auto; overflow-y: hidden; margin: .6rem 0; font-size: 1.1rem; }
+.formula { overflow-x: auto; overflow-y: hidden; }
 """
 CHART_STYLE = """
 .chart { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem; align-items: end; }
@@ -86,7 +87,7 @@ def _card(shown: Shown, seeds: int) -> str:
     parts = [
         f'<details class="card" id="{card.name}"><summary>{head}</summary><div class="inside"><div>',
         f"<p>{report.escaped(card.idea)}</p>",
-        f'<div class="formula" tabindex="0">{checked_formula(card.formula)}</div>',
+        f'<div class="formula" tabindex="0">{checked_formula(formula(card.formula, display=True))}</div>',
         f"<h3>Learning rule</h3><p>{report.escaped(card.rule)}</p>",
         f"<h3>Result</h3><p>{report.escaped(_unbroken(result))}</p>",
     ]
@@ -129,4 +130,4 @@ def page(networks: Sequence[Shown], seeds: int) -> str:
         *(_card(shown, seeds) for shown in networks),
         "</div>",
     ]
-    return report.document(title, "\n".join(body), style=STYLE)
+    return report.document(title, "\n".join(body), style=STYLE + MATH_STYLE)

@@ -204,14 +204,8 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "multi-layer perceptron")
 
 
-RBF_FORMULA = """<math display="block"><mi>y</mi><mo>=</mo><msub><mi>w</mi><mn>0</mn></msub><mo>+</mo><munder><mo>∑</mo>
-<mi>k</mi></munder><msub><mi>w</mi><mi>k</mi></msub><mi>exp</mi><mo>(</mo><mo>−</mo><mfrac><msup><mrow><mo>‖</mo><mi>x</mi>
-<mo>−</mo><msub><mi>c</mi><mi>k</mi></msub><mo>‖</mo></mrow><mn>2</mn></msup><mrow><mn>2</mn><msup><mi>σ</mi><mn>2</mn>
-</msup></mrow></mfrac><mo>)</mo></math>"""
-EXTREME_FORMULA = """<math display="block"><mi>h</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><mi>R</mi>
-<mi>x</mi><mo>+</mo><mi>b</mi><mo>)</mo><mo>,</mo><mspace width="1em"/><mi>W</mi><mo>=</mo><mi>Y</mi><msup><mi>H</mi>
-<mi>T</mi></msup><msup><mrow><mo>(</mo><mi>H</mi><msup><mi>H</mi><mi>T</mi></msup><mo>+</mo><mi>λ</mi><mi>I</mi><mo>)</mo>
-</mrow><mrow><mo>−</mo><mn>1</mn></mrow></msup></math>"""
+RBF_FORMULA = r"y = w_0 + \sum_k w_k \exp\left( -\frac{\lVert x - c_k \rVert^2}{2 \sigma^2} \right)"
+EXTREME_FORMULA = r"h = \max(0, R x + b), \quad W = Y H^{T} (H H^{T} + \lambda I)^{-1}"
 
 CARDS = (
     Card(

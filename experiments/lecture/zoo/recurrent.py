@@ -146,27 +146,15 @@ def report(results: list[dict]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, versus)
 
 
-RNN_FORMULA = """<math display="block"><msub><mi>h</mi><mi>t</mi></msub><mo>=</mo><mi>tanh</mi><mo>(</mo><mi>W</mi>
-<msub><mi>x</mi><mi>t</mi></msub><mo>+</mo><mi>U</mi><msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub>
-<mo>+</mo><mi>b</mi><mo>)</mo></math>"""
-LSTM_FORMULA = """<math display="block"><mtable columnalign="left">
-<mtr><mtd><mi>i</mi><mo>,</mo><mi>f</mi><mo>,</mo><mi>o</mi><mo>=</mo><mi>σ</mi><mo>(</mo><mi>W</mi><msub><mi>x</mi>
-<mi>t</mi></msub><mo>+</mo><mi>U</mi><msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>+</mo><mi>b</mi>
-<mo>)</mo></mtd></mtr>
-<mtr><mtd><msub><mi>c</mi><mi>t</mi></msub><mo>=</mo><mi>f</mi><mo>⊙</mo><msub><mi>c</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn>
-</mrow></msub><mo>+</mo><mi>i</mi><mo>⊙</mo><mi>tanh</mi><mo>(</mo><msub><mi>W</mi><mi>g</mi></msub><msub><mi>x</mi>
-<mi>t</mi></msub><mo>+</mo><msub><mi>U</mi><mi>g</mi></msub><msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow>
-</msub><mo>+</mo><msub><mi>b</mi><mi>g</mi></msub><mo>)</mo></mtd></mtr>
-<mtr><mtd><msub><mi>h</mi><mi>t</mi></msub><mo>=</mo><mi>o</mi><mo>⊙</mo><mi>tanh</mi><mo>(</mo><msub><mi>c</mi><mi>t</mi>
-</msub><mo>)</mo></mtd></mtr></mtable></math>"""
-GRU_FORMULA = """<math display="block"><mtable columnalign="left">
-<mtr><mtd><mi>r</mi><mo>,</mo><mi>z</mi><mo>=</mo><mi>σ</mi><mo>(</mo><mi>W</mi><msub><mi>x</mi><mi>t</mi></msub><mo>+</mo>
-<mi>U</mi><msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>+</mo><mi>b</mi><mo>)</mo></mtd></mtr>
-<mtr><mtd><msub><mi>h</mi><mi>t</mi></msub><mo>=</mo><mi>z</mi><mo>⊙</mo><msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn>
-</mrow></msub><mo>+</mo><mo>(</mo><mn>1</mn><mo>−</mo><mi>z</mi><mo>)</mo><mo>⊙</mo><mi>tanh</mi><mo>(</mo><msub><mi>W</mi>
-<mi>c</mi></msub><msub><mi>x</mi><mi>t</mi></msub><mo>+</mo><msub><mi>U</mi><mi>c</mi></msub><mo>(</mo><mi>r</mi><mo>⊙</mo>
-<msub><mi>h</mi><mrow><mi>t</mi><mo>−</mo><mn>1</mn></mrow></msub><mo>)</mo><mo>+</mo><msub><mi>b</mi><mi>c</mi></msub>
-<mo>)</mo></mtd></mtr></mtable></math>"""
+RNN_FORMULA = r"h_t = \tanh(W x_t + U h_{t-1} + b)"
+LSTM_FORMULA = (
+    r"\begin{array}{l} i, f, o = \sigma(W x_t + U h_{t-1} + b) \\ "
+    r"c_t = f \odot c_{t-1} + i \odot \tanh(W_g x_t + U_g h_{t-1} + b_g) \\ h_t = o \odot \tanh(c_t) \end{array}"
+)
+GRU_FORMULA = (
+    r"\begin{array}{l} r, z = \sigma(W x_t + U h_{t-1} + b) \\ "
+    r"h_t = z \odot h_{t-1} + (1 - z) \odot \tanh(W_c x_t + U_c (r \odot h_{t-1}) + b_c) \end{array}"
+)
 RULE = (
     "Backpropagation through time: the network is unrolled into one layer per step, all with the same weights, and the "
     "gradients of the steps are summed; Adam with gradients clipped to norm 1."

@@ -284,14 +284,11 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "linear in the input rows")
 
 
-ECHO_FORMULA = """<math display="block"><mi>x</mi><mo>(</mo><mi>t</mi><mo>)</mo><mo>=</mo><mi>tanh</mi><mo>(</mo>
-<mi>ρ</mi><mi>W</mi><mi>x</mi><mo>(</mo><mi>t</mi><mo>−</mo><mn>1</mn><mo>)</mo><mo>+</mo><msub><mi>W</mi><mtext>in</mtext></msub>
-<mi>u</mi><mo>(</mo><mi>t</mi><mo>)</mo><mo>+</mo><mi>b</mi><mo>)</mo></math>"""
-LIQUID_FORMULA = """<math display="block"><mi>v</mi><mo>(</mo><mi>t</mi><mo>)</mo><mo>=</mo><msup><mi>e</mi><mrow>
-<mo>−</mo><mn>1</mn><mo>/</mo><mi>τ</mi></mrow></msup><mi>v</mi><mo>(</mo><mi>t</mi><mo>−</mo><mn>1</mn><mo>)</mo><mo>+</mo>
-<msub><mi>W</mi><mtext>in</mtext></msub><mi>u</mi><mo>(</mo><mi>t</mi><mo>)</mo><mo>+</mo><mi>W</mi><mi>s</mi><mo>(</mo>
-<mi>t</mi><mo>)</mo><mo>,</mo><mspace width="1em"/><mtext>spike and reset where</mtext><mspace width="0.4em"/><mi>v</mi>
-<mo>≥</mo><mn>1</mn></math>"""
+ECHO_FORMULA = r"x(t) = \tanh(\rho W x(t - 1) + W_{\text{in}} u(t) + b)"
+LIQUID_FORMULA = (
+    r"\begin{array}{l} v(t) = e^{-1/\tau} v(t - 1) + W_{\text{in}} u(t) + W s(t) \\ "
+    r"\text{spike and reset where } v \ge 1 \end{array}"
+)
 
 CARDS = (
     Card(

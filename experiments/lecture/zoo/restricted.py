@@ -271,12 +271,10 @@ RESTRICTED = Card(
     idea="A Boltzmann machine with connections only between visible and hidden units, so that all units of a layer can "
     "be sampled in parallel. It learns by comparing the data with samples drawn by a few Gibbs steps that start at "
     "the data.",
-    formula='<math display="block"><mrow><mi>p</mi><mo>(</mo><msub><mi>h</mi><mi>j</mi></msub><mo>=</mo><mn>1</mn>'
-    "<mo>|</mo><mi>v</mi><mo>)</mo><mo>=</mo><mi>σ</mi><mo>(</mo><msub><mi>b</mi><mi>j</mi></msub><mo>+</mo>"
-    "<munder><mo>∑</mo><mi>i</mi></munder><msub><mi>v</mi><mi>i</mi></msub><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub>"
-    "<mo>)</mo><mo>,</mo><mspace width='1em'/><mi>Δ</mi><mi>w</mi><mo>=</mo><mi>η</mi><mo>(</mo><msub>"
-    "<mrow><mo>⟨</mo><mi>v</mi><mi>h</mi><mo>⟩</mo></mrow><mtext>data</mtext></msub><mo>−</mo><msub><mrow><mo>⟨</mo><mi>v</mi><mi>h</mi>"
-    "<mo>⟩</mo></mrow><mi>k</mi></msub><mo>)</mo></mrow></math>",
+    formula=(
+        r"p(h_j = 1 | v) = \sigma\left( b_j + \sum_i v_i w_{ij} \right), \quad \Delta w = \eta (\langle v h "
+        r"\rangle_{\text{data}} - \langle v h \rangle_k)"
+    ),
     rule="Contrastive divergence: a weight changes by the difference of two correlations of its units, with the data "
     "and after k steps of Gibbs sampling.",
     reference="Hinton, 2002, Training products of experts by minimizing contrastive divergence",

@@ -113,11 +113,10 @@ def report_variational(results: list[dict]) -> Findings:
     return Findings(text, numbers, baseline, figure, caption, "mixture of Bernoullis, log p(x)")
 
 
-FORMULA = """<math display="block"><mrow><mi>log</mi><mi>p</mi><mo>(</mo><mi>x</mi><mo>)</mo><mo>≥</mo>
-<msub><mi>E</mi><mrow><mi>q</mi><mo>(</mo><mi>z</mi><mo>|</mo><mi>x</mi><mo>)</mo></mrow></msub><mo>[</mo><mi>log</mi>
-<mi>p</mi><mo>(</mo><mi>x</mi><mo>|</mo><mi>z</mi><mo>)</mo><mo>]</mo><mo>−</mo><mi>KL</mi><mo>(</mo><mi>q</mi>
-<mo>(</mo><mi>z</mi><mo>|</mo><mi>x</mi><mo>)</mo><mo>‖</mo><mi>p</mi><mo>(</mo><mi>z</mi><mo>)</mo><mo>)</mo><mo>,</mo>
-<mspace width="1em"/><mi>z</mi><mo>=</mo><mi>μ</mi><mo>+</mo><mi>σ</mi><mi>ε</mi></mrow></math>"""
+FORMULA = (
+    r"\begin{array}{l} \log p(x) \ge E_{q(z|x)}[\log p(x|z)] - \mathrm{KL}(q(z|x) \| p(z)) \\ "
+    r"z = \mu + \sigma \varepsilon \end{array}"
+)
 
 CARDS = (
     Card(
