@@ -198,6 +198,19 @@ COMMANDS: dict[str, Run | Omitted] = {
     "lecture.convolution --steps=50 --seeds=1 --workdir=W": Run("--steps=2"),
     "summary --model=lenet": Run(slow=False),
     "classify --model=mlp --steps=300 --gradients=backpropagation --workdir=W": Run("--steps=2"),
+    "lecture.perceptron --hidden=2 --workdir=W": Run("--seeds=1 --steps=20 --points=20"),
+    'sweep --workdir=W --grid="activation=tanh,sigmoid,relu,rectified_tanh" -- --model=mlp --steps=100': Run(
+        "--steps=2", {"activation=tanh,sigmoid,relu,rectified_tanh": "activation=rectified_tanh"}
+    ),
+    "lecture.softmax --steps=10 --seeds=1 --workdir=W": Run("--steps=2"),
+    "lecture.abstraction --steps=20 --signal_steps=20 --seeds=1 --workdir=W": Run("--steps=2 --signal_steps=2"),
+    "summary --model=cifar_plain56": Run(slow=False),
+    "summary --model=cifar_resnet56": Run(slow=False),
+    "summary --model=vgg19 --parallelism=hybrid --devices=16 --batch_size=2048": Run(slow=False),
+    "lecture.plain_vs_residual --steps=100 --seeds=1 --workdir=W": Run("--steps=20 --maps=1 --dataset=mnist5k"),
+    "segment --steps=100 --decoder=indices --workdir=W": Run(TINY),
+    "segment --steps=100 --decoder=bilinear --workdir=W2": Run(TINY, {"W2": "new"}),
+    "generate --steps=100 --eval_every=100 --workdir=W": Run("--dry_run"),
     # experiments/recipes
     "import_weights --model=vgg16 --weights=FILE --workdir=V": Run(
         "--image_size=32", {"FILE": "vgg16_weights", "V": "new"}
