@@ -20,7 +20,7 @@ from PIL import Image
 from experiments.cli import app
 from experiments.cli.app import require
 from experiments.cli.options import option
-from experiments.reporting import figures, figures_filters
+from experiments.reporting import figures, figures_filters, report
 from train.averaging import evaluation_variables
 from train.parallel import data_parallel
 
@@ -197,6 +197,7 @@ def main(config: FiltersConfig) -> int:
     title = f"{what}; left: patches, right: their guided gradients"
     figure = figures_filters.excitation_grid(patches, gradients, [f"channel {c}" for c in channels], title=title)
     figures.save_figure(figure, path)
+    report.add_figure(run.workdir / "report.html", f"Patches for {name}", title, path)
     print(f"{what}, {patches.shape[1]} patches of {patches.shape[2]}x{patches.shape[3]} pixels each: {path}")
     return 0
 

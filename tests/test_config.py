@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 
 import flax.linen as nn
 import numpy as np
@@ -127,6 +128,15 @@ def test_every_field_has_a_help_text_and_a_default_that_is_accepted():
         for name, spec in options.specs(config_class).items():
             assert spec.help.strip().endswith((".", ";")), f"{config_class.__name__}.{name}"
         options.from_json(config_class, options.to_json(config_class(workdir="/W")))
+
+
+def test_the_command_line_starts_with_the_changed_flags():
+    line = options.command_line("classify", ClassifyConfig(workdir="/a b", model="mlp", nesterov=True))
+    first, second = line.split(" \\\n  ")
+    assert first == "python -m experiments.classify --model=mlp --nesterov '--workdir=/a b'"
+    assert "--batch_size=128" in second and "--model" not in second
+    flags = shlex.split(line.replace("\\\n", ""))[3:]  # A shell joins the lines.
+    assert parsed(ClassifyConfig, *flags) == ClassifyConfig(workdir="/a b", model="mlp", nesterov=True)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

@@ -17,7 +17,7 @@ from experiments.cli import compilation_cache
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
 from experiments.filters import FiltersConfig
-from experiments.reporting import figures_filters
+from experiments.reporting import figures_filters, report
 from experiments.setup import classification
 from experiments.setup.experiment import ClassificationInfo, Experiment
 from models import layers
@@ -202,8 +202,11 @@ def test_the_command_on_a_network_with_convolutions(tmp_path, monkeypatch, capsy
         assert capsys.readouterr().out == f"conv1: 32 filters of 5x5x1: {tmp_path}/filters_layer1.png\n"
     with pytest.raises(UsageError, match="--layer=4: must be between 1 and 3: 1 conv1, 2 conv2, 3 conv3$"):
         filters.main(FiltersConfig(str(tmp_path), 4))
+    (tmp_path / "report.html").write_text(f"<main>{report.MORE}</main>")
     done = start("filters", f"--workdir={tmp_path}", "--layer=2")
     assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<main><figure><h3>Patches for conv2</h3>") and page.endswith(f"{report.MORE}</main>")
     assert len(done.stdout.splitlines()) == 1 and "9 patches of 10x10 pixels" in done.stdout
     with Image.open(tmp_path / "filters_layer2.png") as image:
         assert image.width >= figures_filters.WIDTH

@@ -147,7 +147,7 @@ def test_read_metrics_drops_only_an_incomplete_last_line(tmp_path):
 
 def test_curves_pair_train_and_eval(tmp_path):
     drawn = report.curves(metric_rows(), split="val", selects=True)
-    assert set(drawn) == {"loss", "learning_rate"}
+    assert set(drawn) == {"loss"}, "the learning rate is constant"
     axes = drawn["loss"].axes[0]
     lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in axes.lines}
     assert lines[(1.0, 2.0, 3.0)] == (2.0, 1.0, 2.0 / 3)
@@ -164,6 +164,16 @@ def test_a_metric_best_at_its_first_step_is_not_marked():
     rows = [{"step": float(s), "eval_coverage_max": v} for s, v in ((1, 1.0), (2, 0.2))]
     axes = report.curves(rows, split="val", selects=True)["coverage_max"].axes[0]
     assert "best" not in axes.get_title("left") and len(axes.lines) == 1
+
+
+def test_constants_are_not_plotted_and_references_are_lines():
+    rows = [{"step": float(s), "learning_rate": 0.1, "eval_fid": v} for s, v in ((1, 9.0), (2, 3.0))]
+    drawn = report.curves(rows, split="test", selects=False, references={"fid": {"floor": 0.5, "ceiling": 40.0}})
+    assert set(drawn) == {"fid"}
+    axes = drawn["fid"].axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[9, 3], [0.5, 0.5], [40, 40]]
+    assert [text.get_text() for text in axes.texts] == ["floor 0.5", "test 3", "ceiling 40"]
+    assert axes.get_yscale() == "log", "the references determine the scale as well"
 
 
 def test_curves_say_where_values_stop_being_finite(tmp_path):
@@ -193,6 +203,32 @@ def test_confusion_matrix_writes_counts_for_few_classes(size, with_text):
     assert [text.get_text() for text in axes.texts] == (["7"] * size if with_text else [])
     assert np.allclose(axes.images[0].get_array(), np.eye(size)), "colors must show fractions of the row"
     assert axes.figure.get_suptitle() == "No errors"
+
+
+def test_confusion_matrix_in_percent():
+    axes = figures.confusion_matrix([[98_500, 1_500], [0, 0]], ["road", "sky"], percent=True).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["98", "1.5"]
+    assert axes.figure.get_suptitle().replace("\n", " ") == (
+        "Most frequent error: road predicted as sky (1.5 % of its pixels)"
+    )
+
+
+def test_a_figure_can_be_added_to_a_report(tmp_path):
+    path, image = tmp_path / "report.html", tmp_path / "x.png"
+    figures.save_figure(figures.new_figure(), image)
+    report.add_figure(path, "F", "", image)
+    assert not path.exists()
+    report.write_report(path, title="T", summary={}, command="c", figures=[("A", "", image)], tables=[], resume_note="")
+    whole = path.read_text()
+    for caption in ("caption 1", "caption 2", "<b>"):
+        report.add_figure(path, "F & G", caption, image)
+    page = path.read_text()
+    assert (
+        page.count("<figure>") == 2
+        and "caption" not in page.replace("figcaption", "")
+        and page.index("<h3>A</h3>") < page.index("F &amp; G")
+    )
+    assert "<figcaption>&lt;b&gt;</figcaption>" in page and page.endswith(whole[-50:])
 
 
 def test_confusion_matrix_allows_absent_classes_and_refuses_wrong_shapes():

@@ -12,7 +12,7 @@ from experiments.reporting import sweep_table
 from train.workdir import Workdir
 
 
-def test_the_curves_of_a_sweep_have_one_color_per_setting(monkeypatch, tmp_path):
+def test_the_curves_of_a_sweep_are_means_with_a_band_per_setting(monkeypatch, tmp_path):
     rows = []
     for name, accuracy in (("a", 0.5), ("b", 0.75)):
         for seed in (0, 1):
@@ -27,9 +27,13 @@ def test_the_curves_of_a_sweep_have_one_color_per_setting(monkeypatch, tmp_path)
     sweep_table.curves(tmp_path, rows, ["model", "seed"])
     (figure, name) = drawn[0]
     lines = figure.axes[0].lines
-    assert name == "sweep_curves.png" and [list(line.get_xdata()) for line in lines] == [[2, 4]] * 4
-    assert [list(line.get_ydata()) for line in lines] == [[50, 50], [50, 62.5], [75, 75], [75, 87.5]]
-    assert [line.get_color() for line in lines] == ["C0", "C0", "C1", "C1"]
+    assert name == "sweep_curves.png" and [list(line.get_xdata()) for line in lines] == [[2, 4]] * 2
+    assert [list(line.get_ydata()) for line in lines] == [[50, 56.25], [75, 81.25]]
+    assert [line.get_color() for line in lines] == ["C0", "C1"]
+    spread = 12.5 / 2**0.5  # The standard deviation of two values that differ by 12.5.
+    for band, mean in zip(figure.axes[0].collections, (56.25, 81.25), strict=True):
+        assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(min(mean - spread, mean - 6.25))
+        assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(mean + spread)
     assert figure.axes[0].get_ylabel() == "val accuracy, %"
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["model=a", "model=b"]
 

@@ -243,17 +243,26 @@ def given(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def flag_lines(config: Any) -> list[str]:
-    """The flags as command-line arguments, or as lines of a file for --flagfile."""
-    lines = []
+def _flag_lines(config: Any) -> dict[str, str]:
+    """The command-line arguments by the flags' names, in alphabetical order; flags that are None have none."""
+    lines = {}
     for name, value in sorted(to_json(config).items()):
         if isinstance(value, bool):
-            lines.append(f"--{'' if value else 'no'}{name}")
+            lines[name] = f"--{'' if value else 'no'}{name}"
         elif value is not None:
-            lines.append(f"--{name}={given(value)}")
+            lines[name] = f"--{name}={given(value)}"
     return lines
 
 
+def flag_lines(config: Any) -> list[str]:
+    """The flags as command-line arguments, or as lines of a file for --flagfile."""
+    return list(_flag_lines(config).values())
+
+
 def command_line(command: str, config: Any) -> str:
-    """The command with all its flags, quoted for a shell."""
-    return f"python -m experiments.{command} {shlex.join(flag_lines(config))}"
+    """The command with all its flags, quoted for a shell. The flags that differ from their defaults come first; the
+    others follow on the next line."""
+    lines, defaults = _flag_lines(config), {field.name: field.default for field in dataclasses.fields(config)}
+    changed = [line for name, line in lines.items() if getattr(config, name) != defaults[name]]
+    unchanged = [line for line in lines.values() if line not in changed]
+    return f"python -m experiments.{command} {shlex.join(changed)} \\\n  {shlex.join(unchanged)}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH = 5.2  # inches, of all figures except large confusion matrices
 DPI = 120
-COLOURS = {"train": "#0072B2", "eval": "#D55E00", "test": "#009E73", "alone": "#0072B2"}
+COLOURS = {"train": "#0072B2", "eval": "#D55E00", "test": "#009E73", "alone": "#0072B2", "reference": "#666666"}
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -102,12 +102,13 @@ def titled(quantity: str) -> str:
 
 
 def confusion_matrix(
-    counts: ArrayLike, class_names: Sequence[str] | None = None, *, title: str | None = None
+    counts: ArrayLike, class_names: Sequence[str] | None = None, *, title: str | None = None, percent: bool = False
 ) -> Figure:
     """Draw a confusion matrix. Colors show each row normalized to sum 1, so that rare classes are visible.
 
     Args:
         counts: [C, C] integers, true class x predicted class; shown in the cells if C <= 20.
+        percent: show percentages of the true class instead of counts, which suits the large counts of pixels.
         class_names: C names; None uses the numbers 0 .. C - 1.
         title: None uses the most frequent confusion.
     """
@@ -127,7 +128,8 @@ def confusion_matrix(
     if title is None:
         true, predicted = np.unravel_index(int(mistakes.argmax()), mistakes.shape)
         worst = f"{_shortened(names[true])} predicted as {_shortened(names[predicted])}"
-        title = f"Most frequent error: {worst} ({mistakes.max():,} times)" if mistakes.max() > 0 else "No errors"
+        often = f"{_percentage(shares[true, predicted])} % of its pixels" if percent else f"{mistakes.max():,} times"
+        title = f"Most frequent error: {worst} ({often})" if mistakes.max() > 0 else "No errors"
 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         side = min(8.0, max(WIDTH, 0.38 * size))
@@ -145,18 +147,26 @@ def confusion_matrix(
         axes.set_ylabel("true")
         figure.suptitle(wrapped(title, int(9 * side)), x=0.01, ha="left", fontsize=12, fontweight="bold")
         if size <= 20:
-            digits = len(str(int(table.max())))
+            texts = np.vectorize(_percentage)(shares) if percent else table.astype(int).astype(str)
+            digits = max(len(text) for text in texts.ravel())
             points = min(10.0, 72 * side * 0.68 / size * 0.85 / (0.64 * digits))
             for (row, column), count in np.ndenumerate(table):
                 if count:
                     colour = "white" if shares[row, column] > 0.3 else "#222222"
-                    axes.text(column, row, f"{int(count)}", ha="center", va="center", fontsize=points, color=colour)
+                    axes.text(
+                        column, row, str(texts[row, column]), ha="center", va="center", fontsize=points, color=colour
+                    )
         beside = axes.inset_axes((1.03, 0, 0.035, 1))
         bar = figure.colorbar(image, cax=beside, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         bar.ax.tick_params(labelsize=9)
         bar.set_label("fraction of the true class", fontsize=9)
     return figure
+
+
+def _percentage(share: float) -> str:
+    """A fraction in percent, with one decimal below 10 %."""
+    return f"{100 * share:.1f}" if 100 * share < 9.95 else f"{100 * share:.0f}"
 
 
 def image_grid(

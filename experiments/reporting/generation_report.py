@@ -30,7 +30,15 @@ HEADLINE = (
     "seconds",
 )
 CONSTANT = ("eval_floor", "eval_ceiling", "eval_samples")
-SKIP = ("seconds", "images_per_second", *CONSTANT)
+# "loss" is the sum of the losses of the generator and the discriminator, which says little.
+SKIP = ("seconds", "images_per_second", "train_loss", "eval_loss", *CONSTANT)
+CAPTIONS = {
+    "classifier_fid": "Fréchet distance of samples to real images, in the feature space of a classifier; floor: "
+    "distance of other real images, the best value that samples can be expected to reach; ceiling: of samples before "
+    "training",
+    "loss_discriminator": "cross-entropy of the discriminator; 2 ln 2 = 1.39 if it can't tell real from generated ones",
+    "loss_generator": "cross-entropy of the discriminator's predictions for samples, as if they were real",
+}
 ROWS, COLUMNS = 8, 8  # The grid of samples; a conditional network has one column per class, up to MOST.
 MOST = 12
 STRIPS = 12  # Evaluations in the figure of samples over time.
@@ -188,6 +196,9 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
         skip=SKIP,
         summary=summary,
         command=command,
+        captions=CAPTIONS,
+        references={"classifier_fid": {name: summary[name] for name in ("floor", "ceiling") if name in summary}},
+        images_first=True,
     )
 
 

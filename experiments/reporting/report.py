@@ -28,6 +28,7 @@ NEITHER_IS_BETTER = ("coverage_max", "memorisation", "accuracy_real", "accuracy_
 LOWER_IS_BETTER = ("loss", "error", "fid", "perplexity", "bits", "nll", "mse", "mae", "reconstruction")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 FRACTIONS = ("accuracy", "precision", "recall", "f1", "iou", "active")
+MORE = "<!-- figures added later -->"
 Cell = str | int | float | None
 FigureEntry = tuple[str, str, str | Path]  # title, caption, path of the PNG
 TableEntry = tuple[str, Sequence[str], Sequence[Sequence[Cell]]]  # title, header, rows
@@ -91,16 +92,19 @@ def curves(
     split: str,
     selects: bool,
     skip: Sequence[str] = ("epoch", "seconds"),
+    references: Mapping[str, Mapping[str, float]] = {},
 ) -> dict[str, Figure]:
     """Plot the columns of metrics.csv over the steps, one figure per quantity.
 
     The columns train_X and eval_X share the figure "X"; any other column, such as learning_rate, has its own. The curve
     of eval_X is labeled with the evaluated ``split``. If checkpoints may be selected on it (``selects``), a ring marks
     the best evaluation and the title reports it; otherwise the title reports the last. If a step occurs twice (in a
-    resumed run), the later row is used. Columns without values and those in ``skip`` are not plotted.
+    resumed run), the later row is used. Columns without values, those in ``skip`` and quantities that are constant are
+    not plotted.
 
     Args:
         rows: one dict per row, as from read_metrics; empty cells are None.
+        references: by quantity, labeled values that are drawn as horizontal lines.
     """
     import matplotlib
 
@@ -117,10 +121,16 @@ def curves(
                 part, quantity = "alone", column
             series.setdefault(quantity, {}).setdefault(part, {})[float(step)] = float(value)
     with matplotlib.rc_context(STYLE):
-        return {quantity: _curve_figure(quantity, parts, split, selects) for quantity, parts in series.items()}
+        return {
+            quantity: _curve_figure(quantity, parts, split, selects, references.get(quantity, {}))
+            for quantity, parts in series.items()
+            if len({value for points in parts.values() for value in points.values()}) > 1
+        }
 
 
-def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: str, selects: bool) -> Figure:
+def _curve_figure(
+    quantity: str, parts: dict[str, dict[float, float]], split: str, selects: bool, references: Mapping[str, float]
+) -> Figure:
     """Plot one quantity: ``parts`` maps train, eval or alone to {step: value}."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -156,7 +166,11 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: st
         elif part == main:
             highest = f"highest logged {number(np.nanmax(values))}"
             title += f": {highest}" if part == "alone" else f": final {ends[-1][1].strip()}"
-    if finite.size < everything.size:
+    for label, value in references.items():
+        axes.axhline(value, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
+        ends.append((value, f"{label} {number(value)}", "reference"))
+    finite = np.concatenate([finite, list(references.values())])
+    if finite.size < everything.size + len(references):
         first = min(step for points in parts.values() for step, value in points.items() if not np.isfinite(value))
         title += f"; not finite from step {first:,.0f}"
 
@@ -176,8 +190,9 @@ def _curve_figure(quantity: str, parts: dict[str, dict[float, float]], split: st
     return figure
 
 
-def _number(key: str, value: Cell) -> str:
-    """Format a number for display: integers with commas, metrics named in FRACTIONS as percentages."""
+def formatted(key: str, value: Cell) -> str:
+    """A number for display: integers with commas, metrics named in FRACTIONS as percentages, others with four
+    significant digits."""
     if value is None:
         return "–"
     if isinstance(value, (bool, str, np.bool_)):
@@ -220,7 +235,7 @@ def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]
     head = "".join(f'<th scope="col"{k}>{escaped(name)}</th>' for k, name in zip(kind, header, strict=True))
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{k}>{escaped(_number(n, c))}</td>" for k, n, c in zip(kind, header, row, strict=True))
+        + "".join(f"<td{k}>{escaped(formatted(n, c))}</td>" for k, n, c in zip(kind, header, row, strict=True))
         + "</tr>"
         for row in rows
     )
@@ -249,14 +264,14 @@ def html_page(
         resume_note: how to resume from the checkpoint; "" omits it.
     """
     tiles = "".join(
-        f"<div><dt>{escaped(key)}</dt><dd>{escaped(_number(key, value))}</dd></div>" for key, value in summary.items()
+        f"<div><dt>{escaped(key)}</dt><dd>{escaped(formatted(key, value))}</dd></div>" for key, value in summary.items()
     )
     parts = [f"<h1>{escaped(title)}</h1>"]
     parts += [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
     parts += ["<h2>Repeat this run</h2>", f'<pre tabindex="0">{escaped(command)}</pre>']
     parts += [f'<p class="note">{escaped(resume_note)}</p>'] if resume_note else []
     if figures:
-        parts += ["<h2>Figures</h2>", '<div class="grid">', *(figure_html(*entry) for entry in figures), "</div>"]
+        parts += ["<h2>Figures</h2>", '<div class="grid">', *(figure_html(*entry) for entry in figures), MORE, "</div>"]
     if tables:
         parts += ["<h2>Tables</h2>", '<div class="grid">', *(table_html(*entry) for entry in tables), "</div>"]
     return document(title, "\n".join(parts))
@@ -274,6 +289,20 @@ def document(title: str, body: str, *, style: str = "", scripts: str = "") -> st
         f"<title>{escaped(title)}</title>\n<style>{PAGE_STYLE}{style}</style>\n</head>\n<body>\n<main>",
     ]
     return "\n".join([*head, body, "</main>\n</body>\n</html>\n"])
+
+
+def add_figure(path: Path, title: str, caption: str, image: Path) -> None:
+    """Adds a figure to the report of a finished run, or replaces the one of the same title. Does nothing if there is no
+    report, or one of an older version, which has no place for more figures."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if MORE not in page:
+        return
+    entry, (before, after) = figure_html(title, caption, image), page.split(MORE, 1)
+    start = before.find(f"<figure><h3>{escaped(title)}</h3>")
+    if start >= 0:
+        end = before.index("</figure>", start) + len("</figure>")
+        before = before[:start] + before[end:].lstrip("\n")
+    write_atomically(path, f"{before}{entry}\n{MORE}{after}")
 
 
 def write_report(

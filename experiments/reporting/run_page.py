@@ -3,6 +3,7 @@
 import io
 import itertools
 import pathlib
+import types
 
 import numpy as np
 from PIL import Image
@@ -12,9 +13,9 @@ from experiments.reporting import report
 from experiments.setup.experiment import selects
 from train.workdir import write_atomically, write_event_images
 
-CAPTIONS = {
-    "loss": "cross-entropy in nats; training: mean since the previous row; evaluation: mean over the whole split",
-    "accuracy": "accuracy; training: mean since the previous row; evaluation: mean over the whole split",
+CAPTIONS = {  # {split}: the evaluated split.
+    "loss": "cross-entropy in nats; training: mean since the previous row; {split}: mean over the whole split",
+    "accuracy": "accuracy; training: mean since the previous row; {split}: mean over the whole split",
     "learning_rate": "the learning rate at each logged step",
 }
 
@@ -37,31 +38,46 @@ def stems(files: list[str]) -> list[str]:
 
 
 def write_page(
-    workdir, *, layers, figures, tables, headline, skip, summary, command: str, captions=CAPTIONS, note: str = ""
+    workdir,
+    *,
+    layers,
+    figures,
+    tables,
+    headline,
+    skip,
+    summary,
+    command: str,
+    captions=CAPTIONS,
+    references=types.MappingProxyType({}),
+    images_first: bool = False,
+    note: str = "",
 ) -> None:
     """Writes figures/*.png and report.html to the workdir.
 
     The page shows the summary, with the entries of `headline` first; the curves of metrics.csv except those in `skip`,
-    with their `captions`; `figures`, each (file name, title, caption, figure); `tables`; the `layers`; and a `note`.
+    with their `captions` and `references` (as in report.curves); `figures`, each (file name, title, caption, figure),
+    before the curves if `images_first`; `tables`; the `layers`; and a `note`.
     """
     path, entries = workdir / "figures", []
     path.mkdir(exist_ok=True)
     split = summary["split"]
-    curves = report.curves(report.read_metrics(workdir / "metrics.csv"), split=split, selects=selects(split), skip=skip)
+    rows = report.read_metrics(workdir / "metrics.csv")
+    curves = report.curves(rows, split=split, selects=selects(split), skip=skip, references=references)
     titles = {name: draw.titled(name) for name in curves}
-    drawn = [(n, titles[n], captions.get(n, f"{titles[n]} over the training steps"), curves[n]) for n in curves]
-    for name, title, caption, figure in (*drawn, *figures):
+    texts = {name: captions.get(name, f"{titles[name]} over the training steps").format(split=split) for name in curves}
+    drawn = [(name, titles[name], texts[name], curves[name]) for name in curves]
+    for name, title, caption, figure in (*figures, *drawn) if images_first else (*drawn, *figures):
         draw.save_figure(figure, path / f"{name}.png")
         entries.append((title, caption, path / f"{name}.png"))
     images = {f"figures/{name}": np.asarray(Image.open(path / f"{name}.png").convert("RGB")) for name, *_ in figures}
     write_event_images(workdir, images, step=summary["step"])
-    rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
+    layer_rows = [[x.name, "x".join(map(str, x.shape)), f"{x.parameters:,}", f"{x.multiply_adds:,}"] for x in layers]
     notes = ["The same command with the same --workdir resumes an interrupted run.", note]
     if "stopped_early" in summary:
         notes.append(f"The run stopped early: the score on {split} did not improve any more (--patience).")
     # If test is also scored, the other scores are prefixed with their split.
     shown = {f"{split}_{key}" if f"test_{key}" in summary else key: summary[key] for key in headline if key in summary}
-    values = [[key, str(value)] for key, value in summary.items() if not isinstance(value, dict)]
+    values = [[key, report.formatted(key, value)] for key, value in summary.items() if not isinstance(value, dict)]
     report.write_report(
         workdir / "report.html",
         title=f"{summary['model']} on {summary['dataset']}",
@@ -70,7 +86,7 @@ def write_page(
         figures=entries,
         tables=[
             *tables,
-            ("Layers", ["layer", "output", "parameters", "multiply-adds"], rows),
+            ("Layers", ["layer", "output", "parameters", "multiply-adds"], layer_rows),
             ("This run", ["", ""], values),
         ],
         resume_note="\n".join(filter(None, notes)),

@@ -86,7 +86,9 @@ def write_masks(
 
     with matplotlib.rc_context(draw.STYLE):
         shown = draw.new_figure(height=_legend_height(info.class_names))
-        _legend(shown, colours, info.class_names)
+        patches = _patches(colours, info.class_names, longest=60)
+        columns = _legend_columns(info.class_names)
+        shown.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=9)
         draw.save_figure(shown, place / "legend.png")
     return rows
 
@@ -101,19 +103,19 @@ def _legend_height(names) -> float:
     return 0.45 + 0.19 * -(-len(names) // _legend_columns(names))
 
 
-def _legend(shown, colours, names) -> None:
+def _patches(colours, names, *, longest: int) -> list:
+    """The entries of a legend of the classes; names are truncated to `longest` characters."""
     from matplotlib.patches import Patch
 
-    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in names]
-    patches = [
+    short = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in names]
+    return [
         Patch(facecolor=colours[i] / 255, edgecolor="#bbbbbb", linewidth=0.5, label=name)
         for i, name in enumerate(short)
     ]
-    shown.legend(handles=patches, loc="outside lower center", ncols=_legend_columns(names), fontsize=9)
 
 
 def figure(images, labels, guesses, info: SegmentationInfo):
-    """A figure of images, true classes and predicted classes side by side, with a legend."""
+    """A figure of images, true classes and predicted classes side by side, with a legend to their right."""
     colours, count, classes = palette(info), len(images), len(info.class_names)
     height, width = images.shape[1:3]
     panel = 1.55
@@ -125,7 +127,8 @@ def figure(images, labels, guesses, info: SegmentationInfo):
         listed = sorted(frequent[counts[frequent] > 0].tolist())
     listed += [classes] if (labels >= classes).any() else []
     names = [(*info.class_names, "void")[i] for i in listed]
-    shown = draw.new_figure(height=count * panel * height / width + _legend_height(names))
+    tall = max(0.4 + count * panel * height / width, 0.3 + 0.19 * len(names))
+    shown = draw.new_figure(draw.WIDTH + min(2.6, 0.4 + 0.075 * max(map(len, names))), tall)
     grid = shown.subplots(count, 3, squeeze=False)
     for row, (image, label, guess) in enumerate(zip(images, labels, guesses, strict=True)):
         known = np.minimum(label, classes)
@@ -139,7 +142,7 @@ def figure(images, labels, guesses, info: SegmentationInfo):
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)
-    _legend(shown, colours[listed], names)
+    shown.legend(handles=_patches(colours[listed], names, longest=28), loc="outside right upper", fontsize=9)
     return shown
 
 
@@ -163,8 +166,8 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "confusion_matrix",
             "Confusion matrix",
-            "pixels; rows: true classes; columns: predicted classes",
-            draw.confusion_matrix(confusion, names),
+            "percent of the pixels of each true class (rows), by predicted class (columns)",
+            draw.confusion_matrix(confusion, names, percent=True),
         ),
     )
     tables = [class_table(result.sums, names)]
@@ -177,6 +180,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         skip=SKIP,
         summary=summary,
         command=command,
+        images_first=True,
     )
 
 

@@ -70,24 +70,33 @@ def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
 
 
 def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
-    """Writes sweep_curves.png: accuracy on the evaluated split over the steps, one line per run and one color per
-    setting. Runs whose metrics.csv is missing or damaged are skipped."""
+    """Writes sweep_curves.png: for each setting the mean accuracy over seeds on the evaluated split, over the steps,
+    with a band of one standard deviation. A step is shown if all runs of the setting were evaluated at it. Runs whose
+    metrics.csv is missing or damaged are skipped."""
     from experiments.reporting import report
 
-    with _figure(workdir / "sweep_curves.png", height=4.2, title=f"Accuracy on {_split(rows)}") as axes:
-        colours: dict[str, str] = {}
-        for row in rows:
-            name = setting(row, names)
-            path = pathlib.Path(row["workdir"]) / "metrics.csv"
-            try:
-                metrics = report.read_metrics(path)
-                points = [(r["step"], 100 * r["eval_accuracy"]) for r in metrics if r["eval_accuracy"] is not None]
-            except (OSError, ValueError, KeyError):  # KeyError: different columns.
-                print(f"{path} can't be read: this run is missing from sweep_curves.png", file=sys.stderr)
-                continue
-            label = None if name in colours else name
-            colours.setdefault(name, f"C{len(colours) % 10}")
-            axes.plot(*zip(*points, strict=True), marker=".", color=colours[name], label=label)
+    runs: dict[str, list[dict[float, float]]] = {}
+    for row in rows:
+        path = pathlib.Path(row["workdir"]) / "metrics.csv"
+        try:
+            metrics = report.read_metrics(path)
+            points = {r["step"] or 0: 100 * r["eval_accuracy"] for r in metrics if r["eval_accuracy"] is not None}
+        except (OSError, ValueError, KeyError):  # KeyError: different columns.
+            print(f"{path} can't be read: this run is missing from sweep_curves.png", file=sys.stderr)
+            continue
+        runs.setdefault(setting(row, names), []).append(points)
+    several = any(len(seeds) > 1 for seeds in runs.values())
+    title = f"Accuracy on {_split(rows)}" + ": mean and standard deviation over seeds" * several
+    with _figure(workdir / "sweep_curves.png", height=4.2, title=title) as axes:
+        for i, (name, seeds) in enumerate(runs.items()):
+            steps = sorted(set.intersection(*map(set, seeds)))
+            values = [[points[step] for points in seeds] for step in steps]
+            means = [statistics.mean(each) for each in values]
+            axes.plot(steps, means, marker=".", color=f"C{i % 10}", label=name)
+            if len(seeds) > 1:
+                spreads = [statistics.stdev(each) for each in values]
+                low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+                axes.fill_between(steps, low, high, color=f"C{i % 10}", alpha=0.2, linewidth=0)
         axes.set_xlabel("step")
         axes.set_ylabel(f"{_split(rows)} accuracy, %")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Outside, so that it does not hide the curves.
