@@ -139,7 +139,8 @@ def start(tmp_path, monkeypatch, capsys):
         assert all(
             (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in lesson["figures"]
         )
-        return numbers, " ".join(lesson["text"]), lesson["tables"][0][2]
+        tables = {title: rows for title, _, rows in lesson["tables"]}
+        return numbers, " ".join(lesson["text"]), tables, lesson["guesses"]
 
     return run
 
@@ -149,13 +150,20 @@ def test_vanishing_gradient(start, monkeypatch):
     monkeypatch.setattr(vanishing_gradient, "AFTER", 0)
     monkeypatch.delitem(vanishing_gradient.LINES, "rectified_tanh")
     monkeypatch.setattr(vanishing_gradient, "RATES", (1.0,))
-    numbers, text, _ = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
+    numbers, text, tables, guesses = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
     assert numbers["layers"] == 3 and len(numbers["ratio"]) == 6
     ratio = {name: value["mean"] for name, value in numbers["ratio"].items()}
     assert numbers[vanishing_gradient.MEASURED[1]] == numbers["ratio"]  # AFTER is 0 here.
     assert ratio["sigmoid_glorot"] < 0.5 < ratio["relu_kaiming"]
     assert set(numbers["accuracy"]) == {"relu", "sigmoid"} and set(numbers["sigmoid_rates"]) == {"1"}
-    assert "the ReLU network does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    assert "the network with ReLU does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    rows = {(name, init): cells for name, init, *cells in tables["Gradient norms, one seed"]}
+    assert float(rows["ReLU", "Kaiming"][0]) == pytest.approx(ratio["relu_kaiming"], rel=0.1)
+    learned = [100 * numbers["accuracy"][name]["mean"] for name in ("relu", "sigmoid")]
+    cells = [("ReLU", "Kaiming", "0.01"), ("logistic", "Glorot", "1")]
+    expected = [[*each, f"{value:.1f} %"] for each, value in zip(cells, learned, strict=True)]
+    assert tables["Training accuracy after 2 steps"] == expected
+    assert [guess[-1] for guess in guesses] == pytest.approx([-math.log10(ratio["sigmoid_glorot"]), learned[1]])
     with pytest.raises(UsageError, match="--hidden_layers=51"):
         start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)
 
@@ -163,17 +171,26 @@ def test_vanishing_gradient(start, monkeypatch):
 @pytest.mark.slow
 def test_initialization(start, monkeypatch):
     monkeypatch.setattr(initialization, "WIDTH_TANH", 100)
-    numbers, text, table = start("initialization", initialization, steps=3, width=16, depths="4")
+    numbers, text, tables, guesses = start("initialization", initialization, steps=3, width=16, depths="4")
     for what, order in (("activations", 1), ("gradients", -1)):
         ratio = {name: value["mean"] for name, value in numbers["tanh"][what]["first_over_last"].items()}
         assert order * ratio["standard"] > order * ratio["glorot"]
         assert len(numbers["tanh"][what]["std_by_layer"]["glorot"]) == 5
-    for _, what, m, n, expected, found in table:
+    for _, what, m, n, expected, found in tables["Random weights and their equations"]:
         assert (m, n) in ((784, 128), (9 * 64, 9 * 128))
         np.testing.assert_allclose(float(found), float(expected), rtol=0.02, err_msg=what)
     deep = numbers["relu"]["4"]
     assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
-    assert deep["glorot"]["steps_to_half"] is None and "here, with 4 layers, Glorot does not learn" in text
+    assert deep["glorot"]["steps_to_half"] is None and "Here, with 4 layers, Glorot does not learn" in text
+    glorot, kaiming = tables["ReLU networks, 3 steps"]
+    assert glorot[:3] == ["4", "Glorot", "0.5"] and kaiming[:3] == ["4", "Kaiming", "1"] and glorot[4] == "–"
+    assert glorot[5] == f"{100 * deep['glorot']['accuracy']['mean']:.1f} %"
+    (spread,) = (rows for title, rows in tables.items() if title.startswith("tanh network"))
+    assert [row[:2] for row in spread[:2]] == [["activations", "older rule"], ["activations", "Glorot initialization"]]
+    older = [float(value) for value in spread[0][2:]]
+    np.testing.assert_allclose(older, numbers["tanh"]["activations"]["std_by_layer"]["standard"], rtol=0.06)
+    assert guesses[0][-1] == pytest.approx(100 * older[-1] / older[0], rel=0.1)
+    assert guesses[1][0] == "layers4" and guesses[1][-1] == pytest.approx(100 * deep["glorot"]["accuracy"]["mean"])
     for depths in ("2", "", "22,x"):
         with pytest.raises(UsageError, match=f"--depths={depths}: must be comma-separated"):
             start("initialization", initialization, where=f"bad{depths}", depths=depths)

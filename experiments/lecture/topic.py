@@ -95,6 +95,25 @@ class Topic:
             raise WorkdirError(f"{folder / name}.json is damaged; delete it to recompute the result")
         return stored["found"]
 
+    @property
+    def averaged(self) -> str:
+        """What the numbers of a table are: "mean over 3 seeds"."""
+        return f"mean over {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+
+    def with_spread(self, quantity: str) -> str:
+        """The title or header of numbers that are formatted by `number`."""
+        spread = self.averaged.replace("mean", "mean ± standard deviation")
+        return f"{quantity}, {spread}"
+
+    def number(self, value: Mapping[str, float], scale: float = 1, places: int = 2) -> str:
+        """Formats `scale` times a `mean_and_std` as "0.19 ± 0.01"; of one seed the standard deviation is unknown."""
+        spread = f" ± {scale * value['std']:.{places}f}" if len(self.seeds) > 1 else ""
+        return f"{scale * value['mean']:.{places}f}{spread}"
+
+    def percent(self, value: Mapping[str, float]) -> str:
+        """Formats a `mean_and_std` of fractions as "96.0 ± 0.9 %"."""
+        return f"{self.number(value, 100, 1)} %"
+
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:
         """Saves a matplotlib figure as figures/NAME.png."""
         folder = self.workdir.path / "figures"
