@@ -160,9 +160,7 @@ def test_vanishing_gradient(start, monkeypatch):
     rows = {(name, init): cells for name, init, *cells in tables["Gradient norms, one seed"]}
     assert float(rows["ReLU", "Kaiming"][0]) == pytest.approx(ratio["relu_kaiming"], rel=0.1)
     learned = [100 * numbers["accuracy"][name]["mean"] for name in ("relu", "sigmoid")]
-    cells = [("ReLU", "Kaiming", "0.01"), ("logistic", "Glorot", "1")]
-    expected = [[*each, f"{value:.1f} %"] for each, value in zip(cells, learned, strict=True)]
-    assert tables["Training accuracy after 2 steps"] == expected
+    assert "The training accuracies are {:.1f} % and {:.1f} % (one seed)".format(*learned) in text
     assert [guess[-1] for guess in guesses] == pytest.approx([-math.log10(ratio["sigmoid_glorot"]), learned[1]])
     with pytest.raises(UsageError, match="--hidden_layers=51"):
         start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)

@@ -5,6 +5,7 @@ test accuracy, its first-layer features and the correlation of its hidden units.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -126,17 +127,15 @@ def one_net(digits, *, hidden: int, rate: float, steps: int, seed: int) -> dict[
 def draw_curves(found: dict[str, list[dict]], title: str):
     """Training accuracy (dashed) and test accuracy (solid), mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
-        figure, ends = figures.new_figure(height=4.2), []
+        figure = figures.new_figure(height=4.2)
         axes = figure.add_subplot()
         axes.set_title(figures.wrapped(title, 48))
         for name, (label, part) in NETS.items():
             for split, shown, style in (("train", "training", "--"), ("test", "test", "-")):
                 steps, values = found[name][0]["step"], 100 * np.array([seed[split] for seed in found[name]])
-                mean = topic.draw_spread(axes, steps, values, part, linestyle=style)
-                ends.append((mean[-1], f"{shown}, {label}", part))
+                topic.draw_spread(axes, steps, values, part, linestyle=style, label=f"{shown}, {label}")
         axes.set(xlim=(0, steps[-1]), ylim=(0, 100), xlabel="training steps", ylabel="accuracy, %")
-        figure.draw_without_rendering()  # The label positions depend on the final layout.
-        figures.label_ends(axes, ends)
+        axes.legend(loc="lower right")
     return figure
 
 
@@ -160,7 +159,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     # --- Figures.
     test = {name: f"{100 * numbers['test_accuracy'][name]['mean']:.1f}\N{NO-BREAK SPACE}%" for name in NETS}
     title = f"Test accuracy: {test['with']} with dropout, {test['without']} without"
-    caption = "accuracy of the full network, without dropped units; mean and standard deviation over seeds"
+    caption = "accuracy of the full network, without dropped units; line and band: mean ± standard deviation over seeds"
     this_topic.figure("accuracy", draw_curves(found, title), title="Training and test accuracy", caption=caption)
     for name, (label, _) in NETS.items():
         images, mean = np.reshape(found[name][0]["features"], (-1, 28, 28)), numbers["activation_correlation"][name]
@@ -179,6 +178,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
 
     better = seen("test_accuracy", 1)
     gap = numbers["train_accuracy"]["with"]["mean"] - numbers["test_accuracy"]["with"]["mean"]
+    chance = math.sqrt(rate / ((1 - rate) * MASKS))
     less = [f"their {of}s" for of in ("activation", "weight") if seen(f"{of}_correlation", -1)]
     text = [
         (
@@ -192,15 +192,17 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"With dropout, two hidden units are less correlated in {' and in '.join(less)}: there is less co-adaptation."
         if less
         else "The hidden units are not less correlated with dropout, so less co-adaptation is not confirmed.",
-        f"The two equations agree: the mean of the training output over {MASKS:,} random masks differs from the output "
-        f"for new examples by {100 * numbers['mean_over_masks_error']['mean']:.1f} % of its norm.",
+        f"The mean of the training output over {MASKS:,} random masks differs from the output for new examples by "
+        f"{100 * numbers['mean_over_masks_error']['mean']:.1f} % of its norm. If both agree on average, "
+        f"{100 * chance:.1f} % are expected by chance.",
     ]
-    rows = [
-        [quantity, *(this_topic.number(numbers[key][name], scale, places) + unit for name in (*NETS, "difference"))]
-        for key, (quantity, scale, places, unit) in MEASURED.items()
-    ]
+    rows = []
+    for key, (quantity, scale, places, unit) in MEASURED.items():
+        cells = [this_topic.number(numbers[key][name], scale, places) for name in (*NETS, "difference")]
+        units = (unit, unit, " points" if unit else "")
+        rows.append([quantity, *map(str.__add__, cells, units)])
     header = ["quantity", *(label for label, _ in NETS.values()), "difference at the same seed"]
-    table = (this_topic.with_spread("With and without dropout"), header, rows)
+    table = (f"With and without dropout, {this_topic.over_seeds()}", header, rows)
     question = f"Without dropout the test accuracy is {test['without']}. How high is it with dropout?"
     guess = topic.Guess("accuracy", question, "%", 0, 100, 100 * numbers["test_accuracy"]["with"]["mean"])
     return topic.TopicResult(text, numbers, [table], [guess])

@@ -143,9 +143,9 @@ def describe(this_topic: topic.Topic, numbers: dict, checked: list[list]) -> top
         if steadier
         else "The claim is not confirmed: in the tanh network the older rule preserves the scale as well as Glorot "
         "initialization.",
-        "In the ReLU networks, each hidden layer multiplies the signal by √½ on average with Glorot initialization and "
-        "by 1 with Kaiming initialization. The last table compares this prediction with the root mean square of the "
-        "activations before training.",
+        "The equations predict that each hidden layer of a ReLU network multiplies the root mean square of the signal "
+        "by √½ with Glorot initialization and by 1 with Kaiming initialization. The second table compares the "
+        "prediction with the networks before training.",
     ]
     rows, guesses = [], []
     for depth, nets in numbers["relu"].items():
@@ -159,29 +159,34 @@ def describe(this_topic: topic.Topic, numbers: dict, checked: list[list]) -> top
             f"after {steps} steps? Guessing gives {100 * deep_nets.CHANCE:.0f} %."
         )
         guesses.append(topic.Guess(f"layers{depth}", question, "%", 0, 100, 100 * nets["glorot"]["accuracy"]["mean"]))
-    seen = " and ".join(f"{name.title()} {deep_nets.verdict(net['accuracy']['mean'])}" for name, net in nets.items())
+    verdicts = {name.title(): deep_nets.verdict(net["accuracy"]["mean"]) for name, net in nets.items()}
+    seen = " and ".join(f"{verdict} from {name} initialization" for name, verdict in verdicts.items())
     text.append(
         "He et al. (2015) found that a network with 30 layers does not learn from Glorot initialization and learns "
-        f"from Kaiming initialization. Here, with {depth} layers, {seen}."
+        f"from Kaiming initialization. Here the network with {depth} layers {seen}."
     )
     layers = range(1, len(spread["activations"]["glorot"]) + 1)
     tables = [
         (
-            f"tanh network before training: standard deviation by layer, {this_topic.averaged}",
+            f"tanh network before training: standard deviation by layer, {this_topic.over_seeds('mean')}",
             ["quantity", "initialization", *(f"layer {layer}" for layer in layers)],
             [
-                [QUANTITIES[what], label, *(ten(value) for value in each[name])]
+                [
+                    {"gradients": "errors, relative to layer 5"}.get(what, QUANTITIES[what]),
+                    label,
+                    *(ten(value) for value in each[name]),
+                ]
                 for what, each in spread.items()
                 for name, label in RULES.items()
             ],
         ),
-        ("Random weights and their equations", ["weights", "quantity", "n_in", "n_out", "equation", "drawn"], checked),
         (
-            f"ReLU networks, {steps} steps",
-            ["layers", "initialization", "signal of the last hidden layer / first, predicted", "measured"]
-            + ["steps until 50 % accuracy", this_topic.with_spread("final training accuracy")],
+            f"ReLU networks, {this_topic.over_seeds()}",
+            ["layers", "initialization", "signal of the last / first hidden layer, predicted", "measured"]
+            + ["steps until 50 % accuracy", f"accuracy after {steps} steps"],
             rows,
         ),
+        ("Random weights and their equations", ["weights", "quantity", "n_in", "n_out", "equation", "drawn"], checked),
     ]
     question = (
         "With the older rule, how large is the standard deviation of the activations in layer 5, in percent of that in "
@@ -215,12 +220,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
             layers, shares = "5 relative to layer 1", {name: 1 / ratio[name]["mean"] for name in ratio}
         else:
             layers, shares = "1 relative to layer 5", {name: ratio[name]["mean"] for name in ratio}
-        older, newer = (f"{100 * share:.0f} %" for share in shares.values())
+        older, newer = (f"{100 * share:.0f}\N{NO-BREAK SPACE}%" for share in shares.values())
         title = (
             f"Standard deviation of the {quantity} in layer {layers}: {older} with the older rule, {newer} with Glorot"
         )
         unit = {"activations": "activation", "gradients": "error / standard deviation of the errors in layer 5"}[what]
         caption = f"{quantity} of an untrained tanh network by layer (seed 0); older rule: uniform between ±1/√n_in"
+        caption += "; each histogram is scaled to its own maximum"
         this_topic.figure(what, draw_histograms(fresh, what, unit, title), title=quantity.capitalize(), caption=caption)
 
     # --- Training of deep ReLU networks.
@@ -246,7 +252,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         title = f"{depth} layers: " + ", ".join(f"{name.title()} {half_right(net)}" for name, net in nets.items())
         lines = [(curves["glorot"], "Glorot", "eval"), (curves["kaiming"], "Kaiming", "train")]
         caption = (
-            f"dense layers with ReLU, SGD with learning rate {RATE:g}, momentum {MOMENTUM:g}; mean and range over seeds"
+            f"dense layers with ReLU, SGD with learning rate {RATE:g}, momentum {MOMENTUM:g}; line: mean over seeds, "
+            "band: smallest to largest"
         )
         this_topic.figure(
             f"layers{depth}", deep_nets.draw_accuracy(lines, title), title=f"{depth} layers", caption=caption

@@ -95,15 +95,9 @@ class Topic:
             raise WorkdirError(f"{folder / name}.json is damaged; delete it to recompute the result")
         return stored["found"]
 
-    @property
-    def averaged(self) -> str:
-        """What the numbers of a table are: "mean over 3 seeds"."""
-        return f"mean over {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
-
-    def with_spread(self, quantity: str) -> str:
-        """The title or header of numbers that are formatted by `number`."""
-        spread = self.averaged.replace("mean", "mean ± standard deviation")
-        return f"{quantity}, {spread}"
+    def over_seeds(self, statistics: str = "mean ± standard deviation") -> str:
+        """Says what numbers formatted by `number` are: "mean ± standard deviation over 3 seeds"."""
+        return f"{statistics} over {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
 
     def number(self, value: Mapping[str, float], scale: float = 1, places: int = 2) -> str:
         """Formats `scale` times a `mean_and_std` as "0.19 ± 0.01"; of one seed the standard deviation is unknown."""

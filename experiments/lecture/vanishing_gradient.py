@@ -30,6 +30,7 @@ LINES = {  # activation: label, color
     "relu": ("ReLU", figures.COLOURS["test"]),
     "rectified_tanh": ("rectified tanh", "#CC79A7"),
 }
+SPREAD = "line: mean over seeds, band: smallest to largest"
 WIDTH = 64
 EXAMPLES = 1000  # Number of digits on which the gradient is measured.
 AFTER = 100  # Training steps before the second measurement.
@@ -97,6 +98,12 @@ def widget(found: dict) -> dict[str, Any]:
     }
 
 
+def listed(words: list[str]) -> str:
+    """Joins words as in "a, b and c"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     hidden, steps = this_topic.options["hidden_layers"], this_topic.options["steps"]
     # With more layers the gradient of the sigmoid network underflows float32.
@@ -147,54 +154,54 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
 
     # --- Figures.
     ten, label = deep_nets.power_of_ten, {name: text for name, (text, _) in LINES.items()}
+    named = label | {"sigmoid": "the logistic function"}  # In sentences.
     ratio, after, first = ({k: v["mean"] for k, v in numbers[key].items()} for key in MEASURED)
     for means, when, place in ((ratio, "start", "Before training"), (after, "after", f"After {AFTER} steps")):
         title = (
             f"{place} the gradient norm of layer 1 is {ten(means['sigmoid_glorot'])} times that of layer {depth} with "
-            f"{label['sigmoid']} (Glorot), {ten(means['relu_kaiming'])} times with {label['relu']} (Kaiming)"
+            f"{named['sigmoid']} (Glorot), {ten(means['relu_kaiming'])} times with {named['relu']} (Kaiming)"
         )
-        caption = f"Norm of the gradient of each layer's weights, {place.lower()}; mean and range over seeds"
+        caption = f"Norm of the gradient of each layer's weights; {SPREAD}"
         this_topic.figure(
             f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption
         )
     percent = {name: f"{100 * value['mean']:.1f} %" for name, value in accuracy.items()}
     says = {name: deep_nets.verdict(value["mean"]) for name, value in accuracy.items()}
-    title = ", ".join(f"{label[name]} {says[name]} ({percent[name]})" for name in accuracy)
+    title = ", ".join(f"{named[name]} {says[name]} ({percent[name]})" for name in accuracy)
+    rates = listed([f"{rate:g}" for rate in RATES])
     caption = (
-        f"plain SGD, batches of {deep_nets.BATCH_SIZE}, learning rate {RATE:g} for ReLU (Kaiming) and {best:g} for "
-        f"{label['sigmoid']} (Glorot), the best of the rates in the table; mean and range over seeds"
+        f"Plain SGD, batches of {deep_nets.BATCH_SIZE}, learning rate {RATE:g} for ReLU (Kaiming) and {best:g} for "
+        f"{named['sigmoid']} (Glorot), the best of {rates}; {SPREAD}"
     )
     nets_shown = [(relu, label["relu"], "test"), (sigmoid[best], label["sigmoid"], "eval")]
     drawn = deep_nets.draw_accuracy(nets_shown, f"{depth} layers: {title}")
     this_topic.figure("accuracy", drawn, title="Two deep networks", caption=caption)
 
     # --- Text, tables and guesses.
-    gone = [label[name] for name in LINES if ratio[f"{name}_glorot"] < VANISHED]
-    kept = [label[name] for name in LINES if label[name] not in gone]
+    gone = [named[name] for name in LINES if ratio[f"{name}_glorot"] < VANISHED]
+    kept = [named[name] for name in LINES if named[name] not in gone]
     dim = first["relu_glorot"] / first["relu_kaiming"]
     text = [
-        f"With Glorot initialization the gradient vanishes before training for {' and '.join(gone) or 'no activation'}"
-        f": layer 1 has less than {VANISHED:g} times the norm of layer {depth}. "
-        + (f"It does not vanish at this depth for {' and '.join(kept)}." if kept else ""),
+        f"With Glorot initialization the gradient vanishes before training for {listed(gone)}: the norm in layer 1 is "
+        f"less than {VANISHED:g} times that in layer {depth}."
+        + (f" It does not vanish at this depth for {listed(kept)}." if kept else "")
+        if gone
+        else f"The claim is not confirmed at this depth: with Glorot initialization the norm in layer 1 "
+        f"is at least {VANISHED:g} times that in layer {depth} for all activation functions.",
         f"A ratio near 1 is not sufficient. For ReLU with Glorot initialization it is {ten(ratio['relu_glorot'])}, but "
         f"all gradients are small: that of layer 1 is {ten(dim)} times as large as with Kaiming initialization.",
-        f"In {steps} steps the network with ReLU {says['relu']}; the network with the {label['sigmoid']} function, at "
-        f"the best of {len(RATES)} learning rates, {says['sigmoid']}. Guessing gives {100 * deep_nets.CHANCE:.0f} %.",
+        f"In {steps} steps the network with ReLU {says['relu']}; the network with {named['sigmoid']}, at the best of "
+        f"the learning rates {rates}, {says['sigmoid']}. The training accuracies are "
+        f"{this_topic.percent(accuracy['relu'])} and {this_topic.percent(accuracy['sigmoid'])} "
+        f"({this_topic.over_seeds()}); guessing gives {100 * deep_nets.CHANCE:.0f} %.",
     ]
-    norm_rows = [
+    rows = [
         [label[name], init.title(), *(ten(means[f"{name}_{init}"]) for means in (ratio, after, first))]
         for name, init in found
     ]
-    norm_header = ["activation", "initialization", f"layer 1 / layer {depth}, before training"]
-    norm_header += [f"layer 1 / layer {depth}, after {AFTER} steps", "layer 1, before training"]
-    runs = [("relu", "Kaiming", RATE, accuracy["relu"])]
-    runs += [("sigmoid", "Glorot", rate, final(sigmoid[rate])) for rate in RATES]
-    rows = [[label[name], init, f"{rate:g}", this_topic.percent(value)] for name, init, rate, value in runs]
-    header = ["activation", "initialization", "learning rate", this_topic.with_spread("training accuracy")]
-    tables = [
-        (f"Gradient norms, {this_topic.averaged}", norm_header, norm_rows),
-        (f"Training accuracy after {steps} steps", header, rows),
-    ]
+    header = ["activation", "initialization", f"layer 1 / layer {depth}, before training"]
+    header += [f"layer 1 / layer {depth}, after {AFTER} steps", "layer 1, before training"]
+    table = (f"Gradient norms, {this_topic.over_seeds('mean')}", header, rows)
     guesses = [
         topic.Guess(
             "norms_start",
@@ -215,7 +222,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
             100 * accuracy["sigmoid"]["mean"],
         ),
     ]
-    return topic.TopicResult(text, numbers, tables, guesses, {"gradient_depth": widget(found)})
+    return topic.TopicResult(text, numbers, [table], guesses, {"gradient_depth": widget(found)})
 
 
 if __name__ == "__main__":

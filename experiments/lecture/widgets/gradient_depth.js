@@ -26,7 +26,7 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
   const y = (value) => bottom - (bottom - top) * (Math.log10(value) - lowest) / (highest - lowest);
 
   const draw = () => {
-    const width = Math.max(260, Math.min(736, plot.clientWidth)), right = width - 14;
+    const width = Math.max(260, plot.clientWidth), right = width - 14;
     const x = (layer) => left + (right - left) * (layer - 1) / (layers - 1);
     const points = (values) => values.map((value, i) => [x(i + 1), value]).filter(([, value]) => value > 0)
       .map(([place, value]) => `${place.toFixed(1)},${y(value).toFixed(1)}`);
@@ -48,7 +48,7 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
       const { mean, low, high } = norms[`${name} ${init.value} ${when.value}`], thick = name === activation.value;
       if (thick) svg.append(shape("polygon", { points: [...points(high), ...points(low).reverse()].join(" "), fill: color, "fill-opacity": 0.25 }));
       svg.append(shape("polyline", { points: points(mean).join(" "), fill: "none", stroke: color,
-        "stroke-width": thick ? 3 : 1.5, "stroke-opacity": thick ? 1 : 0.6, "data-activation": name }));
+        "stroke-width": thick ? 4 : 1.5, "data-activation": name }));
     }
     svg.append(shape("path", { d: `M${x(at)} ${top}V${bottom}`, stroke: "currentColor", "stroke-dasharray": "4 3" }));
     if (chosen.mean[at - 1] > 0) {
