@@ -1,5 +1,6 @@
 """Tests of gradients against the chain rule, initial weights against equations, and short runs of both topics."""
 
+import contextlib
 import json
 import math
 
@@ -12,6 +13,7 @@ import pytest
 from experiments.cli.app import UsageError
 from experiments.lecture import backpropagation, deep_nets, initialization, topic, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
+from train.workdir import Workdir
 
 
 def plain(model, inputs=784):
@@ -127,6 +129,17 @@ def test_formatting_of_numbers_and_verdicts():
     assert {value: deep_nets.verdict(value) for value in expected} == expected
 
 
+def test_numbers_over_seeds(tmp_path):
+    with contextlib.closing(Workdir(str(tmp_path))) as workdir:
+        several, single = (topic.Topic(workdir, {"seeds": seeds}) for seeds in (3, 1))
+    value = {"mean": 0.956, "std": 0.0123}
+    assert [several.percent(value), single.percent(value)] == ["95.6 ± 1.2 %", "95.6 %"]
+    assert [several.number(value), several.number(value, 10, 1)] == ["0.96 ± 0.01", "9.6 ± 0.1"]
+    assert several.over_seeds() == "mean ± standard deviation over 3 seeds"
+    assert [several.over_seeds("mean"), single.over_seeds("mean")] == ["mean over 3 seeds", "one seed"]
+    assert [vanishing_gradient.listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(topic, "start_cache", lambda: None)
@@ -179,8 +192,9 @@ def test_initialization(start, monkeypatch):
         np.testing.assert_allclose(float(found), float(expected), rtol=0.02, err_msg=what)
     deep = numbers["relu"]["4"]
     assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
-    assert deep["glorot"]["steps_to_half"] is None and "Here, with 4 layers, Glorot does not learn" in text
-    glorot, kaiming = tables["ReLU networks, 3 steps"]
+    assert deep["glorot"]["steps_to_half"] is None
+    assert "Here the network with 4 layers does not learn from Glorot initialization" in text
+    glorot, kaiming = tables["ReLU networks, one seed"]
     assert glorot[:3] == ["4", "Glorot", "0.5"] and kaiming[:3] == ["4", "Kaiming", "1"] and glorot[4] == "–"
     assert glorot[5] == f"{100 * deep['glorot']['accuracy']['mean']:.1f} %"
     (spread,) = (rows for title, rows in tables.items() if title.startswith("tanh network"))

@@ -7,31 +7,31 @@ import browser
 import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from experiments.lecture import topic, vanishing_gradient
 from experiments.lecture.deep_nets import INITS
 
-WHEN = {"start": "before training", "after": "after 2 steps"}
+NETS = list(itertools.product(vanishing_gradient.LINES, INITS))
+WHEN = ("start", "after")
+WIDER = {"width": 800, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run: lesson.json, summary.json and the norms [seeds, 4 layers] by (activation, initialization, when)."""
-    workdir, options = tmp_path_factory.mktemp("run"), {"seeds": 2, "steps": 1, "hidden_layers": 3}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topic, "start_cache", lambda: None)
-        patch.setattr(vanishing_gradient, "AFTER", 2)
-        patch.setattr(vanishing_gradient, "RATES", (1.0,))
-        experiment = vanishing_gradient.experiment
-        assert topic.run("vanishing_gradient", experiment, workdir=str(workdir), options=options) == 0
-    lesson, summary = (json.loads((workdir / f"{name}.json").read_text()) for name in ("lesson", "summary"))
-    norms = {}
-    for name, init in itertools.product(vanishing_gradient.LINES, INITS):
-        pieces = [workdir / "pieces" / f"norms_{name}_{init}_seed{seed}.json" for seed in (0, 1)]
-        found = [json.loads(piece.read_text())["found"] for piece in pieces]
-        norms |= {(name, init, when): np.array([seed[when] for seed in found]) for when in WHEN}
-    return lesson, summary, norms
+def drawn_norms():
+    """Norms of two seeds in four layers, from 1e-12 to 1, in the form of `vanishing_gradient.norms`."""
+    random = np.random.default_rng(0)
+    return {
+        net: [{when: (10 ** random.uniform(-12, 0, 4)).tolist() for when in WHEN} for _ in range(2)] for net in NETS
+    }
+
+
+NORMS = drawn_norms()
+DATA = vanishing_gradient.widget(NORMS)
+
+
+def values(norms, name: str, init: str, when: str) -> np.ndarray:
+    """The norms [seeds, layers]."""
+    return np.array([seed[when] for seed in norms[name, init]])
 
 
 class GradientDepth:
@@ -58,49 +58,66 @@ class GradientDepth:
 
 
 @pytest.fixture
-def widget(run, open_page):
-    html = browser.widget_page("vanishing_gradient", run[0]["widgets"])
-    return GradientDepth(open_page(html))
+def widget(open_page):
+    return GradientDepth(open_page(browser.widget_page("vanishing_gradient", {"gradient_depth": DATA})))
 
 
-def test_numbers_equal_those_of_the_run(run, widget):
-    _, summary, norms = run
-    for (name, init, when), values in norms.items():
+def check_numbers(widget, norms, steps: int):
+    for (name, init), when in itertools.product(NETS, WHEN):
         widget.choose(name, init, when)
+        found = values(norms, name, init, when)
         for layer in (1, 3, 4):
             browser.set_control(widget.driver, widget.slider, layer)
             (shown, *numbers, factor), text = widget.read()
-            here, ratio = values[:, layer - 1], np.mean(values[:, layer - 1] / values[:, -1])
+            here, ratio = found[:, layer - 1], np.mean(found[:, layer - 1] / found[:, -1])
             np.testing.assert_allclose(numbers, [here.mean(), here.min(), here.max(), ratio], rtol=1e-4)
             assert shown == layer
             if layer < 4:
                 assert factor == pytest.approx(ratio ** (1 / (4 - layer)), rel=1e-4)
             else:
                 assert factor is None and "times that of" not in text
+        place = {"start": "before training", "after": f"after {steps} steps"}[when]
         label = vanishing_gradient.LINES[name][0]
-        assert text.startswith(f"{label}, {init.title()} initialization, {WHEN[when]}: the gradient norm of layer 4 is")
+        assert text.startswith(f"{label}, {init.title()} initialization, {place}: the gradient norm of layer 4 is")
+
+
+def test_numbers_equal_the_norms(widget):
+    check_numbers(widget, NORMS, vanishing_gradient.AFTER)
+
+
+@pytest.mark.slow
+def test_numbers_equal_those_of_a_run(tmp_path, monkeypatch, open_page):
+    monkeypatch.setattr(topic, "start_cache", lambda: None)
+    monkeypatch.setattr(vanishing_gradient, "AFTER", 2)
+    monkeypatch.setattr(vanishing_gradient, "RATES", (1.0,))
+    options = {"seeds": 2, "steps": 1, "hidden_layers": 3}
+    assert topic.run("vanishing_gradient", vanishing_gradient.experiment, workdir=str(tmp_path), options=options) == 0
+    lesson, summary = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("lesson", "summary"))
+    pieces = {net: [tmp_path / "pieces" / f"norms_{'_'.join(net)}_seed{seed}.json" for seed in (0, 1)] for net in NETS}
+    norms = {net: [json.loads(piece.read_text())["found"] for piece in found] for net, found in pieces.items()}
+    widget = GradientDepth(open_page(browser.widget_page("vanishing_gradient", lesson["widgets"])))
+    check_numbers(widget, norms, 2)
+    for (name, init), (when, key) in itertools.product(NETS, zip(WHEN, vanishing_gradient.MEASURED, strict=False)):
+        widget.choose(name, init, when)
         browser.set_control(widget.driver, widget.slider, 1)
-        key = {"start": "ratio", "after": vanishing_gradient.MEASURED[1]}[when]
         assert widget.read()[0][4] == pytest.approx(summary[key][f"{name}_{init}"]["mean"], rel=1e-4)
 
 
-def test_curves_are_drawn_on_a_log_scale(run, widget):
-    norms = run[2]
-    everything = np.array(list(norms.values()))
+def test_curves_are_drawn_on_a_log_scale(widget):
+    everything = np.array([values(NORMS, *net, when) for net in NETS for when in WHEN])
     lowest, highest = np.floor(np.log10(everything.min())), np.ceil(np.log10(everything.max()))
     widget.choose("tanh", "kaiming", "after")
     lines = widget.element.find_elements("css selector", "polyline")
     assert [line.get_attribute("data-activation") for line in lines][-1] == "tanh" and len(lines) == 4
     for line in lines:
         x, y = np.array([point.split(",") for point in line.get_attribute("points").split()], float).T
-        mean = norms[line.get_attribute("data-activation"), "kaiming", "after"].mean(0)
+        mean = values(NORMS, line.get_attribute("data-activation"), "kaiming", "after").mean(0)
         np.testing.assert_allclose(y, 276 - 264 * (np.log10(mean) - lowest) / (highest - lowest), atol=0.1)
         np.testing.assert_allclose(np.diff(x), (x[-1] - x[0]) / 3, atol=0.1)
 
 
-def test_keyboard_operation(run, widget):
-    widget.choose("sigmoid", "glorot", "start")
-    norms = run[2]["sigmoid", "glorot", "start"].mean(0)
+def test_keyboard_operation(widget):
+    norms = values(NORMS, "sigmoid", "glorot", "start").mean(0)
     widget.slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     (layer, norm, *_), _ = widget.read()
     assert layer == 3 and norm == pytest.approx(norms[2], rel=1e-4)
@@ -110,7 +127,7 @@ def test_keyboard_operation(run, widget):
     assert widget.status().startswith("tanh, Glorot")
     widget.selects[1].send_keys(Keys.ARROW_DOWN)
     assert widget.status().startswith("tanh, Kaiming")
-    assert widget.read()[0][1] == pytest.approx(run[2]["tanh", "kaiming", "start"].mean(0)[0], rel=1e-4)
+    assert widget.read()[0][1] == pytest.approx(values(NORMS, "tanh", "kaiming", "start").mean(0)[0], rel=1e-4)
 
 
 def test_numbers_that_vanish_or_overflow(open_page):
@@ -129,9 +146,12 @@ def test_numbers_that_vanish_or_overflow(open_page):
     assert "layer 1 is not finite" in widget.status()
 
 
-def test_narrow_page(run, open_page):
-    driver = open_page(browser.widget_page("vanishing_gradient", run[0]["widgets"]), width=390)
-    widget = GradientDepth(driver)
-    plot = max(widget.element.find_elements("tag name", "svg"), key=lambda svg: svg.size["width"])
-    assert 260 <= plot.size["width"] <= 360
+def test_narrow_page(open_page):
+    driver = open_page(browser.widget_page("vanishing_gradient", {"gradient_depth": DATA}), width=390)
+    script = "return document.querySelector('.widget svg[role=img]').getBoundingClientRect().width"
+    assert 260 <= driver.execute_script(script) <= 360
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WIDER)
+    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(script) > 500)  # Drawn again.
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WIDER | {"width": 390})
+    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(script) < 360)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 390

@@ -25,8 +25,10 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
   const height = 320, left = 56, top = 12, bottom = height - 44;
   const y = (value) => bottom - (bottom - top) * (Math.log10(value) - lowest) / (highest - lowest);
 
+  let drawnWidth;
   const draw = () => {
-    const width = Math.max(260, plot.clientWidth), right = width - 14;
+    drawnWidth = plot.clientWidth;
+    const width = Math.max(260, drawnWidth), right = width - 14;
     const x = (layer) => left + (right - left) * (layer - 1) / (layers - 1);
     const points = (values) => values.map((value, i) => [x(i + 1), value]).filter(([, value]) => value > 0)
       .map(([place, value]) => `${place.toFixed(1)},${y(value).toFixed(1)}`);
@@ -84,12 +86,8 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
     make("div", { className: "controls" }, ...legend),
     shown,
   );
-  let drawn = 0;
-  new ResizeObserver(() => {  // Also called once at the start.
-    if (plot.clientWidth !== drawn) {
-      drawn = plot.clientWidth;
-      draw();
-    }
-  }).observe(plot);
   draw();
+  new ResizeObserver(() => {
+    if (plot.clientWidth !== drawnWidth) draw();
+  }).observe(plot);
 };
