@@ -129,6 +129,12 @@ def test_formatting_of_numbers_and_verdicts():
     assert {value: deep_nets.verdict(value) for value in expected} == expected
 
 
+def test_relative_norms():
+    """A network whose ReLUs are all inactive has no gradient at all."""
+    found = vanishing_gradient.relative([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0], [np.inf, 1.0, np.inf]])
+    np.testing.assert_array_equal(found, [[0.5, 1.5, 1.0], [0.0, 0.0, 0.0], [np.nan, 0.0, np.nan]])
+
+
 def test_numbers_over_seeds(tmp_path):
     with contextlib.closing(Workdir(str(tmp_path))) as workdir:
         several, single = (topic.Topic(workdir, {"seeds": seeds}) for seeds in (3, 1))

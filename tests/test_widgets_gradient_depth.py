@@ -112,7 +112,7 @@ def test_curves_are_drawn_on_a_log_scale(widget):
     for line in lines:
         x, y = np.array([point.split(",") for point in line.get_attribute("points").split()], float).T
         mean = values(NORMS, line.get_attribute("data-activation"), "kaiming", "after").mean(0)
-        np.testing.assert_allclose(y, 276 - 264 * (np.log10(mean) - lowest) / (highest - lowest), atol=0.1)
+        np.testing.assert_allclose(y, 296 - 264 * (np.log10(mean) - lowest) / (highest - lowest), atol=0.1)
         np.testing.assert_allclose(np.diff(x), (x[-1] - x[0]) / 3, atol=0.1)
 
 

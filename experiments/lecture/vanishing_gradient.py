@@ -52,6 +52,15 @@ def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int
     return found
 
 
+def relative(norms) -> np.ndarray:
+    """Norms [..., layers] divided by those of the last layer. If that is 0, no ReLU is active in some layer, so all
+    norms and the result are 0."""
+    norms = np.asarray(norms, np.float64)
+    last = norms[..., -1:]
+    with np.errstate(invalid="ignore"):  # Infinite norms of a network that has diverged.
+        return np.divide(norms, last, out=np.zeros_like(norms), where=last != 0)
+
+
 def draw_norms(found: dict, when: str, title: str):
     """Plots the gradient norm by layer: the mean over seeds with a band from minimum to maximum, one panel per
     initialization."""
@@ -85,9 +94,8 @@ def widget(found: dict) -> dict[str, Any]:
     for (name, init), seeds in found.items():
         for when in ("start", "after"):
             values = np.array([seed[when] for seed in seeds])
-            with np.errstate(divide="ignore", invalid="ignore"):  # The last layer's gradient may be 0.
-                ratio = values / values[:, -1:]
-            parts = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0), "ratio": ratio.mean(0)}
+            parts = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
+            parts["ratio"] = relative(values).mean(0)
             curves[f"{name} {init} {when}"] = {part: rounded(each) for part, each in parts.items()}
     return {
         "seeds": len(seeds),
@@ -122,8 +130,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     numbers: dict = {"layers": depth, **{key: {} for key in MEASURED}}
     for (name, init), seeds in found.items():
         values = (
-            [seed["start"][0] / seed["start"][-1] for seed in seeds],
-            [seed["after"][0] / seed["after"][-1] for seed in seeds],
+            [relative(seed["start"])[0] for seed in seeds],
+            [relative(seed["after"])[0] for seed in seeds],
             [seed["start"][0] for seed in seeds],
         )
         for key, each in zip(MEASURED, values, strict=True):
@@ -161,7 +169,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
             f"{place} the gradient norm of layer 1 is {ten(means['sigmoid_glorot'])} times that of layer {depth} with "
             f"{named['sigmoid']} (Glorot), {ten(means['relu_kaiming'])} times with {named['relu']} (Kaiming)"
         )
-        caption = f"Norm of the gradient of each layer's weights; {SPREAD}"
+        vanished = any(0.0 in seed[when] for seeds in found.values() for seed in seeds)
+        caption = f"Norm of the gradient of each layer's weights; {SPREAD}{'; norms of 0 are not shown' * vanished}"
         this_topic.figure(
             f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption
         )

@@ -22,7 +22,7 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
   const layers = norms[Object.keys(norms)[0]].mean.length;
   const drawable = Object.values(norms).flatMap(({ low, high }) => [...low, ...high]).filter((value) => value > 0);
   const lowest = Math.floor(Math.log10(Math.min(...drawable))), highest = Math.ceil(Math.log10(Math.max(...drawable)));
-  const height = 320, left = 56, top = 12, bottom = height - 44;
+  const height = 340, left = 56, top = 32, bottom = height - 44;
   const y = (value) => bottom - (bottom - top) * (Math.log10(value) - lowest) / (highest - lowest);
 
   let drawnWidth;
@@ -42,7 +42,8 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
     for (const tick of new Set([0, 1, 2, 3, 4].map((i) => Math.round(1 + (layers - 1) * i / 4)))) {
       svg.append(shape("text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, String(tick)));
     }
-    svg.append(shape("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "layer"));
+    svg.append(shape("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "layer"),
+      shape("text", { x: 4, y: 16 }, "norm of the gradient (log scale)"));
 
     const at = layer.value, chosen = norms[`${activation.value} ${init.value} ${when.value}`];
     const last = ([name]) => name === activation.value;  // The chosen curve is drawn on top of the others.
@@ -62,12 +63,12 @@ widgets.gradient_depth = (element, { seeds, after, activations, inits, norms }) 
     svg.setAttribute("aria-label", `Norm of the gradient by layer on a log scale. Thick line: ${title}.`);
     plot.replaceChildren(svg);
     const [mean, low, high, ratio] = ["mean", "low", "high", "ratio"].map((each) => chosen[each][at - 1]);
-    const factor = at < layers && ratio !== null ? ratio ** (1 / (layers - at)) : null;
+    const factor = at < layers && ratio > 0 ? ratio ** (1 / (layers - at)) : null;
     Object.assign(element.dataset, { title, layer: at, norm: mean, low, high, ratio, factor });
     const range = seeds > 1 ? ` (mean over ${seeds} seeds; from ${written(low)} to ${written(high)})` : "";
     shown.textContent = `${title}: the gradient norm of layer ${at} is ${written(mean)}${range}`
       + (at === layers ? "." : `, ${written(ratio)} times that of layer ${layers}.`)
-      + (factor === null ? "" : ` On the way from layer ${layers}, each layer multiplies it by ${written(factor)} on average.`);
+      + (factor === null ? "" : ` On the way from layer ${layers}, each layer multiplies it by ${Number(factor.toPrecision(3))} on average.`);
   };
 
   const times = [["start", "before training"], ["after", `after ${after} steps`]];
