@@ -137,6 +137,16 @@ def run_small(module, name, workdir, **options):
     return found, numbers
 
 
+def test_curves_of_dropout_are_not_cut():
+    """Axes from 0 to 100 %; an axis around the final values would exaggerate a difference of one point."""
+    net = {"step": [0, 5, 10], "train": [0.1, 1.0, 1.0], "test": [0.1, 0.8, 0.86]}
+    axes = dropout.draw_curves({"without": [net], "with": [net]}, "title").axes[0]
+    assert axes.get_ylim() == (0, 100) and axes.get_xlim() == (0, 10)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["training, no dropout", "test, no dropout", "training, dropout", "test, dropout"]
+    np.testing.assert_allclose([line.get_ydata()[-1] for line in axes.get_lines()], [100, 86, 100, 86])
+
+
 @pytest.mark.slow
 def test_short_run_of_dropout(tmp_path, monkeypatch, mnist5k):
     monkeypatch.setattr(data, "load", lambda name: mnist5k)
@@ -149,6 +159,15 @@ def test_short_run_of_dropout(tmp_path, monkeypatch, mnist5k):
     gain = scores["with"]["mean"] - scores["without"]["mean"]
     assert scores["difference"]["mean"] == pytest.approx(gain) and scores["with"]["std"] > 0
     assert 0 < numbers["mean_over_masks_error"]["mean"] < 0.15
+    assert "10.0 % are expected by chance" in found["text"][2]  # sqrt(0.5 / (0.5 * 100)) for 100 masks.
+    ((title, header, rows),) = found["tables"]
+    assert title == "With and without dropout, mean ± standard deviation over 2 seeds"
+    assert header == ["quantity", "no dropout", "dropout", "difference at the same seed"]
+    cells = [f"{100 * scores[name]['mean']:.1f} ± {100 * scores[name]['std']:.1f}" for name in dropout.NETS]
+    change = f"{100 * gain:.1f} ± {100 * scores['difference']['std']:.1f} points"
+    assert rows[0] == ["test accuracy", f"{cells[0]} %", f"{cells[1]} %", change]
+    (guess,) = found["guesses"]
+    assert guess[0] == "accuracy" and guess[-1] == pytest.approx(100 * scores["with"]["mean"])
     pieces = {seed: json.loads((tmp_path / f"pieces/with_seed{seed}.json").read_text())["found"] for seed in (0, 1)}
     assert np.shape(pieces[0]["features"]) == (36, 784) and pieces[0]["step"] == list(range(9))
     assert scores["with"]["mean"] == pytest.approx(np.mean([piece["test"][-1] for piece in pieces.values()]))

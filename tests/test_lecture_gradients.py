@@ -1,5 +1,6 @@
 """Tests of gradients against the chain rule, initial weights against equations, and short runs of both topics."""
 
+import contextlib
 import json
 import math
 
@@ -12,6 +13,7 @@ import pytest
 from experiments.cli.app import UsageError
 from experiments.lecture import backpropagation, deep_nets, initialization, topic, vanishing_gradient
 from models.initializers import fans, glorot_uniform, kaiming_normal
+from train.workdir import Workdir
 
 
 def plain(model, inputs=784):
@@ -127,6 +129,23 @@ def test_formatting_of_numbers_and_verdicts():
     assert {value: deep_nets.verdict(value) for value in expected} == expected
 
 
+def test_relative_norms():
+    """A network whose ReLUs are all inactive has no gradient at all."""
+    found = vanishing_gradient.relative([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0], [np.inf, 1.0, np.inf]])
+    np.testing.assert_array_equal(found, [[0.5, 1.5, 1.0], [0.0, 0.0, 0.0], [np.nan, 0.0, np.nan]])
+
+
+def test_numbers_over_seeds(tmp_path):
+    with contextlib.closing(Workdir(str(tmp_path))) as workdir:
+        several, single = (topic.Topic(workdir, {"seeds": seeds}) for seeds in (3, 1))
+    value = {"mean": 0.956, "std": 0.0123}
+    assert [several.percent(value), single.percent(value)] == ["95.6 ± 1.2 %", "95.6 %"]
+    assert [several.number(value), several.number(value, 10, 1)] == ["0.96 ± 0.01", "9.6 ± 0.1"]
+    assert several.over_seeds() == "mean ± standard deviation over 3 seeds"
+    assert [several.over_seeds("mean"), single.over_seeds("mean")] == ["mean over 3 seeds", "one seed"]
+    assert [vanishing_gradient.listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(topic, "start_cache", lambda: None)
@@ -139,7 +158,8 @@ def start(tmp_path, monkeypatch, capsys):
         assert all(
             (tmp_path / where / "figures" / f"{drawn}.png").stat().st_size > 5000 for drawn, *_ in lesson["figures"]
         )
-        return numbers, " ".join(lesson["text"]), lesson["tables"][0][2]
+        tables = {title: rows for title, _, rows in lesson["tables"]}
+        return numbers, " ".join(lesson["text"]), tables, lesson["guesses"]
 
     return run
 
@@ -149,13 +169,18 @@ def test_vanishing_gradient(start, monkeypatch):
     monkeypatch.setattr(vanishing_gradient, "AFTER", 0)
     monkeypatch.delitem(vanishing_gradient.LINES, "rectified_tanh")
     monkeypatch.setattr(vanishing_gradient, "RATES", (1.0,))
-    numbers, text, _ = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
+    numbers, text, tables, guesses = start("vanishing_gradient", vanishing_gradient, steps=2, hidden_layers=2)
     assert numbers["layers"] == 3 and len(numbers["ratio"]) == 6
     ratio = {name: value["mean"] for name, value in numbers["ratio"].items()}
     assert numbers[vanishing_gradient.MEASURED[1]] == numbers["ratio"]  # AFTER is 0 here.
     assert ratio["sigmoid_glorot"] < 0.5 < ratio["relu_kaiming"]
     assert set(numbers["accuracy"]) == {"relu", "sigmoid"} and set(numbers["sigmoid_rates"]) == {"1"}
-    assert "the ReLU network does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    assert "the network with ReLU does not learn" in text or numbers["accuracy"]["relu"]["mean"] >= 0.2
+    rows = {(name, init): cells for name, init, *cells in tables["Gradient norms, one seed"]}
+    assert float(rows["ReLU", "Kaiming"][0]) == pytest.approx(ratio["relu_kaiming"], rel=0.1)
+    learned = [100 * numbers["accuracy"][name]["mean"] for name in ("relu", "sigmoid")]
+    assert "The training accuracies are {:.1f} % and {:.1f} % (one seed)".format(*learned) in text
+    assert [guess[-1] for guess in guesses] == pytest.approx([-math.log10(ratio["sigmoid_glorot"]), learned[1]])
     with pytest.raises(UsageError, match="--hidden_layers=51"):
         start("vanishing_gradient", vanishing_gradient, where="deep", hidden_layers=51)
 
@@ -163,17 +188,27 @@ def test_vanishing_gradient(start, monkeypatch):
 @pytest.mark.slow
 def test_initialization(start, monkeypatch):
     monkeypatch.setattr(initialization, "WIDTH_TANH", 100)
-    numbers, text, table = start("initialization", initialization, steps=3, width=16, depths="4")
+    numbers, text, tables, guesses = start("initialization", initialization, steps=3, width=16, depths="4")
     for what, order in (("activations", 1), ("gradients", -1)):
         ratio = {name: value["mean"] for name, value in numbers["tanh"][what]["first_over_last"].items()}
         assert order * ratio["standard"] > order * ratio["glorot"]
         assert len(numbers["tanh"][what]["std_by_layer"]["glorot"]) == 5
-    for _, what, m, n, expected, found in table:
+    for _, what, m, n, expected, found in tables["Random weights and their equations"]:
         assert (m, n) in ((784, 128), (9 * 64, 9 * 128))
         np.testing.assert_allclose(float(found), float(expected), rtol=0.02, err_msg=what)
     deep = numbers["relu"]["4"]
     assert deep["glorot"]["signal"]["mean"] < 0.7 < deep["kaiming"]["signal"]["mean"]
-    assert deep["glorot"]["steps_to_half"] is None and "here, with 4 layers, Glorot does not learn" in text
+    assert deep["glorot"]["steps_to_half"] is None
+    assert "Here the network with 4 layers does not learn from Glorot initialization" in text
+    glorot, kaiming = tables["ReLU networks, one seed"]
+    assert glorot[:3] == ["4", "Glorot", "0.5"] and kaiming[:3] == ["4", "Kaiming", "1"] and glorot[4] == "–"
+    assert glorot[5] == f"{100 * deep['glorot']['accuracy']['mean']:.1f} %"
+    (spread,) = (rows for title, rows in tables.items() if title.startswith("tanh network"))
+    assert [row[:2] for row in spread[:2]] == [["activations", "older rule"], ["activations", "Glorot initialization"]]
+    older = [float(value) for value in spread[0][2:]]
+    np.testing.assert_allclose(older, numbers["tanh"]["activations"]["std_by_layer"]["standard"], rtol=0.06)
+    assert guesses[0][-1] == pytest.approx(100 * older[-1] / older[0], rel=0.1)
+    assert guesses[1][0] == "layers4" and guesses[1][-1] == pytest.approx(100 * deep["glorot"]["accuracy"]["mean"])
     for depths in ("2", "", "22,x"):
         with pytest.raises(UsageError, match=f"--depths={depths}: must be comma-separated"):
             start("initialization", initialization, where=f"bad{depths}", depths=depths)

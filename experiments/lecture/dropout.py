@@ -5,6 +5,7 @@ test accuracy, its first-layer features and the correlation of its hidden units.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -34,7 +35,13 @@ SMALL = 0.1
 SHOWN = 36  # Number of units whose weights are shown.
 MASKS, MASKED = 1000, 100  # Number of masks over which the training output is averaged, and number of digits.
 NETS = {"without": ("no dropout", "eval"), "with": ("dropout", "train")}  # Label, key of figures.COLOURS.
-MEASURED = ("test_accuracy", "train_accuracy", "activation_correlation", "weight_correlation", "live_units")
+MEASURED = {  # Quantity, scale, decimal places and unit in the table.
+    "test_accuracy": ("test accuracy", 100, 1, " %"),
+    "train_accuracy": ("training accuracy", 100, 1, " %"),
+    "activation_correlation": ("mean absolute correlation of two units' activations", 1, 3, ""),
+    "weight_correlation": ("mean absolute correlation of two units' weights", 1, 3, ""),
+    "live_units": ("units that are active for at least one test digit", 1, 1, ""),
+}
 
 
 def lecture_dropout(x, mask, *, rate: float, train: bool):
@@ -118,24 +125,17 @@ def one_net(digits, *, hidden: int, rate: float, steps: int, seed: int) -> dict[
 
 
 def draw_curves(found: dict[str, list[dict]], title: str):
-    """Training accuracy (top) and test accuracy (bottom), mean and standard deviation over seeds."""
+    """Training accuracy (dashed) and test accuracy (solid), mean and standard deviation over seeds."""
     with matplotlib.rc_context(figures.STYLE):
-        figure = figures.new_figure(height=5.0)
-        topic.headline(figure, title, 50)
-        panels, ends = figure.subplots(2, 1, sharex=True), []
-        for axes, split in zip(panels, ("train", "test"), strict=True):
-            lines = []
-            for name, (_, part) in NETS.items():
+        figure = figures.new_figure(height=4.2)
+        axes = figure.add_subplot()
+        axes.set_title(figures.wrapped(title, 48))
+        for name, (label, part) in NETS.items():
+            for split, shown, style in (("train", "training", "--"), ("test", "test", "-")):
                 steps, values = found[name][0]["step"], 100 * np.array([seed[split] for seed in found[name]])
-                lines.append(topic.draw_spread(axes, steps, values, part))
-            ends.append([(line[-1], *net) for net, line in zip(NETS.values(), lines, strict=True)])
-            axes.set_ylabel(f"{'training' if split == 'train' else 'test'} accuracy, %")
-            # The range excludes the untrained networks, which would hide the difference.
-            axes.set(xlim=(0, steps[-1]), ylim=(np.min(lines, 0)[1] - 1, np.max(lines) + 1))
-        panels[-1].set_xlabel("training steps")
-        figure.draw_without_rendering()  # The label positions depend on the final layout.
-        for axes, labels in zip(panels, ends, strict=True):
-            figures.label_ends(axes, labels)
+                topic.draw_spread(axes, steps, values, part, linestyle=style, label=f"{shown}, {label}")
+        axes.set(xlim=(0, steps[-1]), ylim=(0, 100), xlabel="training steps", ylabel="accuracy, %")
+        axes.legend(loc="lower right")
     return figure
 
 
@@ -155,38 +155,57 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         both = {"with": with_, "without": without, "difference": np.subtract(with_, without)}
         numbers[key] = {name: topic.mean_and_std(values) for name, values in both.items()}
     numbers["mean_over_masks_error"] = topic.mean_and_std([seed["mean_over_masks_error"] for seed in found["with"]])
-    said = {key: [numbers[key][name]["mean"] for name in ("with", "without")] for key in MEASURED}
-    test, train = (" with dropout, ".join(f"{100 * x:.1f}\N{NO-BREAK SPACE}%" for x in said[k]) for k in MEASURED[:2])
-    drawn = draw_curves(found, f"Test accuracy: {test}\N{NO-BREAK SPACE}without")
-    caption = "accuracy of the full network without dropped units; mean and standard deviation over seeds"
-    this_topic.figure("accuracy", drawn, title="Training and test accuracy", caption=caption)
-    for (name, (label, _)), mean in zip(NETS.items(), said["activation_correlation"][::-1], strict=True):
-        images = np.reshape(found[name][0]["features"], (-1, 28, 28))
-        title = f"{label.capitalize()}: the mean absolute correlation of two units' activations is {mean:.2f}"
-        drawn = figures.image_grid(images, title=title, signed=True, columns=6)
-        caption = f"weights of {SHOWN} units; the noise remains from initialization at {SMALL:g} times Kaiming's scale"
-        this_topic.figure(f"features_{name}", drawn, title=f"First-layer features, {label}", caption=caption)
 
+    # --- Figures.
+    test = {name: f"{100 * numbers['test_accuracy'][name]['mean']:.1f}\N{NO-BREAK SPACE}%" for name in NETS}
+    title = f"Test accuracy: {test['with']} with dropout, {test['without']} without"
+    caption = "accuracy of the full network, without dropped units; line and band: mean ± standard deviation over seeds"
+    this_topic.figure("accuracy", draw_curves(found, title), title="Training and test accuracy", caption=caption)
+    for name, (label, _) in NETS.items():
+        images, mean = np.reshape(found[name][0]["features"], (-1, 28, 28)), numbers["activation_correlation"][name]
+        title = f"{label.capitalize()}: the mean absolute correlation of two units' activations is {mean['mean']:.2f}"
+        drawn = figures.image_grid(images, title=title, signed=True, columns=6)
+        caption = (
+            f"weights of {SHOWN} hidden units: red positive, blue negative; the noise remains from initialization at "
+            f"{SMALL:g} times Kaiming's scale"
+        )
+        this_topic.figure(f"features_{name}", drawn, title=f"First-layer weights, {label}", caption=caption)
+
+    # --- Text, table and guess.
     def seen(key, sign):
         """Whether the difference has this sign and exceeds its standard deviation over seeds."""
         return sign * numbers[key]["difference"]["mean"] > numbers[key]["difference"]["std"]
 
-    gain = numbers["test_accuracy"]["difference"]
-    less = [f"in their {of}s" for of in ("activation", "weight") if seen(f"{of}_correlation", -1)]
-    units, weights = (" and ".join(f"{mean:.2f}" for mean in said[key]) for key in MEASURED[2:4])
+    better = seen("test_accuracy", 1)
+    gap = numbers["train_accuracy"]["with"]["mean"] - numbers["test_accuracy"]["with"]["mean"]
+    chance = math.sqrt(rate / ((1 - rate) * MASKS))
+    less = [f"their {of}s" for of in ("activation", "weight") if seen(f"{of}_correlation", -1)]
     text = [
-        f"The lecture: dropout drops each hidden unit with probability {rate:g} in each training step, so that a "
-        f"network with many weights overfits a small training set less. Here a network with {hidden} hidden units is "
-        f"trained on {10 * A_CLASS} digits. Its training accuracy is {train} without; its test accuracy is {test} "
-        f"without. The gain of {100 * gain['mean']:.1f} points, with a standard deviation of {100 * gain['std']:.1f} "
-        "over seeds, " + ("confirms this." if seen("test_accuracy", 1) else "does not confirm this at this scale."),
-        "A unit that cannot rely on others has to be useful by itself. The mean absolute correlation of two units is "
-        f"{units} with and without dropout for their activations on the test digits, and {weights} for their weights: "
-        + (f"less co-adaptation {' and '.join(less)}." if less else "co-adaptation is not reduced."),
-        f"At test time the lecture multiplies activations by {1 - rate:g}; the mean of the training output over "
-        f"{MASKS:,} masks differs from this by {100 * numbers['mean_over_masks_error']['mean']:.1f} %.",
+        (
+            "Dropout improves the accuracy on new digits; the difference is larger than its standard deviation over "
+            "the seeds."
+            if better
+            else "The claim is not confirmed at this scale: dropout does not improve the accuracy on new digits by "
+            "more than the standard deviation over the seeds."
+        )
+        + " It does not remove overfitting: the accuracy on the training digits is still higher." * (gap > 0.01),
+        f"With dropout, two hidden units are less correlated in {' and in '.join(less)}: there is less co-adaptation."
+        if less
+        else "The hidden units are not less correlated with dropout, so less co-adaptation is not confirmed.",
+        f"The mean of the training output over {MASKS:,} random masks differs from the output for new examples by "
+        f"{100 * numbers['mean_over_masks_error']['mean']:.1f} % of its norm. If both agree on average, "
+        f"{100 * chance:.1f} % are expected by chance.",
     ]
-    return topic.TopicResult(text, numbers)
+    rows = []
+    for key, (quantity, scale, places, unit) in MEASURED.items():
+        cells = [this_topic.number(numbers[key][name], scale, places) for name in (*NETS, "difference")]
+        units = (unit, unit, " points" if unit else "")
+        rows.append([quantity, *map(str.__add__, cells, units)])
+    header = ["quantity", *(label for label, _ in NETS.values()), "difference at the same seed"]
+    table = (f"With and without dropout, {this_topic.over_seeds()}", header, rows)
+    question = f"Without dropout the test accuracy is {test['without']}. How high is it with dropout?"
+    guess = topic.Guess("accuracy", question, "%", 0, 100, 100 * numbers["test_accuracy"]["with"]["mean"])
+    return topic.TopicResult(text, numbers, [table], [guess])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ OPTIONS = {
 }
 SHAPES = {"dense, 784 to 128": (784, 128), "convolution 3x3, 64 to 128": (3, 3, 64, 128)}
 SLOPES = (0.0, 0.25)  # 0.25 is the initial slope of PReLU in He et al.
+RULES = {"standard": "older rule", "glorot": "Glorot initialization"}  # Of the tanh network.
+QUANTITIES = {"activations": "activations", "gradients": "errors"}
 RATE, MOMENTUM = 0.005, 0.9
 WIDTH_TANH, EXAMPLES, BINS = 500, 200, 61  # Units per layer of the tanh network, digits, histogram bins.
 
@@ -49,15 +51,15 @@ def standard(key, shape, dtype=jnp.float32):
 
 
 def draws() -> list[list]:
-    """Returns rows (kernel, quantity, m, n, value by the equation, measured value)."""
+    """Returns rows (weights, quantity, fan-in, fan-out, value by the equation, value of the drawn weights)."""
     rows, key = [], jax.random.key(0)
     for name, shape in SHAPES.items():
-        m, n = fans(shape)
-        said, drawn = math.sqrt(6 / (m + n)), jnp.abs(glorot_uniform(key, shape)).max()
-        rows.append([name, "Glorot, largest weight", m, n, f"{said:.5f}", f"{drawn:.5f}"])
+        n_in, n_out = fans(shape)
+        said, drawn = math.sqrt(6 / (n_in + n_out)), jnp.abs(glorot_uniform(key, shape)).max()
+        rows.append([name, "Glorot: largest weight", n_in, n_out, f"{said:.5f}", f"{drawn:.5f}"])
         for slope in SLOPES:
-            said, drawn = 2 / ((1 + slope**2) * m), kaiming(slope)(key, shape).var()
-            rows.append([name, f"Kaiming, variance for a = {slope:g}", m, n, f"{said:.5f}", f"{drawn:.5f}"])
+            said, drawn = 2 / ((1 + slope**2) * n_in), kaiming(slope)(key, shape).var()
+            rows.append([name, f"Kaiming: variance, slope {slope:g}", n_in, n_out, f"{said:.5f}", f"{drawn:.5f}"])
     return rows
 
 
@@ -96,7 +98,7 @@ def draw_histograms(found: dict, what: str, unit: str, title: str):
         for column, (name, colour) in enumerate((("standard", "eval"), ("glorot", "train"))):
             kept = found[name][0][what]
             edges = np.linspace(-kept["limit"], kept["limit"], BINS + 1)
-            panels[0, column].set_title(f"{name.title()} initialization", fontsize=11, fontweight="normal")
+            panels[0, column].set_title(RULES[name].capitalize(), fontsize=11, fontweight="normal")
             for axes, heights, std in zip(panels[:, column], kept["histograms"], kept["std"], strict=True):
                 axes.stairs(heights, edges, fill=True, color=figures.COLOURS[colour])
                 axes.set(
@@ -105,7 +107,7 @@ def draw_histograms(found: dict, what: str, unit: str, title: str):
                     yticks=[],
                     ylim=(0, 1.45 * max(heights)),
                 )
-                label = f"layer {kept['std'].index(std) + 1}, std {std:.2f}"
+                label = f"layer {kept['std'].index(std) + 1}, standard deviation {std:.2f}"
                 axes.text(0.5, 0.98, label, transform=axes.transAxes, va="top", ha="center", fontsize=10)
     return figure
 
@@ -125,38 +127,74 @@ def half_right(net: dict) -> str:
     return f"reaches 50 % after {half['mean']:.0f} steps" if half else deep_nets.verdict(net["accuracy"]["mean"])
 
 
-def describe(numbers: dict, checked: list[list], steps: int) -> topic.TopicResult:
-    """Creates the topic's text from the numbers."""
-    ten = deep_nets.power_of_ten
-    ratios = {k: {n: v["mean"] for n, v in each["first_over_last"].items()} for k, each in numbers["tanh"].items()}
-    activations, gradients = ratios["activations"], ratios["gradients"]
+def describe(this_topic: topic.Topic, numbers: dict, checked: list[list]) -> topic.TopicResult:
+    """Creates the topic's text, tables and guesses from the numbers."""
+    ten, steps = deep_nets.power_of_ten, this_topic.options["steps"]
+    spread = {what: each["std_by_layer"] for what, each in numbers["tanh"].items()}
+
+    def change(what, name):
+        """The largest factor between the standard deviations of two layers."""
+        return max(spread[what][name]) / min(spread[what][name])
+
+    steadier = all(change(what, "glorot") < change(what, "standard") for what in spread)
     text = [
-        "The lecture: initial weights should preserve the scale of signals and gradients from layer to layer. Glorot "
-        "initialization assumes units that are nearly linear around zero; Kaiming initialization compensates for the "
-        "half of the signal that a rectifier sets to zero.",
-        "In an untrained tanh network with the older U(±1/√m), the standard deviation of the activations of layer 5 "
-        f"is {ten(1 / activations['standard'])} times that of layer 1, and that of the gradients of layer 1 is "
-        f"{ten(gradients['standard'])} times that of layer 5; with Glorot initialization the ratios are "
-        f"{ten(1 / activations['glorot'])} and {ten(gradients['glorot'])}.",
+        "In the tanh network, activations and errors change less from layer to layer with Glorot initialization than "
+        "with the older rule."
+        if steadier
+        else "The claim is not confirmed: in the tanh network the older rule preserves the scale as well as Glorot "
+        "initialization.",
+        "The equations predict that each hidden layer of a ReLU network multiplies the root mean square of the signal "
+        "by √½ with Glorot initialization and by 1 with Kaiming initialization. The second table compares the "
+        "prediction with the networks before training.",
     ]
+    rows, guesses = [], []
     for depth, nets in numbers["relu"].items():
-        size = {name: ten(net["signal"]["mean"]) for name, net in nets.items()}
-        parts = []
+        expected = {"glorot": 0.5 ** (int(depth) / 2 - 1), "kaiming": 1.0}
         for name, net in nets.items():
-            mean, std = (100 * net["accuracy"][key] for key in ("mean", "std"))
-            parts.append(f"{name.title()} {half_right(net)} ({mean:.1f} ± {std:.1f} % at the end)")
-        text.append(
-            f"ReLU network of {depth} layers, {steps} steps: {', '.join(parts)}; before training the signal of the "
-            f"last hidden layer is {size['glorot']} times that of the first with Glorot (a factor of √½ per layer "
-            f"gives {ten(0.5 ** (int(depth) / 2 - 1))}) and {size['kaiming']} times with Kaiming."
+            half = f"{net['steps_to_half']['mean']:.0f}" if net["steps_to_half"] else "–"
+            signal = [ten(expected[name]), ten(net["signal"]["mean"])]
+            rows.append([depth, name.title(), *signal, half, this_topic.percent(net["accuracy"])])
+        question = (
+            f"A ReLU network of {depth} layers is trained from Glorot initialization. What is its training accuracy "
+            f"after {steps} steps? Guessing gives {100 * deep_nets.CHANCE:.0f} %."
         )
-    seen = " and ".join(f"{name.title()} {deep_nets.verdict(net['accuracy']['mean'])}" for name, net in nets.items())
+        guesses.append(topic.Guess(f"layers{depth}", question, "%", 0, 100, 100 * nets["glorot"]["accuracy"]["mean"]))
+    verdicts = {name.title(): deep_nets.verdict(net["accuracy"]["mean"]) for name, net in nets.items()}
+    seen = " and ".join(f"{verdict} from {name} initialization" for name, verdict in verdicts.items())
     text.append(
-        f"In He et al. a network with 30 layers stalls with Glorot's variance and learns with Kaiming's; here, with "
-        f"{depth} layers, {seen}."
+        "He et al. (2015) found that a network with 30 layers does not learn from Glorot initialization and learns "
+        f"from Kaiming initialization. Here the network with {depth} layers {seen}."
     )
-    table = ("Random weights and their equations", ["kernel", "quantity", "m", "n", "equation", "measured"], checked)
-    return topic.TopicResult(text, numbers, [table])
+    layers = range(1, len(spread["activations"]["glorot"]) + 1)
+    tables = [
+        (
+            f"tanh network before training: standard deviation by layer, {this_topic.over_seeds('mean')}",
+            ["quantity", "initialization", *(f"layer {layer}" for layer in layers)],
+            [
+                [
+                    {"gradients": "errors, relative to layer 5"}.get(what, QUANTITIES[what]),
+                    label,
+                    *(ten(value) for value in each[name]),
+                ]
+                for what, each in spread.items()
+                for name, label in RULES.items()
+            ],
+        ),
+        (
+            f"ReLU networks, {this_topic.over_seeds()}",
+            ["layers", "initialization", "signal of the last / first hidden layer, predicted", "measured"]
+            + ["steps until 50 % accuracy", f"accuracy after {steps} steps"],
+            rows,
+        ),
+        ("Random weights and their equations", ["weights", "quantity", "n_in", "n_out", "equation", "drawn"], checked),
+    ]
+    question = (
+        "With the older rule, how large is the standard deviation of the activations in layer 5, in percent of that in "
+        "layer 1?"
+    )
+    value = 100 / numbers["tanh"]["activations"]["first_over_last"]["standard"]["mean"]
+    guesses.insert(0, topic.Guess("activations", question, "%", 0, 100, value))
+    return topic.TopicResult(text, numbers, tables, guesses)
 
 
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
@@ -173,15 +211,23 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
             this_topic.cached(f"tanh_{name}_seed{s}", functools.partial(look, seed=s)) for s in this_topic.seeds
         ]
     numbers: dict = {"tanh": {}, "relu": {}}
-    for what, unit in (("activations", "activation"), ("gradients", "gradient ∂loss/∂s over layer 5's std")):
+    for what, quantity in QUANTITIES.items():
         stds = {name: np.array([seed[what]["std"] for seed in per]) for name, per in fresh.items()}
         ratio = {name: topic.mean_and_std(std[:, 0] / std[:, -1]) for name, std in stds.items()}
         means = {name: std.mean(0).tolist() for name, std in stds.items()}
         numbers["tanh"][what] = {"first_over_last": ratio, "std_by_layer": means}
-        older, newer = (f"{ratio[name]['mean']:.2g}" for name in fresh)
-        title = f"Std of {what}, layer 1 over layer 5: {older} with standard, {newer} with Glorot initialization"
-        caption = f"{what} of an untrained network with tanh(s), s = Wh + b, by layer, seed 0; standard: U(±1/√m)"
-        this_topic.figure(what, draw_histograms(fresh, what, unit, title), title=what.capitalize(), caption=caption)
+        if what == "activations":
+            layers, shares = "5 relative to layer 1", {name: 1 / ratio[name]["mean"] for name in ratio}
+        else:
+            layers, shares = "1 relative to layer 5", {name: ratio[name]["mean"] for name in ratio}
+        older, newer = (f"{100 * share:.0f}\N{NO-BREAK SPACE}%" for share in shares.values())
+        title = (
+            f"Standard deviation of the {quantity} in layer {layers}: {older} with the older rule, {newer} with Glorot"
+        )
+        unit = {"activations": "activation", "gradients": "error / standard deviation of the errors in layer 5"}[what]
+        caption = f"{quantity} of an untrained tanh network by layer (seed 0); older rule: uniform between ±1/√n_in"
+        caption += "; each histogram is scaled to its own maximum"
+        this_topic.figure(what, draw_histograms(fresh, what, unit, title), title=quantity.capitalize(), caption=caption)
 
     # --- Training of deep ReLU networks.
     for depth in map(int, depths):
@@ -206,12 +252,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         title = f"{depth} layers: " + ", ".join(f"{name.title()} {half_right(net)}" for name, net in nets.items())
         lines = [(curves["glorot"], "Glorot", "eval"), (curves["kaiming"], "Kaiming", "train")]
         caption = (
-            f"dense layers with ReLU, SGD with learning rate {RATE:g}, momentum {MOMENTUM:g}; mean and range over seeds"
+            f"dense layers with ReLU, SGD with learning rate {RATE:g}, momentum {MOMENTUM:g}; line: mean over seeds, "
+            "band: smallest to largest"
         )
         this_topic.figure(
             f"layers{depth}", deep_nets.draw_accuracy(lines, title), title=f"{depth} layers", caption=caption
         )
-    return describe(numbers, checked, steps)
+    return describe(this_topic, numbers, checked)
 
 
 if __name__ == "__main__":

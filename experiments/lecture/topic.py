@@ -95,6 +95,19 @@ class Topic:
             raise WorkdirError(f"{folder / name}.json is damaged; delete it to recompute the result")
         return stored["found"]
 
+    def over_seeds(self, statistics: str = "mean ± standard deviation") -> str:
+        """Says what numbers formatted by `number` are: "mean ± standard deviation over 3 seeds"."""
+        return f"{statistics} over {len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+
+    def number(self, value: Mapping[str, float], scale: float = 1, places: int = 2) -> str:
+        """Formats `scale` times a `mean_and_std` as "0.19 ± 0.01"; of one seed the standard deviation is unknown."""
+        spread = f" ± {scale * value['std']:.{places}f}" if len(self.seeds) > 1 else ""
+        return f"{scale * value['mean']:.{places}f}{spread}"
+
+    def percent(self, value: Mapping[str, float]) -> str:
+        """Formats a `mean_and_std` of fractions as "96.0 ± 0.9 %"."""
+        return f"{self.number(value, 100, 1)} %"
+
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:
         """Saves a matplotlib figure as figures/NAME.png."""
         folder = self.workdir.path / "figures"

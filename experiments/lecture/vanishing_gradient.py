@@ -6,10 +6,13 @@ compared with that of a deep ReLU network.
 """
 
 import functools
+import math
+from typing import Any
 
 import matplotlib
 import numpy as np
 import optax
+from matplotlib.lines import Line2D
 
 from experiments.cli import app
 from experiments.lecture import deep_nets, topic
@@ -23,10 +26,11 @@ OPTIONS = {
 }
 LINES = {  # activation: label, color
     "tanh": ("tanh", figures.COLOURS["train"]),
-    "sigmoid": ("sigmoid", figures.COLOURS["eval"]),
+    "sigmoid": ("logistic", figures.COLOURS["eval"]),
     "relu": ("ReLU", figures.COLOURS["test"]),
     "rectified_tanh": ("rectified tanh", "#CC79A7"),
 }
+SPREAD = "line: mean over seeds, band: smallest to largest"
 WIDTH = 64
 EXAMPLES = 1000  # Number of digits on which the gradient is measured.
 AFTER = 100  # Training steps before the second measurement.
@@ -48,30 +52,64 @@ def norms(model: deep_nets.DeepMLP, task, digits: deep_nets.Digits, *, seed: int
     return found
 
 
+def relative(norms) -> np.ndarray:
+    """Norms [..., layers] divided by those of the last layer. If that is 0, no ReLU is active in some layer, so all
+    norms and the result are 0."""
+    norms = np.asarray(norms, np.float64)
+    last = norms[..., -1:]
+    with np.errstate(invalid="ignore"):  # Infinite norms of a network that has diverged.
+        return np.divide(norms, last, out=np.zeros_like(norms), where=last != 0)
+
+
 def draw_norms(found: dict, when: str, title: str):
-    """Plots the gradient norm by layer, in the order of backpropagation; one panel per initialization."""
+    """Plots the gradient norm by layer: the mean over seeds with a band from minimum to maximum, one panel per
+    initialization."""
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=6.4)
         panels = figure.subplots(2, 1, sharex=True, sharey=True)
         topic.headline(figure, title, 50)
-        ends: dict[str, list[tuple[float, str, str]]] = {init: [] for init in INITS}
         for axes, init in zip(panels, INITS, strict=True):
             axes.set(yscale="log", ylabel="norm of the gradient")
             axes.set_title(f"{init.title()} initialization", fontsize=11, fontweight="normal")
-            for name, (label, colour) in LINES.items():
-                values = np.array([seed[when] for seed in found[name, init]])[:, ::-1]
-                layers = np.arange(values.shape[1], 0, -1)
-                ends[init].append((deep_nets.draw_band(axes, layers, values, colour), label, "alone"))
-        panels[0].set(xlim=(layers[0], 1), ylim=(None, 30 * panels[0].get_ylim()[1]))
+            for name, (_, colour) in LINES.items():
+                values = np.array([seed[when] for seed in found[name, init]])
+                layers = np.arange(1, values.shape[1] + 1)
+                deep_nets.draw_band(axes, layers, values, colour)
+        lines = [Line2D([], [], color=colour) for _, colour in LINES.values()]
+        figure.legend(lines, [label for label, _ in LINES.values()], loc="outside lower center", ncols=len(lines))
+        panels[0].set(xlim=(1, layers[-1]))
         panels[0].yaxis.set_major_formatter(deep_nets.tick)
-        panels[-1].set_xticks([int(x) for x in np.linspace(layers[0], 1, 5)])
-        panels[-1].set_xlabel("layer, from the last to the first")
-        figure.draw_without_rendering()  # The label positions depend on the final layout.
-        for axes, init in zip(panels, INITS, strict=True):
-            figures.label_ends(axes, ends[init])
-            for text in axes.texts:
-                text.set_color(dict(LINES.values())[text.get_text()])
+        panels[-1].set_xticks(sorted({round(x) for x in np.linspace(1, layers[-1], 5)}))
+        panels[-1].set_xlabel("layer")
     return figure
+
+
+def widget(found: dict) -> dict[str, Any]:
+    """The data of widgets/gradient_depth.js from the results of `norms` by seed, for each (activation, init)."""
+
+    def rounded(values):
+        return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+    curves = {}
+    for (name, init), seeds in found.items():
+        for when in ("start", "after"):
+            values = np.array([seed[when] for seed in seeds])
+            parts = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
+            parts["ratio"] = relative(values).mean(0)
+            curves[f"{name} {init} {when}"] = {part: rounded(each) for part, each in parts.items()}
+    return {
+        "seeds": len(seeds),
+        "after": AFTER,
+        "activations": [[name, *look] for name, look in LINES.items()],
+        "inits": [[init, init.title()] for init in INITS],
+        "norms": curves,
+    }
+
+
+def listed(words: list[str]) -> str:
+    """Joins words as in "a, b and c"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def experiment(this_topic: topic.Topic) -> topic.TopicResult:
@@ -92,8 +130,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     numbers: dict = {"layers": depth, **{key: {} for key in MEASURED}}
     for (name, init), seeds in found.items():
         values = (
-            [seed["start"][0] / seed["start"][-1] for seed in seeds],
-            [seed["after"][0] / seed["after"][-1] for seed in seeds],
+            [relative(seed["start"])[0] for seed in seeds],
+            [relative(seed["after"])[0] for seed in seeds],
             [seed["start"][0] for seed in seeds],
         )
         for key, each in zip(MEASURED, values, strict=True):
@@ -122,58 +160,78 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     numbers |= {"accuracy": accuracy, "sigmoid_rates": {f"{rate:g}": final(sigmoid[rate]) for rate in RATES}}
     numbers["sigmoid_best_rate"] = best
 
-    # --- Figures and text.
-    ten, verdict = deep_nets.power_of_ten, deep_nets.verdict
+    # --- Figures.
+    ten, label = deep_nets.power_of_ten, {name: text for name, (text, _) in LINES.items()}
+    named = label | {"sigmoid": "the logistic function"}  # In sentences.
     ratio, after, first = ({k: v["mean"] for k, v in numbers[key].items()} for key in MEASURED)
-    for means, when, place in ((ratio, "start", "At the start"), (after, "after", f"After {AFTER} steps")):
+    for means, when, place in ((ratio, "start", "Before training"), (after, "after", f"After {AFTER} steps")):
         title = (
             f"{place} the gradient norm of layer 1 is {ten(means['sigmoid_glorot'])} times that of layer {depth} with "
-            f"sigmoid (Glorot), {ten(means['relu_kaiming'])} times with ReLU (Kaiming)"
+            f"{named['sigmoid']} (Glorot), {ten(means['relu_kaiming'])} times with {named['relu']} (Kaiming)"
         )
-        caption = f"Frobenius norm of the gradient of each layer's weights, {place.lower()}; mean and range over seeds"
+        vanished = any(0.0 in seed[when] for seeds in found.values() for seed in seeds)
+        caption = f"Norm of the gradient of each layer's weights; {SPREAD}{'; norms of 0 are not shown' * vanished}"
         this_topic.figure(
             f"norms_{when}", draw_norms(found, when, title), title=f"Gradients {place.lower()}", caption=caption
         )
     percent = {name: f"{100 * value['mean']:.1f} %" for name, value in accuracy.items()}
-    says = {name: verdict(value["mean"]) for name, value in accuracy.items()}
-    title = f"{depth} layers: ReLU {says['relu']} ({percent['relu']}), sigmoid {says['sigmoid']} ({percent['sigmoid']})"
+    says = {name: deep_nets.verdict(value["mean"]) for name, value in accuracy.items()}
+    title = ", ".join(f"{named[name]} {says[name]} ({percent[name]})" for name in accuracy)
+    rates = listed([f"{rate:g}" for rate in RATES])
     caption = (
-        f"plain SGD, batches of {deep_nets.BATCH_SIZE}, rate {RATE:g} for ReLU (Kaiming), {best:g} for sigmoid "
-        f"(Glorot), the best of {', '.join(f'{rate:g}' for rate in RATES)}; mean and range over seeds"
+        f"Plain SGD, batches of {deep_nets.BATCH_SIZE}, learning rate {RATE:g} for ReLU (Kaiming) and {best:g} for "
+        f"{named['sigmoid']} (Glorot), the best of {rates}; {SPREAD}"
     )
-    nets_shown = [(relu, "ReLU", "test"), (sigmoid[best], "sigmoid", "eval")]
-    this_topic.figure(
-        "accuracy", deep_nets.draw_accuracy(nets_shown, title), title="Two deep networks", caption=caption
-    )
+    nets_shown = [(relu, label["relu"], "test"), (sigmoid[best], label["sigmoid"], "eval")]
+    drawn = deep_nets.draw_accuracy(nets_shown, f"{depth} layers: {title}")
+    this_topic.figure("accuracy", drawn, title="Two deep networks", caption=caption)
 
-    gone = [label for name, (label, _) in LINES.items() if ratio[f"{name}_glorot"] < VANISHED]
+    # --- Text, tables and guesses.
+    gone = [named[name] for name in LINES if ratio[f"{name}_glorot"] < VANISHED]
+    kept = [named[name] for name in LINES if named[name] not in gone]
     dim = first["relu_glorot"] / first["relu_kaiming"]
     text = [
-        "The lecture: in a deep network with saturating units the gradient vanishes before it reaches the first "
-        "layers, which then do not learn; rectified units do not attenuate it.",
-        f"Here the ratio of the gradient norms of layer 1 and layer {depth} is {ten(ratio['sigmoid_glorot'])} with "
-        f"sigmoid, whose derivative of at most 1/4 enters the product {depth - 1} times, {ten(ratio['tanh_glorot'])} "
-        f"with tanh (both with Glorot initialization) and {ten(ratio['relu_kaiming'])} with ReLU and Kaiming "
-        f"initialization; with Glorot it is below {VANISHED:g} for {' and '.join(gone) or 'none of the four'}"
-        + ("." if "tanh" in gone else ", but not for tanh at this depth."),
-        f"A ratio near 1 is not sufficient: for ReLU it is {ten(ratio['relu_glorot'])} with Glorot, but the "
-        f"gradient of layer 1 is then {ten(dim)} times as large as with Kaiming.",
-        f"In {steps} steps of plain SGD the ReLU network {says['relu']} (training accuracy {percent['relu']}) and the "
-        f"sigmoid network {says['sigmoid']} at the best of {len(RATES)} learning rates ({percent['sigmoid']}; chance "
-        f"is {100 * deep_nets.CHANCE:.0f} %).",
+        f"With Glorot initialization the gradient vanishes before training for {listed(gone)}: the norm in layer 1 is "
+        f"less than {VANISHED:g} times that in layer {depth}."
+        + (f" It does not vanish at this depth for {listed(kept)}." if kept else "")
+        if gone
+        else f"The claim is not confirmed at this depth: with Glorot initialization the norm in layer 1 "
+        f"is at least {VANISHED:g} times that in layer {depth} for all activation functions.",
+        f"A ratio near 1 is not sufficient. For ReLU with Glorot initialization it is {ten(ratio['relu_glorot'])}, but "
+        f"all gradients are small: that of layer 1 is {ten(dim)} times as large as with Kaiming initialization.",
+        f"In {steps} steps the network with ReLU {says['relu']}; the network with {named['sigmoid']}, at the best of "
+        f"the learning rates {rates}, {says['sigmoid']}. The training accuracies are "
+        f"{this_topic.percent(accuracy['relu'])} and {this_topic.percent(accuracy['sigmoid'])} "
+        f"({this_topic.over_seeds()}); guessing gives {100 * deep_nets.CHANCE:.0f} %.",
     ]
     rows = [
-        [LINES[name][0], init.title(), *(ten(means[f"{name}_{init}"]) for means in (ratio, after, first))]
+        [label[name], init.title(), *(ten(means[f"{name}_{init}"]) for means in (ratio, after, first))]
         for name, init in found
     ]
-    header = [
-        "activation",
-        "initialization",
-        "layer 1 / last, start",
-        f"layer 1 / last, {AFTER} steps",
-        "layer 1, start",
+    header = ["activation", "initialization", f"layer 1 / layer {depth}, before training"]
+    header += [f"layer 1 / layer {depth}, after {AFTER} steps", "layer 1, before training"]
+    table = (f"Gradient norms, {this_topic.over_seeds('mean')}", header, rows)
+    guesses = [
+        topic.Guess(
+            "norms_start",
+            f"A network has {depth} layers, the logistic function and Glorot initialization. By how many powers of ten "
+            f"is the gradient of layer 1 smaller than that of layer {depth}?",
+            "powers of ten",
+            -2,
+            max(10, depth),
+            -math.log10(ratio["sigmoid_glorot"]),
+        ),
+        topic.Guess(
+            "accuracy",
+            f"{depth} layers with the logistic function are trained for {steps} steps, with the best of {len(RATES)} "
+            f"learning rates. Guessing gives {100 * deep_nets.CHANCE:.0f} %. What is the training accuracy?",
+            "%",
+            0,
+            100,
+            100 * accuracy["sigmoid"]["mean"],
+        ),
     ]
-    return topic.TopicResult(text, numbers, [("Gradient norms", header, rows)])
+    return topic.TopicResult(text, numbers, [table], guesses, {"gradient_depth": widget(found)})
 
 
 if __name__ == "__main__":
