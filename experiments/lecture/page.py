@@ -122,12 +122,13 @@ def _figures(section: Section) -> str:
 
 
 def _measured(section: Section) -> str:
-    """The figures, text, tables and numbers of an experiment, and its command."""
-    parts = [_figures(section)]
+    """The figures, text, tables and numbers of an experiment, and its command. The script shows the text, tables and
+    numbers when all guesses were made."""
+    parts = [_figures(section), '<div class="measured">']
     parts += [f"<p>{_keep_together(report.escaped(paragraph))}</p>" for paragraph in section.text]
     parts += [_keep_together(report.table_html(*entry)) for entry in section.tables]
     numbers = report.escaped(json.dumps(section.numbers, indent=1, ensure_ascii=False))
-    parts += [f'<details><summary>All numbers</summary><pre tabindex="0">{numbers}</pre></details>']
+    parts += [f'<details><summary>All numbers</summary><pre tabindex="0">{numbers}</pre></details></div>']
     parts += [f'<p class="note">To repeat this:</p><pre tabindex="0">{report.escaped(section.command)}</pre>']
     return "\n".join(parts)
 

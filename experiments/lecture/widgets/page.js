@@ -78,9 +78,11 @@ function startGuess(form) {
   const input = form.querySelector("input"), shown = form.querySelector("output"), truth = form.querySelector(".truth");
   const measured = Number(form.dataset.value), unit = form.dataset.unit;
   const written = (number) => `${Number(number.toPrecision(3))} ${unit}`.trim();
-  const figure = form.parentElement.querySelector("figure");
+  const figure = form.parentElement.querySelector("figure"), section = form.closest("section");
+  const results = section.querySelector(".measured");
+  const open = (element) => element.querySelector("form.guess:not([data-done])") !== null;
   form.hidden = false;
-  figure.hidden = true;
+  figure.hidden = results.hidden = true;
   shown.textContent = written(Number(input.value));
   input.addEventListener("input", () => { shown.textContent = written(Number(input.value)); });
   form.addEventListener("submit", (event) => {
@@ -89,12 +91,23 @@ function startGuess(form) {
     input.disabled = true;
     form.querySelector("button").hidden = true;
     form.dataset.done = "yes";
-    figure.hidden = form.parentElement.querySelector("form.guess:not([data-done])") !== null;
+    figure.hidden = open(form.parentElement);
+    results.hidden = open(section);
   });
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll("form.guess").forEach(startGuess);
+  const guesses = document.querySelectorAll("form.guess");
+  guesses.forEach(startGuess);
+  if (guesses.length) {
+    const all = make("button", { type: "button", id: "show-all" }, "Show all results without guessing");
+    all.addEventListener("click", () => {
+      guesses.forEach((form) => { form.dataset.done = "yes"; form.hidden = true; });
+      document.querySelectorAll(".shown > figure, .measured").forEach((element) => { element.hidden = false; });
+      all.remove();
+    });
+    document.querySelector("nav").append(make("p", {}, all));
+  }
   const data = JSON.parse(document.getElementById("widget-data").textContent);
   for (const element of document.querySelectorAll(".widget")) {
     element.replaceChildren();
