@@ -103,14 +103,14 @@ def _guess(guess: Guess) -> str:
 
 
 def _figures(section: Section) -> str:
-    if not section.figures:
-        return ""
     asked: dict[str, list[Guess]] = {}
     for guess in map(Guess._make, section.guesses):
         asked.setdefault(guess.figure, []).append(guess)
     unknown = asked.keys() - {name for name, *_ in section.figures}
     if unknown:
         raise ValueError(f"guesses name the figures {', '.join(sorted(unknown))}, which do not exist")
+    if not section.figures:
+        return ""
     shown = [
         '<div class="shown">'
         + "".join(map(_guess, asked.get(name, ())))
