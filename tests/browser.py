@@ -1,6 +1,7 @@
 """Opens pages in headless Chromium, for the tests of the lecture's widgets; conftest.py has the fixture `open_page`."""
 
 import contextlib
+import os
 import shutil
 
 import pytest
@@ -10,13 +11,15 @@ SWITCHES = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--forc
 
 @contextlib.contextmanager
 def started():
-    """The selenium driver of a new Chromium. The test is skipped if there is no Chromium or no chromedriver."""
+    """The selenium driver of a new Chromium or Chrome. If there is none, or no chromedriver, the test is skipped, or
+    fails if the environment variable REQUIRE_CHROMIUM is set."""
     from selenium import webdriver
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
     chromedriver = shutil.which("chromedriver")
     if not chromium or not chromedriver:
-        pytest.skip("needs chromium and chromedriver")
+        (pytest.fail if "REQUIRE_CHROMIUM" in os.environ else pytest.skip)("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
