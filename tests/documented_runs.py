@@ -211,6 +211,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     "segment --steps=100 --decoder=indices --workdir=W": Run(TINY),
     "segment --steps=100 --decoder=bilinear --workdir=W2": Run(TINY, {"W2": "new"}),
     "generate --steps=100 --eval_every=100 --workdir=W": Run("--dry_run"),
+    "lecture.vanishing_gradient --hidden_layers=3 --steps=200 --seeds=1 --workdir=W": Run("--steps=2"),
+    "lecture.initialization --depths=6 --steps=200 --seeds=1 --workdir=W": Run("--steps=2 --width=16"),
+    "lecture.dropout --rate=0.9 --steps=500 --seeds=2 --workdir=W": Run("--seeds=1 --steps=2 --hidden=36"),
     # experiments/recipes
     "import_weights --model=vgg16 --weights=FILE --workdir=V": Run(
         "--image_size=32", {"FILE": "vgg16_weights", "V": "new"}
