@@ -4,10 +4,12 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from commands import ROOT
 
 from experiments.lecture import __main__ as lecture
 from experiments.lecture import lesson
 from experiments.lecture import page as lecture_page
+from experiments.reporting.report import escaped
 
 
 def test_markdown_is_escaped():
@@ -116,3 +118,11 @@ def test_lessons_are_complete(name):
     assert len(re.findall(r"\d{4}", html["Further reading"])) >= 2
     for formula in re.findall(r"<math.*?</math>", "".join(html.values())):
         lecture_page.checked_formula(formula)
+
+
+def test_the_published_page_is_a_full_run():
+    page = (ROOT / "docs/lecture/index.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 5_000_000 and not re.search(r'(src|href)="(?!data:|#|https://)', page)
+    titles = [re.sub("<.*?>", "", title) for title in re.findall(r"<h2>\d+\. (.*?)</h2>", page)]
+    assert titles == [escaped(lesson.read(name).title) for name in lecture.TOPICS]
+    assert page.count('<div class="widget"') >= 6 and page.count('<form class="guess"') >= len(titles)
