@@ -177,7 +177,7 @@ def summary(
         "model": config.model,
         "dataset": config.dataset,
         "split": split,
-        **{name: result.metrics[name] for name in experiment.task.metrics},
+        **{name: result.metrics[name] for name in experiment.task.metrics if name in result.metrics},
         **experiment.task.details(result.sums),
         "examples": counts(dataset)[split],
         **tests,
