@@ -196,15 +196,17 @@ def _counted(root: pathlib.Path, pairs: list[tuple[str, str]]) -> Classes:
         except DataError as error:
             return error
 
-    occurring: set[int] = set()
-    for found in each(read, len(pairs), title="counting classes"):
+    occurring: dict[int, str] = {}  # Value -> the first file that contains it.
+    for i, found in enumerate(each(read, len(pairs), title="counting classes")):
         if isinstance(found, DataError):
             raise found
-        occurring |= set(found.tolist())
-    indices = sorted(occurring - {VOID})
+        for value in found.tolist():
+            occurring.setdefault(value, pairs[i][1])
+    indices = sorted(occurring.keys() - {VOID})
     if indices != list(range(len(indices))) or len(indices) < 2:
         shown = ", ".join(map(str, sorted(occurring)[:10])) + (", ..." if len(occurring) > 10 else "")
         smoothed = f"; {annotations.SMOOTHED.replace('it was', 'they were')}" if len(occurring) > 10 else ""
+        shown += f" ({indices[-1]} first in {occurring[indices[-1]]})" if indices else ""
         needed = f"without {FILE} they must be 0, 1, ... without gaps, and {VOID} for {VOID_NAME}"
         raise DataError(
             f"the pixels of the annotations of train in {root} have the values {shown}; {needed}{smoothed}; {FORMS}"

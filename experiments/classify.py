@@ -73,6 +73,7 @@ def main(config: ClassifyConfig) -> int:
         result=result,
         summary=summary,
         command=options.command_line("classify", config),
+        mixed=bool(config.mixup or config.cutmix),
     )
     return run_record.finish(workdir, config, summary)
 

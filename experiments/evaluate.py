@@ -101,6 +101,12 @@ def check_data(config: EvaluateConfig, class_names, dataset) -> None:
     require(ours == theirs, f"classes differ: {ours} in the run, {theirs} in the data set")
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """The rows of a table as lines, with right-aligned columns of at least ten characters."""
+    widths = [max(10, *map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
 def main(config: EvaluateConfig) -> int:
     from experiments.setup import saved_run
 
@@ -124,14 +130,18 @@ def main(config: EvaluateConfig) -> int:
     require(plain or kind is classifier, "--tta and --skip_corrupt are supported only for runs of classify")
     trained = run
     run, dataset, experiment, class_table = kind(config, run)
+    where = f"--data_dir={run.config.data_dir}" if run.config.data_dir else f"--dataset={dataset.name}"
     dataset = evaluation_data.held_out(trained, dataset)
     if kind is classifier:
         missing = [name for name in experiment.info.class_names if name not in dataset.class_names]
         dataset = evaluation_data.with_classes(dataset, experiment.info.class_names)
         if missing:
-            say(f"{dataset.name} has no images of the classes {', '.join(missing)}")
+            say(f"{where} has no images of {len(missing)} of the run's classes: {', '.join(missing)}")
     check_data(config, experiment.info.class_names, dataset)
     split = config.split or _default_split(run, dataset)
+    own = config.dataset in (None, trained.config.dataset) and config.data_dir in (None, trained.config.data_dir)
+    if own and evaluation_data.is_held_out_anew(trained, dataset, split):
+        say(f"warning: {where} has changed since training: {split} is held out anew and may contain training images")
     images, labels = dataset.splits[split]
     shape = tuple(images.shape[1:])
     shapes = f"{list(experiment.info.image_shape)} in the run, {list(shape)} in the data set"
@@ -158,8 +168,7 @@ def main(config: EvaluateConfig) -> int:
     metrics, rate = experiment.task.compute_metrics(sums), len(labels) / seconds
     result = loop.Result(state, metrics, sums, seconds + compile_seconds, compile_seconds, rate)
     _, header, rows = class_table(sums, dataset.class_names)
-    for row in [header, *rows]:
-        print("  ".join(f"{cell:>10}" for cell in row), file=sys.stderr)
+    print(aligned([header, *rows]), file=sys.stderr)
     summary = run_record.summary(run.config, experiment, result, split, dataset, run.workdir)
     print(json.dumps(summary), flush=True)  # Before confusion.csv, because the folder may not be writable.
     if "confusion" in sums:

@@ -149,6 +149,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "classify --workdir=W --model=resnet18 --init_from=V --dataset=folder --data_dir=D --freeze=backbone": Run(
         TINY, {"V": "imported_resnet18", "D": "images"}
     ),
+    "import_weights --model=resnet18 --weights=FILE --workdir=V": Run(where={"FILE": "resnet18_weights", "V": "new"}),
     # docs/data.md
     "classify --workdir=W --dataset=folder --data_dir=photos --val_fraction=0.1 --test_fraction=0.2 --image_size=64 "
     "--fit=pad --batch_size=16 --epochs=30 --optimizer=adam --learning_rate=0.002": Run(TINY, {"photos": "photos"}),

@@ -11,12 +11,15 @@ from results import result
 
 import data
 from data import folder, generated
-from data.dataset import ALL, ArgumentError, DataError, Dataset, hold_out
-from experiments import predict, prepare
+from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, hold_out
+from experiments import evaluate, predict, prepare
+from experiments.cli import validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
-from experiments.setup import classification, evaluation_data, source_run
+from experiments.reporting import run_record
+from experiments.setup import classification, evaluation_data, saved_run, source_run
 from experiments.setup.experiment import eval_split, generated_split, scoring_split, train_split
+from train.state import State
 
 
 def write(root, *paths, size=(6, 8)):
@@ -153,10 +156,64 @@ def test_labels_of_some_of_the_classes_are_those_of_the_run():
     found = evaluation_data.with_classes(dataset, ("cat", "dog", "owl"))
     assert found.class_names == ("cat", "dog", "owl")
     np.testing.assert_array_equal(found.splits[ALL][1], [1, 2, 2, 1])
-    with pytest.raises(
-        UsageError, match=r"classes differ: \['cat', 'dog'\] in the run, \['dog', 'owl'\] in the data set"
-    ):
+    both = r"\['cat', 'dog'\] in the run, \['dog', 'owl'\] in the data set; not in the run: owl$"
+    with pytest.raises(UsageError, match=f"classes differ: {both}"):
         evaluation_data.with_classes(dataset, ("cat", "dog"))
+
+
+def test_a_change_of_the_folder_changes_the_held_out_images(tmp_path):
+    """With more images of a class, other ones are chosen for test."""
+    names = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(4)]
+    config = ClassifyConfig(workdir="W", dataset="folder", data_dir=write(tmp_path, *names), test_fraction=0.5)
+    trained = classification.load_dataset(config)
+    info = classification.dataset_info(config, trained)
+    run = saved_run.SavedRun(tmp_path, "classification", config, info, 1, "test", digests(trained))
+    assert not evaluation_data.is_held_out_anew(run, trained, "test")
+    write(tmp_path, *(f"dog/{i}.png" for i in range(4, 8)))
+    changed = classification.load_dataset(config)
+    assert evaluation_data.is_held_out_anew(run, changed, "test")
+    assert not evaluation_data.is_held_out_anew(run, changed, "train")  # Was never held out.
+    assert not evaluation_data.is_held_out_anew(run._replace(data_digests={}), changed, "test")
+    larger = changed._replace(splits={"test": (np.zeros((4, 9, 9, 3), np.uint8), changed.splits["test"][1])})
+    assert not evaluation_data.is_held_out_anew(run, larger, "test")
+
+
+def test_a_workdir_inside_the_folder_of_images_is_refused(tmp_path):
+    """The next run would read its figures as images of a class."""
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for workdir, refused in (("photos/run", True), ("link/cat/run", True), ("photos", True), ("photos2", False)):
+        given = {"workdir": str(tmp_path / workdir), "data_dir": str(tmp_path / "photos")}
+        validation.check_training(ClassifyConfig(**given, dataset="cifar10"))
+        config = ClassifyConfig(**given, dataset="folder")
+        if refused:
+            with pytest.raises(
+                UsageError, match=f"--workdir={given['workdir']} is inside --data_dir={tmp_path}/photos, "
+            ):
+                validation.check_training(config)
+        else:
+            validation.check_training(config)
+    validation.check_training(dataclasses.replace(config, workdir=str(tmp_path / "photos" / ".runs" / "w")))
+
+
+def test_the_classes_of_a_folder_are_announced():
+    state = State({"w": np.zeros((2, 3))}, {}, (), np.int32(0), np.int32(0))
+    names = ("cat", "dog", *map(str, range(9)))
+    dataset = Dataset("folder", {"train": (np.zeros((4, 1, 1, 1)), np.zeros(4))}, names)
+    ten = "cat, dog, 0, 1, 2, 3, 4, 5, 6, 7"
+    line = f"6 parameters; 4 train images of 11 classes: {ten} and 1 more"
+    assert run_record.describe(dataset, state) == line
+    assert run_record.describe(dataset._replace(class_names=names[:2]), state).endswith("images of 2 classes: cat, dog")
+    assert run_record.describe(dataset._replace(name="mnist5k"), state) == "6 parameters; 4 train images"
+
+
+def test_the_table_by_class_is_aligned_for_long_names():
+    rows = [["class", "examples"], ["a", "5"], ["five pointed star", "12345678901"]]
+    assert evaluate.aligned(rows).split("\n") == [
+        "            class     examples",
+        "                a            5",
+        "five pointed star  12345678901",
+    ]
+    assert evaluate.aligned([["class", "n"], ["a", "5"]]) == "     class           n\n         a           5"
 
 
 def test_a_folder_is_replaced_by_all_images_below_it(tmp_path):
@@ -188,7 +245,7 @@ def test_a_run_on_class_folders(start, tmp_path):
 
     write(tmp_path / "e", *(f"{name}/{i}.png" for name in ("dog", "owl") for i in range(30)), size=(5, 9))
     done = start("evaluate", workdir, f"--data_dir={tmp_path / 'e'}")
-    assert "folder has no images of the classes cat\n" in done.stderr
+    assert f"--data_dir={tmp_path / 'e'} has no images of 1 of the run's classes: cat\n" in done.stderr
     scores = result(done)
     assert (scores["split"], scores["examples"]) == ("all", 60)
     done = start("predict", workdir, tmp_path / "e", "--top=1")
@@ -203,6 +260,13 @@ def test_a_run_on_class_folders(start, tmp_path):
     done = start("evaluate", workdir, f"--data_dir={tmp_path / 'e'}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "classes differ: ['cat', 'dog', 'owl'] in the run, ['dog', 'emu'] in the data set" in done.stderr
+    (tmp_path / "moved").rename(tmp_path / "d")
+    assert "warning" not in start("evaluate", workdir).stderr
+    write(tmp_path / "d", "cat/8.png")
+    line = (
+        f"warning: --data_dir={root} has changed since training: test is held out anew and may contain training images"
+    )
+    assert line in start("evaluate", workdir).stderr
 
 
 def test_one_class_is_enough_for_an_evaluation(tmp_path):

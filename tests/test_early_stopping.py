@@ -125,6 +125,7 @@ def test_a_stopped_run_is_complete(stopped, start):
     assert json.loads((workdir / "summary.json").read_text()) == summary
     page = (workdir / "report.html").read_text()
     assert "The run stopped early" in page and "exponential moving average of the weights (--ema)" in page
+    assert "loss and accuracy are those of mixed images" in page and "val images; rows: true classes" in page
     again = start("classify", f"--workdir={workdir}", *STILL)
     assert result(again) == summary and "run already complete" in again.stderr
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [2, 4, 6]  # The best is kept.

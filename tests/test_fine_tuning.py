@@ -229,6 +229,21 @@ def test_images_are_resized_only_if_the_weights_depend_on_their_size(source, fol
         fine_tuned(source[0], folder, image_size=16)
 
 
+def test_whole_images_are_resized_to_a_source_in_memory_unless_image_size_is_given(source, folder, tmp_path):
+    line = "--fit=squash is not supported here: images are resized to 20x24 pixels, the size in --init_from$"
+    with pytest.raises(UsageError, match=line):
+        fine_tuned(source[0], folder, fit="squash")
+    change_run(source[0], tmp_path, image_shape=[22, 22, 1])
+    with pytest.raises(
+        UsageError, match="resized to 22x22 pixels, the size in --init_from; with --image_size=22, it is$"
+    ):
+        fine_tuned(tmp_path, folder, fit="pad")
+    images = fine_tuned(tmp_path, folder, fit="pad", image_size=22)[1].splits["train"][0]
+    assert images.shape == (12, 22, 22, 1)
+    means = images[:1].astype(int).mean((0, 1, 3))
+    assert means[0] == means[-1]  # The padding on both sides, since images are 30x26.
+
+
 def test_a_source_that_cropped_its_images_gives_their_size(source, folder, tmp_path):
     change_run(source[0], tmp_path, image_shape=[22, 22, 1], dataset="folder", image_size=22)
     config, dataset, experiment = fine_tuned(tmp_path, folder)
@@ -378,7 +393,10 @@ def test_the_backbone_rate_multiplies_updates_exactly(source, folder, name):
     [
         ({"init_from": None, "freeze": "backbone"}, "--freeze=backbone needs --init_from=WORKDIR"),
         ({"init_from": None, "backbone_rate": 0.1}, "--backbone_rate=0.1 needs --init_from=WORKDIR"),
-        ({"freeze": "backbone", "backbone_rate": 0.5}, "--backbone_rate=0.5 has no effect with --freeze=backbone"),
+        (
+            {"freeze": "backbone", "backbone_rate": 0.5},
+            "--backbone_rate=0.5 has no effect with --freeze=backbone, which trains only",
+        ),
         ({"freeze": "backbone", "dropout": 0.5}, "--dropout=0.5 has no effect with --freeze=backbone, which runs the"),
         ({"freeze": "backbone", "remat": True}, "--remat=True has no effect with --freeze=backbone"),
         ({"freeze": "backbone", "parallelism": "hybrid"}, "--freeze=backbone is not supported by --parallelism=hybrid"),

@@ -12,6 +12,8 @@ import documented
 import pytest
 from results import result
 
+from experiments.cli import subprocesses
+
 SCRIPT = pathlib.Path(sysconfig.get_path("scripts"), "nutshell")
 TINY = ["--model=perceptron", "--steps=2"]
 
@@ -65,6 +67,18 @@ def test_subprocesses_run_despite_user_modules_with_the_same_names(environment, 
     grid = ["--workdir=s", "--grid=seed=0", "--", *TINY]
     done = run(new_cache, own_modules, SCRIPT, "sweep", *grid)
     assert done.returncode == 0 and (own_modules / "s" / "seed=0" / "report.html").exists(), done.stderr
+
+
+def test_a_subprocess_runs_the_code_of_its_parents_checkout(tmp_path, monkeypatch):
+    """Also if the package is installed from another checkout, as here."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    (tmp_path / "experiments" / "summary.py").write_text("import sys\nprint(__file__, *sys.argv[1:])\n")
+    monkeypatch.setattr(subprocesses, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(commands.ROOT))
+    assert subprocesses.run("summary", "--nosuch").status == 2, "without pyproject.toml, it is not a checkout"
+    (tmp_path / "pyproject.toml").touch()
+    assert subprocesses.run("summary", "a", "b").output == f"{tmp_path}/experiments/summary.py a b\n"
 
 
 @pytest.mark.slow

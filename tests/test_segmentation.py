@@ -132,6 +132,14 @@ def test_boundary_f1_against_loops(size):
     assert score[0] == pytest.approx(np.mean(scores), rel=1e-5) and 0 < score[0] < 1
 
 
+def test_there_is_no_boundary_f1_without_boundaries():
+    """In a margin of void around each object, no pixels of two classes touch."""
+    sums = {"loss": 2.0, "pixels": 4.0, "confusion": np.diag([3.0, 1.0]), "boundary": 1.5, "boundary_count": 2.0}
+    scores = {"loss": 0.5, "global_accuracy": 1.0, "class_accuracy": 1.0, "mean_iou": 1.0}
+    assert segmentation.compute_metrics(sums) == scores | {"boundary_f1": 0.75}
+    assert segmentation.compute_metrics(sums | {"boundary": 0.0, "boundary_count": 0.0}) == scores
+
+
 def test_precise_batch_norm_averages_over_the_batches():
     task, batches = make(1), [batch_of(4) | {"key": np.zeros(4)}, batch_of(6) | {"key": np.zeros(6)}]
     state = jax.jit(task.init)(jax.random.key(0))

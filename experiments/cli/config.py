@@ -226,8 +226,9 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
     skip_corrupt: bool = option(False, "folder, tfds: skip images that can't be decoded instead of stopping.")
     augment: str = option(
         "none",
-        "Augmentation. For images cropped to --image_size: resized_crop takes 8 to 100 % of the area, crop takes a "
-        "random window from a square 8/7 as large; both flip at random.",
+        "Augmentation. digits: slight random shifts, rotations and scalings; flip_shift: random flips and shifts; "
+        "crop24: random flips and windows of 24x24 pixels. For images cropped to --image_size: resized_crop takes 8 to "
+        "100 % of the area, crop takes a random window from a square 8/7 as large; both flip at random.",
         choices=("none", "digits", "flip_shift", "crop24", "resized_crop", "crop"),
     )
     shift: int = option(4, "flip_shift: largest shift in pixels.", "[0, inf)")
@@ -250,7 +251,8 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
     label_smoothing: float = option(0.0, "Fraction of the target distributed over all classes.", "[0, 1)")
     ema: float = option(
         0.0,
-        "Decay of the exponential moving average of weights and batch statistics, used for evaluation; 0: no average.",
+        "Decay of the exponential moving average of weights and batch statistics, used for evaluation; smaller in the "
+        "first steps; 0: no average.",
         "[0, 1)",
     )
     early_size: int | None = option(None, "Side in pixels to downscale the images of the first steps to.", SIDES)

@@ -1,10 +1,14 @@
 """Runs a command in a subprocess and forwards signals to it, for sweep, reproduce and lecture. Without forwarding, the
 subprocess would continue after its parent and keep its workdir locked."""
 
+import os
+import pathlib
 import signal
 import subprocess
 import sys
 from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Ended(NamedTuple):
@@ -13,12 +17,20 @@ class Ended(NamedTuple):
     signalled: int  # The first forwarded signal, or 0.
 
 
+def _environment() -> dict[str, str]:
+    if not (ROOT / "pyproject.toml").exists():  # Installed: site-packages must not precede the standard library.
+        return dict(os.environ)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run(module: str, *arguments: str) -> Ended:
-    """Runs experiments.MODULE and waits until it ends; forwards SIGTERM and SIGINT to it."""
+    """Runs experiments.MODULE and waits until it ends; forwards SIGTERM and SIGINT to it. In a checkout, its code is
+    used, also if the package is installed from another checkout."""
     # -P: do not import a train.py or data.py from the current folder.
     command, signals = [sys.executable, "-P", "-m", f"experiments.{module}", *arguments], list[int]()
     # A separate process group: otherwise Ctrl-C would reach it twice, and the second one ends a run without saving.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0, env=_environment()) as process:
 
         def pass_on(number, frame):
             del frame

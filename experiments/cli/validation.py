@@ -2,6 +2,7 @@
 the data set or the network are checked where these are created."""
 
 import dataclasses
+import pathlib
 import re
 
 from experiments.cli import options
@@ -44,6 +45,18 @@ def profiled_steps(given: str | None) -> range:
     return steps
 
 
+def _check_workdir(config: TrainingConfig) -> None:
+    """Raises UsageError if the run's figures would become images of the data set `folder`, which skips hidden folders
+    only."""
+    if getattr(config, "dataset", None) != "folder" or not config.data_dir:
+        return
+    workdir, data_dir = (pathlib.Path(path).resolve() for path in (config.workdir, config.data_dir))
+    inside = workdir.is_relative_to(data_dir)
+    hidden = inside and any(part.startswith(".") for part in workdir.relative_to(data_dir).parts)
+    line = f"--workdir={config.workdir} is inside --data_dir={config.data_dir}, which would include the run's figures"
+    require(hidden or not inside, f"{line}; choose a folder outside")
+
+
 def check_training(config: TrainingConfig) -> None:
     """Checks the flags that all training commands share."""
     devices, batch_size = config.devices, config.batch_size
@@ -54,6 +67,7 @@ def check_training(config: TrainingConfig) -> None:
     held = config.val_fraction + config.test_fraction
     both = f"--val_fraction={config.val_fraction:g} --test_fraction={config.test_fraction:g}"
     require(held < 1, f"{both}: their sum must be less than 1, because the rest of the images is used for training")
+    _check_workdir(config)
     require(not config.dry_run_data or config.dry_run, "--dry_run_data needs --dry_run")
     profiled_steps(config.profile_steps)
     require(not config.nesterov or config.momentum > 0, "--nesterov needs --momentum greater than 0")
@@ -72,8 +86,8 @@ def check_fine_tuning(config: ClassifyConfig | SegmentConfig) -> None:
     for name, value, neutral in (("freeze", config.freeze, "none"), ("backbone_rate", config.backbone_rate, 1.0)):
         require(value == neutral or bool(config.init_from), f"--{name}={value} needs --init_from=WORKDIR")
     if config.freeze == "backbone":
-        batch_norm = ("sync_bn", "exact_batch_norm")
-        unused = ("backbone_rate", "dropout", "dropout_after", "remat", *batch_norm)
+        _no_effect(config, ("backbone_rate", "remat"), "with --freeze=backbone, which trains only the head")
+        unused = ("dropout", "dropout_after", "sync_bn", "exact_batch_norm")
         _no_effect(config, unused, "with --freeze=backbone, which runs the network in evaluation mode")
     if config.parameter_groups == "author":
         _refuse(config, "--parameter_groups=author", backbone_rate=1.0)

@@ -14,6 +14,7 @@ from train.messages import say
 
 HEADLINE = ("test_accuracy", "accuracy", "loss", "examples", "step", "parameters", "seconds", "images_per_second")
 AVERAGED = "Evaluations and figures use the exponential moving average of the weights (--ema)."
+MIXED = "The training loss and accuracy are those of mixed images and labels (--mixup, --cutmix)."
 SKIP = ("seconds", "images_per_second", "eval_accuracy_top5")
 
 
@@ -39,8 +40,9 @@ def constant_prediction(confusion, class_names) -> str:
     return f"every image is predicted as {class_names[predicted[0]]}; a smaller --learning_rate may help"
 
 
-def write_report(workdir, experiment, *, test, result, summary, command: str) -> None:
-    """Writes the report of a classifier to the workdir: figures/*.png and report.html."""
+def write_report(workdir, experiment, *, test, result, summary, command: str, mixed: bool = False) -> None:
+    """Writes the report of a classifier to the workdir: figures/*.png and report.html. `mixed` states whether it was
+    trained on mixed images."""
     state, names = result.state, experiment.info.class_names
     images, labels = preprocessing.sample_for_report(*test)
     confusion = result.sums["confusion"].astype(int)
@@ -57,7 +59,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "confusion_matrix",
             "Confusion matrix",
-            "rows: true classes; columns: predicted classes",
+            f"{summary['split']} images; rows: true classes; columns: predicted classes",
             draw.confusion_matrix(confusion, names),
         ),
         (
@@ -83,7 +85,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         skip=SKIP,
         summary=summary,
         command=command,
-        note=AVERAGED if state.average else "",
+        note="\n".join([AVERAGED] * bool(state.average) + [MIXED] * mixed),
     )
 
 

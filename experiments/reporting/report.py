@@ -43,7 +43,7 @@ body { margin: 0 auto; max-width: 70rem; padding: 1.25rem 1rem 3rem; background:
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 0 0 .4rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 0; }
 .tiles div, pre, .scroll { background: var(--box); border: 1px solid var(--line); border-radius: .5rem; }
 .tiles div { padding: .6rem .8rem; }
 dt, figcaption, .note { color: var(--soft); font-size: .875rem; }

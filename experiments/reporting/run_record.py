@@ -112,7 +112,14 @@ def counts(dataset: Dataset) -> dict[str, int]:
 def describe(dataset: Dataset, state: State) -> str:
     by_split = sorted(counts(dataset).items(), key=lambda entry: entry[0] != "train")  # train first.
     images = ", ".join(f"{count:,} {split}" for split, count in by_split)
-    return f"{parameter_count(state.params):,} parameters; {images} images"
+    return f"{parameter_count(state.params):,} parameters; {images} images{_classes(dataset)}"
+
+
+def _classes(dataset: Dataset) -> str:
+    """The classes of a folder, which may not be the intended ones if --data_dir is one level too high or too low."""
+    names = dataset.class_names if dataset.name == "folder" else ()
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return f" of {len(names):,} classes: {', '.join(names[:10])}{more}" if names else ""
 
 
 def write_start(
@@ -177,7 +184,7 @@ def summary(
         "model": config.model,
         "dataset": config.dataset,
         "split": split,
-        **{name: result.metrics[name] for name in experiment.task.metrics},
+        **{name: result.metrics[name] for name in experiment.task.metrics if name in result.metrics},
         **experiment.task.details(result.sums),
         "examples": counts(dataset)[split],
         **tests,

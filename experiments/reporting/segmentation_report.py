@@ -166,7 +166,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str) ->
         (
             "confusion_matrix",
             "Confusion matrix",
-            "percent of the pixels of each true class (rows), by predicted class (columns)",
+            f"percent of the pixels of each true class (rows) of {summary['split']}, by predicted class (columns)",
             draw.confusion_matrix(confusion, names, percent=True),
         ),
     )

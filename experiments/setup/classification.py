@@ -66,6 +66,10 @@ def load_dataset(
     supported = "is supported by --dataset=folder and tfds:NAME"
     require(streamed or size is None, f"--image_size={size} {supported}, not by {config.dataset}")
     large = f"{supported} with images of more than 64 pixels a side, or with --image_size"
+    if shape:  # The images in memory were resized to those of --init_from.
+        height, width = shape[:2]
+        large = f"is not supported here: images are resized to {height}x{width} pixels, the size in --init_from"
+        large += f"; with --image_size={height}, it is" if height == width else ""
     require(streamed or config.fit == "crop", f"--fit={config.fit} {large}")
     require(
         streamed or augmentation not in ("crop", "resized_crop"),

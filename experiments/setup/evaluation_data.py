@@ -58,6 +58,16 @@ def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
     return own if digests(own) == run.data_digests else dataset
 
 
+def is_held_out_anew(run: SavedRun, dataset: Dataset, split: str) -> bool:
+    """Whether the images that the run held out as the split differ from those of the data set, because its folder has
+    changed. Images of another shape, for --tta=ten_view, are not compared."""
+    images, labels = dataset.splits[split]
+    fractions, recorded = dict(zip(("val", "test"), held_out_fractions(run.config), strict=True)), run.data_digests
+    if not fractions.get(split) or split not in recorded or tuple(images.shape[1:]) != tuple(run.info.image_shape):
+        return False
+    return digests(dataset._replace(splits={split: (images, labels)}))[split] != recorded[split]
+
+
 def for_evaluation(
     run: SavedRun, *, dataset: str | None, data_dir: str | None, tta: str | None
 ) -> tuple[SavedRun, tuple[int, int, int] | None]:
@@ -88,7 +98,8 @@ def with_classes(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
     if tuple(dataset.class_names) == tuple(names):
         return dataset
     both = f"{list(names)} in the run, {list(dataset.class_names)} in the data set"
-    require(set(dataset.class_names) <= set(names), f"classes differ: {both}")
+    others = ", ".join(name for name in dataset.class_names if name not in names)
+    require(not others, f"classes differ: {both}; not in the run: {others}")
     place = np.array([names.index(name) for name in dataset.class_names], np.int32)
     splits = {split: (images, place[labels]) for split, (images, labels) in dataset.splits.items()}
     return dataset._replace(splits=splits, class_names=names)

@@ -56,9 +56,9 @@ def train_split(dataset: Dataset) -> tuple[Any, Any]:
     """(images, labels) of the training split."""
     if ALL in dataset.splits and "train" not in dataset.splits:
         how = f"{HOLD_OUT}, or move the images to train/CLASS/ and test/CLASS/"
-        raise UsageError(f"{dataset.name} has class folders, but no splits train and test: {how}")
+        raise UsageError(f"--dataset={dataset.name} has class folders, but no splits train and test: {how}")
     if "train" not in dataset.splits:
-        raise UsageError(f"{dataset.name} has no split train, only {', '.join(dataset.splits)}")
+        raise UsageError(f"--dataset={dataset.name} has no split train, only {', '.join(dataset.splits)}")
     return dataset.splits["train"]
 
 
@@ -92,7 +92,8 @@ def _first(dataset: Dataset, names: tuple[str, ...], *, hint: str = "") -> str:
     for split in names:
         if split in dataset.splits:
             return split
-    raise UsageError(f"{dataset.name} has no split test, val or validation, only {', '.join(dataset.splits)}{hint}")
+    known = ", ".join(dataset.splits)
+    raise UsageError(f"--dataset={dataset.name} has no split test, val or validation, only {known}{hint}")
 
 
 def selects(split: str | None) -> bool:

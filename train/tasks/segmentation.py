@@ -138,7 +138,8 @@ def mean_of_known(values: np.ndarray) -> float:
 def compute_metrics(sums) -> dict[str, float]:
     """Means over pixels, classes and images, as fractions; the loss in nats. For a training step's sums, only the loss
     and the global accuracy. A class without labels has no accuracy, and a class with neither labels nor predictions has
-    no IoU; means are over the other classes."""
+    no IoU; means are over the other classes. Without a boundary between two classes in any image, there is no boundary
+    F1."""
     pixels = max(float(sums["pixels"]), 1.0)
     metrics = {"loss": sums["loss"] / pixels}
     if "confusion" not in sums:
@@ -150,8 +151,9 @@ def compute_metrics(sums) -> dict[str, float]:
         "global_accuracy": np.trace(confusion) / pixels,
         "class_accuracy": mean_of_known(recall),
         "mean_iou": mean_of_known(intersection_over_union(confusion)),
-        "boundary_f1": sums["boundary"] / max(float(sums["boundary_count"]), 1.0),
     }
+    if sums["boundary_count"]:
+        metrics["boundary_f1"] = sums["boundary"] / sums["boundary_count"]
     return {name: float(value) for name, value in metrics.items()}
 
 
