@@ -24,6 +24,7 @@ GENERATE = {
     "ceiling": 75.8,
     "coverage_min": 0.041,
     "coverage_max": 0.173,
+    "accuracy_fake": 0.975,
     "step": 1200,
 }
 
@@ -39,6 +40,7 @@ def test_segment():
 def test_generate():
     _, text, tables, guesses = RUNS["generate"].describe(GENERATE)
     assert "of a classifier, is 7.2." in text[0] and "4 % of the samples to the rarest class and 17 %" in text[0]
+    assert "still recognizes 98 % of the samples" in text[0]
     assert [row[1] for row in tables[0][2]] == ["0.35", "7.25", "75.80"]
     assert guesses[0][3:] == (0, 76, 7.25) and "training images is 0.3, that" in guesses[0][1]
     worse = RUNS["generate"].describe({**GENERATE, "classifier_fid": 80.5}).guesses[0]

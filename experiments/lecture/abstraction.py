@@ -225,11 +225,14 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         else "Probe accuracy does not always increase"
     )
     series = {n: (list(by[n].values()), colour, "-") for n, colour in (("untrained", "eval"), ("trained", "train"))}
-    drawn = topic.lines(series, LAYERS, title, ylabel=f"accuracy of a probe on {10 * LABELLED} labels, %")
+    drawn = topic.lines(series, LAYERS, title, ylabel="accuracy of the probe, %")
     caption = f"a linear probe on each layer, fitted to {10 * LABELLED} digits; mean and standard deviation over seeds"
     this_topic.figure("probes", drawn, title="Linear probes by layer", caption=caption)
     title = f"Shapes in noise: accuracy {told['convolution']} by convolution, {told['dense']} by a dense network"
-    caption = "gray: input signals; in color: the shapes they contain, and the filters learned by the first seed"
+    caption = (
+        "top: input signals (gray) with the shapes they contain (in color); below: the filters learned by the first "
+        "seed, half as long as a shape, in the color of the class that each supports most"
+    )
     this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
     best = max(LAYERS, key=lambda layer: by["untrained"][layer]["mean"])
@@ -260,7 +263,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         ),
     ]
     probed = (
-        "A linear classifier on the pixels, fitted to few labeled digits, classifies "
+        f"A linear classifier on the pixels, fitted to {10 * LABELLED} labeled digits, classifies "
         f"{100 * by['trained']['pixels']['mean']:.0f} % of new digits correctly. How many percent does one on the "
         "dense layer of the trained network, fitted to the same digits?"
     )

@@ -88,13 +88,14 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     text = [
         f"After {steps} steps, the deeper network has {found['plain']} training error without shortcuts and "
         f"{found['residual']} one with them. An error counts as higher if the difference is more than twice its "
-        "standard error.",
+        "standard error, which estimates how much the mean difference would vary if all seeds were replaced by others.",
         f"In the table, ± is the standard deviation over {len(this_topic.seeds)} seeds, for differences the standard "
-        "error.",
-        f"To run in minutes, the experiment uses the data set {dataset.name} averaged to {side}x{side} pixels, {maps}, "
-        f"{2 * maps} and {4 * maps} maps, and few steps of Adam, so it shows how slowly a deep plain network learns, "
-        "not its final error. He et al. trained on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; "
-        "there, too, the plain network of 56 layers ended with a higher training error than that of 20.",
+        "error. Differences are in percentage points.",
+        f"To run in minutes, the experiment uses the {len(images):,} training images of {dataset.name}, averaged to "
+        f"{side}x{side} pixels, {maps}, {2 * maps} and {4 * maps} maps, and few steps. So it shows how slowly a deep "
+        "plain network learns, not its final error, and not whether depth pays off with shortcuts. He et al. trained "
+        "on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; there, too, the plain network of 56 "
+        "layers ended with a higher training error than that of 20.",
     ]
     rows = []
     for kind, name in (("plain", "without shortcuts"), ("residual", "with shortcuts")):

@@ -43,7 +43,8 @@ def _generate(summary: Mapping[str, Any]) -> Described:
     text = [
         f"After {step:,} steps on {summary['dataset']}, the Fréchet distance of samples to test images, in the feature "
         f"space of a classifier, is {score:.1f}. The classifier assigns {100 * summary['coverage_min']:.0f} % of the "
-        f"samples to the rarest class and {100 * summary['coverage_max']:.0f} % to the most frequent one. {ONE_SEED}"
+        f"samples to the rarest class and {100 * summary['coverage_max']:.0f} % to the most frequent one. The "
+        f"discriminator still recognizes {100 * summary['accuracy_fake']:.0f} % of the samples. {ONE_SEED}"
     ]
     rows = [
         ["real training images (a perfect generator)", f"{floor:.2f}"],

@@ -152,7 +152,7 @@ def draw_dense_block(rows: list[list[int]]):
                 axes.add_patch(bend)
         axes.set(xlim=(-0.5, len(rows) + 0.5), ylim=(-1.9, 2.6))
         axes.set_axis_off()
-        axes.set_title(f"A dense block: {len(rows)} layers, growth rate k = {rows[0][1]}")
+        axes.set_title(f"A dense block: {len(rows)} layers that add {rows[0][1]} maps each")
     return shown
 
 
@@ -189,25 +189,26 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "alexnet_split",
         draw_split(parts),
         title="Composition of AlexNet",
-        caption="proportions of the convolutions and the dense layers (AlexNet-OWT, one column)",
+        caption="proportions of the convolutions and the dense layers; M: million",
     )
     this_topic.figure(
         "traffic",
         draw_traffic(data, hybrid, crossing),
         title="Communication per device",
-        caption="ring all-reduce; hybrid: data-parallel convolutions, model-parallel dense layers (Krizhevsky 2014)",
+        caption="hybrid: data-parallel convolutions, model-parallel dense layers (Krizhevsky 2014)",
     )
     this_topic.figure(
         "side_by_side",
         draw_side_by_side({name: weighted(name) for name in SIDE_BY_SIDE}, counts),
         title="VGG-19, a plain and a residual network",
-        caption="from the image (top) to the classes (bottom); pooling is not drawn (after He et al. 2016, figure 3)",
+        caption="from the image (top) to the classes (bottom), without pooling; M: million, G: billion (after He et "
+        "al. 2016, figure 3)",
     )
     this_topic.figure(
         "dense_block",
         draw_dense_block(dense),
         title="A dense block",
-        caption="each layer reads the maps of all preceding layers and adds k maps (Huang et al. 2017, figure 1)",
+        caption="each layer reads the maps of all preceding layers and adds its own (Huang et al. 2017, figure 1)",
     )
     conv, fc, whole = parts["convolutions"], parts["dense"], counts["alexnet_owt"]
     share = 100 * conv["parameters"] / whole["parameters"]
