@@ -201,7 +201,7 @@ def test_initialization(start, monkeypatch):
     assert deep["glorot"]["steps_to_half"] is None
     assert "Here the network with 4 layers does not learn from Glorot initialization" in text
     glorot, kaiming = tables["ReLU networks, one seed"]
-    assert glorot[:3] == ["4", "Glorot", "0.5"] and kaiming[:3] == ["4", "Kaiming", "1"] and glorot[4] == "–"
+    assert glorot[:3] == ["4", "Glorot", "0.5"] and kaiming[:3] == ["4", "Kaiming", "1"] and glorot[4] == "not reached"
     assert glorot[5] == f"{100 * deep['glorot']['accuracy']['mean']:.1f} %"
     (spread,) = (rows for title, rows in tables.items() if title.startswith("tanh network"))
     assert [row[:2] for row in spread[:2]] == [["activations", "older rule"], ["activations", "Glorot initialization"]]

@@ -167,7 +167,7 @@ def test_output_units(tmp_path):
     share, untrained = result.numbers["share_of_own_class"]["mean"], result.numbers["share_untrained"]["mean"]
     assert share > 0.5 > untrained
     ((_, header, rows),) = result.tables
-    assert header == ["network", "all units", "lowest unit"]
+    assert header == ["network", "all units", "lowest unit, mean over seeds"]
     assert [row[0] for row in rows] == ["untrained", "trained"] and rows[1][1] == f"{100 * share:.1f} ± 0.0 %"
     assert [guess.value for guess in result.guesses] == [result.numbers["entropy_T4"], 100 * share]
     least = softmax.entropy(softmax.softmax(result.widgets["temperature"]["logits"]))

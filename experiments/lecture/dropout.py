@@ -176,24 +176,26 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         """Whether the difference has this sign and exceeds its standard deviation over seeds."""
         return sign * numbers[key]["difference"]["mean"] > numbers[key]["difference"]["std"]
 
-    better = seen("test_accuracy", 1)
+    better, gain = seen("test_accuracy", 1), numbers["test_accuracy"]["difference"]["mean"]
     gap = numbers["train_accuracy"]["with"]["mean"] - numbers["test_accuracy"]["with"]["mean"]
     chance = math.sqrt(rate / ((1 - rate) * MASKS))
     less = [f"their {of}s" for of in ("activation", "weight") if seen(f"{of}_correlation", -1)]
     text = [
         (
-            "Dropout improves the accuracy on new digits; the difference is larger than its standard deviation over "
-            "the seeds."
+            f"Dropout improves the accuracy on new digits, by {100 * gain:.1f} percentage points. That is more than the "
+            "standard deviation of the difference over the seeds; all networks are tested on the same digits."
             if better
             else "The claim is not confirmed at this scale: dropout does not improve the accuracy on new digits by "
             "more than the standard deviation over the seeds."
         )
         + " It does not remove overfitting: the accuracy on the training digits is still higher." * (gap > 0.01),
-        f"With dropout, two hidden units are less correlated in {' and in '.join(less)}: there is less co-adaptation."
+        f"With dropout, two hidden units are less correlated in {' and in '.join(less)}. That agrees with less "
+        "co-adaptation, but does not prove it: correlation shows that units are similar, not that they depend on each "
+        "other."
         if less
         else "The hidden units are not less correlated with dropout, so less co-adaptation is not confirmed.",
-        f"The mean of the training output over {MASKS:,} random masks differs from the output for new examples by "
-        f"{100 * numbers['mean_over_masks_error']['mean']:.1f} % of its norm. If both agree on average, "
+        f"A check of the factor for new examples: averaged over {MASKS:,} random masks, the activations differ from the "
+        f"scaled ones by {100 * numbers['mean_over_masks_error']['mean']:.1f} %. If the factor is right, "
         f"{100 * chance:.1f} % are expected by chance.",
     ]
     rows = []

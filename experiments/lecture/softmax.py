@@ -210,7 +210,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         **{f"entropy_T{temperature:g}": value for temperature, value in nats.items()},
     }
     rows = [[state, said[state], f"{100 * shares.mean(0).min():.0f} %"] for state, shares in by_unit.items()]
-    header = ["network", "all units", "lowest unit"]
+    header = ["network", "all units", "lowest unit, mean over seeds"]
     table = (f"Own class among the {TOP} test digits with the largest logit of a unit", header, rows)
     guesses = [
         topic.Guess(

@@ -178,9 +178,11 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     says = {name: deep_nets.verdict(value["mean"]) for name, value in accuracy.items()}
     title = ", ".join(f"{named[name]} {says[name]} ({percent[name]})" for name in accuracy)
     rates = listed([f"{rate:g}" for rate in RATES])
+    stuck = says["sigmoid"] == deep_nets.verdict(deep_nets.CHANCE)
     caption = (
-        f"Plain SGD, batches of {deep_nets.BATCH_SIZE}, learning rate {RATE:g} for ReLU (Kaiming) and {best:g} for "
-        f"{named['sigmoid']} (Glorot), the best of {rates}; {SPREAD}"
+        f"Plain SGD, batches of {deep_nets.BATCH_SIZE}; ReLU: Kaiming initialization, learning rate {RATE:g}; "
+        f"{label['sigmoid']}: Glorot initialization, learning rate {best:g} "
+        f"({'it does not learn at any' if stuck else 'the best'} of {rates}); {SPREAD}"
     )
     nets_shown = [(relu, label["relu"], "test"), (sigmoid[best], label["sigmoid"], "eval")]
     drawn = deep_nets.draw_accuracy(nets_shown, f"{depth} layers: {title}")
@@ -188,19 +190,22 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
 
     # --- Text, tables and guesses.
     gone = [named[name] for name in LINES if ratio[f"{name}_glorot"] < VANISHED]
+    shares = [ten(ratio[f"{name}_glorot"]) for name in LINES if named[name] in gone]
     kept = [named[name] for name in LINES if named[name] not in gone]
     dim = first["relu_glorot"] / first["relu_kaiming"]
     text = [
         f"With Glorot initialization the gradient vanishes before training for {listed(gone)}: the norm in layer 1 is "
-        f"less than {VANISHED:g} times that in layer {depth}."
+        f"{listed(shares)} times that in layer {depth}. (Here, less than {VANISHED:g} times counts as vanished.)"
         + (f" It does not vanish at this depth for {listed(kept)}." if kept else "")
         if gone
         else f"The claim is not confirmed at this depth: with Glorot initialization the norm in layer 1 "
         f"is at least {VANISHED:g} times that in layer {depth} for all activation functions.",
-        f"A ratio near 1 is not sufficient. For ReLU with Glorot initialization it is {ten(ratio['relu_glorot'])}, but "
-        f"all gradients are small: that of layer 1 is {ten(dim)} times as large as with Kaiming initialization.",
-        f"In {steps} steps the network with ReLU {says['relu']}; the network with {named['sigmoid']}, at the best of "
-        f"the learning rates {rates}, {says['sigmoid']}. The training accuracies are "
+        f"That the first layers keep up with the last is not sufficient. For ReLU with Glorot initialization the ratio is "
+        f"{ten(ratio['relu_glorot'])}, but the gradient of layer 1 is only {ten(dim)} times as large as with Kaiming "
+        "initialization. Each layer makes the activations smaller on the way forward and the errors smaller on the way "
+        "back. The gradient of a layer is their product, so it is equally small in all layers.",
+        f"In {steps} steps the network with ReLU {says['relu']}; the network with {named['sigmoid']} {says['sigmoid']} "
+        f"at {'any' if stuck else 'the best'} of the learning rates {rates}. The training accuracies are "
         f"{this_topic.percent(accuracy['relu'])} and {this_topic.percent(accuracy['sigmoid'])} "
         f"({this_topic.over_seeds()}); guessing gives {100 * deep_nets.CHANCE:.0f} %.",
     ]
@@ -209,7 +214,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         for name, init in found
     ]
     header = ["activation", "initialization", f"layer 1 / layer {depth}, before training"]
-    header += [f"layer 1 / layer {depth}, after {AFTER} steps", "layer 1, before training"]
+    header += [f"layer 1 / layer {depth}, after {AFTER} steps", "norm in layer 1, before training"]
     table = (f"Gradient norms, {this_topic.over_seeds('mean')}", header, rows)
     guesses = [
         topic.Guess(

@@ -79,10 +79,13 @@ function startGuess(form) {
   const measured = Number(form.dataset.value), unit = form.dataset.unit;
   const written = (number) => `${Number(number.toPrecision(3))} ${unit}`.trim();
   const figure = form.parentElement.querySelector("figure"), section = form.closest("section");
-  const results = section.querySelector(".measured");
+  // A figure without a question could give the answer away, too.
+  const results = section.querySelectorAll(".measured, .shown:not(:has(form))");
   const open = (element) => element.querySelector("form.guess:not([data-done])") !== null;
   form.hidden = false;
-  figure.hidden = results.hidden = true;
+  const hide = (hidden) => results.forEach((each) => { each.hidden = hidden; });
+  figure.hidden = true;
+  hide(true);
   shown.textContent = written(Number(input.value));
   input.addEventListener("input", () => { shown.textContent = written(Number(input.value)); });
   form.addEventListener("submit", (event) => {
@@ -92,7 +95,7 @@ function startGuess(form) {
     form.querySelector("button").hidden = true;
     form.dataset.done = "yes";
     figure.hidden = open(form.parentElement);
-    results.hidden = open(section);
+    hide(open(section));
   });
 }
 
@@ -103,7 +106,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const all = make("button", { type: "button", id: "show-all" }, "Show all results without guessing");
     all.addEventListener("click", () => {
       guesses.forEach((form) => { form.dataset.done = "yes"; form.hidden = true; });
-      document.querySelectorAll(".shown > figure, .measured").forEach((element) => { element.hidden = false; });
+      document.querySelectorAll(".shown, .shown > figure, .measured").forEach((element) => { element.hidden = false; });
       all.remove();
     });
     document.querySelector("nav").append(make("p", {}, all));
