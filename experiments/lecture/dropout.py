@@ -182,8 +182,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     less = [f"their {of}s" for of in ("activation", "weight") if seen(f"{of}_correlation", -1)]
     text = [
         (
-            f"Dropout improves the accuracy on new digits, by {100 * gain:.1f} percentage points. That is more than the "
-            "standard deviation of the difference over the seeds; all networks are tested on the same digits."
+            f"Dropout improves the accuracy on new digits, by {100 * gain:.1f} percentage points. That is more than "
+            "the standard deviation of the difference over the seeds; all networks are tested on the same digits."
             if better
             else "The claim is not confirmed at this scale: dropout does not improve the accuracy on new digits by "
             "more than the standard deviation over the seeds."
@@ -194,8 +194,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "other."
         if less
         else "The hidden units are not less correlated with dropout, so less co-adaptation is not confirmed.",
-        f"A check of the factor for new examples: averaged over {MASKS:,} random masks, the activations differ from the "
-        f"scaled ones by {100 * numbers['mean_over_masks_error']['mean']:.1f} %. If the factor is right, "
+        f"A check of the factor for new examples: averaged over {MASKS:,} random masks, the activations differ from "
+        f"the scaled ones by {100 * numbers['mean_over_masks_error']['mean']:.1f} %. If the factor is right, "
         f"{100 * chance:.1f} % are expected by chance.",
     ]
     rows = []

@@ -142,15 +142,15 @@ def describe(this_topic: topic.Topic, numbers: dict, checked: list[list]) -> top
     text = [
         "In the tanh network, activations and errors change less from layer to layer with Glorot initialization than "
         f"with the older rule: from layer 1 to layer 5 the activations shrink to {left['glorot']:.0f} % instead of "
-        f"{left['standard']:.0f} %. They still shrink, because tanh is only nearly linear: its value is always closer to 0 "
-        "than its input."
+        f"{left['standard']:.0f} %. They still shrink, because tanh is only nearly linear: its value is always closer "
+        "to 0 than its input."
         if steadier
         else "The claim is not confirmed: in the tanh network the older rule preserves the scale as well as Glorot "
         "initialization.",
         "The equations predict that each hidden layer of a ReLU network multiplies the root mean square of the signal "
         "by √½ ≈ 0.71 with Glorot initialization, whose variance is 1 / n_in here, and by 1 with Kaiming "
-        "initialization. The second table compares the signal in the last hidden layer, as a share of that in the first, "
-        "with the networks before training.",
+        "initialization. The second table compares the signal in the last hidden layer, as a share of that in the "
+        "first, with the networks before training.",
     ]
     rows, guesses = [], []
     for depth, nets in numbers["relu"].items():

@@ -200,10 +200,10 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         if gone
         else f"The claim is not confirmed at this depth: with Glorot initialization the norm in layer 1 "
         f"is at least {VANISHED:g} times that in layer {depth} for all activation functions.",
-        f"That the first layers keep up with the last is not sufficient. For ReLU with Glorot initialization the ratio is "
-        f"{ten(ratio['relu_glorot'])}, but the gradient of layer 1 is only {ten(dim)} times as large as with Kaiming "
-        "initialization. Each layer makes the activations smaller on the way forward and the errors smaller on the way "
-        "back. The gradient of a layer is their product, so it is equally small in all layers.",
+        "That the first layers keep up with the last is not sufficient. For ReLU with Glorot initialization the ratio "
+        f"is {ten(ratio['relu_glorot'])}, but the gradient of layer 1 is only {ten(dim)} times as large as with "
+        "Kaiming initialization. Each layer makes the activations smaller on the way forward and the errors smaller on "
+        "the way back. The gradient of a layer is their product, so it is equally small in all layers.",
         f"In {steps} steps the network with ReLU {says['relu']}; the network with {named['sigmoid']} {says['sigmoid']} "
         f"at {'any' if stuck else 'the best'} of the learning rates {rates}. The training accuracies are "
         f"{this_topic.percent(accuracy['relu'])} and {this_topic.percent(accuracy['sigmoid'])} "
