@@ -147,8 +147,8 @@ def describe(this_topic: topic.Topic, numbers: dict, checked: list[list]) -> top
         if steadier
         else "The claim is not confirmed: in the tanh network the older rule preserves the scale as well as Glorot "
         "initialization.",
-        "The equations predict that each hidden layer of a ReLU network multiplies the root mean square of the signal "
-        "by √½ ≈ 0.71 with Glorot initialization, whose variance is 1 / n_in here, and by 1 with Kaiming "
+        "The equations predict that each hidden layer of a ReLU network multiplies the signal, the root mean square "
+        "activation, by √½ ≈ 0.71 with Glorot initialization, whose variance is 1 / n_in here, and by 1 with Kaiming "
         "initialization. The second table compares the signal in the last hidden layer, as a share of that in the "
         "first, with the networks before training.",
     ]
