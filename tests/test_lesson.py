@@ -126,3 +126,9 @@ def test_the_published_page_is_a_full_run():
     titles = [re.sub("<.*?>", "", title) for title in re.findall(r"<h2>\d+\. (.*?)</h2>", page)]
     assert titles == [escaped(lesson.read(name).title) for name in lecture.TOPICS]
     assert page.count('<div class="widget"') >= 6 and page.count('<form class="guess"') >= len(titles)
+
+
+def test_commands_break_between_words():
+    expected = '<pre class="command" tabindex="0"><span>python</span> <span>--x=&lt;1&gt;</span>\n</pre>'
+    assert lesson.command("python --x=<1>\n") == expected
+    assert expected in lesson.to_html("```sh\npython --x=<1>\n```")[0]

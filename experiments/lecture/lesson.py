@@ -150,6 +150,12 @@ def _image(_renderer, tokens, index, *_):
     return drawing(tokens[index].attrs["src"], tokens[index].content)
 
 
+def command(text: str) -> str:
+    """The HTML of a command; a browser breaks its lines between words only, not after the hyphens of a flag."""
+    words = re.sub(r"\S+", lambda word: f"<span>{escaped(word[0])}</span>", text)
+    return f'<pre class="command" tabindex="0">{words}</pre>'
+
+
 def _fence(_renderer, tokens, index, _options, environment):
     kind, text = tokens[index].info.strip(), tokens[index].content
     if kind == "widget":
@@ -162,7 +168,7 @@ def _fence(_renderer, tokens, index, _options, environment):
         path, name = where.split()
         code = escaped(source(path, name, *limits))
         return f'<figure class="code"><figcaption>{escaped(path)}</figcaption><pre tabindex="0">{code}</pre></figure>'
-    return f'<pre tabindex="0">{escaped(text)}</pre>'
+    return command(text)
 
 
 RULES = {

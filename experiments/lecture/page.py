@@ -129,7 +129,7 @@ def _measured(section: Section) -> str:
     parts += [_keep_together(report.table_html(*entry)) for entry in section.tables]
     numbers = report.escaped(json.dumps(section.numbers, indent=1, ensure_ascii=False))
     parts += [f'<details><summary>All numbers</summary><pre tabindex="0">{numbers}</pre></details></div>']
-    parts += [f'<p class="note">To repeat this:</p><pre tabindex="0">{report.escaped(section.command)}</pre>']
+    parts += [f'<p class="note">To repeat this:</p>{lessons.command(section.command)}']
     return "\n".join(parts)
 
 
