@@ -24,8 +24,8 @@ from train.tasks import classification
 
 OPTIONS = {"steps": (400, "Number of training steps of lenet, with the equations and with autodiff.")}
 CAPTION = (
-    "LeNet, 32 digits, first step, by layer; c1, c3 and c5 are convolutions, f6 and logits dense layers; further left is "
-    "closer to equal"
+    "LeNet, 32 digits, first step, by layer; c1, c3 and c5 are convolutions, f6 and logits dense layers; further left "
+    "is closer to equal"
 )
 BATCH, EXAMPLES, MAPS, TIMED = 64, 32, 6, 15
 
@@ -173,8 +173,8 @@ def description(errors: dict, accuracy: dict, ms: dict[str, float], *, steps: in
         f"first training step of LeNet, with {EXAMPLES} digits, the largest difference, as a fraction of the largest "
         f"gradient of the same layer, is {single} in single and {double} in double precision: about "
         f"{agreeing_digits(errors['all'][0]):.0f} and {agreeing_digits(errors['all'][1]):.0f} digits agree. The others "
-        "are lost because the rounding errors of many additions accumulate. If an equation were wrong, double precision "
-        "would not make the difference smaller.",
+        "are lost because the rounding errors of many additions accumulate. If an equation were wrong, double "
+        "precision would not make the difference smaller.",
         f"Trained for {steps} steps, LeNet reaches "
         + (
             f"accuracies that differ by {points:.2f} percentage points. "

@@ -143,9 +143,9 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         if seen
         else "The claim is not confirmed: pooling does not reduce the change.",
         'For the column "another digit", the features of a digit are compared with those of a digit of another class. '
-        "Pooling brings these closer together, too, so the change under the shift has to be compared with this distance. "
-        f"Their ratio is {kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and "
-        f"{kept['max_4']:.2f} with the 4x4 maximum; the smaller, the better.",
+        "Pooling brings these closer together, too, so the change under the shift has to be compared with this "
+        f"distance. Their ratio is {kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average "
+        f"and {kept['max_4']:.2f} with the 4x4 maximum; the smaller, the better.",
     ]
     columns = {"shift_1": "shift by 1 pixel", "rotation_15": "rotation by 15°", "between_classes": "another digit"}
     rows = [[label, *(said[move][pool] for move in columns)] for pool, (label, *_) in POOLS.items()]
