@@ -48,7 +48,8 @@ def gabor(random: np.random.Generator) -> np.ndarray:
 def features(images_BHWC, bank):
     """ReLU of the convolution with the bank, padded to the same size: [B, H, W, filters]."""
     axes = ("NHWC", "HWIO", "NHWC")
-    return relu(lax.conv_general_dilated(images_BHWC, bank, (1, 1), "SAME", dimension_numbers=axes))
+    maps = lax.conv_general_dilated(images_BHWC, bank, (1, 1), "SAME", dimension_numbers=axes)
+    return relu(maps)
 
 
 @jax.jit
