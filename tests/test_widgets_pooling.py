@@ -28,6 +28,7 @@ def test_the_change_equals_that_of_the_experiment(open_page, content):
     page = open_page(widget_page("pooling", {"pooling": content}))
     widget = page.find_element(By.CSS_SELECTOR, ".widget")
     digit, kind = widget.find_elements(By.TAG_NAME, "select")
+    assert digit.text.split() == list("0123456789")  # The classes of the digits.
     _, right, down = widget.find_elements(By.CSS_SELECTOR, "input[type=range]")
     for which, shift, pool, option in (
         (0, (0, 1), "max_4", "maximum 4"),

@@ -35,7 +35,8 @@ TOPICS: dict[str, list[str]] = {
 INTRODUCTION = (
     "Each claim of the lecture was tested by an experiment run for this page. The text is generated from the measured "
     "numbers and states where a claim was not confirmed at this scale. The command below each section repeats its "
-    "experiment.",
+    "experiment. A seed is the number with which the random numbers start: another seed gives other initial weights, "
+    "and the deviation over the seeds shows how much of a result is chance.",
 )
 
 

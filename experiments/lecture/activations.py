@@ -138,11 +138,13 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"Larger weighted sums saturate the S-shaped functions: for inputs with standard deviation {wide} instead of "
         f"{narrow}, the saturated percentage of tanh rises from {percent('tanh', f'saturated_std{narrow}')} to "
         f"{percent('tanh', f'saturated_std{wide}')}, that of the logistic function from "
-        f"{percent('sigmoid', f'saturated_std{narrow}')} to {percent('sigmoid', f'saturated_std{wide}')}.",
+        f"{percent('sigmoid', f'saturated_std{narrow}')} to {percent('sigmoid', f'saturated_std{wide}')}. The logistic "
+        "function is wider, so it saturates less often, but even its largest slope is only a quarter of that of tanh.",
         f"For ReLU it is {percent('relu', f'saturated_std{wide}')} at any scale: the negative inputs. Of the positive "
         f"inputs none is saturated for {kept}, but {percent('rectified_tanh', f'saturated_positive_std{wide}')} are "
-        f"for the rectified tanh at standard deviation {wide}. The percentages are computed from the normal "
-        "distribution, so they have no uncertainty.",
+        f"for the rectified tanh at standard deviation {wide}. The leaky ReLU counts as "
+        "saturated for negative inputs, too, but its slope of 0.01 is never 0. The percentages are computed from the "
+        "normal distribution, so they have no uncertainty (std: standard deviation).",
     )
     header = ["function", "largest derivative", f"saturated, std {narrow}", f"saturated, std {wide}"]
     header += [f"std {wide}, z > 0 only"]

@@ -176,9 +176,10 @@ def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) ->
         )
         if is_better(still, FINE, "convolution"):
             text[-1] += (
-                " The loss is due to the pooling over 8x8 pixels, which hides where in its window a stroke is. With "
-                f"windows of 2x2, the convolution recognizes {percent(still[FINE])} in the middle, but only "
-                f"{percent(moved[FINE])} of the shifted digits."
+                " The convolution loses this accuracy by the pooling over 8x8 pixels, which hides where in its window "
+                f"a stroke is. With windows of 2x2, the convolution recognizes {percent(still[FINE])} in the middle, "
+                f"but only {percent(moved[FINE])} of the shifted digits: sharing weights makes the maps move with the "
+                "digit, and large pooling windows are needed to make the result less dependent on the position."
             )
     return text
 

@@ -18,7 +18,7 @@ OPTIONS = {
     "points": (200, "Number of training points per data set."),
     "hidden": (8, "Number of units in the hidden layer."),
 }
-METHODS = {"perceptron": "perceptron", "logistic": "logistic unit", "mlp": "hidden layer"}
+METHODS = {"perceptron": "perceptron", "logistic": "logistic regression", "mlp": "hidden layer"}
 TEST = 1000  # Test points per seed.
 SHOWN = 150  # Test points in the figure.
 WIDGET = 200  # The largest number of training points in the widget.

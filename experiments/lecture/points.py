@@ -83,7 +83,8 @@ def descend(params, x_N2, y_N, *, rate: float = 1.0):
     """The parameters after one step of gradient descent on the mean cross-entropy of logistic regression. The explicit
     gradient is the perceptron rule averaged over all points, with a sigmoid instead of the step."""
     error = y_N - jax.nn.sigmoid(score(params, x_N2))
-    return {"w": params["w"] + rate * error @ x_N2 / len(y_N), "b": params["b"] + rate * error.mean()}
+    w = params["w"] + rate * error @ x_N2 / len(y_N)
+    return {"w": w, "b": params["b"] + rate * error.mean()}
 
 
 @functools.partial(jax.jit, static_argnames=("method", "steps", "hidden"))

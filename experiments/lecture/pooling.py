@@ -47,7 +47,9 @@ def gabor(random: np.random.Generator) -> np.ndarray:
 
 def features(images_BHWC, bank):
     """ReLU of the convolution with the bank, padded to the same size: [B, H, W, filters]."""
-    return relu(lax.conv_general_dilated(images_BHWC, bank, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    axes = ("NHWC", "HWIO", "NHWC")
+    maps = lax.conv_general_dilated(images_BHWC, bank, (1, 1), "SAME", dimension_numbers=axes)
+    return relu(maps)
 
 
 @jax.jit
@@ -137,12 +139,14 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     seen = [what for move, what in (("shift_1", "the shift"), ("rotation_15", "the rotation")) if holds(move)]
     text = [
         f"All kinds of pooling reduce the change under {' and '.join(seen)}; of the 4x4 windows, the "
-        f"{POOLS[steadier][0].split()[0]} reduces it more under the shift."
+        f"{POOLS[steadier][0].split()[0]} reduces it more under the shift. The features of a shifted digit become more "
+        f"similar, not equal: {said['shift_1'][steadier]} of change remain."
         if seen
         else "The claim is not confirmed: pooling does not reduce the change.",
-        "Pooling also brings digits of different classes closer together. Divided by their distance, the change under "
-        f"the shift is {kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average and "
-        f"{kept['max_4']:.2f} with the 4x4 maximum.",
+        'For the column "another digit", the features of a digit are compared with those of a digit of another class. '
+        "Pooling brings these closer together, too, so the change under the shift has to be compared with this "
+        f"distance. Their ratio is {kept['none']:.2f} without pooling, {kept['average_4']:.2f} with the 4x4 average "
+        f"and {kept['max_4']:.2f} with the 4x4 maximum; the smaller, the better.",
     ]
     columns = {"shift_1": "shift by 1 pixel", "rotation_15": "rotation by 15°", "between_classes": "another digit"}
     rows = [[label, *(said[move][pool] for move in columns)] for pool, (label, *_) in POOLS.items()]

@@ -42,7 +42,7 @@ widgets.pooling = (element, { digits, filters }) => {
     shown.textContent = `Relative change of all ${filters.length} maps: ${(100 * change).toFixed(1)} %`;
   };
 
-  const digit = choice("Digit", digits.map((_, i) => [i, String(i + 1)]), 0, draw);
+  const digit = choice("Digit", digits.map((_, i) => [i, String(i)]), 0, draw);
   const filter = slider("Filter", { min: 1, max: filters.length, value: 1, changed: draw });
   const right = slider("Shift right", { min: -4, max: 4, value: 1, changed: draw });
   const down = slider("Shift down", { min: -4, max: 4, value: 0, changed: draw });
