@@ -36,7 +36,7 @@ def test_a_guess_hides_its_figure(open_page, tmp_path):
     assert not any(each.is_displayed() for each in (figure, other, results))
     browser.set_control(driver, forms[0].find_element("tag name", "input"), 4)
     forms[0].find_element("tag name", "button").send_keys(Keys.ENTER)
-    assert forms[0].find_element("class name", "truth").text == "Your guess: 4 apples. Measured: 2.5 apples."
+    assert forms[0].find_element("class name", "truth").text == "Your guess: 4 apples. Result: 2.5 apples."
     assert not any(each.is_displayed() for each in (figure, other, results))
     forms[1].find_element("tag name", "button").send_keys(Keys.SPACE)
     assert all(each.is_displayed() for each in (figure, other, results))

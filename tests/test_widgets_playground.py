@@ -96,7 +96,7 @@ def test_gradients_and_loss_equal_those_of_jax(playground, data, hidden, activat
         params = jax.tree.map(lambda p, g: p - rate * g, params, cost(params)[1])
     assert playground.read("step") == 20 and check() < first - 0.01
     status = playground.element.find_element("css selector", "[role=status]").text
-    assert status.startswith(f"Step 20: loss {playground.read('loss'):.4f}, accuracy ") and "200 points" in status
+    assert status.startswith(f"Step 20: cost {playground.read('loss'):.4f}, accuracy ") and "200 points" in status
 
 
 def test_eight_units_learn_xor_as_well_as_the_project(playground):

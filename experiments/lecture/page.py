@@ -98,7 +98,7 @@ def _guess(guess: Guess) -> str:
     return (
         f'<form class="guess" hidden data-value="{value}" data-unit="{unit}"><label>{report.escaped(guess.question)}'
         f'<span class="slider"><input type="range" min="{low}" max="{high}" step="any"><output></output></span></label>'
-        '<button type="submit">Compare with the measurement</button><p class="truth" role="status"></p></form>'
+        '<button type="submit">Compare with the result</button><p class="truth" role="status"></p></form>'
     )
 
 

@@ -90,7 +90,7 @@ function startGuess(form) {
   input.addEventListener("input", () => { shown.textContent = written(Number(input.value)); });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    truth.textContent = `Your guess: ${written(Number(input.value))}. Measured: ${written(measured)}.`;
+    truth.textContent = `Your guess: ${written(Number(input.value))}. Result: ${written(measured)}.`;
     input.disabled = true;
     form.querySelector("button").hidden = true;
     form.dataset.done = "yes";

@@ -139,7 +139,7 @@ widgets.playground = (element, data) => {
     x.forEach((point, n) => drawPoint(context, pixel(point, shown), y[n]));
     const { gradients, loss, accuracy } = backward(params, sigma(), points());
     const right = `${(100 * accuracy).toFixed(1)} %`;
-    status.textContent = `Step ${step}: loss ${loss.toFixed(4)}, accuracy ${right} of these ${x.length} points`;
+    status.textContent = `Step ${step}: cost ${loss.toFixed(4)}, accuracy ${right} of these ${x.length} points`;
     canvas.setAttribute("aria-label", `Decision regions on ${points().label} after ${step} steps, accuracy ${right}`);
     status.setAttribute("aria-live", running ? "off" : "polite"); // Screen readers read the result of a pause.
     start.textContent = running ? "Pause" : "Start";
