@@ -19,8 +19,7 @@ def main(config: ClassifyConfig) -> int:
 
     # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
-        config = source_run.with_image_size(config)
-        dataset = classification.load_dataset(config, **source_run.image_form(config))
+        config, dataset = source_run.load_dataset(config)
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)

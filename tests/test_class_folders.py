@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, hold_o
 from experiments import evaluate, predict, prepare
 from experiments.cli import validation
 from experiments.cli.app import UsageError
-from experiments.cli.config import ClassifyConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, ReconstructConfig
 from experiments.reporting import run_record
-from experiments.setup import classification, evaluation_data, saved_run, source_run
+from experiments.setup import classification, evaluation_data, generation, reconstruction, saved_run, source_run
 from experiments.setup.experiment import eval_split, generated_split, scoring_split, train_split
 from train.state import State
 
@@ -226,6 +227,41 @@ def test_a_folder_is_replaced_by_all_images_below_it(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty contains no images \(\.jpg"):
         predict.image_files([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    "setup, config_class, flags",
+    [
+        (classification, ClassifyConfig, {}),
+        (classification, ClassifyConfig, {"positive": "dog"}),
+        (classification, ClassifyConfig, {"positive": "dog", "negative": "owl"}),
+        (classification, ClassifyConfig, {"image_size": 4}),
+        (reconstruction, ReconstructConfig, {}),
+        (generation, GenerateConfig, {}),
+    ],
+)
+def test_the_splits_of_a_copy_are_those_that_the_run_held_out(
+    tmp_path, monkeypatch, capsys, setup, config_class, flags
+):
+    monkeypatch.setattr(generation, "ITEMS", 4)  # Of each split except train.
+    root = write(tmp_path / "d", *(f"{name}/{i}.png" for name in ("cat", "dog", "owl") for i in range(16)))
+    held = {"val_fraction": 0.25, "test_fraction": 0.25, "dataset": "folder", "data_dir": root}
+    config = config_class(workdir="W", **held, **flags)
+    recorded = digests(setup.load_dataset(config))
+    run = saved_run.SavedRun(tmp_path, "task", config, None, 1, "val", recorded)
+    shutil.copytree(root, tmp_path / "copy")
+    moved = evaluation_data.on_data(config, dataset=None, data_dir=str(tmp_path / "copy"))
+    found = evaluation_data.load(run, moved, setup.load_dataset)
+    assert digests(found) == recorded and set(found.splits) == {"train", "val", "test"}
+    told = "these are the run's own images, with the splits that it held out\n"
+    assert told in capsys.readouterr().err
+    # Images of their own name are other images for a stream, whose pixels are not read.
+    (tmp_path / "copy/dog/15.png").unlink()
+    write(tmp_path / "copy", *["dog/new.png"] * 2)
+    if setup is not generation:  # It needs a split train.
+        assert set(evaluation_data.load(run, moved, setup.load_dataset).splits) == {ALL}
+    assert evaluation_data.load(run, config, setup.load_dataset).splits.keys() == {"train", "val", "test"}
+    assert told not in capsys.readouterr().err
 
 
 @pytest.mark.slow

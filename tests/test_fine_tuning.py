@@ -16,9 +16,10 @@ from commands import SignalAt
 from outcome import result, same
 from PIL import Image
 
+import data
 import experiments
 import models
-from data import convert, decode
+from data import convert, decode, stream
 from data.dataset import DataError, Dataset
 from experiments.cli import validation
 from experiments.cli.app import UsageError
@@ -82,9 +83,9 @@ def fine_tuned(source, folder, **flags):
     """(config, data set, experiment) of a run that starts from the source, as in experiments/classify.py."""
     place = folder.parent / "new"
     values = {"model": "tiny", "dataset": "folder", "data_dir": str(folder), "init_from": str(source), "batch_size": 4}
-    config = source_run.with_image_size(ClassifyConfig(workdir=str(place), **values | flags))
+    config = ClassifyConfig(workdir=str(place), **values | flags)
     validation.check_classify(config)
-    dataset = classification.load_dataset(config, **source_run.image_form(config))
+    config, dataset = source_run.load_dataset(config)
     info, devices = classification.dataset_info(config, dataset), config.devices or 1
     return config, dataset, classification.create_experiment(config, info, devices=devices, steps=3)
 
@@ -229,16 +230,12 @@ def test_images_are_resized_only_if_the_weights_depend_on_their_size(source, fol
         fine_tuned(source[0], folder, image_size=16)
 
 
-def test_whole_images_are_resized_to_a_source_in_memory_unless_image_size_is_given(source, folder, tmp_path):
+def test_whole_images_are_resized_to_a_source_in_memory_unless_flags_crop_them(source, folder, tmp_path):
     line = "--fit=squash is not supported here: images are resized to 20x24 pixels, the size in --init_from$"
     with pytest.raises(UsageError, match=line):
         fine_tuned(source[0], folder, fit="squash")
     change_run(source[0], tmp_path, image_shape=[22, 22, 1])
-    with pytest.raises(
-        UsageError, match="resized to 22x22 pixels, the size in --init_from; with --image_size=22, it is$"
-    ):
-        fine_tuned(tmp_path, folder, fit="pad")
-    images = fine_tuned(tmp_path, folder, fit="pad", image_size=22)[1].splits["train"][0]
+    images = fine_tuned(tmp_path, folder, fit="pad")[1].splits["train"][0]
     assert images.shape == (12, 22, 22, 1)
     means = images[:1].astype(int).mean((0, 1, 3))
     assert means[0] == means[-1]  # The padding on both sides, since images are 30x26.
@@ -251,6 +248,38 @@ def test_a_source_that_cropped_its_images_gives_their_size(source, folder, tmp_p
     assert dataset.splits["train"][0].shape == (12, 22, 22, 1)
     with pytest.raises(UsageError, match=r"--image_size=24: the weights in .* depend on the image size, 22x22 pixels"):
         fine_tuned(tmp_path, folder, image_size=24)
+
+
+def test_images_are_read_once(source, folder, tmp_path, monkeypatch):
+    """Also where the image size is only known when the images have been found to be large."""
+    found, load = [], data.REGISTRY["folder"]
+    monkeypatch.setitem(
+        data.REGISTRY, "folder", lambda *arguments, **options: found.append(load(*arguments, **options)) or found[-1]
+    )
+    change_run(source[0], tmp_path, model="tiny_resnet", image_shape=[16, 16, 1])
+    large = shutil.copytree(folder, tmp_path / "large")
+    Image.new("RGB", (99, 80)).save(large / "test" / "ant" / "0.png")
+    for place, size in ((folder, None), (large, 16)):
+        found.clear()
+        assert fine_tuned(tmp_path, place, model="tiny_resnet")[0].image_size == size and len(found) == 1
+
+
+def test_images_that_differ_in_size_are_cropped(source, folder, tmp_path):
+    change_run(source[0], tmp_path, model="tiny_resnet", image_shape=[16, 16, 1])
+    other = shutil.copytree(folder, tmp_path / "other")
+    Image.new("RGB", (40, 30)).save(other / "test" / "ant" / "0.png")
+    config, dataset, _ = fine_tuned(tmp_path, other, model="tiny_resnet")
+    assert config.image_size == 16 and dataset.splits["test"][0].shape == (6, 16, 16, 1)
+
+
+@pytest.mark.parametrize("flags", [{"fit": "pad"}, {"fit": "squash"}, {"augment": "crop"}])
+def test_flags_that_crop_images_use_the_size_of_the_source(source, folder, tmp_path, flags):
+    change_run(source[0], tmp_path, image_shape=[22, 22, 1])
+    config, dataset, experiment = fine_tuned(tmp_path, folder, **flags)
+    assert config.image_size == 22 and experiment.input_shape == (22, 22, 1)
+    file = str(folder / "train" / "bee" / "2.png")
+    crop = stream.middle(stream.view(22, config.augment, config.fit))
+    np.testing.assert_array_equal(dataset.splits["train"][0][6], decode.read_image(file, channels=1, crop=crop))
 
 
 def test_a_resumed_run_keeps_the_constants_of_an_older_version(source, folder, tmp_path):
@@ -461,7 +490,7 @@ def test_validation_images_that_the_source_may_have_seen(ours, theirs, split, ex
 
 def test_seen_validation_images_are_reported(source, mnist5k, capsys):
     config = ClassifyConfig(model="tiny", init_from=str(source[0]), val_fraction=0.25, batch_size=4)
-    dataset = classification.load_dataset(config, **source_run.image_form(config))
+    _, dataset = source_run.load_dataset(config)
     assert dataset.splits["train"][0].shape == (3000, *SIDES, 1)
     experiment = classification.create_experiment(
         config, classification.dataset_info(config, dataset), devices=1, steps=1

@@ -41,9 +41,10 @@ def load_dataset(
     shape: tuple[int, int, int] | None = None,
     channels: int | None = None,
     least_classes: int = 2,
+    default_size: int | None = None,
 ) -> Dataset:
     """Loads the data set, as a binary task if --positive is given. Images are converted to `shape` or to `channels`, if
-    given, as in data.load."""
+    given, and `default_size` is the default of --image_size, as in data.load."""
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
@@ -61,6 +62,7 @@ def load_dataset(
             shape=shape,
             channels=channels,
             least_classes=least_classes,
+            default_size=default_size,
         )
     streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
     supported = "is supported by --dataset=folder and tfds:NAME"
@@ -69,7 +71,6 @@ def load_dataset(
     if shape:  # The images in memory were resized to those of --init_from.
         height, width = shape[:2]
         large = f"is not supported here: images are resized to {height}x{width} pixels, the size in --init_from"
-        large += f"; with --image_size={height}, it is" if height == width else ""
     require(streamed or config.fit == "crop", f"--fit={config.fit} {large}")
     require(
         streamed or augmentation not in ("crop", "resized_crop"),

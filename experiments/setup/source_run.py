@@ -4,9 +4,9 @@
 import dataclasses
 from typing import Any
 
-import data
 import models
 from data import stream
+from data.dataset import Dataset
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig, SegmentConfig
 from experiments.cli.validation import in_files
@@ -41,35 +41,33 @@ def depends_on_size(run: SavedRun) -> bool:
     return larger != fine_tuning.shapes(model, (height, width, channels))
 
 
-def with_image_size(config: ClassifyConfig) -> ClassifyConfig:
-    """The config with the source's image size in place of the default --image_size, if images are cropped from files.
-    Raises UsageError if the source's network differs, or if its weights do not fit a given --image_size."""
-    if not config.init_from or not in_files(config.dataset):
-        return config
+def load_dataset(config: ClassifyConfig) -> tuple[ClassifyConfig, Dataset]:
+    """Returns the config and its data set, with images in the form of the source's. If images are cropped from files,
+    because they are large, differ in size, or flags crop them, the source's image size is set as the config's
+    --image_size. Raises UsageError if the source's network differs, or if its weights do not fit a given
+    --image_size."""
+    if not config.init_from:
+        return config, classification.load_dataset(config)
     stored_network.init_from_parts(config)
-    run, size = _read(config), config.image_size
-    height, width, channels = input_shape(run)
-    if size is not None:
-        fits = (size, size) == (height, width) or not depends_on_size(run)
-        depend = f"the weights in {config.init_from} depend on the image size, {height}x{width} pixels"
-        require(fits, f"--image_size={size}: {depend}; omit --image_size")
-        return config
-    if own := fine_tuning.own_run(config):
-        return dataclasses.replace(config, image_size=own.config.image_size)
-    if evaluation_data.in_memory(run) and (depends_on_size(run) or not _are_cropped(config, channels)):
-        return config
-    return dataclasses.replace(config, image_size=max(height, width))
-
-
-def _are_cropped(config: ClassifyConfig, channels: int) -> bool:
-    """Whether the images of the data set are too large, or differ too much in size, to be used as they are."""
-    if config.dry_run_data:
-        return False
-    try:
-        found = data.load(config.dataset, config.data_dir, skip_corrupt=config.skip_corrupt, channels=channels)
-    except data.SizesDiffer:
-        return True
-    return any(isinstance(images, stream.Stream) for images, _ in found.splits.values())
+    run, size, default = _read(config), config.image_size, None
+    if in_files(config.dataset):
+        (height, width, _), own = input_shape(run), fine_tuning.own_run(config)
+        if size is not None:
+            fits = (size, size) == (height, width) or not depends_on_size(run)
+            depend = f"the weights in {config.init_from} depend on the image size, {height}x{width} pixels"
+            require(fits, f"--image_size={size}: {depend}; omit --image_size")
+        elif own:
+            size = own.config.image_size
+        else:
+            default = max(height, width)
+            crops = config.fit != "crop" or config.augment in ("crop", "resized_crop")
+            if not evaluation_data.in_memory(run) or (crops and height == width):
+                size = default
+        config = dataclasses.replace(config, image_size=size)
+    dataset = classification.load_dataset(config, **image_form(config), default_size=default)
+    if default and any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values()):
+        config = dataclasses.replace(config, image_size=default)
+    return config, dataset
 
 
 def image_form(config: ClassifyConfig | SegmentConfig) -> dict[str, Any]:
