@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
 import shutil
 
@@ -224,6 +225,12 @@ def test_a_folder_is_replaced_by_all_images_below_it(tmp_path):
     assert [name.removeprefix(f"{tmp_path}/") for name in names] == [
         *("z.png", "a.png", "b/2.png", "b/c/1.JPG", "z.png", "absent.png")
     ]
+    os.mkfifo(tmp_path / "b" / "pipe.png")  # Reading it would wait forever.
+    os.symlink("pipe.png", tmp_path / "b" / "link.png")
+    os.symlink("nowhere", tmp_path / "b" / "lost.png")  # Is reported when it is read.
+    found = [os.path.basename(name) for name in predict.image_files([str(tmp_path / "b")])]
+    assert found == ["2.png", "1.JPG", "lost.png"]
+    assert [os.path.basename(name) for name in folder.images_in(tmp_path / "b")] == ["2.png", "lost.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty contains no images \(\.jpg"):
         predict.image_files([str(tmp_path / "empty")])
