@@ -19,6 +19,7 @@ def main(config: ClassifyConfig) -> int:
 
     # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
+        classification.check_model(config.model)
         config, dataset = source_run.load_dataset(config)
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)

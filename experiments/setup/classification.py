@@ -12,7 +12,7 @@ from data.dataset import Dataset, binary_task, hold_out, pixel_covariance, pixel
 from experiments.cli import options
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import ClassifyConfig, NetworkConfig, ReconstructConfig
-from experiments.setup import fine_tuning, preprocessing
+from experiments.setup import fine_tuning, preprocessing, saved_run
 from experiments.setup.experiment import (
     ClassificationInfo,
     DatasetInfo,
@@ -94,6 +94,13 @@ def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo
     return ClassificationInfo(tuple(images.shape[1:]), mean, std, dataset.class_names, covariance)
 
 
+def check_model(name: str) -> None:
+    """Raises ModelError if the network `name` is unknown, and UsageError if it is not for classification."""
+    task = models.spec(name, listed=lambda entry: entry.task == "classification").task
+    command = saved_run.COMMANDS[task]
+    require(command == "classify", f"--model={name} is a model for {task}, not classification; use {command}")
+
+
 def network(
     config: NetworkConfig, classes: int, *, axis: str | None = None, sync_bn: bool = True, author: bool = False
 ) -> nn.Module:
@@ -121,9 +128,8 @@ def create_experiment(
 ) -> Experiment:
     """Creates the network and its task for a run on `devices`. With `checked=False`, for stored runs, skips the checks
     that the network supports the images and the batch."""
+    check_model(config.model)
     axis = axis_of(devices)
-    task_name = models.spec(config.model).task
-    require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
     train_prepare, eval_prepare, input_shape = preprocessing.make_prepare(config, info)
