@@ -49,8 +49,8 @@ def load(
     root, files, names = listing(data_dir)
     channels, size = (shape[2], shape[:2]) if shape else (channels or 3, None)
     found = {split: _image_split(root, split, files[split], names, channels=channels) for split in sorted(files)}
-    splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
-    return Dataset("folder", splits, names)
+    splits, kept = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    return Dataset("folder", splits, names, files=kept)
 
 
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
@@ -163,7 +163,9 @@ def _hidden(name: str) -> bool:
 
 def _could_block(entry: os.DirEntry) -> bool:
     """Whether reading the entry could block, as for pipes and devices. A dangling link is reported by the decoder."""
-    return not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path)
+    if not entry.is_symlink():  # Needs no access to the file.
+        return not (entry.is_file() or entry.is_dir())
+    return os.path.exists(entry.path) and not (os.path.isfile(entry.path) or os.path.isdir(entry.path))
 
 
 def _is_image(name: str) -> bool:

@@ -8,6 +8,7 @@ from train.signals import Stop
 def main(config: ClassifyConfig) -> int:
     validation.check_classify(config)
     stop = Stop()  # Installs signal handlers first: the imports below take seconds.
+    from data.dataset import file_names
     from experiments.reporting import classification_report, run_record
     from experiments.setup import classification, source_run, training
     from experiments.setup.experiment import eval_split
@@ -70,6 +71,7 @@ def main(config: ClassifyConfig) -> int:
         workdir.path,
         experiment,
         test=dataset.splits[split],
+        files=file_names(dataset, split),
         result=result,
         summary=summary,
         command=options.command_line("classify", config),

@@ -13,7 +13,7 @@ from PIL import Image
 
 import data
 from data import folder, generated
-from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, hold_out
+from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, file_names, hold_out
 from experiments import evaluate, predict, prepare
 from experiments.cli import validation
 from experiments.cli.app import UsageError
@@ -89,6 +89,22 @@ def numbered(counts, split="train"):
     """Images whose only pixel is their index, with `counts` images per class in random order."""
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts).astype(np.int32))
     return Dataset("numbered", {split: (np.arange(len(labels)).reshape(-1, 1, 1, 1), labels)}, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"image_size": 4}, {"positive": "dog", "negative": "cat"}, {"skip_corrupt": True}]
+)
+def test_images_keep_the_names_of_their_files(tmp_path, flags):
+    """The pixels of an image are its number, which is also its name."""
+    root = write(tmp_path, *(f"{'cat dog owl'.split()[i % 3]}/{i}.png" for i in range(24)))
+    if "skip_corrupt" in flags:
+        (tmp_path / "dog" / "1.png").write_bytes(b"no image")
+    held = {"val_fraction": 0.25, "test_fraction": 0.25, "dataset": "folder", "data_dir": root}
+    for _ in range(2):  # The second time, from the cache.
+        dataset = classification.load_dataset(ClassifyConfig(workdir="W", **held, **flags))
+        for split, (images, _) in dataset.splits.items():
+            assert [f"{image[0, 0, 0]}.png" for image in images[:]] == file_names(dataset, split)
+    assert file_names(numbered((2, 2, 2)), "train") is None
 
 
 @pytest.mark.parametrize("split", ["train", ALL])
