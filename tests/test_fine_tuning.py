@@ -335,7 +335,8 @@ def test_a_frozen_backbone_stays_bit_identical(source, folder, flags):
 def test_the_step_of_a_linear_probe_keeps_the_backbone_and_the_batch_statistics():
     """Whatever the step does with them: an added zero changes -0.0, and a mean over devices may round."""
     params = {"body": jnp.array([-0.0, 2.0]), "head": jnp.ones(2)}
-    state = State(params, {"mean": jnp.full(2, 3.0)}, (), jnp.int32(0), None)
+    average = {"params": params, "batch_stats": {"mean": jnp.full(2, 3.0)}}
+    state = State(params, {"mean": jnp.full(2, 3.0)}, (), jnp.int32(0), None, average)
 
     def step(state, batch):
         return jax.tree.map(lambda x: x + batch, state), {"loss": batch}
@@ -343,9 +344,11 @@ def test_the_step_of_a_linear_probe_keeps_the_backbone_and_the_batch_statistics(
     probe = linear_probe.probing(Task("t", *[None] * 8, early_step=step)._replace(train_step=step), is_body)
     for own in (probe.train_step, probe.early_step):
         new, sums = own(state, 1)
-        assert np.asarray(new.params["body"]).tobytes() == np.asarray(params["body"]).tobytes()
-        np.testing.assert_array_equal(new.params["head"], [2.0, 2.0])
-        np.testing.assert_array_equal(new.batch_stats["mean"], [3.0, 3.0])
+        for weights in ({"params": new.params, "batch_stats": new.batch_stats}, new.average):
+            assert np.asarray(weights["params"]["body"]).tobytes() == np.asarray(params["body"]).tobytes()
+            np.testing.assert_array_equal(weights["params"]["head"], [2.0, 2.0])
+            np.testing.assert_array_equal(weights["batch_stats"]["mean"], [3.0, 3.0])
+        assert own(state._replace(average=()), 1)[0].average == ()
         assert (int(new.step), sums) == (1, {"loss": 1})
 
 
