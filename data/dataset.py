@@ -140,7 +140,10 @@ def hold_out(dataset: Dataset, fraction: float, test_fraction: float = 0.0) -> D
     for name, rows in held.items():
         if not rows.any():
             flag = f"--{name}_fraction={fractions[name]:g}"
-            raise ArgumentError(f"{flag} selects no images of {dataset.name}; use a larger fraction")
+            why = f"{flag} selects no images of {dataset.name}"
+            if np.bincount(classes).max() <= len(fractions):
+                raise ArgumentError(f"{why}: each class needs an image for each split, and one for training")
+            raise ArgumentError(f"{why}; use a larger fraction")
     splits = {name: split for name, split in dataset.splits.items() if name != source or name == "train"}
     files = {name: names for name, names in dataset.files.items() if name != source}
     for name, rows in {"train": ~np.logical_or.reduce(list(held.values())), **held}.items():

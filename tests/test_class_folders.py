@@ -128,6 +128,9 @@ def test_fractions_of_each_class_become_val_and_test(split):
 def test_invalid_fractions_are_refused():
     with pytest.raises(ArgumentError, match="--test_fraction=0.01 selects no images of numbered; use a larger"):
         hold_out(numbered((4, 4, 4)), 0.25, 0.01)
+    for counts, fractions in (((1, 1, 1), (0.5, 0.0)), ((2, 1, 2), (0.45, 0.45))):
+        with pytest.raises(ArgumentError, match="each class needs an image for each split, and one for training"):
+            hold_out(numbered(counts), *fractions)
     dataset = numbered((4, 4, 4))
     with pytest.raises(ArgumentError, match="--test_fraction=0.5: numbered already has a split test"):
         hold_out(dataset._replace(splits=dataset.splits | {"test": dataset.splits["train"]}), 0.25, 0.5)

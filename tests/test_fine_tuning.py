@@ -20,7 +20,7 @@ import data
 import experiments
 import models
 from data import convert, decode, stream
-from data.dataset import DataError, Dataset
+from data.dataset import DataError, Dataset, digests
 from experiments.cli import validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig, SegmentConfig
@@ -42,6 +42,7 @@ from train.equality import tree_error
 from train.parallel import data_parallel
 from train.state import State
 from train.task import Task
+from train.workdir import WorkdirError
 
 DIGITS = tuple("0123456789")
 SIDES = (20, 24)  # Of the source's images.
@@ -81,9 +82,8 @@ def folder(tmp_path_factory):
 
 def fine_tuned(source, folder, **flags):
     """(config, data set, experiment) of a run that starts from the source, as in experiments/classify.py."""
-    place = folder.parent / "new"
     values = {"model": "tiny", "dataset": "folder", "data_dir": str(folder), "init_from": str(source), "batch_size": 4}
-    config = ClassifyConfig(workdir=str(place), **values | flags)
+    config = ClassifyConfig(**{"workdir": str(folder.parent / "new")} | values | flags)
     validation.check_classify(config)
     config, dataset = source_run.load_dataset(config)
     info, devices = classification.dataset_info(config, dataset), config.devices or 1
@@ -280,6 +280,24 @@ def test_flags_that_crop_images_use_the_size_of_the_source(source, folder, tmp_p
     file = str(folder / "train" / "bee" / "2.png")
     crop = stream.middle(stream.view(22, config.augment, config.fit))
     np.testing.assert_array_equal(dataset.splits["train"][0][6], decode.read_image(file, channels=1, crop=crop))
+
+
+@pytest.mark.parametrize(
+    "flags, side", [({}, 22), ({"model": "tiny_resnet"}, 16), ({"fit": "pad"}, 22), ({"image_size": 22}, 22)]
+)
+def test_a_resumed_run_does_not_need_its_source(source, folder, tmp_path, flags, side):
+    """Whole images, resized or not, and cropped ones."""
+    place, flags = tmp_path / "V", flags | {"workdir": str(tmp_path / "W")}
+    place.mkdir()
+    change_run(source[0], place, model=flags.get("model", "tiny"), image_shape=[side, side, 1])
+    config, dataset, experiment = fine_tuned(place, folder, **flags)
+    made_run.make_run(tmp_path / "W", classification, config, dataset, experiment.info)
+    shutil.rmtree(place)
+    again, found, resumed = fine_tuned(place, folder, **flags)
+    assert again == config and digests(found) == digests(dataset) and resumed.info == experiment.info
+    source_run.check(again, resumed)
+    with pytest.raises(WorkdirError, match=f"--init_from={place} does not contain a run"):
+        fine_tuned(place, folder, **flags | {"workdir": str(tmp_path / "other")})
 
 
 def test_a_resumed_run_keeps_the_constants_of_an_older_version(source, folder, tmp_path):
@@ -581,18 +599,16 @@ def test_a_fine_tuned_run_resumes_and_is_evaluated_with_the_images_of_its_source
     changed = [name for name in one if one[name].shape != other[name].shape or (one[name] != other[name]).any()]
     assert changed == ["['logits']['bias']", "['logits']['kernel']"]
 
-    # Killed and resumed, also on two devices.
+    # Killed and resumed, without the source.
+    two = result(start("classify", f"--workdir={tmp_path / 'two'}", *flags, "--devices=2"))
+    assert two["loss"] == pytest.approx(summary["loss"], rel=1e-4)
     killed = [f"--workdir={tmp_path / 'killed'}", *flags, "--save_every=2"]
     at = SignalAt(signal.SIGKILL, "train.workdir:MetricsFile.append", 5)
     assert start("classify", *killed, signal_at=at).returncode == -signal.SIGKILL
+    first.rename(tmp_path / "moved")
     done = start("classify", *killed)
     assert "resuming from step" in done.stderr and "--init_from" not in done.stderr
     assert same(result(done) | {"workdir": ""}, summary | {"workdir": ""})
-    two = result(start("classify", f"--workdir={tmp_path / 'two'}", *flags, "--devices=2"))
-    assert two["loss"] == pytest.approx(summary["loss"], rel=1e-4)
-
-    # The source is needed no more.
-    first.rename(tmp_path / "moved")
     assert same(result(start("evaluate", f"--workdir={workdir}")), summary)
     assert result(start("evaluate", f"--workdir={workdir}", f"--data_dir={folder}"))["loss"] == summary["loss"]
     found = start("predict", f"--workdir={workdir}", folder / "test" / "bee" / "0.png")
