@@ -92,7 +92,7 @@ def _default_split(run, dataset) -> str:
     from experiments.setup.experiment import scoring_split
 
     given = run.config.eval_split if run.task == "generation" else None
-    return given or scoring_split(dataset)
+    return given or scoring_split(dataset, hint="; choose one with --split")
 
 
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:

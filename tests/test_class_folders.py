@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -147,6 +148,13 @@ def test_missing_splits_name_the_flags_that_create_them(tmp_path):
     dataset = dataset._replace(splits={"train": dataset.splits[ALL]})
     with pytest.raises(UsageError, match="only train; add --val_fraction=0.1, --test_fraction=0.2 or both"):
         eval_split(dataset)
+    with pytest.raises(UsageError, match="no split test, val or validation, only train; choose one with --split"):
+        evaluate._default_split(types.SimpleNamespace(task="classification"), dataset)
+    dataset = dataset._replace(splits={"photos": dataset.splits["train"]})
+    with pytest.raises(
+        UsageError, match="no split train, only photos; the folder of the training images must be named"
+    ):
+        train_split(dataset)
 
 
 def test_the_splits_of_generated_data_besides_those_held_out(monkeypatch):
