@@ -54,16 +54,25 @@ def load(
     shape: tuple[int, int, int] | None = None,
     channels: int | None = None,
     least_classes: int = 2,
+    default_size: int | None = None,
 ) -> Dataset:
     """Loads the data set `name`, from `data_dir` unless it is built in. Images in files are streamed if they are large
     or if `image_size` is given (see data.stream.view). With `shape` (h, w, channels), whole images are converted to it
     and held in memory, unless `image_size` is given too; with `channels` (1 or 3), only their channels are converted.
+    With `default_size`, it is the side of streamed images without `image_size`, and small images that differ in size
+    are streamed, too.
 
     Raises ArgumentError for an unknown name or an unsupported `data_dir`, and DataError if files are missing or damaged
     or contain fewer than `least_classes`, 1 or 2.
     """
-    view, always = stream.view(image_size, augment, fit), image_size is not None
-    dataset = find(name)(data_dir, skip_corrupt=skip_corrupt, view=view, always=always, shape=shape, channels=channels)
+    view = stream.view(image_size or default_size, augment, fit)
+    values = {"skip_corrupt": skip_corrupt, "view": view, "shape": shape, "channels": channels}
+    try:
+        dataset = find(name)(data_dir, always=image_size is not None, **values)
+    except SizesDiffer:
+        if default_size is None:
+            raise
+        dataset = find(name)(data_dir, always=True, **values)
     if len(dataset.class_names) < least_classes:
         raise DataError(f"{name} has only one class, {dataset.class_names[0]}; at least two are required")
     return convert.fit(dataset, shape=shape, channels=channels)

@@ -39,23 +39,41 @@ def mirrored(seed: int, step: int, picked, *, batch_size: int, examples: int) ->
     return (coins(seed, examples=examples)[picked] + epochs) % 2 == 1
 
 
+def device_order(batch_size: int, *, devices: int = 1, micro_batches: int = 1) -> np.ndarray:
+    """The rows [batch_size] of a batch in the order in which they are split over the devices. A device processes its
+    rows as `micro_batches` parts, one after the other; over all devices, each micro-batch consists of consecutive rows
+    of the batch, so that batch norm gives the same result on any number of devices."""
+    return np.arange(batch_size).reshape(micro_batches, devices, -1).swapaxes(0, 1).ravel()
+
+
 def train_batches(
-    images, labels, *, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1), flip: bool = False
+    images,
+    labels,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    part: tuple[int, int] = (0, 1),
+    flip: bool = False,
+    devices: int = 1,
+    micro_batches: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches {"image": [B, H, W, C], "label": [B]} from step `start` on, without end. With `part` = (process,
-    processes), only the rows [B / processes] of one process. With `flip`, images in memory are `mirrored`."""
+    processes), only the rows [B / processes] of one process. With `flip`, images in memory are `mirrored`. The rows are
+    in the `device_order` of `devices` (over all processes) and `micro_batches`."""
     index, count = part
     local = batch_size // count
+    mine = device_order(batch_size, devices=devices, micro_batches=micro_batches)[index * local : (index + 1) * local]
     if isinstance(images, Stream):
 
         def position(i):
-            return i // local * batch_size + index * local + i % local
+            return i // local * batch_size + int(mine[i % local])
 
         def row(position):
             return int(rows(seed, position, batch_size=1, examples=len(labels))[0])
 
         yield from images.train_batches(labels, row, position, batch_size=local, seed=seed, start=start)
-    step, mine = start, slice(index * local, (index + 1) * local)
+    step = start
     while True:
         picked = rows(seed, step, batch_size=batch_size, examples=len(labels))
         image = images[picked[mine]]

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     class_colours: tuple[tuple[int, int, int], ...] = ()  # RGB, for figures of labels [N, H, W]; () if unknown
     class_values: tuple[int, ...] = ()  # Pixel value of each class in annotations; () if 0, 1, ...
+    files: Mapping[str, np.ndarray] = MappingProxyType({})  # Names [N] of images in memory, by split, if known
 
 
 def default_dir(name: str) -> pathlib.Path:
@@ -78,6 +81,13 @@ def _where(rows: np.ndarray, images: Any) -> Any:
     return images[rows] if isinstance(images, np.ndarray) else images.keep(rows)
 
 
+def file_names(dataset: Dataset, split: str) -> list[str] | None:
+    """The names of a split's image files, without their folders; None if its images are not in files."""
+    images, _ = dataset.splits[split]
+    names = dataset.files.get(split) if isinstance(images, np.ndarray) else images.names()
+    return None if names is None else list(map(os.path.basename, names))
+
+
 def binary_task(dataset: Dataset, positive: str, negative: str | None = None) -> Dataset:
     """The class `positive` (label 1) against the class `negative` or, if it is None, all other classes (label 0).
 
@@ -88,14 +98,16 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
             raise ArgumentError(f"{dataset.name} has no class {name!r}; it has: {', '.join(dataset.class_names)}")
     if positive == negative:
         raise ArgumentError(f"the positive and the negative class are both {positive!r}")
-    splits = {}
+    splits, files = {}, {}
     for split, (images, labels) in dataset.splits.items():
         hits = labels == dataset.class_names.index(positive)
         rows = np.ones_like(hits) if negative is None else hits | (labels == dataset.class_names.index(negative))
         if not rows.any():
             raise DataError(f"{dataset.name}: the split {split} has no images of {positive} and {negative or 'others'}")
         splits[split] = _where(rows, images), hits[rows].astype(np.int32)
-    return Dataset(dataset.name, splits, (negative or f"not {positive}", positive))
+        if split in dataset.files:
+            files[split] = dataset.files[split][rows]
+    return Dataset(dataset.name, splits, (negative or f"not {positive}", positive), files=files)
 
 
 def hold_out(dataset: Dataset, fraction: float, test_fraction: float = 0.0) -> Dataset:
@@ -128,11 +140,17 @@ def hold_out(dataset: Dataset, fraction: float, test_fraction: float = 0.0) -> D
     for name, rows in held.items():
         if not rows.any():
             flag = f"--{name}_fraction={fractions[name]:g}"
-            raise ArgumentError(f"{flag} selects no images of {dataset.name}; use a larger fraction")
+            why = f"{flag} selects no images of {dataset.name}"
+            if np.bincount(classes).max() <= len(fractions):
+                raise ArgumentError(f"{why}: each class needs an image for each split, and one for training")
+            raise ArgumentError(f"{why}; use a larger fraction")
     splits = {name: split for name, split in dataset.splits.items() if name != source or name == "train"}
+    files = {name: names for name, names in dataset.files.items() if name != source}
     for name, rows in {"train": ~np.logical_or.reduce(list(held.values())), **held}.items():
         splits[name] = _where(rows, images), labels[rows]
-    return dataset._replace(splits=splits)
+        if source in dataset.files:
+            files[name] = dataset.files[source][rows]
+    return dataset._replace(splits=splits, files=files)
 
 
 def _moments(images) -> tuple[np.ndarray, np.ndarray]:

@@ -49,8 +49,8 @@ def load(
     root, files, names = listing(data_dir)
     channels, size = (shape[2], shape[:2]) if shape else (channels or 3, None)
     found = {split: _image_split(root, split, files[split], names, channels=channels) for split in sorted(files)}
-    splits = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
-    return Dataset("folder", splits, names)
+    splits, kept = image_files.load(found, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    return Dataset("folder", splits, names, files=kept)
 
 
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
@@ -136,14 +136,14 @@ def _identity(folder) -> tuple[int, int]:
 
 def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     """The paths of all files below the folder that are not hidden. Links to folders are followed, except links to a
-    folder in `above`, the chain of parent folders."""
+    folder in `above`, the chain of parent folders. Pipes and devices are left out."""
     here = _identity(folder)
     for entry in os.scandir(folder) if here not in above else ():
         if _hidden(entry.name):
             continue
         if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _files_below(entry.path, (*above, here))
-        else:
+        elif not _could_block(entry):
             yield entry.path
 
 
@@ -161,6 +161,13 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
+def _could_block(entry: os.DirEntry) -> bool:
+    """Whether reading the entry could block, as for pipes and devices. A dangling link is reported by the decoder."""
+    if not entry.is_symlink():  # Needs no access to the file.
+        return not (entry.is_file() or entry.is_dir())
+    return os.path.exists(entry.path) and not (os.path.isfile(entry.path) or os.path.isdir(entry.path))
+
+
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
@@ -172,7 +179,7 @@ def images_below(folder: str) -> list[str]:
 
 def images_in(folder: pathlib.Path) -> list[str]:
     """The paths of the images directly in the folder, sorted; hidden files are skipped."""
-    return sorted(entry.path for entry in os.scandir(folder) if _is_image(entry.name))
+    return sorted(entry.path for entry in os.scandir(folder) if _is_image(entry.name) and not _could_block(entry))
 
 
 def _labelled(paths: list[str], labels: pathlib.Path, names: tuple[str, ...]) -> list[tuple[str, int]]:

@@ -69,8 +69,8 @@ def load(
     if not labelled:
         raise DataError(f"{place} has no split with labels")
     names = tuple(builder.info.features["label"].names)
-    splits = image_files.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
-    return Dataset(name, splits, names)
+    splits, files = image_files.load(labelled, skip_corrupt=skip_corrupt, view=view or View(), always=always, size=size)
+    return Dataset(name, splits, names, files=files)
 
 
 def how(name: str, root: pathlib.Path) -> str:

@@ -1,6 +1,7 @@
 """Splits of encoded images from files or a store: in memory if small and of equal size, otherwise streamed."""
 
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -40,11 +41,12 @@ def load(
     view: View,
     always: bool = False,
     size: tuple[int, int] | None = None,
-) -> dict[str, tuple[Any, Any]]:
-    """Images and labels of each split: arrays if no image is larger than LARGEST pixels per side; otherwise, or with
-    `always`, streams of `view`; with `size` (h, w), arrays of whole images resized to it. Raises DataError if small
-    images differ in size, since resizing them to 224 is rarely intended."""
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, np.ndarray]]:
+    """(images and labels of each split, names of the images in memory). The images are arrays if none is larger than
+    LARGEST pixels per side; otherwise, or with `always`, streams of `view`; with `size` (h, w), arrays of whole images
+    resized to it. Raises DataError if small images differ in size, since resizing them to 224 is rarely intended."""
     found: dict[str, tuple[Any, Any]] = {}
+    files: dict[str, np.ndarray] = {}
     for name, split in splits.items():
         if size:
             read = functools.partial(_resized, split.read, whole(size))
@@ -52,20 +54,23 @@ def load(
             split = split._replace(read=read, cache=cache, size=lambda example: size)
         arrays = None if always else _arrays(split, skip_corrupt)
         if arrays is None:
-            return {name: _stream(one, skip_corrupt, view) for name, one in splits.items()}
-        found[name] = arrays
+            return {name: _stream(one, skip_corrupt, view) for name, one in splits.items()}, {}
+        images, labels, good = arrays
+        found[name] = images, labels
+        files[name] = np.array([os.path.basename(split.where(int(example))) for example in np.flatnonzero(good)])
     sizes = {split: images.shape[1:3] for split, (images, _) in found.items()}
     if len(set(sizes.values())) > 1:
         raise SizesDiffer(f"the image sizes differ between splits: {sizes}; {ADVICE}")
-    return found
+    return found, files
 
 
 def _resized(read, crop: Crop, example: int, _) -> np.ndarray:
     return read(example, crop)
 
 
-def _arrays(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """The split in memory, from its cache if the cache is valid; None if an image is large."""
+def _arrays(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(images, labels, which examples they are, bool [length]) of the split in memory, from its cache if the cache is
+    valid; None if an image is large."""
 
     def large(example):
         size = split.size(example)
@@ -74,15 +79,17 @@ def _arrays(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarr
     if large(0):  # Before computing the key, which stats every file.
         return None
     path, key = split.cache.with_name(f"{split.cache.name}.npz"), split.key(skip_corrupt)
-    kept = cache.read(path, key, "images", "labels")
+    # Only --skip_corrupt stores `good`: other caches are also those of older versions.
+    kept = cache.read(path, key, "images", "labels", *["good"] * skip_corrupt)
     if kept is None:
         if any(large(example) for example in range(split.length)):
             return None
-        images, labels = in_memory(split, skip_corrupt)
-        cache.write(path, key, what="decoding the images", images=images, labels=labels)
-        return images, labels
+        images, labels, good = in_memory(split, skip_corrupt)
+        stored = {"good": good} if skip_corrupt else {}
+        cache.write(path, key, what="decoding the images", images=images, labels=labels, **stored)
+        return images, labels, good
     _report_skipped(split, len(kept["labels"]))
-    return kept["images"], kept["labels"]
+    return kept["images"], kept["labels"], kept.get("good", np.ones(split.length, bool))
 
 
 def _stream(split: ImageSplit, skip_corrupt: bool, view: View) -> tuple[Stream, np.ndarray]:
@@ -117,9 +124,10 @@ def _readable(split: ImageSplit) -> np.ndarray:
     return good
 
 
-def in_memory(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels [N]. An image that can't be decoded raises DataError with its name; with
-    `skip_corrupt`, all such images are reported and skipped. Also raises DataError if images differ in size."""
+def in_memory(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, C], labels [N] and which examples they are, bool [length]. An image that can't be decoded
+    raises DataError with its name; with `skip_corrupt`, all such images are reported and skipped. Also raises DataError
+    if images differ in size."""
     images: list[np.ndarray] = []
     good = np.zeros(split.length, bool)
     for example, image in _decoded(split, skip_corrupt, doing="decoding"):
@@ -131,7 +139,7 @@ def in_memory(split: ImageSplit, skip_corrupt: bool) -> tuple[np.ndarray, np.nda
         images.append(image)
         good[example] = True
     _report_skipped(split, good.sum())
-    return np.stack(images), split.labels()[good]
+    return np.stack(images), split.labels()[good], good
 
 
 def _decoded(split: ImageSplit, skip_corrupt: bool, *, doing: str) -> Iterator[tuple[int, np.ndarray | None]]:

@@ -8,6 +8,7 @@ from train.signals import Stop
 def main(config: ClassifyConfig) -> int:
     validation.check_classify(config)
     stop = Stop()  # Installs signal handlers first: the imports below take seconds.
+    from data.dataset import file_names
     from experiments.reporting import classification_report, run_record
     from experiments.setup import classification, source_run, training
     from experiments.setup.experiment import eval_split
@@ -19,13 +20,13 @@ def main(config: ClassifyConfig) -> int:
 
     # --- Data, network, optimizer and task. Invalid configurations are rejected here, before any computation.
     with training.checked_on_all_processes(config, workdir):
-        config = source_run.with_image_size(config)
-        dataset = classification.load_dataset(config, **source_run.image_form(config))
+        classification.check_model(config.model)
+        config, dataset = source_run.load_dataset(config)
         info = classification.dataset_info(config, dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
         experiment = classification.create_experiment(config, info, devices=devices.number, steps=steps)
-        source_run.new_leaves(config, experiment)
+        source_run.check(config, experiment)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 
@@ -70,6 +71,7 @@ def main(config: ClassifyConfig) -> int:
         workdir.path,
         experiment,
         test=dataset.splits[split],
+        files=file_names(dataset, split),
         result=result,
         summary=summary,
         command=options.command_line("classify", config),

@@ -36,11 +36,13 @@ def classifier(config: EvaluateConfig, run):
     from experiments.reporting.classification_report import class_table
     from experiments.setup import classification, evaluation_data, stored_network
 
+    trained = run
     run, shape = evaluation_data.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir, tta=config.tta)
     validation.check_skip_corrupt(config.skip_corrupt, run.config.dataset)
     skip = config.skip_corrupt or run.config.skip_corrupt
     run = run._replace(config=dataclasses.replace(run.config, skip_corrupt=skip))
-    dataset = classification.load_dataset(run.config, shape=shape, least_classes=1)
+    load = functools.partial(classification.load_dataset, shape=shape, least_classes=1)
+    dataset = evaluation_data.load(trained, run.config, load)
     if run.info.class_names == evaluation_data.unnamed(len(dataset.class_names)):  # Imported weights.
         run = run._replace(info=dataclasses.replace(run.info, class_names=dataset.class_names))
     return run, dataset, stored_network.experiment_from_run(run), class_table
@@ -49,11 +51,12 @@ def classifier(config: EvaluateConfig, run):
 def segmenter(config: EvaluateConfig, run):
     """Like `classifier`, for a run of segment; images are resized to the run's image size."""
     from experiments.reporting.segmentation_report import class_table
-    from experiments.setup import segmentation, stored_network
+    from experiments.setup import evaluation_data, segmentation, stored_network
 
     changed = segmentation.for_evaluation(run, dataset=config.dataset, data_dir=config.data_dir)
-    channels, names = run.info.image_shape[2], run.info.class_names
-    dataset = segmentation.load_dataset(changed, split=config.split, channels=channels, class_names=names)
+    form = {"channels": run.info.image_shape[2], "class_names": run.info.class_names}
+    load = functools.partial(segmentation.load_dataset, split=config.split, **form)
+    dataset = evaluation_data.load(run, changed, load)
     return run._replace(config=changed), dataset, stored_network.experiment_from_run(run), class_table
 
 
@@ -65,8 +68,10 @@ def generator(config: EvaluateConfig, run):
     require(config.split != "train", "--split=train: samples are compared with images not used for training")
     changed = evaluation_data.on_own_data(run, dataset=config.dataset, data_dir=config.data_dir)
     changed = dataclasses.replace(changed, eval_split=config.split or changed.eval_split)
-    dataset = generation.load_dataset(changed)
+    dataset = evaluation_data.load(run, changed, generation.load_dataset)
     check_data(config, run.info.class_names, dataset)  # Before the classifier is trained.
+    needed = "samples are compared with a split of images, and the classifier for that is trained on a split train"
+    require("train" in dataset.splits, f"{dataset.name} has no split train: {needed}")
     split = config.split or _default_split(run._replace(config=changed), dataset)
     scorer, _ = generation.create_scorer(changed, run.info, dataset, split)
     run = run._replace(config=changed)
@@ -87,7 +92,7 @@ def _default_split(run, dataset) -> str:
     from experiments.setup.experiment import scoring_split
 
     given = run.config.eval_split if run.task == "generation" else None
-    return given or scoring_split(dataset)
+    return given or scoring_split(dataset, hint="; choose one with --split")
 
 
 def check_data(config: EvaluateConfig, class_names, dataset) -> None:
@@ -131,7 +136,6 @@ def main(config: EvaluateConfig) -> int:
     trained = run
     run, dataset, experiment, class_table = kind(config, run)
     where = f"--data_dir={run.config.data_dir}" if run.config.data_dir else f"--dataset={dataset.name}"
-    dataset = evaluation_data.held_out(trained, dataset)
     if kind is classifier:
         missing = [name for name in experiment.info.class_names if name not in dataset.class_names]
         dataset = evaluation_data.with_classes(dataset, experiment.info.class_names)

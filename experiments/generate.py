@@ -23,7 +23,7 @@ def main(config: GenerateConfig) -> int:
         info = generation.dataset_info(dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
-        stored_network.init_from_parts(config)
+        stored_network.check_init_from(config)
         scorer, info = generation.create_scorer(config, info, dataset, split, stop=stop)
         experiment = generation.create_experiment(config, info, devices=devices.number, steps=steps, scorer=scorer)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):

@@ -14,7 +14,7 @@ from experiments.cli.options import option
 
 MOST = 100_000  # Maximum number of samples per call.
 NAMED = 20  # Maximum number of unreadable files, or of warnings, reported by name; the rest are only counted.
-PART = 512  # Images held in memory by a run of classify.
+PART, BYTES = 512, 1 << 28  # Images are predicted in parts of at most PART images or, if they are large, BYTES bytes.
 MANY = 32  # More files than this are read in threads, with a progress bar on a terminal.
 
 
@@ -45,6 +45,8 @@ def main(config: PredictConfig, files: list[str]) -> int:
     require(config.top <= classes, f"--top={config.top}: must be between 1 and {classes}, the number of classes")
     start()
     found = image_files(files)
+    if not labels:
+        check_not_outputs(run, found)
     failed: list[str] = []
     write = {"segmentation": write_masks, "reconstruction": write_images}.get(run.task, write_labels)
     write(config, run, read_parts(config, run, found, failed))
@@ -65,8 +67,8 @@ def image_files(given: list[str]) -> list[str]:
 
 
 def read_parts(config: PredictConfig, run, files: list[str], failed: list[str]):
-    """Yields (readable files, images uint8 [N, H, W, C]), at most PART at a time. Files that can't be read are reported
-    and added to `failed`; images unlike the training images are reported."""
+    """Yields (readable files, images uint8 [N, H, W, C]) in parts. Files that can't be read are reported and added to
+    `failed`; images unlike the training images are reported."""
     import numpy as np
 
     from data import DataError
@@ -97,7 +99,7 @@ def read_parts(config: PredictConfig, run, files: list[str], failed: list[str]):
                 say(f"warning: {file}: {warning}")
         names.append(file)
         part.append(image)
-        if len(part) == PART:
+        if len(part) == PART or len(part) * image.nbytes >= BYTES:
             yield names, np.stack(part)
             names, part = [], []
     if len(failed) > NAMED:
@@ -107,14 +109,6 @@ def read_parts(config: PredictConfig, run, files: list[str], failed: list[str]):
         say(f"warning: {many} differ in brightness from the training images")
     if part:
         yield names, np.stack(part)
-
-
-def joined(parts):
-    """All files and images of `read_parts`."""
-    import numpy as np
-
-    found = list(parts)
-    return [name for names, _ in found for name in names], np.concatenate([images for _, images in found] or [()])
 
 
 def start() -> None:
@@ -152,6 +146,15 @@ def write_samples(config: PredictConfig, run, files: list[str]) -> int:
     return 0
 
 
+def print_rows(header: list[str], parts, rows) -> None:
+    """Prints as CSV the `rows(files, images)` of each part of `read_parts`, after the header unless there is none."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, (files, images) in enumerate(parts):
+        writer.writerows([] if number else [header])
+        writer.writerows(rows(files, images))
+        sys.stdout.flush()
+
+
 def write_labels(config: PredictConfig, run, parts) -> None:
     """Prints the most probable classes as CSV."""
     import numpy as np
@@ -160,22 +163,25 @@ def write_labels(config: PredictConfig, run, parts) -> None:
 
     experiment = stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
-    writer, header = csv.writer(sys.stdout, lineterminator="\n"), ["file", "label", "probability"]
-    for files, images in parts:
-        writer.writerows([header] if header else [])
-        header = []
+
+    def rows(files, images):
         for file, row in zip(files, prediction.probabilities(experiment.task, state, images, 32), strict=True):
             for i in np.argsort(-row, kind="stable")[: config.top]:
-                writer.writerow([file, run.info.class_names[i], f"{row[i]:.6f}"])
+                yield file, run.info.class_names[i], f"{row[i]:.6f}"
+
+    print_rows(["file", "label", "probability"], parts, rows)
 
 
-def folder_of(run, files: list[str]) -> pathlib.Path:
-    """The folder that image files are written to. Raises UsageError if one of the `files` is in it."""
-    folder = run.workdir / "predictions"
+def output_folder(run) -> pathlib.Path:
+    return run.workdir / "predictions"
+
+
+def check_not_outputs(run, files: list[str]) -> None:
+    """Raises UsageError if one of the `files` is in the folder that image files are written to."""
+    folder = output_folder(run)
     for file in files:
         inside = pathlib.Path(file).resolve().parent == folder.resolve()
         require(not inside, f"{file} is in the output folder {folder}; copy it to another folder")
-    return folder
 
 
 def write_images(config: PredictConfig, run, parts) -> None:
@@ -183,16 +189,15 @@ def write_images(config: PredictConfig, run, parts) -> None:
     from experiments.reporting import reconstruction_report
     from experiments.setup import prediction, stored_network
 
-    files, images = joined(parts)
-    if not files:
-        return
-    folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
+    experiment = stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
-    folder.mkdir(exist_ok=True)
-    made = prediction.reconstructions(experiment.task, state, images)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "reconstruction"])
-    writer.writerows(reconstruction_report.write_images(folder, files, made))
+    names: set[str] = set()
+
+    def rows(files, images):
+        made = prediction.reconstructions(experiment.task, state, images)
+        return reconstruction_report.write_images(output_folder(run), files, made, names)
+
+    print_rows(["file", "reconstruction"], parts, rows)
 
 
 def write_masks(config: PredictConfig, run, parts) -> None:
@@ -200,16 +205,17 @@ def write_masks(config: PredictConfig, run, parts) -> None:
     from experiments.reporting import segmentation_report
     from experiments.setup import prediction, stored_network
 
-    files, images = joined(parts)
-    if not files:
-        return
-    folder, experiment = folder_of(run, files), stored_network.experiment_from_run(run)
+    experiment = stored_network.experiment_from_run(run)
     state = stored_network.restore(experiment, run, config.checkpoint)
-    found = prediction.masks(experiment.task, state, images)
-    rows = segmentation_report.write_masks(folder, files, found, run.info)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "mask", "overlay"])
-    writer.writerows(rows)
+    names: set[str] = set()
+
+    def rows(files, images):
+        if not names:
+            segmentation_report.write_legend(output_folder(run), run.info)
+        found = prediction.masks(experiment.task, state, images)
+        return segmentation_report.write_masks(output_folder(run), files, found, run.info, names)
+
+    print_rows(["file", "mask", "overlay"], parts, rows)
 
 
 if __name__ == "__main__":

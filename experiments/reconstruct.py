@@ -23,7 +23,7 @@ def main(config: ReconstructConfig) -> int:
         info = reconstruction.dataset_info(dataset)
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
-        stored_network.init_from_parts(config)
+        stored_network.check_init_from(config)
         experiment = reconstruction.create_experiment(config, info, devices=devices.number, steps=steps)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)

@@ -24,7 +24,7 @@ def main(config: SegmentConfig) -> int:
         steps = training.total_steps(config, dataset, devices.number)
         split = eval_split(dataset, config.eval_split)
         experiment = segmentation.create_experiment(config, info, devices=devices.number, steps=steps)
-        source_run.new_leaves(config, experiment)
+        source_run.check(config, experiment)
     if summary := training.stored_summary(workdir, config, experiment, dataset, split):
         return run_record.print_complete(summary)
 

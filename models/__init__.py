@@ -4,7 +4,7 @@ Each model file lists its models as `SPECS`, a dictionary from names to `ModelSp
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -56,12 +56,14 @@ MODELS: dict[str, ModelSpec] = {
 NOT_IN_EVALUATION = {"axis_name", "sync_bn", "author_weights", "dropout", "dropout_after"}
 
 
-def spec(name: str) -> ModelSpec:
-    """Returns the entry of model `name`. Raises ModelError, with the known names and the closest match, if unknown."""
+def spec(name: str, *, listed: Callable[[ModelSpec], Any] = lambda entry: True) -> ModelSpec:
+    """Returns the entry of model `name`. Raises ModelError, with the known names that are `listed` and the closest
+    match among them, if it is unknown."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.5)
+        known = sorted(other for other, entry in MODELS.items() if listed(entry))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ModelError(f"unknown model {name!r}; {hint}known: {', '.join(sorted(MODELS))}")
+        raise ModelError(f"unknown model {name!r}; {hint}known: {', '.join(known)}")
     return MODELS[name]
 
 
@@ -131,7 +133,7 @@ def to_torchvision(name: str, model: nn.Module, variables: dict, *, batches: int
 
 def _torchvision_layout(name: str) -> torchvision.TorchvisionLayout:
     """The layer names of torchvision's model `name`. Raises ModelError if there is none."""
-    layout = spec(name).torchvision
+    layout = spec(name, listed=lambda entry: entry.torchvision).torchvision
     if layout is None:
         known = ", ".join(sorted(other for other, entry in MODELS.items() if entry.torchvision))
         raise ModelError(f"torchvision weights are not supported by --model={name}; supported by: {known}")

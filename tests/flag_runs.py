@@ -246,16 +246,17 @@ class Started:
     """A training command up to its first step; each property is one thing that a flag may change."""
 
     def __init__(self, command, config):
-        module, form = SETUP[command], {}
+        module = SETUP[command]
         options.from_json(type(config), options.to_json(config))  # Checks the bounds of its values.
         CHECKS[command](config)
         if config.process_id is not None or config.coordinator_address or config.num_processes:
             training.start_devices(config, None)
         if command == "classify":
-            config = source_run.with_image_size(config)
-        if command in ("classify", "segment"):
-            form = source_run.image_form(config)
-        self.config, self.dataset = config, module.load_dataset(config, **form)
+            config, self.dataset = source_run.load_dataset(config)
+        else:
+            form = source_run.image_form(config) if command == "segment" else {}
+            self.dataset = module.load_dataset(config, **form)
+        self.config = config
         self.split, self.devices = eval_split(self.dataset, config.eval_split), config.devices or 1
         self.info = module.dataset_info(*((config,) if command in ("classify", "segment") else ()), self.dataset)
         self.steps = training.total_steps(config, self.dataset, self.devices)

@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
+import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,13 +14,13 @@ from results import result
 
 import data
 from data import folder, generated
-from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, hold_out
+from data.dataset import ALL, ArgumentError, DataError, Dataset, digests, file_names, hold_out
 from experiments import evaluate, predict, prepare
 from experiments.cli import validation
 from experiments.cli.app import UsageError
-from experiments.cli.config import ClassifyConfig
+from experiments.cli.config import ClassifyConfig, GenerateConfig, ReconstructConfig
 from experiments.reporting import run_record
-from experiments.setup import classification, evaluation_data, saved_run, source_run
+from experiments.setup import classification, evaluation_data, generation, reconstruction, saved_run, source_run
 from experiments.setup.experiment import eval_split, generated_split, scoring_split, train_split
 from train.state import State
 
@@ -89,6 +92,22 @@ def numbered(counts, split="train"):
     return Dataset("numbered", {split: (np.arange(len(labels)).reshape(-1, 1, 1, 1), labels)}, ("a", "b", "c"))
 
 
+@pytest.mark.parametrize(
+    "flags", [{}, {"image_size": 4}, {"positive": "dog", "negative": "cat"}, {"skip_corrupt": True}]
+)
+def test_images_keep_the_names_of_their_files(tmp_path, flags):
+    """The pixels of an image are its number, which is also its name."""
+    root = write(tmp_path, *(f"{'cat dog owl'.split()[i % 3]}/{i}.png" for i in range(24)))
+    if "skip_corrupt" in flags:
+        (tmp_path / "dog" / "1.png").write_bytes(b"no image")
+    held = {"val_fraction": 0.25, "test_fraction": 0.25, "dataset": "folder", "data_dir": root}
+    for _ in range(2):  # The second time, from the cache.
+        dataset = classification.load_dataset(ClassifyConfig(workdir="W", **held, **flags))
+        for split, (images, _) in dataset.splits.items():
+            assert [f"{image[0, 0, 0]}.png" for image in images[:]] == file_names(dataset, split)
+    assert file_names(numbered((2, 2, 2)), "train") is None
+
+
 @pytest.mark.parametrize("split", ["train", ALL])
 def test_fractions_of_each_class_become_val_and_test(split):
     dataset = numbered((40, 10, 1), split)
@@ -110,6 +129,9 @@ def test_fractions_of_each_class_become_val_and_test(split):
 def test_invalid_fractions_are_refused():
     with pytest.raises(ArgumentError, match="--test_fraction=0.01 selects no images of numbered; use a larger"):
         hold_out(numbered((4, 4, 4)), 0.25, 0.01)
+    for counts, fractions in (((1, 1, 1), (0.5, 0.0)), ((2, 1, 2), (0.45, 0.45))):
+        with pytest.raises(ArgumentError, match="each class needs an image for each split, and one for training"):
+            hold_out(numbered(counts), *fractions)
     dataset = numbered((4, 4, 4))
     with pytest.raises(ArgumentError, match="--test_fraction=0.5: numbered already has a split test"):
         hold_out(dataset._replace(splits=dataset.splits | {"test": dataset.splits["train"]}), 0.25, 0.5)
@@ -126,6 +148,13 @@ def test_missing_splits_name_the_flags_that_create_them(tmp_path):
     dataset = dataset._replace(splits={"train": dataset.splits[ALL]})
     with pytest.raises(UsageError, match="only train; add --val_fraction=0.1, --test_fraction=0.2 or both"):
         eval_split(dataset)
+    with pytest.raises(UsageError, match="no split test, val or validation, only train; choose one with --split"):
+        evaluate._default_split(types.SimpleNamespace(task="classification"), dataset)
+    dataset = dataset._replace(splits={"photos": dataset.splits["train"]})
+    with pytest.raises(
+        UsageError, match="no split train, only photos; the folder of the training images must be named"
+    ):
+        train_split(dataset)
 
 
 def test_the_splits_of_generated_data_besides_those_held_out(monkeypatch):
@@ -223,9 +252,50 @@ def test_a_folder_is_replaced_by_all_images_below_it(tmp_path):
     assert [name.removeprefix(f"{tmp_path}/") for name in names] == [
         *("z.png", "a.png", "b/2.png", "b/c/1.JPG", "z.png", "absent.png")
     ]
+    os.mkfifo(tmp_path / "b" / "pipe.png")  # Reading it would wait forever.
+    os.symlink("pipe.png", tmp_path / "b" / "link.png")
+    os.symlink("nowhere", tmp_path / "b" / "lost.png")  # Is reported when it is read.
+    found = [os.path.basename(name) for name in predict.image_files([str(tmp_path / "b")])]
+    assert found == ["2.png", "1.JPG", "lost.png"]
+    assert [os.path.basename(name) for name in folder.images_in(tmp_path / "b")] == ["2.png", "lost.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty contains no images \(\.jpg"):
         predict.image_files([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    "setup, config_class, flags",
+    [
+        (classification, ClassifyConfig, {}),
+        (classification, ClassifyConfig, {"positive": "dog"}),
+        (classification, ClassifyConfig, {"positive": "dog", "negative": "owl"}),
+        (classification, ClassifyConfig, {"image_size": 4}),
+        (reconstruction, ReconstructConfig, {}),
+        (generation, GenerateConfig, {}),
+    ],
+)
+def test_the_splits_of_a_copy_are_those_that_the_run_held_out(
+    tmp_path, monkeypatch, capsys, setup, config_class, flags
+):
+    monkeypatch.setattr(generation, "ITEMS", 4)  # Of each split except train.
+    root = write(tmp_path / "d", *(f"{name}/{i}.png" for name in ("cat", "dog", "owl") for i in range(16)))
+    held = {"val_fraction": 0.25, "test_fraction": 0.25, "dataset": "folder", "data_dir": root}
+    config = config_class(workdir="W", **held, **flags)
+    recorded = digests(setup.load_dataset(config))
+    run = saved_run.SavedRun(tmp_path, "task", config, None, 1, "val", recorded)
+    shutil.copytree(root, tmp_path / "copy")
+    moved = evaluation_data.on_data(config, dataset=None, data_dir=str(tmp_path / "copy"))
+    found = evaluation_data.load(run, moved, setup.load_dataset)
+    assert digests(found) == recorded and set(found.splits) == {"train", "val", "test"}
+    told = "these are the run's own images, with the splits that it held out\n"
+    assert told in capsys.readouterr().err
+    # Images of their own name are other images for a stream, whose pixels are not read.
+    (tmp_path / "copy/dog/15.png").unlink()
+    write(tmp_path / "copy", *["dog/new.png"] * 2)
+    if setup is not generation:  # It needs a split train.
+        assert set(evaluation_data.load(run, moved, setup.load_dataset).splits) == {ALL}
+    assert evaluation_data.load(run, config, setup.load_dataset).splits.keys() == {"train", "val", "test"}
+    assert told not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from experiments.setup import classification, generation, segmentation, training
 from experiments.setup.experiment import ClassificationInfo, GenerationInfo, SegmentationInfo
 from experiments.summary import SummaryConfig
 from experiments.sweep import SweepConfig
+from models.errors import ModelError
 
 CONFIGS = (ClassifyConfig, SegmentConfig, GenerateConfig, ReconstructConfig)
 
@@ -298,6 +299,17 @@ def test_a_stored_run_with_a_small_batch_can_be_loaded():
     with pytest.raises(UsageError, match="would normalize a single value"):
         segmentation.create_experiment(config, info, devices=1, steps=1)
     assert segmentation.create_experiment(config, info, devices=1, steps=1, checked=False)
+
+
+def test_an_unknown_classifier_is_refused_with_the_classifiers_only():
+    with pytest.raises(
+        ModelError, match=r"unknown model 'cn'; did you mean cnn\? known: alexnet_owt, .*, vit_tiny$"
+    ) as error:
+        classification.check_model("cn")
+    known = str(error.value).partition("known: ")[2].split(", ")
+    assert known == sorted(name for name, spec in models.MODELS.items() if spec.task == "classification")
+    with pytest.raises(UsageError, match="--model=dcgan is a model for generation, not classification; use generate"):
+        classification.check_model("dcgan")
 
 
 def test_only_two_files_import_absl():

@@ -23,6 +23,7 @@ from experiments.reporting import model_card
 from experiments.setup import classification, exported, generation, reconstruction, segmentation
 from models import torchvision
 from train.state import State
+from train.workdir import WorkdirError
 
 # A folder with this file as models, train, data and experiments makes importing the project fail.
 ABSENT = "raise ModuleNotFoundError('the project is not installed')\n"
@@ -134,6 +135,24 @@ def test_text_of_the_card_is_escaped():
     assert model_card.escaped("a|b*c\n`d` <e> [f]_") == r"a\|b\*c \`d\` \<e\> \[f\]\_"
     assert model_card.code("--a=b c") == "`--a=b c`"
     assert model_card.code("a|`") == r"a\|\`"
+
+
+@pytest.mark.parametrize("text", ["", '{"acc', "[]"])
+def test_a_damaged_summary_is_named(tmp_path, text):
+    assert model_card.read_summary(tmp_path / "summary.json") is None
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(WorkdirError, match=f"{tmp_path}/summary.json is damaged: "):
+        model_card.read_summary(tmp_path / "summary.json")
+
+
+def test_the_line_that_loads_the_file_has_its_name():
+    program = types.SimpleNamespace(inputs={"images": None}, output="logits")
+    for name in ("😀.onnx", 'a"b\\.onnx'):
+        lines = model_card.snippet("onnx", "own", name, program, run=None)
+        opened = []
+        runtime = types.SimpleNamespace(InferenceSession=opened.append)
+        exec(lines[2], {"onnxruntime": runtime})
+        assert opened == [name]
 
 
 # --- Weights in torchvision's names ---

@@ -16,10 +16,11 @@ from commands import SignalAt
 from PIL import Image
 from results import result, same
 
+import data
 import experiments
 import models
-from data import convert, decode
-from data.dataset import DataError, Dataset
+from data import convert, decode, stream
+from data.dataset import DataError, Dataset, digests
 from experiments.cli import validation
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig, SegmentConfig
@@ -41,6 +42,7 @@ from train.equality import tree_error
 from train.parallel import data_parallel
 from train.state import State
 from train.task import Task
+from train.workdir import WorkdirError
 
 DIGITS = tuple("0123456789")
 SIDES = (20, 24)  # Of the source's images.
@@ -80,11 +82,10 @@ def folder(tmp_path_factory):
 
 def fine_tuned(source, folder, **flags):
     """(config, data set, experiment) of a run that starts from the source, as in experiments/classify.py."""
-    place = folder.parent / "new"
     values = {"model": "tiny", "dataset": "folder", "data_dir": str(folder), "init_from": str(source), "batch_size": 4}
-    config = source_run.with_image_size(ClassifyConfig(workdir=str(place), **values | flags))
+    config = ClassifyConfig(**{"workdir": str(folder.parent / "new")} | values | flags)
     validation.check_classify(config)
-    dataset = classification.load_dataset(config, **source_run.image_form(config))
+    config, dataset = source_run.load_dataset(config)
     info, devices = classification.dataset_info(config, dataset), config.devices or 1
     return config, dataset, classification.create_experiment(config, info, devices=devices, steps=3)
 
@@ -229,16 +230,12 @@ def test_images_are_resized_only_if_the_weights_depend_on_their_size(source, fol
         fine_tuned(source[0], folder, image_size=16)
 
 
-def test_whole_images_are_resized_to_a_source_in_memory_unless_image_size_is_given(source, folder, tmp_path):
+def test_whole_images_are_resized_to_a_source_in_memory_unless_flags_crop_them(source, folder, tmp_path):
     line = "--fit=squash is not supported here: images are resized to 20x24 pixels, the size in --init_from$"
     with pytest.raises(UsageError, match=line):
         fine_tuned(source[0], folder, fit="squash")
     change_run(source[0], tmp_path, image_shape=[22, 22, 1])
-    with pytest.raises(
-        UsageError, match="resized to 22x22 pixels, the size in --init_from; with --image_size=22, it is$"
-    ):
-        fine_tuned(tmp_path, folder, fit="pad")
-    images = fine_tuned(tmp_path, folder, fit="pad", image_size=22)[1].splits["train"][0]
+    images = fine_tuned(tmp_path, folder, fit="pad")[1].splits["train"][0]
     assert images.shape == (12, 22, 22, 1)
     means = images[:1].astype(int).mean((0, 1, 3))
     assert means[0] == means[-1]  # The padding on both sides, since images are 30x26.
@@ -251,6 +248,56 @@ def test_a_source_that_cropped_its_images_gives_their_size(source, folder, tmp_p
     assert dataset.splits["train"][0].shape == (12, 22, 22, 1)
     with pytest.raises(UsageError, match=r"--image_size=24: the weights in .* depend on the image size, 22x22 pixels"):
         fine_tuned(tmp_path, folder, image_size=24)
+
+
+def test_images_are_read_once(source, folder, tmp_path, monkeypatch):
+    """Also where the image size is only known when the images have been found to be large."""
+    found, load = [], data.REGISTRY["folder"]
+    monkeypatch.setitem(
+        data.REGISTRY, "folder", lambda *arguments, **options: found.append(load(*arguments, **options)) or found[-1]
+    )
+    change_run(source[0], tmp_path, model="tiny_resnet", image_shape=[16, 16, 1])
+    large = shutil.copytree(folder, tmp_path / "large")
+    Image.new("RGB", (99, 80)).save(large / "test" / "ant" / "0.png")
+    for place, size in ((folder, None), (large, 16)):
+        found.clear()
+        assert fine_tuned(tmp_path, place, model="tiny_resnet")[0].image_size == size and len(found) == 1
+
+
+def test_images_that_differ_in_size_are_cropped(source, folder, tmp_path):
+    change_run(source[0], tmp_path, model="tiny_resnet", image_shape=[16, 16, 1])
+    other = shutil.copytree(folder, tmp_path / "other")
+    Image.new("RGB", (40, 30)).save(other / "test" / "ant" / "0.png")
+    config, dataset, _ = fine_tuned(tmp_path, other, model="tiny_resnet")
+    assert config.image_size == 16 and dataset.splits["test"][0].shape == (6, 16, 16, 1)
+
+
+@pytest.mark.parametrize("flags", [{"fit": "pad"}, {"fit": "squash"}, {"augment": "crop"}])
+def test_flags_that_crop_images_use_the_size_of_the_source(source, folder, tmp_path, flags):
+    change_run(source[0], tmp_path, image_shape=[22, 22, 1])
+    config, dataset, experiment = fine_tuned(tmp_path, folder, **flags)
+    assert config.image_size == 22 and experiment.input_shape == (22, 22, 1)
+    file = str(folder / "train" / "bee" / "2.png")
+    crop = stream.middle(stream.view(22, config.augment, config.fit))
+    np.testing.assert_array_equal(dataset.splits["train"][0][6], decode.read_image(file, channels=1, crop=crop))
+
+
+@pytest.mark.parametrize(
+    "flags, side", [({}, 22), ({"model": "tiny_resnet"}, 16), ({"fit": "pad"}, 22), ({"image_size": 22}, 22)]
+)
+def test_a_resumed_run_does_not_need_its_source(source, folder, tmp_path, flags, side):
+    """Whole images, resized or not, and cropped ones."""
+    place, flags = tmp_path / "V", flags | {"workdir": str(tmp_path / "W")}
+    place.mkdir()
+    change_run(source[0], place, model=flags.get("model", "tiny"), image_shape=[side, side, 1])
+    config, dataset, experiment = fine_tuned(place, folder, **flags)
+    made_run.make_run(tmp_path / "W", classification, config, dataset, experiment.info)
+    shutil.rmtree(place)
+    again, found, resumed = fine_tuned(place, folder, **flags)
+    assert again == config and digests(found) == digests(dataset) and resumed.info == experiment.info
+    source_run.check(again, resumed)
+    with pytest.raises(WorkdirError, match=f"--init_from={place} does not contain a run"):
+        fine_tuned(place, folder, **flags | {"workdir": str(tmp_path / "other")})
 
 
 def test_a_resumed_run_keeps_the_constants_of_an_older_version(source, folder, tmp_path):
@@ -306,7 +353,8 @@ def test_a_frozen_backbone_stays_bit_identical(source, folder, flags):
 def test_the_step_of_a_linear_probe_keeps_the_backbone_and_the_batch_statistics():
     """Whatever the step does with them: an added zero changes -0.0, and a mean over devices may round."""
     params = {"body": jnp.array([-0.0, 2.0]), "head": jnp.ones(2)}
-    state = State(params, {"mean": jnp.full(2, 3.0)}, (), jnp.int32(0), None)
+    average = {"params": params, "batch_stats": {"mean": jnp.full(2, 3.0)}}
+    state = State(params, {"mean": jnp.full(2, 3.0)}, (), jnp.int32(0), None, average)
 
     def step(state, batch):
         return jax.tree.map(lambda x: x + batch, state), {"loss": batch}
@@ -314,9 +362,11 @@ def test_the_step_of_a_linear_probe_keeps_the_backbone_and_the_batch_statistics(
     probe = linear_probe.probing(Task("t", *[None] * 8, early_step=step)._replace(train_step=step), is_body)
     for own in (probe.train_step, probe.early_step):
         new, sums = own(state, 1)
-        assert np.asarray(new.params["body"]).tobytes() == np.asarray(params["body"]).tobytes()
-        np.testing.assert_array_equal(new.params["head"], [2.0, 2.0])
-        np.testing.assert_array_equal(new.batch_stats["mean"], [3.0, 3.0])
+        for weights in ({"params": new.params, "batch_stats": new.batch_stats}, new.average):
+            assert np.asarray(weights["params"]["body"]).tobytes() == np.asarray(params["body"]).tobytes()
+            np.testing.assert_array_equal(weights["params"]["head"], [2.0, 2.0])
+            np.testing.assert_array_equal(weights["batch_stats"]["mean"], [3.0, 3.0])
+        assert own(state._replace(average=()), 1)[0].average == ()
         assert (int(new.step), sums) == (1, {"loss": 1})
 
 
@@ -461,7 +511,7 @@ def test_validation_images_that_the_source_may_have_seen(ours, theirs, split, ex
 
 def test_seen_validation_images_are_reported(source, mnist5k, capsys):
     config = ClassifyConfig(model="tiny", init_from=str(source[0]), val_fraction=0.25, batch_size=4)
-    dataset = classification.load_dataset(config, **source_run.image_form(config))
+    _, dataset = source_run.load_dataset(config)
     assert dataset.splits["train"][0].shape == (3000, *SIDES, 1)
     experiment = classification.create_experiment(
         config, classification.dataset_info(config, dataset), devices=1, steps=1
@@ -549,18 +599,16 @@ def test_a_fine_tuned_run_resumes_and_is_evaluated_with_the_images_of_its_source
     changed = [name for name in one if one[name].shape != other[name].shape or (one[name] != other[name]).any()]
     assert changed == ["['logits']['bias']", "['logits']['kernel']"]
 
-    # Killed and resumed, also on two devices.
+    # Killed and resumed, without the source.
+    two = result(start("classify", f"--workdir={tmp_path / 'two'}", *flags, "--devices=2"))
+    assert two["loss"] == pytest.approx(summary["loss"], rel=1e-4)
     killed = [f"--workdir={tmp_path / 'killed'}", *flags, "--save_every=2"]
     at = SignalAt(signal.SIGKILL, "train.workdir:MetricsFile.append", 5)
     assert start("classify", *killed, signal_at=at).returncode == -signal.SIGKILL
+    first.rename(tmp_path / "moved")
     done = start("classify", *killed)
     assert "resuming from step" in done.stderr and "--init_from" not in done.stderr
     assert same(result(done) | {"workdir": ""}, summary | {"workdir": ""})
-    two = result(start("classify", f"--workdir={tmp_path / 'two'}", *flags, "--devices=2"))
-    assert two["loss"] == pytest.approx(summary["loss"], rel=1e-4)
-
-    # The source is needed no more.
-    first.rename(tmp_path / "moved")
     assert same(result(start("evaluate", f"--workdir={workdir}")), summary)
     assert result(start("evaluate", f"--workdir={workdir}", f"--data_dir={folder}"))["loss"] == summary["loss"]
     found = start("predict", f"--workdir={workdir}", folder / "test" / "bee" / "0.png")

@@ -1,4 +1,8 @@
-"""Tests of the warning for images unlike the training images, and of predict --invert."""
+"""Tests of the warning for images unlike the training images, of predict --invert, and of the parts in which images
+are predicted."""
+
+import csv
+import types
 
 import numpy as np
 import pytest
@@ -6,8 +10,10 @@ from PIL import Image
 
 from data.dataset import pixel_statistics
 from experiments import predict
-from experiments.setup import image_statistics
-from experiments.setup.experiment import ClassificationInfo, DatasetInfo
+from experiments.cli.config import SegmentConfig
+from experiments.setup import image_statistics, prediction, stored_network
+from experiments.setup.experiment import ClassificationInfo, DatasetInfo, SegmentationInfo
+from experiments.setup.saved_run import SavedRun
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,6 @@ def test_the_warning_states_the_brightness_and_what_would_help():
 
 def parts_of(files, info, **flags):
     from experiments.cli.config import ClassifyConfig
-    from experiments.setup.saved_run import SavedRun
 
     run = SavedRun(None, "classification", ClassifyConfig(workdir="W"), info, 1, "test", {})
     failed = []
@@ -70,3 +75,33 @@ def test_predict_reads_parts_of_readable_images_and_reports_the_rest(tmp_path, m
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 22 and sum("with --invert, the" in line for line in lines) == 20
     assert lines[-1] == "warning: 19 more of the 40 images differ in brightness from the training images"
+
+
+@pytest.mark.parametrize("limits", [{"PART": 2}, {"BYTES": 2 * 4 * 6 * 3}])
+def test_masks_are_written_part_by_part(tmp_path, monkeypatch, capsys, limits):
+    """A folder of photos does not fit in memory. Names are unique over all parts."""
+    for name, value in limits.items():
+        monkeypatch.setattr(predict, name, value)
+    places, counts, files = ("a/0.png", "b/0.png", "c/0_2.png", "c/0.png", "c/1.png"), [], []
+    for i, place in enumerate(places):
+        files.append(str(tmp_path / place))
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), (i, i, i)).save(files[-1])
+
+    def masks(task, state, images):
+        counts.append(len(images))
+        return images[..., 0]  # The class of each pixel is the number of its image.
+
+    monkeypatch.setattr(prediction, "masks", masks)
+    monkeypatch.setattr(stored_network, "experiment_from_run", lambda run: types.SimpleNamespace(task=None))
+    monkeypatch.setattr(stored_network, "restore", lambda *arguments: None)
+    info = SegmentationInfo((4, 6, 3), (2.0,) * 3, (9.0,) * 3, tuple("abcde"), (1.0,) * 5)
+    run = SavedRun(tmp_path / "w", "segmentation", SegmentConfig(workdir="W"), info, 1, "test", {})
+    config = predict.PredictConfig(workdir="W")
+    predict.write_masks(config, run, predict.read_parts(config, run, files, []))
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert counts == [2, 2, 1] and [row["file"] for row in rows] == files
+    assert len({row["mask"] for row in rows} | {row["overlay"] for row in rows}) == 10
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(np.asarray(Image.open(row["mask"])), np.full((4, 6), i))
+    assert (tmp_path / "w" / "predictions" / "legend.png").exists()

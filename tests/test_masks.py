@@ -178,7 +178,7 @@ def test_void_may_have_any_index(root):
     place = root / "predictions"
     place.mkdir()
     files, predicted = [str(root / "train" / "train 1.png")], np.minimum(labels, 1)[None]
-    (_, mask, _), *_ = segmentation_report.write_masks(place, files, predicted, info)
+    (_, mask, _), *_ = segmentation_report.write_masks(place, files, predicted, info, set())
     with Image.open(mask) as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), predicted[0] + 1)

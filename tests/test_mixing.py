@@ -10,7 +10,7 @@ import optax
 import pytest
 import scipy.stats
 
-from data import augment
+from data import augment, batches
 from data.dataset import Dataset
 from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
@@ -118,7 +118,9 @@ def step_of(devices=1, **options):
     task = make_task(devices, **options)
     state = jax.jit(task.init)(jax.random.key(0))
     data_parallel.check_reductions(task.train_step, state, batch=BATCH, devices=devices)
-    after, sums = data_parallel.parallelize(task.train_step, devices, donate=False)(state, BATCH)
+    rows = batches.device_order(16, devices=devices, micro_batches=options.get("accumulate", 1))
+    batch = {name: values[rows] for name, values in BATCH.items()}
+    after, sums = data_parallel.parallelize(task.train_step, devices, donate=False)(state, batch)
     return jax.device_get((after.params, sums))
 
 

@@ -258,6 +258,9 @@ def test_image_shape_classes_and_task_of_a_model(name, image_shape, num_classes,
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown model 'lenett'; did you mean lenet\? known: alexnet_owt, auto"):
         models.create("lenett", 10)
+    known = "; did you mean resnet18\\? known: alexnet_owt, densenet121, .*, vgg19_bn$"  # Only those of torchvision.
+    with pytest.raises(ModelError, match=known):
+        models.from_torchvision("resnet19", {})
     with pytest.raises(ValueError, match="takes no option 'depth'"):
         models.create("mlp", 10, depth=3)
 

@@ -1,6 +1,7 @@
 """Tests of training with two processes."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -186,17 +187,22 @@ def test_the_processes_batches_concatenate_to_the_global_batch(streamed):
         view = stream.View(4, random=True)
         images = stream.Stream(lambda example, crop: pixels[example][:4, :4], np.arange(22), channels=3, view=view)
 
-    def train(part, start=3):
-        found = batches.train_batches(images, labels, batch_size=8, seed=0, start=start, part=part)
+    def train(part, start=3, **order):
+        found = batches.train_batches(images, labels, batch_size=8, seed=0, start=start, part=part, **order)
         return [next(found) for _ in range(4)]
+
+    micro_batches = functools.partial(train, devices=2, micro_batches=2)
 
     def evaluation(part):
         return list(batches.eval_batches(images, labels, batch_size=8, part=part))
 
-    for make in (train, evaluation):
+    for make in (train, micro_batches, evaluation):
         for whole, *parts in zip(make((0, 1)), make((0, 2)), make((1, 2)), strict=True):
             for name, expected in whole.items():
                 np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected)
+    for batch, ordered in zip(train((0, 1)), micro_batches((0, 1)), strict=True):
+        for name, values in batch.items():  # Each device has its half of each micro-batch.
+            np.testing.assert_array_equal(ordered[name], values[[0, 1, 4, 5, 2, 3, 6, 7]])
 
 
 WAITING = """

@@ -90,7 +90,7 @@ def test_the_trace_contains_the_steps_and_leaves_the_run_unchanged(tmp_path, sta
     plain = train(Profile(), start=start)
     assert written == [step >= steps.stop for step in range(start, 8)]
     assert float(found.params["w"]) == float(plain.params["w"]) and int(found.step) == 8
-    place = f"plugins/profile/steps_{steps.start}_{steps.stop}"
+    place = f"plugins/profile/steps_{expected[0]}_{steps.stop}"
     trace, xplane = files(tmp_path)
     assert trace.startswith(place) and trace.endswith(".trace.json.gz") and xplane.endswith(".xplane.pb")
     assert traced(tmp_path / xplane) == expected
@@ -116,12 +116,17 @@ def test_a_run_that_resumes_later_or_has_no_steps_to_trace_writes_nothing(tmp_pa
         assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_ends_the_trace(tmp_path):
+def test_a_signal_ends_the_trace(tmp_path, capsys):
     with pytest.raises(Interrupted, match="stopped at step 4"):
         train(Profile(tmp_path, range(2, 7)), stop=lambda step: signal.SIGTERM if step >= 4 else 0)
     assert traced(tmp_path / files(tmp_path)[1]) == [2, 3]
-    train(Profile(tmp_path, range(2, 7)), start=4)  # Another trace can start, and replaces the first.
-    assert traced(tmp_path / files(tmp_path)[1]) == [4, 5, 6]
+    assert capsys.readouterr().err == f"trace of steps 2 to 3: xprof --logdir={tmp_path}\n"
+    train(Profile(tmp_path, range(2, 7)), start=4)  # The rest is another trace.
+    assert {path.parent.name: traced(path) for path in tmp_path.rglob("*.pb")} == {
+        "steps_2_4": [2, 3],
+        "steps_4_7": [4, 5, 6],
+    }
+    assert capsys.readouterr().err == f"trace of steps 4 to 6: xprof --logdir={tmp_path}\n"
 
 
 def test_each_process_writes_its_own_trace(tmp_path, monkeypatch):
@@ -150,6 +155,9 @@ def test_profiled_steps():
     for given in ("", "3", "3:3", "4:3", "-1:3", "1:2:3", "a:b", "1.0:2", " 1:2", "1:", "1:99999999999"):
         with pytest.raises(UsageError, match=re.escape(f"--profile_steps={given}: must be A:B with 0 <= A < B")):
             validation.profiled_steps(given)
+    assert len(validation.profiled_steps("5:1005")) == 1000
+    with pytest.raises(UsageError, match="--profile_steps=5:1006: must be at most 1,000 steps"):
+        validation.profiled_steps("5:1006")
 
 
 RUN = ["--model=mlp", "--hidden=8", "--steps=6", "--batch_size=32", "--log_every=1", "--eval_every=3"]

@@ -265,11 +265,17 @@ def test_image_grid_refuses_other_shapes(shape):
         figures.image_grid(np.zeros(shape))
 
 
-def test_mistakes_grid_shows_the_most_confident_first():
+def test_mistakes_grid_shows_the_most_confident_first(tmp_path):
     images = np.arange(4 * 4, dtype=float).reshape(4, 2, 2)
     figure = figures.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], limit=2)
     texts = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
     assert texts == ["Most confident errors (2 of 3)", "true 2, predicted 0, 97 %", "true 0, predicted 5, 70 %"]
+    files = ["é.png", "b.png", f"{'0123456789' * 4}.png", "a\nb\udcff.png"]
+    figure = figures.mistakes_grid(images, [3, 1, 2, 0], [8, 1, 0, 5], [0.6, 0.99, 0.97, 0.7], files=files)
+    texts = [text.get_text() for text in figure.axes[0].texts[1:]]
+    ends = ["…9012345678901234567890123456789.png", r"a\nb\udcff.png", "é.png"]
+    assert [text.replace("\n", "").partition("%,")[2].strip() for text in texts] == ends
+    figures.save_figure(figure, tmp_path / "mistakes.png")
     right = figures.mistakes_grid(images, [1] * 4, [1] * 4, [0.9] * 4)
     assert [text.get_text() for text in right.axes[0].texts] == ["No errors", "nothing to show"]
 

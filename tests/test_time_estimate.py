@@ -72,6 +72,7 @@ def test_settings_that_would_shorten_a_run():
     assert settings("cnn", 64, steps=9) == ["fewer --steps"]
     assert settings("vgg11", 32, "cifar10") == ["--model=cifar_resnet20", "fewer --epochs"]
     assert time_estimate.shorter_settings(SegmentConfig(workdir="W"), experiment("cnn", 64)) == ["fewer --epochs"]
+    assert settings("mlp", 6) == ["fewer --epochs"]  # Smaller than cnn supports.
 
 
 def test_networks_that_need_large_images_get_no_smaller_ones(monkeypatch):

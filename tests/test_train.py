@@ -12,6 +12,8 @@ from jax import lax
 
 import models
 from data import augment, batches
+from experiments.cli.config import ClassifyConfig
+from experiments.setup import training
 from models import layers
 from train import checkpoint, leaves, loop, optimizers, workdir
 from train.equality import tree_error
@@ -119,17 +121,31 @@ class Wide(nn.Module):
 
 
 def step_of(mnist5k, devices=1, **options):
-    axis = axis_of(devices)
+    axis, parts = axis_of(devices), options.get("accumulate", 1)
     task = make_task(axis, model=Wide(axis), **options)
     images, labels = mnist5k.splits["train"]
     step = data_parallel.parallelize(task.train_step, devices, donate=False)
-    state, sums = step(jax.jit(task.init)(jax.random.key(0)), {"image": images[:16], "label": labels[:16]})
+    rows = batches.device_order(16, devices=devices, micro_batches=parts)
+    state, sums = step(jax.jit(task.init)(jax.random.key(0)), {"image": images[rows], "label": labels[rows]})
     return jax.device_get((state.params, sums))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(mnist5k, devices):
     assert tree_error(step_of(mnist5k, devices, accumulate=4), step_of(mnist5k)) < 1e-5
+
+
+def test_batch_norm_of_micro_batches_is_the_same_on_any_number_of_devices(mnist5k):
+    """With dropout and augmentation, on the batches that a run trains on."""
+    found = []
+    for devices in (1, 2, 4):
+        config = ClassifyConfig(workdir="W", batch_size=16, accumulate=2)
+        task = make_task(axis_of(devices), accumulate=2)
+        data = training.batches_of(config, mnist5k, "test", task, device_count=devices)
+        step = data_parallel.parallelize(task.train_step, devices, donate=False)
+        state, sums = step(jax.jit(task.init)(jax.random.key(0)), next(iter(data.train_batches(0))))
+        found.append(jax.device_get((state.params, state.batch_stats, sums)))
+    assert tree_error(found[1], found[0]) < 1e-5 and tree_error(found[2], found[0]) < 1e-5
 
 
 def test_rematerialization_and_bfloat16(mnist5k):

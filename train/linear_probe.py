@@ -49,13 +49,18 @@ def of_head(optimizer: optax.GradientTransformation, is_frozen) -> optax.Gradien
 
 
 def train_step(state: State, batch, *, step, is_frozen):
-    """The training step `step`, after which the backbone is bit-identical."""
+    """The training step `step`, after which the backbone and its average are bit-identical."""
     new, sums = step(state, batch)
     # An added zero would change -0.0, and an average of statistics over the devices may round.
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, old, updated: old if is_frozen(path) else updated, state.params, new.params
-    )
-    return new._replace(params=params, batch_stats=state.batch_stats), sums
+
+    def kept(old, updated):
+        return jax.tree_util.tree_map_with_path(lambda path, a, b: a if is_frozen(path) else b, old, updated)
+
+    new = new._replace(params=kept(state.params, new.params), batch_stats=state.batch_stats)
+    if state.average:
+        params = kept(state.average["params"], new.average["params"])
+        new = new._replace(average={"params": params, "batch_stats": state.average["batch_stats"]})
+    return new, sums
 
 
 def probing(task: Task, is_frozen) -> Task:

@@ -15,11 +15,13 @@ ENDINGS = (".xplane.pb", ".trace.json.gz")  # Of the two files that JAX writes f
 
 class Profile:
     """Traces the training steps `steps`, numbered from 0, and writes the trace to `folder`; without a folder, traces
-    nothing. An evaluation or a checkpoint between two of the steps is part of the trace."""
+    nothing. An evaluation or a checkpoint between two of the steps is part of the trace. If a signal ends the run among
+    the steps, the trace has those before it; the resumed run writes another trace of the rest."""
 
     def __init__(self, folder: pathlib.Path | None = None, steps: range = range(0)):
         self.folder, self.steps = folder, steps
         self._temporary: pathlib.Path | None = None  # While a trace is recorded.
+        self._traced = range(0)
         self._annotation: jax.profiler.StepTraceAnnotation | None = None
 
     def before(self, step: int, state) -> None:
@@ -32,6 +34,8 @@ class Profile:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._temporary = pathlib.Path(tempfile.mkdtemp(prefix=".trace_", dir=self.folder))
             jax.profiler.start_trace(self._temporary)
+            self._traced = range(step, step)
+        self._traced = range(self._traced.start, step + 1)
         # XProf shows the time of each annotated step.
         self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
         self._annotation.__enter__()
@@ -49,7 +53,7 @@ class Profile:
         if self.folder is None or self._temporary is None:
             return
         temporary, self._temporary = self._temporary, None
-        (index, count), session = processes.index_and_count(), f"steps_{self.steps.start}_{self.steps.stop}"
+        (index, count), session = processes.index_and_count(), f"steps_{self._traced.start}_{self._traced.stop}"
         target = self.folder / "plugins" / "profile" / session  # The folders that XProf expects.
         try:
             jax.profiler.stop_trace()
@@ -62,7 +66,7 @@ class Profile:
             raise WorkdirError(f"{self.folder}: the trace can't be written: {str(error).splitlines()[0]}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        say(f"trace of steps {self.steps.start} to {self.steps.stop - 1}: xprof --logdir={self.folder}")
+        say(f"trace of steps {self._traced.start} to {self._traced.stop - 1}: xprof --logdir={self.folder}")
 
     def _end_annotation(self) -> None:
         if self._annotation is not None:

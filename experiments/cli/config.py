@@ -61,7 +61,9 @@ class RunConfig:
     )
     dry_run_data: bool = option(False, "With --dry_run: use random images instead of the data set.", resumable=True)
     profile_steps: str | None = option(
-        None, "A:B traces training steps A to B - 1, counted from 0, for XProf; written to W/profile.", resumable=True
+        None,
+        "A:B traces training steps A to B - 1, counted from 0, for XProf; written to W/profile. At most 1,000 steps.",
+        resumable=True,
     )
 
 

@@ -16,6 +16,8 @@ from experiments.cli.config import (
     TrainingConfig,
 )
 
+MOST_TRACED = 1000  # Steps. The trace is held in memory: 50,000 steps of a small mlp took more than 5 GB.
+
 
 def _no_effect(config: TrainingConfig | NetworkConfig, names: tuple[str, ...], why: str) -> None:
     """Raises UsageError if one of the flags differs from its default although it has no effect."""
@@ -36,12 +38,14 @@ def check_skip_corrupt(skip_corrupt: bool, dataset: str) -> None:
 
 
 def profiled_steps(given: str | None) -> range:
-    """The steps A to B - 1 of --profile_steps=A:B; none without the flag. Raises UsageError if it is malformed."""
+    """The steps A to B - 1 of --profile_steps=A:B; none without the flag. Raises UsageError if it is malformed or asks
+    for a trace that could exhaust memory."""
     if given is None:
         return range(0)
     match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", given)
     steps = range(int(match[1]), int(match[2])) if match else range(0)
     require(len(steps) > 0, f"--profile_steps={given}: must be A:B with 0 <= A < B, such as 100:103")
+    require(len(steps) <= MOST_TRACED, f"--profile_steps={given}: must be at most {MOST_TRACED:,} steps")
     return steps
 
 

@@ -40,11 +40,12 @@ def constant_prediction(confusion, class_names) -> str:
     return f"every image is predicted as {class_names[predicted[0]]}; a smaller --learning_rate may help"
 
 
-def write_report(workdir, experiment, *, test, result, summary, command: str, mixed: bool = False) -> None:
-    """Writes the report of a classifier to the workdir: figures/*.png and report.html. `mixed` states whether it was
-    trained on mixed images."""
+def write_report(workdir, experiment, *, test, files=None, result, summary, command: str, mixed: bool = False) -> None:
+    """Writes the report of a classifier to the workdir: figures/*.png and report.html. `files` are the names of the
+    images of `test`, if they are in files; `mixed` states whether it was trained on mixed images."""
     state, names = result.state, experiment.info.class_names
-    images, labels = preprocessing.sample_for_report(*test)
+    images, labels, rows = preprocessing.sample_for_report(*test)
+    files = None if files is None else [files[row] for row in rows]
     confusion = result.sums["confusion"].astype(int)
     if constant := constant_prediction(confusion, names):
         say(constant)
@@ -66,7 +67,7 @@ def write_report(workdir, experiment, *, test, result, summary, command: str, mi
             "mistakes",
             "Most confident errors",
             f"{among} misclassified with the highest probability",
-            draw.mistakes_grid(images, labels, predicted, confidence, names),
+            draw.mistakes_grid(images, labels, predicted, confidence, names, files=files),
         ),
         (
             "layer1",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from train.messages import one_line
 from train.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def mistakes_grid(
     confidence: ArrayLike,
     class_names: Sequence[str] | None = None,
     *,
+    files: Sequence[str] | None = None,
     limit: int = 12,
     title: str | None = None,
 ) -> Figure:
@@ -266,12 +268,15 @@ def mistakes_grid(
         images: [N, H, W] or [N, H, W, 1 or 3] floats.
         labels, predicted: [N] integers, the true and the predicted class.
         confidence: [N] floats in 0 .. 1, the probability of the predicted class.
+        files: [N] names of the images' files, or None.
     """
     true, guess, sure = np.asarray(labels), np.asarray(predicted), np.asarray(confidence, dtype=np.float64)
     wrong = np.flatnonzero(true != guess)
     chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:limit]
     name = (lambda index: str(index)) if class_names is None else (lambda index: str(class_names[index]))
     captions = [f"true {name(true[i])}, predicted {name(guess[i])}, {100 * sure[i]:.0f} %" for i in chosen]
+    if files is not None:
+        captions = [f"{text}, {_end(files[i])}" for text, i in zip(captions, chosen, strict=True)]
     if title is None:
         title = f"Most confident errors ({len(chosen)} of {len(wrong):,})" if len(wrong) else "No errors"
     return image_grid(np.asarray(images)[chosen], captions, title)
@@ -285,6 +290,13 @@ def wrapped(text: str, width: int = 46) -> str:
 def _shortened(name: str, longest: int = 16) -> str:
     """Truncate a long name with an ellipsis."""
     return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def _end(name: str, longest: int = 36) -> str:
+    """The end of a long file name, with an ellipsis before it; the starts are often alike. Unprintable characters are
+    escaped."""
+    name = one_line(name)
+    return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def _caption_lines(text: str, width: int) -> list[str]:

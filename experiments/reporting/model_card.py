@@ -9,6 +9,7 @@ from typing import Any
 
 import models
 from experiments.setup.saved_run import COMMANDS, SavedRun
+from train.workdir import WorkdirError
 
 TITLES = {"accuracy": "accuracy", "accuracy_top5": "top-5 accuracy", "loss": "loss", "mean_iou": "mean IoU",
           "global_accuracy": "global accuracy", "psnr": "PSNR in dB", "classifier_fid": "classifier_fid"}  # fmt: skip
@@ -55,7 +56,7 @@ def score(run: dict, summary: dict | None, step: int) -> str:
 
 def snippet(form: str, names: str, file: str, program, *, run: SavedRun) -> list[str]:
     """The lines that load and run the file."""
-    arguments, quoted = ", ".join(program.inputs), json.dumps(file)
+    arguments, quoted = ", ".join(program.inputs), json.dumps(file, ensure_ascii=False)
     if form == "stablehlo":
         return [
             "from jax import export  # pip install jax flatbuffers",
@@ -88,6 +89,17 @@ def snippet(form: str, names: str, file: str, program, *, run: SavedRun) -> list
     ]
 
 
+def read_summary(path: pathlib.Path) -> dict | None:
+    """The scores of a finished run; None if it has not finished."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged: {error}") from None
+    if found is not None and not isinstance(found, dict):
+        raise WorkdirError(f"{path} is damaged: it does not contain a JSON object")
+    return found
+
+
 def card(
     *,
     run: SavedRun,
@@ -102,8 +114,7 @@ def card(
 ) -> str:
     """The card of the file `path` with `content`; `output` is the shape of the network's output without the batch."""
     record = json.loads((run.workdir / "run.json").read_text())
-    finished = run.workdir / "summary.json"
-    summary = json.loads(finished.read_text()) if finished.exists() else None
+    summary = read_summary(run.workdir / "summary.json")
     info, classes = run.info, list(map(str, run.info.class_names))
     more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
     inputs = [shape(name, spec.shape, str(spec.dtype)) for name, spec in program.inputs.items()]

@@ -130,9 +130,10 @@ def write_report(workdir, config, experiment, *, test, result, summary, command:
     )
 
 
-def write_images(place: pathlib.Path, files: list[str], made: np.ndarray) -> list[tuple[str, str]]:
-    """Writes the reconstruction of each image file as a PNG file. Returns rows (image file, PNG file)."""
-    rows = [(file, place / f"{name}.png") for file, name in zip(files, run_page.stems(files), strict=True)]
+def write_images(place: pathlib.Path, files: list[str], made: np.ndarray, used: set[str]) -> list[tuple[str, str]]:
+    """Writes the reconstruction of each image file as a PNG file, with a name that is not in `used`. Returns rows
+    (image file, PNG file)."""
+    rows = [(file, place / f"{name}.png") for file, name in zip(files, run_page.stems(files, used), strict=True)]
     for (_, path), pixels in zip(rows, to_bytes(made), strict=True):
         run_page.write_png(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     return [(file, str(path)) for file, path in rows]

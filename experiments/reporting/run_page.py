@@ -27,14 +27,16 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     write_atomically(path, png.getvalue())
 
 
-def stems(files: list[str]) -> list[str]:
-    """File names without suffixes. A number is appended to repeated names, for example from different folders."""
-    found: dict[str, None] = {}
+def stems(files: list[str], used: set[str]) -> list[str]:
+    """File names without suffixes. A number is appended to names that are `used`, for example by a file in another
+    folder; the names are added to it."""
+    found = []
     for file in files:
         stem = pathlib.Path(file).stem
         others = (f"{stem}_{i}" for i in itertools.count(2))
-        found[next(name for name in itertools.chain([stem], others) if name not in found)] = None
-    return list(found)
+        found.append(next(name for name in itertools.chain([stem], others) if name not in used))
+        used.add(found[-1])
+    return found
 
 
 def write_page(

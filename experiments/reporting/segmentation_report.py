@@ -63,16 +63,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndar
 
 
 def write_masks(
-    place: pathlib.Path, files: list[str], found: np.ndarray, info: SegmentationInfo
+    place: pathlib.Path, files: list[str], found: np.ndarray, info: SegmentationInfo, used: set[str]
 ) -> list[tuple[str, str, str]]:
     """Writes, for each image file, a palette PNG of its predicted classes and an overlay of their colors on the image,
-    both in the image's original size, and legend.png. The indices of the classes in the PNG are those of the data set's
-    annotations. Returns rows (file, mask, overlay)."""
+    both in the image's original size, with names that are not in `used`. The indices of the classes in the PNG are
+    those of the data set's annotations. Returns rows (file, mask, overlay)."""
     colours, rows = palette(info), []
     values = np.array(info.class_values or range(len(info.class_names)))
     entries = np.zeros((values.max() + 1, 3), np.uint8)
     entries[values] = colours[:-1]
-    for file, name, mask in zip(files, run_page.stems(files), found, strict=True):
+    for file, name, mask in zip(files, run_page.stems(files, used), found, strict=True):
         image = decode.read_image(file, channels=3)
         whole = Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST)
         paths = [place / f"{name}_{kind}.png" for kind in ("mask", "overlay")]
@@ -82,15 +82,19 @@ def write_masks(
         for path, drawn in zip(paths, (whole, over), strict=True):
             run_page.write_png(path, drawn)
         rows.append((file, str(paths[0]), str(paths[1])))
+    return rows
+
+
+def write_legend(place: pathlib.Path, info: SegmentationInfo) -> None:
+    """Writes the colors of the classes to legend.png."""
     import matplotlib
 
     with matplotlib.rc_context(draw.STYLE):
         shown = draw.new_figure(height=_legend_height(info.class_names))
-        patches = _patches(colours, info.class_names, longest=60)
+        patches = _patches(palette(info), info.class_names, longest=60)
         columns = _legend_columns(info.class_names)
         shown.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=9)
         draw.save_figure(shown, place / "legend.png")
-    return rows
 
 
 def _legend_columns(names) -> int:

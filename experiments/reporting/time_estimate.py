@@ -59,7 +59,8 @@ def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
         own = multiply_adds(experiment.model, experiment.input_shape)
         for name in SMALLER[side > LARGEST]:
             other = models.create(name, len(experiment.info.class_names))
-            if multiply_adds(other, experiment.input_shape) * FACTOR <= own:
+            accepted = _accepts(other, experiment.input_shape)
+            if accepted and multiply_adds(other, experiment.input_shape) * FACTOR <= own:
                 found.append(f"--model={name}")
                 break
     return [*found, "fewer --steps" if config.steps else "fewer --epochs"]

@@ -12,7 +12,7 @@ from data.dataset import Dataset, binary_task, hold_out, pixel_covariance, pixel
 from experiments.cli import options
 from experiments.cli.app import UsageError, require
 from experiments.cli.config import ClassifyConfig, NetworkConfig, ReconstructConfig
-from experiments.setup import fine_tuning, preprocessing
+from experiments.setup import fine_tuning, preprocessing, saved_run
 from experiments.setup.experiment import (
     ClassificationInfo,
     DatasetInfo,
@@ -41,9 +41,10 @@ def load_dataset(
     shape: tuple[int, int, int] | None = None,
     channels: int | None = None,
     least_classes: int = 2,
+    default_size: int | None = None,
 ) -> Dataset:
     """Loads the data set, as a binary task if --positive is given. Images are converted to `shape` or to `channels`, if
-    given, as in data.load."""
+    given, and `default_size` is the default of --image_size, as in data.load."""
     data.find(config.dataset)
     size, augmentation = config.image_size, config.augment
     if config.dry_run_data:
@@ -61,6 +62,7 @@ def load_dataset(
             shape=shape,
             channels=channels,
             least_classes=least_classes,
+            default_size=default_size,
         )
     streamed = any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values())
     supported = "is supported by --dataset=folder and tfds:NAME"
@@ -69,7 +71,6 @@ def load_dataset(
     if shape:  # The images in memory were resized to those of --init_from.
         height, width = shape[:2]
         large = f"is not supported here: images are resized to {height}x{width} pixels, the size in --init_from"
-        large += f"; with --image_size={height}, it is" if height == width else ""
     require(streamed or config.fit == "crop", f"--fit={config.fit} {large}")
     require(
         streamed or augmentation not in ("crop", "resized_crop"),
@@ -91,6 +92,13 @@ def dataset_info(config: ClassifyConfig, dataset: Dataset) -> ClassificationInfo
     mean, std = constants or (images.pixel_statistics() if streamed else pixel_statistics(images))
     covariance = pixel_covariance(images[stream.sample(len(images), stream.SAMPLE)]) if config.colour_noise else ()
     return ClassificationInfo(tuple(images.shape[1:]), mean, std, dataset.class_names, covariance)
+
+
+def check_model(name: str) -> None:
+    """Raises ModelError if the network `name` is unknown, and UsageError if it is not for classification."""
+    task = models.spec(name, listed=lambda entry: entry.task == "classification").task
+    command = saved_run.COMMANDS[task]
+    require(command == "classify", f"--model={name} is a model for {task}, not classification; use {command}")
 
 
 def network(
@@ -120,9 +128,8 @@ def create_experiment(
 ) -> Experiment:
     """Creates the network and its task for a run on `devices`. With `checked=False`, for stored runs, skips the checks
     that the network supports the images and the batch."""
+    check_model(config.model)
     axis = axis_of(devices)
-    task_name = models.spec(config.model).task
-    require(task_name == "classification", f"--model={config.model} is a model for {task_name}, not classification")
     author = config.parameter_groups == "author"
     model = network(config, len(info.class_names), axis=axis, sync_bn=config.sync_bn, author=author)
     train_prepare, eval_prepare, input_shape = preprocessing.make_prepare(config, info)

@@ -1,16 +1,18 @@
 """The data that a stored run is evaluated on, and the decoding of image files for it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from data import decode, image_files, stream
-from data.dataset import ArgumentError, Dataset, digests, hold_out
-from experiments.cli.app import require
+from data.dataset import ArgumentError, DataError, Dataset, digests
+from experiments.cli.app import UsageError, require
 from experiments.cli.validation import in_files
 from experiments.setup.experiment import held_out_fractions
 from experiments.setup.saved_run import SavedRun
+from train.messages import say
 
 
 def in_memory(run: SavedRun) -> bool:
@@ -46,16 +48,19 @@ def on_data(config: Any, *, dataset: str | None, data_dir: str | None) -> Any:
     return config
 
 
-def held_out(run: SavedRun, dataset: Dataset) -> Dataset:
-    """The data set; if it is a copy of the run's own data, with the splits that the run held out."""
-    fractions = held_out_fractions(run.config)
-    if not any(fractions):
-        return dataset
-    try:
-        own = hold_out(dataset, *fractions)
-    except ArgumentError:  # It has no training images, or these splits are in it.
-        return dataset
-    return own if digests(own) == run.data_digests else dataset
+def load(run: SavedRun, config: Any, load_dataset: Callable[[Any], Dataset]) -> Dataset:
+    """The data set that `load_dataset` returns for the config of `on_data`. If it is a copy of the run's own data, the
+    splits that the run held out are held out of it."""
+    val, test = held_out_fractions(run.config)
+    if held_out_fractions(config) != (val, test):
+        try:
+            found = load_dataset(dataclasses.replace(config, val_fraction=val, test_fraction=test))
+        except (ArgumentError, DataError, UsageError):  # Other data, such as one without training images.
+            found = None
+        if found is not None and digests(found) == run.data_digests:
+            say("these are the run's own images, with the splits that it held out")
+            return found
+    return load_dataset(config)
 
 
 def is_held_out_anew(run: SavedRun, dataset: Dataset, split: str) -> bool:

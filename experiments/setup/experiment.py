@@ -58,7 +58,8 @@ def train_split(dataset: Dataset) -> tuple[Any, Any]:
         how = f"{HOLD_OUT}, or move the images to train/CLASS/ and test/CLASS/"
         raise UsageError(f"--dataset={dataset.name} has class folders, but no splits train and test: {how}")
     if "train" not in dataset.splits:
-        raise UsageError(f"--dataset={dataset.name} has no split train, only {', '.join(dataset.splits)}")
+        hint = "; the folder of the training images must be named train" if dataset.name in ("folder", "masks") else ""
+        raise UsageError(f"--dataset={dataset.name} has no split train, only {', '.join(dataset.splits)}{hint}")
     return dataset.splits["train"]
 
 
@@ -71,10 +72,10 @@ def eval_split(dataset: Dataset, given: str | None = None) -> str:
     return given or _first(dataset, ("val", "validation", "test"), hint=f"; {HOLD_OUT}")
 
 
-def scoring_split(dataset: Dataset) -> str:
+def scoring_split(dataset: Dataset, *, hint: str = "") -> str:
     """The split that a finished run is scored on: test, else val or validation, else all images of a folder that has
-    class folders without splits."""
-    return _first(dataset, ("test", "val", "validation", ALL))
+    class folders without splits. Raises UsageError, with the `hint`, if there is none."""
+    return _first(dataset, ("test", "val", "validation", ALL), hint=hint)
 
 
 def held_out_fractions(config: TrainingConfig) -> tuple[float, float]:

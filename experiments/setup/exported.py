@@ -87,11 +87,14 @@ def test_images(run: SavedRun) -> np.ndarray | None:
     try:
         if run.task == "segmentation":
             config = segmentation.for_evaluation(run, dataset=None, data_dir=None)
-            dataset = segmentation.load_dataset(config, split="test")
+            form = {"channels": run.info.image_shape[2], "class_names": run.info.class_names}
+            dataset = segmentation.load_dataset(config, split="test", **form)
+        elif run.task == "reconstruction":
+            dataset = reconstruction.load_dataset(config)
         else:
-            load = reconstruction.load_dataset if run.task == "reconstruction" else classification.load_dataset
-            dataset = load(config)
-        images, _ = evaluation_data.held_out(run, dataset).splits[scoring_split(dataset)]
+            own, shape = evaluation_data.for_evaluation(run, dataset=None, data_dir=None, tta=None)
+            dataset = classification.load_dataset(own.config, shape=shape)
+        images, _ = dataset.splits[scoring_split(dataset)]
         found = np.asarray(images[stream.sample(len(images), count)])
     except (DataError, ArgumentError, UsageError) as error:
         say(f"the export is checked with random images only, because the run's data can't be read: {error}")

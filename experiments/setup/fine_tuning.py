@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from experiments.cli.app import require
-from experiments.cli.config import ClassifyConfig, SegmentConfig
+from experiments.cli.config import ClassifyConfig, SegmentConfig, TrainingConfig
 from experiments.setup import saved_run
 from models import summary
 from models.errors import ModelError
@@ -85,7 +85,7 @@ def backbone(config: ClassifyConfig | SegmentConfig, model: nn.Module, input_sha
     return Backbone(head(model, input_shape, name=config.model, flag=flag), frozen, rate)
 
 
-def own_run(config: ClassifyConfig | SegmentConfig) -> saved_run.SavedRun | None:
+def own_run(config: TrainingConfig) -> saved_run.SavedRun | None:
     """The run that the config resumes; None if it is new."""
     try:
         run = saved_run.read(config.workdir) if config.workdir else None

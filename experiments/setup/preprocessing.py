@@ -2,17 +2,20 @@
 
 import functools
 
+import numpy as np
+
 from data import augment, stream
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig
 
 
 def sample_for_report(images, labels):
-    """The test images in which the report searches for errors: all of them, or a fixed sample of a stream."""
+    """The test images in which the report searches for errors, their labels and their rows: all of them, or a fixed
+    sample of a stream."""
     if not isinstance(images, stream.Stream):
-        return images, labels
+        return images, labels, np.arange(len(images))
     rows = stream.sample(len(images), stream.SAMPLE)
-    return images[rows], labels[rows]
+    return images[rows], labels[rows], rows
 
 
 def make_prepare(config: ClassifyConfig, info):

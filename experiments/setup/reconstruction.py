@@ -102,6 +102,7 @@ def for_evaluation(run: SavedRun, *, dataset: str | None, data_dir: str | None) 
     may differ from the run's."""
     config = evaluation_data.on_data(run.config, dataset=dataset, data_dir=data_dir)
     own = (config.dataset, config.data_dir) == (run.config.dataset, run.config.data_dir)
-    found = load_dataset(config, shape=None if own else run.info.image_shape)
+    load = functools.partial(load_dataset, shape=None if own else run.info.image_shape)
+    found = evaluation_data.load(run, config, load)
     info = dataclasses.replace(run.info, class_names=found.class_names)
     return run._replace(config=config, info=info), found

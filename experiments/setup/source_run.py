@@ -4,9 +4,9 @@
 import dataclasses
 from typing import Any
 
-import data
 import models
 from data import stream
+from data.dataset import Dataset
 from experiments.cli.app import require
 from experiments.cli.config import ClassifyConfig, SegmentConfig
 from experiments.cli.validation import in_files
@@ -41,42 +41,46 @@ def depends_on_size(run: SavedRun) -> bool:
     return larger != fine_tuning.shapes(model, (height, width, channels))
 
 
-def with_image_size(config: ClassifyConfig) -> ClassifyConfig:
-    """The config with the source's image size in place of the default --image_size, if images are cropped from files.
-    Raises UsageError if the source's network differs, or if its weights do not fit a given --image_size."""
-    if not config.init_from or not in_files(config.dataset):
-        return config
-    stored_network.init_from_parts(config)
-    run, size = _read(config), config.image_size
-    height, width, channels = input_shape(run)
-    if size is not None:
-        fits = (size, size) == (height, width) or not depends_on_size(run)
-        depend = f"the weights in {config.init_from} depend on the image size, {height}x{width} pixels"
-        require(fits, f"--image_size={size}: {depend}; omit --image_size")
-        return config
+def load_dataset(config: ClassifyConfig) -> tuple[ClassifyConfig, Dataset]:
+    """Returns the config and its data set, with images in the form of the source's. If images are cropped from files,
+    because they are large, differ in size, or flags crop them, the source's image size is set as the config's
+    --image_size. A resumed run has its images in the form of its first start, and does not need the source. Raises
+    UsageError if the source's network differs, or if its weights do not fit a given --image_size."""
+    if not config.init_from:
+        return config, classification.load_dataset(config)
+    size, default = config.image_size, None
     if own := fine_tuning.own_run(config):
-        return dataclasses.replace(config, image_size=own.config.image_size)
-    if evaluation_data.in_memory(run) and (depends_on_size(run) or not _are_cropped(config, channels)):
-        return config
-    return dataclasses.replace(config, image_size=max(height, width))
-
-
-def _are_cropped(config: ClassifyConfig, channels: int) -> bool:
-    """Whether the images of the data set are too large, or differ too much in size, to be used as they are."""
-    if config.dry_run_data:
-        return False
-    try:
-        found = data.load(config.dataset, config.data_dir, skip_corrupt=config.skip_corrupt, channels=channels)
-    except data.SizesDiffer:
-        return True
-    return any(isinstance(images, stream.Stream) for images, _ in found.splits.values())
+        config = dataclasses.replace(config, image_size=own.config.image_size if size is None else size)
+        return config, classification.load_dataset(config, **image_form(config))
+    stored_network.init_from_parts(config)
+    run = _read(config)
+    if in_files(config.dataset):
+        height, width, _ = input_shape(run)
+        if size is not None:
+            fits = (size, size) == (height, width) or not depends_on_size(run)
+            depend = f"the weights in {config.init_from} depend on the image size, {height}x{width} pixels"
+            require(fits, f"--image_size={size}: {depend}; omit --image_size")
+        else:
+            default = max(height, width)
+            crops = config.fit != "crop" or config.augment in ("crop", "resized_crop")
+            if not evaluation_data.in_memory(run) or (crops and height == width):
+                size = default
+        config = dataclasses.replace(config, image_size=size)
+    dataset = classification.load_dataset(config, **image_form(config), default_size=default)
+    if default and any(isinstance(images, stream.Stream) for images, _ in dataset.splits.values()):
+        config = dataclasses.replace(config, image_size=default)
+    return config, dataset
 
 
 def image_form(config: ClassifyConfig | SegmentConfig) -> dict[str, Any]:
     """Arguments of load_dataset that convert images to those of the source: its number of channels and, if a
-    classifier's weights depend on it, its image size. Raises UsageError if the source's network differs."""
+    classifier's weights depend on it, its image size. For a resumed run, they convert images to its own. Raises
+    UsageError if the source's network differs."""
     if not config.init_from:
         return {}
+    if own := fine_tuning.own_run(config):
+        whole = isinstance(config, ClassifyConfig) and config.image_size is None and evaluation_data.in_memory(own)
+        return {"shape": own.info.image_shape} if whole else {"channels": own.info.image_shape[2]}
     stored_network.init_from_parts(config)
     run = _read(config)
     if run.config.model != config.model:  # Only the encoder is taken.
@@ -87,6 +91,12 @@ def image_form(config: ClassifyConfig | SegmentConfig) -> dict[str, Any]:
         # crop24 crops the images on the device.
         return {"shape": run.info.image_shape if config.augment == "crop24" else input_shape(run)}
     return {"channels": run.info.image_shape[2]}
+
+
+def check(config: ClassifyConfig | SegmentConfig, experiment: Experiment) -> None:
+    """Raises UsageError if nothing would be taken from the source; a resumed run has its weights."""
+    if not fine_tuning.own_run(config):
+        new_leaves(config, experiment)
 
 
 def new_leaves(config: ClassifyConfig | SegmentConfig, experiment: Experiment) -> frozenset[Leaf]:

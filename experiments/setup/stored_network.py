@@ -8,7 +8,7 @@ import jax
 import models
 from experiments.cli import options
 from experiments.cli.app import UsageError
-from experiments.setup import classification, generation, reconstruction, saved_run, segmentation
+from experiments.setup import classification, fine_tuning, generation, reconstruction, saved_run, segmentation
 from experiments.setup.experiment import Experiment, selects
 from experiments.setup.saved_run import SavedRun
 from train import checkpoint
@@ -75,6 +75,12 @@ def weights_at_step(config, state: State, *, new: frozenset[str] = frozenset()) 
 def _averaged(name: str) -> str:
     """The name of the leaf, or of the prefix of leaves, in the average of the weights."""
     return re.sub(r"^\.(params|batch_stats)", r".average['\1']", name)
+
+
+def check_init_from(config) -> None:
+    """Raises the errors of `init_from_parts`, except for a resumed run, which has its weights."""
+    if not fine_tuning.own_run(config):
+        init_from_parts(config)
 
 
 def init_from_parts(config) -> tuple[str, ...]:

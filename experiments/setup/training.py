@@ -235,6 +235,8 @@ def batches_of(config: Any, dataset: Dataset, split: str, task: Task, *, device_
         seed=config.seed,
         part=part,
         flip=getattr(config, "alternate_flip", False),
+        devices=device_count,
+        micro_batches=getattr(config, "accumulate", 1),
     )
     return loop.Data(
         lambda step: train_batches(start=step),

@@ -22,8 +22,10 @@ def init(key, *, model, optimizer, image_shape, ema: float = 0.0) -> State:
 def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
     """The result of `grad_fn` for the whole batch, accumulated over `parts` parts of its rows, one after the other.
     Batch norm uses one part at a time; everything else, including augmentation and dropout, is the same as for the
-    whole batch at once."""
-    rows = batch["label"].shape[0]
+    whole batch at once. On several devices, the batch is in the order of data.batches.device_order, so that the parts
+    are those of a single device."""
+    size = batch["label"].shape[0] // parts  # Rows of a part on this device; `total_size`: on all devices.
+    total_size = size * (lax.axis_size(axis) if axis else 1)
 
     def one_part(carry, inputs):
         batch_stats, total = carry
@@ -32,7 +34,8 @@ def accumulated(params, batch_stats, batch, key, *, grad_fn, parts: int, axis):
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), (loss, sums)
 
     batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-    start, places = (batch_stats, jax.tree.map(jnp.zeros_like, params)), global_rows(rows, axis).reshape(parts, -1)
+    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    places = total_size * jnp.arange(parts)[:, None] + global_rows(size, axis)[None]
     (batch_stats, total), (loss, sums) = lax.scan(one_part, start, (batches, places))
     grads = jax.tree.map(lambda g: g / parts, total)
     return (loss.mean(), (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))), grads
