@@ -82,7 +82,8 @@ def _missing(name: str, data_dir: str | None) -> str:
     option = f" --data_dir={data_dir}" if data_dir else ""
     command = f"run `python -m experiments.prepare --dataset={name}{option}` (add --source=FOLDER for local copies)"
     if data_dir:
-        return f"{data_dir} has none of the files {', '.join(NAMES)} (with or without .gz): {command}"
+        lack = f"has none of the files {', '.join(NAMES)} (with or without .gz)"
+        return f"{data_dir} {lack if pathlib.Path(data_dir).is_dir() else 'is not a folder'}: {command}"
     package = ", or install the package dataset-fashion-mnist (Debian, Ubuntu)" if name in SYSTEM else ""
     return f"{name} is not in {' or '.join(map(str, _folders(name, None)))}: {command}{package}"
 

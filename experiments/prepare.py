@@ -98,7 +98,7 @@ def cifar10(config: PrepareConfig, sources: list[pathlib.Path]) -> int:
 
     folder = pathlib.Path(config.data_dir) if config.data_dir else default_dir("cifar10")
     if store.exists(folder, "cifar10"):
-        print(f"cifar10 is already prepared in {folder}", file=sys.stderr)
+        print(f"cifar10 is already prepared in {folder}{unread(config)}", file=sys.stderr)
         return 0
     if any(path.is_dir() or path.suffix == cifar10_parquet.SUFFIX for path in sources):
         splits = cifar10_parquet.read(sources)
@@ -123,7 +123,7 @@ def idx_files(config: PrepareConfig, sources: list[pathlib.Path]) -> int:
     name = config.dataset
     place, folder = idx.locate(name, config.data_dir), idx.folder_of(name, config.data_dir)
     if place and len(idx.find([place])) == len(idx.NAMES):
-        report(f"{name} is already prepared", idx.load(name, config.data_dir).splits, place)
+        report(f"{name} is already prepared{unread(config)}", idx.load(name, config.data_dir).splits, place)
         return 0
     if sources:
         for path in prepare_idx.copy(name, sources, folder):
@@ -132,6 +132,10 @@ def idx_files(config: PrepareConfig, sources: list[pathlib.Path]) -> int:
         prepare_idx.fetch(name, folder)
     report(name, idx.load(name, str(folder)).splits, folder)
     return 0
+
+
+def unread(config: PrepareConfig) -> str:
+    return f" (--source={config.source} was not read)" if config.source else ""
 
 
 def report(text: str, splits: dict, place: pathlib.Path) -> None:

@@ -187,7 +187,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     "benchmarks.profile_step --models=resnet20,segnet_basic,mlp,resnet18 --figure=docs/step_profile.png": Run(
         "--models=mlp --batch=16 --seconds=0.01", {"docs/step_profile.png": "new"}
     ),
-    "classify --workdir=W --model=mlp --steps=500 --profile_steps=100:103": Run("--steps=2 --profile_steps=0:2"),
+    "classify --workdir=W --model=mlp --steps=500 --profile_steps=130:133": Run("--steps=2 --profile_steps=0:2"),
     "benchmarks.checkouts --before=FOLDER --models=mlp,resnet20 --turns=20": Run(
         "--models=mlp --batch=8 --seconds=0.001 --turns=2", {"FOLDER": "."}
     ),

@@ -60,6 +60,8 @@ def test_a_folder_or_the_files_become_a_store(made, tmp_path, capsys):
         assert prepare.main(prepare.PrepareConfig("cifar10", source, store)) == 0
         equal(data.load("cifar10", store).splits, splits)
     assert "cifar10: 100 train, 20 test in " in capsys.readouterr().err
+    assert prepare.main(prepare.PrepareConfig("cifar10", source, store)) == 0
+    assert capsys.readouterr().err == f"cifar10 is already prepared in {store} (--source={files} was not read)\n"
 
 
 def test_several_files_of_a_split(made, tmp_path):

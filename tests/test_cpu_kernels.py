@@ -257,13 +257,14 @@ def cache_at():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_missing_cache_folder_is_created(small, cache_at):
+def test_a_missing_cache_folder_is_created(small, cache_at, capsys):
     cache_at(small / "new/compiled")
     assert build.load().answer() == 42
     assert (small / "new/compiled").stat().st_mode & 0o777 == 0o700
     (path,) = (small / "new/compiled").iterdir()
     before = path.stat().st_mtime_ns
     assert build.load().answer() == 42 and path.stat().st_mtime_ns == before
+    assert capsys.readouterr().err == "compiling the CPU kernels for this processor, once; takes a few seconds\n"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
@@ -282,10 +283,11 @@ def test_a_cache_in_which_others_can_write_is_not_used(small, cache_at, mode):
 
 
 @pytest.mark.parametrize("place", ["/dev/null/compiled", "/proc/compiled", "gs://bucket/compiled"])
-def test_an_unusable_cache_folder_is_ignored(small, cache_at, place, monkeypatch):
+def test_an_unusable_cache_folder_is_ignored(small, cache_at, place, monkeypatch, capsys):
     monkeypatch.chdir(small)
     cache_at(place)
     assert build.load().answer() == 42 and list(small.iterdir()) == []
+    assert " for this process, because no usable compilation cache is set; " in capsys.readouterr().err
 
 
 def test_a_damaged_library_that_another_process_removes_first(small, monkeypatch):

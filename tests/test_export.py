@@ -155,6 +155,20 @@ def test_the_line_that_loads_the_file_has_its_name():
         assert opened == [name]
 
 
+def test_the_scores_are_those_of_the_checkpoint():
+    record, summary = {"steps": 9}, {"split": "val", "step": 9, "accuracy": 0.5, "examples": 1200, "loss": 2}
+    summary |= {"test_accuracy": 0.25, "test_examples": 10, "accuracy_top5": None}
+    last = "split val (1,200 images): accuracy 0.5000, loss 2.0000; split test (10 images): accuracy 0.2500"
+    assert model_card.score(record, summary, [], 9) == last
+    rows = [{"step": step, "train_loss": 3.0, "eval_loss": step, "eval_accuracy": 1 / step} for step in (3.0, 4.0, 9.0)]
+    rows.append({"step": 5.0, "train_loss": 3.0, "eval_loss": None, "eval_accuracy": None})
+    found = model_card.score(record, summary, rows, 4)
+    assert found == "split val (1,200 images): accuracy 0.2500, loss 4.0000"
+    for step in (5, 6):
+        assert model_card.score(record, summary, rows, step) == f"none: the run was not evaluated at step {step}"
+    assert model_card.score(record, None, rows, 4) == "none: the run has not finished (step 4 of 9)"
+
+
 # --- Weights in torchvision's names ---
 
 
@@ -239,6 +253,8 @@ def test_the_documented_lines_run_an_export_without_the_project(start, tmp_path,
     card = (tmp_path / f"network.{form}.md").read_text()
     (in_card,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
     assert re.sub(r"  # pip.*", "", in_card) == lines
+    install = f"pip install 'jax>={jax.__version__}' flatbuffers" if form == "stablehlo" else "pip install onnxruntime"
+    assert f"  # {install}\n" in in_card
     assert "| Classes | 2: 8, 3 |" in card and "step 0 of 1" in card and "none: the run has not finished" in card
     assert "split test" not in card and "License | not recorded" in card
 
@@ -262,13 +278,32 @@ def test_runs_of_all_tasks_are_exported(start, tmp_path, name):
         found = run_export(start, workdir, form, tmp_path / form)
         assert found["differences"].keys() == {"xla", "cpu_kernels"} and max(found["differences"].values()) < 1e-5
     assert found["output"] == {"generate": "images", "reconstruct": "reconstructions"}.get(task, "logits")
+    card = (tmp_path / "onnx.md").read_text()
+    shown = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, flags=re.M)).get
+    if task == "reconstruct":
+        assert shown("Normalization") == "image / 255; inside the file"
     if task != "generate":
         return
+    latents, labels = r"latents: float32 \[B, 100\], standard normal", r"labels: int32 \[B\], indices of the classes"
+    assert shown("Input") == f"{latents}; {labels} from 0" and shown("Normalization") is None
     arrays, state = load_file(tmp_path / "safetensors"), experiments.load_run(str(workdir)).state
     averages = {name: {"generator": tree} for name, tree in state.opt_state["average"].items()}
     assert len(arrays) == len(jax.tree.leaves(averages))
     for path, leaf in jax.tree_util.tree_leaves_with_path(averages):
         np.testing.assert_array_equal(arrays["/".join(part.key for part in path)], leaf)
+
+
+@pytest.mark.slow
+def test_the_documented_lines_create_the_network_of_a_run_of_classify(start, tmp_path, mnist5k):
+    workdir = trained(tmp_path / "w", model="mlp", hidden=(4, 3), activation="tanh")
+    run_export(start, workdir, "safetensors", tmp_path / "network.safetensors")
+    images = mnist5k.splits["test"][0][:7]
+    np.save(tmp_path / "images.npy", images)
+    code = f"import numpy as np\nimages = np.load('images.npy')\n{block('import json')}\nnp.save('logits.npy', logits)"
+    done = start(code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = experiments.load_run(str(workdir)).predict(images)
+    np.testing.assert_allclose(jax.nn.softmax(np.load(tmp_path / "logits.npy")), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

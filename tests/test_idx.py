@@ -113,8 +113,12 @@ def test_missing_files(tmp_path, home):
     with pytest.raises(DataError, match=f"{tmp_path}/some lacks t10k-labels-idx1-ubyte "):
         data.load("mnist", str(tmp_path / "some"))
     command = "run `python -m experiments.prepare --dataset"
-    with pytest.raises(DataError, match=f"{tmp_path}/none has none of .*{command}=mnist --data_dir={tmp_path}/none`"):
-        data.load("mnist", str(tmp_path / "none"))
+    place = tmp_path / "none"
+    with pytest.raises(DataError, match=f"{place} is not a folder: {command}=mnist --data_dir={place}`"):
+        data.load("mnist", str(place))
+    place.mkdir()
+    with pytest.raises(DataError, match=f"{place} has none of .*: {command}=mnist --data_dir={place}`"):
+        data.load("mnist", str(place))
     with pytest.raises(DataError, match=f"^mnist is not in {home}/nutshell_data/mnist: {command}=mnist` .add --source"):
         data.load("mnist")
     with pytest.raises(
@@ -157,6 +161,8 @@ def test_copies_of_the_files_are_prepared(tmp_path, home, capsys):
     assert [line.endswith("differs from the official file's (MD5)") for line in warnings] == [True] * 4
     assert last == f"mnist: 40 train, 20 test in {home}/nutshell_data/mnist"
     assert run("mnist") == 0 and "mnist is already prepared: 40 train" in capsys.readouterr().err
+    assert run("mnist", str(tmp_path)) == 0
+    assert f"mnist is already prepared (--source={tmp_path} was not read): 40 train" in capsys.readouterr().err
     files = ",".join(str(path) for path in sorted((tmp_path / "source").iterdir()))
     assert run("fashion_mnist", files, str(tmp_path / "new")) == 0
     equal(data.load("fashion_mnist", str(tmp_path / "new")), splits)

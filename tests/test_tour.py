@@ -26,10 +26,12 @@ def test_the_first_cell_installs_only_if_the_package_is_missing(monkeypatch):
     called = []
     monkeypatch.setattr(subprocess, "run", lambda *given, **named: called.append(given))
     exec(CODE[0], {})
-    assert not called
     missing = CODE[0].replace("import experiments", "import experiments.nosuch", 1)
-    exec(missing, {})
-    assert called[0][0][1:3] == ["-m", "pip"] and called[0][0][-1].startswith("git+https://")
+    with pytest.raises(ModuleNotFoundError, match="^Nutshell is not installed: set REPOSITORY in this cell"):
+        exec(missing, {})
+    assert not called
+    exec(missing.replace('REPOSITORY = ""', 'REPOSITORY = "https://host/name"'), {})
+    assert called[0][0][1:3] == ["-m", "pip"] and called[0][0][-1] == "git+https://host/name"
 
 
 def test_the_notebook_is_small_and_has_outputs_without_errors_or_paths():

@@ -7,7 +7,10 @@ import re
 import shlex
 from typing import Any
 
+import jax
+
 import models
+from experiments.reporting.report import read_metrics
 from experiments.setup.saved_run import COMMANDS, SavedRun
 from train.workdir import WorkdirError
 
@@ -17,7 +20,7 @@ MOST_CLASSES = 200  # A card lists at most this many class names.
 FORMATS = {
     "stablehlo": "StableHLO program (jax.export), for any batch size, on CPU, CUDA and TPU",
     "onnx": "ONNX model, for any batch size",
-    "safetensors": "safetensors weights",
+    "safetensors": "safetensors, the weights alone; input, output and check are those of the whole network",
 }
 NORMALIZED = "(image - mean) / std for each channel, on pixel values of 0 to 255"
 
@@ -36,22 +39,27 @@ def shape(name: str, sizes, kind: str) -> str:
     return f"{name}: {kind} [{', '.join(['B', *map(str, sizes)])}]"
 
 
-def score(run: dict, summary: dict | None, step: int) -> str:
-    """The scores of the finished run, with their split, and whether they belong to this checkpoint."""
+def score(run: dict, summary: dict | None, rows: list[dict], step: int) -> str:
+    """The scores of a checkpoint, with their split: those of the summary if the run ended at this step, else of the
+    evaluation at this step among the `rows` of metrics.csv."""
     if not summary or "split" not in summary:
         return f"none: the run has not finished (step {step:,} of {run['steps']:,})"
+    scores = summary
+    if summary.get("step") != step:
+        evaluated = {row["step"]: row for row in rows}.get(step, {})
+        scores = {name.removeprefix("eval_"): value for name, value in evaluated.items() if name.startswith("eval_")}
+        scores["examples"] = summary.get("examples")
     parts = []
     for prefix, split in (("", summary["split"]), ("test_", "test")):
         values = [
-            f"{title} {summary[prefix + name]:.4f}"
+            f"{title} {scores[prefix + name]:.4f}"
             for name, title in TITLES.items()
-            if isinstance(summary.get(prefix + name), int | float)
+            if isinstance(scores.get(prefix + name), int | float)
         ]
-        examples = summary.get(f"{prefix}examples")
+        examples = scores.get(f"{prefix}examples")
         if values and examples:
             parts.append(f"split {split} ({examples:,} images): {', '.join(values)}")
-    other = "" if summary.get("step") == step else f" (of step {summary.get('step')}, not of this checkpoint)"
-    return "; ".join(parts) + other
+    return "; ".join(parts) or f"none: the run was not evaluated at step {step:,}"
 
 
 def snippet(form: str, names: str, file: str, program, *, run: SavedRun) -> list[str]:
@@ -59,7 +67,7 @@ def snippet(form: str, names: str, file: str, program, *, run: SavedRun) -> list
     arguments, quoted = ", ".join(program.inputs), json.dumps(file, ensure_ascii=False)
     if form == "stablehlo":
         return [
-            "from jax import export  # pip install jax flatbuffers",
+            f"from jax import export  # pip install 'jax>={jax.__version__}' flatbuffers",
             "",
             f'network = export.deserialize(open({quoted}, "rb").read())',
             f"{program.output} = network.call({arguments})",
@@ -115,16 +123,23 @@ def card(
     """The card of the file `path` with `content`; `output` is the shape of the network's output without the batch."""
     record = json.loads((run.workdir / "run.json").read_text())
     summary = read_summary(run.workdir / "summary.json")
+    ended = not summary or summary.get("step") == step
+    rows_of_metrics = [] if ended else read_metrics(run.workdir / "metrics.csv")
     info, classes = run.info, list(map(str, run.info.class_names))
     more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
     inputs = [shape(name, spec.shape, str(spec.dtype)) for name, spec in program.inputs.items()]
     statistics = f"mean {list(info.mean)}, standard deviation {list(info.std)}"
     inside = "not in the file" if form == "safetensors" else "inside the file"
-    normalization = f"{NORMALIZED}; {statistics}; {inside}"
-    if run.task == "classification" or run.task == "segmentation":
-        normalization = "none: the network takes pixel values" if _raw(run) else normalization
+    normalization: str | None = None
+    if run.task == "generation":
+        inputs[0] += f", {'uniform in -1 to 1' if run.config.authors else 'standard normal'}"
+        inputs[1:] = [f"{text}, indices of the classes from 0" for text in inputs[1:]]
+    elif run.task == "reconstruction":
+        normalization = f"image / 255; {inside}"
     else:
-        normalization = "none: pixel values are scaled to [0, 1]"
+        normalization = "none: the network takes pixel values"
+        if not models.spec(run.config.model).raw_pixels:
+            normalization = f"{NORMALIZED}; {statistics}; {inside}"
     command = record.get("command") or [""]
     splits = ", ".join(f"{name} {count:,}" for name, count in record.get("splits", {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items() if version)
@@ -133,7 +148,7 @@ def card(
     checked = ", ".join(f"{value:.1e} ({against[name]})" for name, value in differences.items())
     arguments = shlex.join(["python", "-m", f"experiments.{COMMANDS[run.task]}", *command[1:]])
     meaning = {
-        "logits": "their softmax over the last axis are the class probabilities",
+        "logits": "their softmax over the last axis gives the class probabilities",
         "reconstructions": "pixels, 0 to 1",
         "images": "pixels, 0 to 1",
     }[program.output]
@@ -144,11 +159,11 @@ def card(
         f"{record.get('multiply_adds', 0):,} multiply-adds per image",
         "Data": f"{escaped(record.get('dataset'))}" + (f"; images per split: {escaped(splits)}" if splits else ""),
         "Classes": f"{len(classes)}: {', '.join(map(escaped, classes[:MOST_CLASSES]))}{more}",
-        "Input": escaped(", ".join(inputs)),
+        "Input": escaped("; ".join(inputs)),
         "Output": escaped(f"{shape(program.output, output, 'float32')}; {meaning}"),
-        "Normalization": escaped(normalization),
+        "Normalization": normalization and escaped(normalization),
         "Checkpoint": f"step {step:,} of {record['steps']:,}",
-        "Scores": escaped(score(record, summary, step)),
+        "Scores": escaped(score(record, summary, rows_of_metrics, step)),
         "Check": f"largest difference from the run's own {program.output}, relative to the largest: {checked}",
         "Training command": code(arguments) if len(command) > 1 else "none: imported weights",
         "Trained": escaped(f"{record.get('start')} to {record.get('end')}, seed {record.get('seed')}"),
@@ -157,11 +172,7 @@ def card(
     }
     if run.config.model in models.MODELS and record.get("command", [""])[0].endswith("import_weights.py"):
         rows["Training command"] = "none: imported weights"
-    table = [f"| {name} | {text} |" for name, text in rows.items()]
+    table = [f"| {name} | {text} |" for name, text in rows.items() if text is not None]
     lines = [f"# {escaped(run.config.model)}, trained on {escaped(record.get('dataset'))}", "", "| | |", "|---|---|"]
     lines += [*table, "", "## How to load it", "", "```python"]
     return "\n".join([*lines, *snippet(form, names, path.name, program, run=run), "```", ""])
-
-
-def _raw(run: SavedRun) -> bool:
-    return models.spec(run.config.model).raw_pixels

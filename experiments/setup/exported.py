@@ -225,9 +225,9 @@ def safetensors(
 
 def metadata(run: SavedRun, experiment: Experiment, step: int) -> dict[str, str]:
     """Facts for the file's own metadata: text, JSON where a value is not text."""
-    info, flags = run.info, options.to_json(run.config)
-    network = {name for name, spec in options.specs(type(run.config)).items() if spec.network}
-    given = {name: flags[name] for name in sorted(network & flags.keys()) if flags[name] is not None}
+    info, specs = run.info, options.specs(type(run.config))
+    network = {name: getattr(run.config, name) for name in sorted(specs) if specs[name].network}
+    given = {name: value for name, value in network.items() if value is not None}
     return {
         "model": run.config.model,
         "task": run.task,

@@ -165,16 +165,20 @@ def apply(graph: Graph, equation, inputs: list[Tensor]) -> list[Tensor]:
 def scan(graph: Graph, equation, inputs) -> list[Tensor]:
     """The results of lax.scan, unrolled."""
     params = equation.params
-    consts, carries, closed = params["num_consts"], params["num_carry"], params["jaxpr"]
-    fixed, state, sequences = inputs[:consts], inputs[consts : consts + carries], inputs[consts + carries :]
-    avals = [var.aval for var in equation.invars[consts + carries :]]
+    body = params["jaxpr"].jaxpr
+    # Counted by rank, because the parameters that count them depend on the version of JAX: a sequence has one dimension
+    # more than its element in the body.
+    carries = sum(o.aval.ndim == i.aval.ndim for o, i in zip(equation.outvars, body.outvars, strict=True))
+    first = sum(o.aval.ndim == i.aval.ndim for o, i in zip(equation.invars, body.invars, strict=True))
+    fixed, state, sequences = inputs[: first - carries], inputs[first - carries : first], inputs[first:]
+    avals = [var.aval for var in equation.invars[first:]]
     sequences = [graph.whole(t, aval.shape) for t, aval in zip(sequences, avals, strict=True)]
     order = range(params["length"])
     rows: dict[int, list[Tensor]] = {}
     for i in reversed(order) if params["reverse"] else order:
         index = constant(np.array(i, np.int64))
         items = [graph.add("Gather", [s, index], s.shape[1:], s.dtype, axis=0) for s in sequences]
-        found = evaluate(graph, closed.jaxpr, closed.consts, [*fixed, *state, *items])
+        found = evaluate(graph, body, params["jaxpr"].consts, [*fixed, *state, *items])
         state, rows[i] = found[:carries], found[carries:]
     results = list(state)
     for position, var in enumerate(equation.outvars[carries:]):

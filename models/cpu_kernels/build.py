@@ -34,7 +34,7 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
+def _compile(folder: pathlib.Path, key: str, use: str) -> pathlib.Path:
     """Compiles the library into `folder` and returns its path. The file is moved into place atomically.
 
     Raises OSError with the compiler's error message.
@@ -43,7 +43,7 @@ def _compile(folder: pathlib.Path, key: str) -> pathlib.Path:
         with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
-    print("compiling the CPU kernels for this processor, once; takes a few seconds", file=sys.stderr, flush=True)
+    print(f"compiling the CPU kernels for {use}; takes a few seconds", file=sys.stderr, flush=True)
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".kernels") as temporary:
         library = pathlib.Path(temporary, "kernels.so")
@@ -76,8 +76,9 @@ def _only_own(path: pathlib.Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def load_from(folder: pathlib.Path) -> ctypes.CDLL:
-    """Loads the library from `folder`, compiling it first if it is missing or damaged.
+def load_from(folder: pathlib.Path, *, use: str = "this processor, once") -> ctypes.CDLL:
+    """Loads the library from `folder`, compiling it first, with a message that names its `use`, if it is missing or
+    damaged.
 
     Raises OSError if it can't be compiled or loaded, or if another user could have written it: the folder and the file
     must belong to this user and not be writable by others.
@@ -93,7 +94,7 @@ def load_from(folder: pathlib.Path) -> ctypes.CDLL:
             if _only_own(path) and path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
                 return ctypes.CDLL(str(path))
             path.unlink()
-    return ctypes.CDLL(str(_compile(folder, key)))
+    return ctypes.CDLL(str(_compile(folder, key, use)))
 
 
 def _is_private(folder: pathlib.Path) -> bool:
@@ -116,4 +117,4 @@ def load() -> ctypes.CDLL:
     if cache and "://" not in cache and _is_private(pathlib.Path(cache)):
         return load_from(pathlib.Path(cache))
     with tempfile.TemporaryDirectory() as folder:
-        return load_from(pathlib.Path(folder))
+        return load_from(pathlib.Path(folder), use="this process, because no usable compilation cache is set")
