@@ -64,9 +64,11 @@ def test_page_is_escaped_and_self_contained(tmp_path):
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in page
-    for wrong in (guess._replace(value=2), guess._replace(value=float("nan")), guess._replace(figure="y")):
-        with pytest.raises(ValueError, match="guess"):
-            lecture_page.page("", (), [section._replace(guesses=[wrong])])
+    with pytest.raises(ValueError, match="guesses name the figures y, which do not exist"):
+        lecture_page.page("", (), [section._replace(guesses=[guess._replace(figure="y")])])
+    for value, slider in ((2.5, 'min="0" max="2.5"'), (-1, 'min="-1" max="1"'), (float("nan"), None)):
+        page = lecture_page.page("", (), [section._replace(guesses=[guess._replace(value=value)])])
+        assert page.count('<form class="guess"') == page.count(str(slider)) == (slider is not None)
     with pytest.raises(ValueError, match="shows the widget pooling, but its topic has no data for it"):
         lecture_page.page("", (), [second._replace(widgets={})])
 
@@ -144,6 +146,13 @@ def test_lecture(start, tmp_path):
     again = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=systems,activations")
     assert "run already complete" in again.stderr and (tmp_path / "w" / "lecture.html").read_text() == page
     assert (tmp_path / "w" / "systems" / "lesson.json").stat().st_mtime_ns == before
+    # Other finished topics stay on the page, except damaged ones.
+    only = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=activations")
+    assert only.returncode == 0 and (tmp_path / "w" / "lecture.html").read_text() == page
+    (tmp_path / "w" / "systems" / "lesson.json").write_text("{}")
+    only = start("lecture", f"--workdir={tmp_path / 'w'}", "--only=activations")
+    assert only.returncode == 0 and "systems is not shown: " in only.stderr, only.stderr
+    assert (tmp_path / "w" / "lecture.html").read_text().count('id="topic') == 1
     for flags, status, message in (
         (["--only=sysems"], 2, "--only=sysems: must be one of perceptron,"),
         ([f"--use={tmp_path}"], 1, f"{tmp_path} contains no finished run or topic: run.json: No such file"),

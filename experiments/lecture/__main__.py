@@ -154,12 +154,16 @@ def main(config: LectureConfig) -> int:
         status = run_topic(name, workdir.path / name)
         if status:
             return status if status > 128 else 1
-    # All finished topics of the working directory, also those of earlier commands.
-    finished = [name for name in TOPICS if (workdir.path / name / "summary.json").exists()]
-    sections = [
-        run_section(workdir.path / name, name) if name in RUNS else topic_section(name, workdir.path / name)
-        for name in finished
-    ]
+    # All finished topics of the working directory, also those of earlier commands, which may be of older versions.
+    sections = []
+    for name in [name for name in TOPICS if (workdir.path / name / "summary.json").exists()]:
+        try:
+            folder = workdir.path / name
+            sections.append(run_section(folder, name) if name in RUNS else topic_section(name, folder))
+        except WorkdirError as error:
+            if name in names:
+                raise
+            say(f"{name} is not shown: {error}")
     page = lecture_page.page(
         "Introduction to neural networks, executed",
         INTRODUCTION,

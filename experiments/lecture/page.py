@@ -38,7 +38,8 @@ STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + MATH_
 
 
 class Guess(NamedTuple):
-    """A question whose answer is a measured number, asked before `figure` is shown: `value` lies in [low, high]."""
+    """A question whose answer is a measured number, asked before `figure` is shown. The slider goes from `low` to
+    `high`, and further if the value of other flags lies outside."""
 
     figure: str
     question: str
@@ -88,12 +89,11 @@ def _keep_together(html: str) -> str:
 
 def _guess(guess: Guess) -> str:
     """The form of a guess. The script of the page shows it and hides the figure until a guess was made; without
-    JavaScript the form is hidden and the figure shown."""
-    if not all(map(math.isfinite, guess[3:])) or not guess.low <= guess.value <= guess.high:
-        raise ValueError(
-            f"the guess {guess.question!r} has the value {guess.value}, not in [{guess.low}, {guess.high}]"
-        )
-    low, high, value = (report.escaped(f"{number:.6g}") for number in guess[3:])
+    JavaScript the form is hidden and the figure shown. There is none for a result that is not finite."""
+    if not math.isfinite(guess.value):
+        return ""
+    ends = min(guess.low, guess.value), max(guess.high, guess.value)
+    low, high, value = (report.escaped(f"{number:.6g}") for number in (*ends, guess.value))
     unit = report.escaped(guess.unit)
     return (
         f'<form class="guess" hidden data-value="{value}" data-unit="{unit}"><label>{report.escaped(guess.question)}'
