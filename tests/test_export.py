@@ -23,7 +23,7 @@ from experiments.reporting import model_card
 from experiments.setup import classification, exported, generation, reconstruction, segmentation
 from models import torchvision
 from train.state import State
-from train.workdir import WorkdirError
+from train.workdir import WorkdirError, read_json
 
 # A folder with this file as models, train, data and experiments makes importing the project fail.
 ABSENT = "raise ModuleNotFoundError('the project is not installed')\n"
@@ -139,10 +139,10 @@ def test_text_of_the_card_is_escaped():
 
 @pytest.mark.parametrize("text", ["", '{"acc', "[]"])
 def test_a_damaged_summary_is_named(tmp_path, text):
-    assert model_card.read_summary(tmp_path / "summary.json") is None
+    assert read_json(tmp_path / "summary.json") is None
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(WorkdirError, match=f"{tmp_path}/summary.json is damaged: "):
-        model_card.read_summary(tmp_path / "summary.json")
+        read_json(tmp_path / "summary.json")
 
 
 def test_the_line_that_loads_the_file_has_its_name():

@@ -32,6 +32,17 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
+def read_json(path: pathlib.Path) -> dict | None:
+    """The object in a JSON file; None if there is no file. Raises WorkdirError if it contains anything else."""
+    try:
+        value = json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged: {error}") from None
+    if value is not None and not isinstance(value, dict):
+        raise WorkdirError(f"{path} is damaged: it does not contain a JSON object")
+    return value
+
+
 def check_name(path: pathlib.Path) -> None:
     """Raises WorkdirError for a path that Orbax can't open or would misinterpret: a path that the locale can't
     represent, a glob pattern, or a path with a backslash, for which tensorstore writes to other folders."""
@@ -81,14 +92,7 @@ class Workdir:
             path.rmdir()
 
     def read_json(self, name: str) -> dict | None:
-        path = self.path / name
-        try:
-            value = json.loads(path.read_text()) if path.exists() else None
-        except ValueError as error:
-            raise WorkdirError(f"{path} is damaged: {error}") from None
-        if value is not None and not isinstance(value, dict):
-            raise WorkdirError(f"{path} is damaged: it does not contain a JSON object")
-        return value
+        return read_json(self.path / name)
 
     def write_json(self, name: str, value: dict) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")

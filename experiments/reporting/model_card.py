@@ -12,7 +12,7 @@ import jax
 import models
 from experiments.reporting.report import read_metrics
 from experiments.setup.saved_run import COMMANDS, SavedRun
-from train.workdir import WorkdirError
+from train.workdir import read_json
 
 TITLES = {"accuracy": "accuracy", "accuracy_top5": "top-5 accuracy", "loss": "loss", "mean_iou": "mean IoU",
           "global_accuracy": "global accuracy", "psnr": "PSNR in dB", "classifier_fid": "classifier_fid"}  # fmt: skip
@@ -97,17 +97,6 @@ def snippet(form: str, names: str, file: str, program, *, run: SavedRun) -> list
     ]
 
 
-def read_summary(path: pathlib.Path) -> dict | None:
-    """The scores of a finished run; None if it has not finished."""
-    try:
-        found = json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise WorkdirError(f"{path} is damaged: {error}") from None
-    if found is not None and not isinstance(found, dict):
-        raise WorkdirError(f"{path} is damaged: it does not contain a JSON object")
-    return found
-
-
 def card(
     *,
     run: SavedRun,
@@ -122,7 +111,7 @@ def card(
 ) -> str:
     """The card of the file `path` with `content`; `output` is the shape of the network's output without the batch."""
     record = json.loads((run.workdir / "run.json").read_text())
-    summary = read_summary(run.workdir / "summary.json")
+    summary = read_json(run.workdir / "summary.json")
     ended = not summary or summary.get("step") == step
     rows_of_metrics = [] if ended else read_metrics(run.workdir / "metrics.csv")
     info, classes = run.info, list(map(str, run.info.class_names))
