@@ -76,7 +76,7 @@ def run_section(workdir: pathlib.Path, lesson_name: str = ""):
     questions before its figures."""
     from experiments.lecture import lesson
     from experiments.lecture import page as lecture_page
-    from experiments.lecture.page import Guess, Section
+    from experiments.lecture.page import Section
     from experiments.setup import saved_run
 
     run, summary = read(workdir / "run.json"), read(workdir / "summary.json")
@@ -91,8 +91,7 @@ def run_section(workdir: pathlib.Path, lesson_name: str = ""):
         repeat = shlex.join(["python", "-m", f"experiments.{command}", *line, "--workdir=NEW"])
         section = Section(title, "", text, shown, tables, numbers, repeat)
         if lesson_name:
-            asked = [Guess(*guess) for guess in guesses]
-            section = section._replace(title=lesson.read(lesson_name).title, lesson=lesson_name, guesses=asked)
+            section = section._replace(title=lesson.read(lesson_name).title, lesson=lesson_name, guesses=guesses)
         lecture_page.page("", (), [section])  # Raises if the section can't be rendered.
         return section
 
@@ -156,9 +155,11 @@ def main(config: LectureConfig) -> int:
             return status if status > 128 else 1
     # All finished topics of the working directory, also those of earlier commands, which may be of older versions.
     sections = []
-    for name in [name for name in TOPICS if (workdir.path / name / "summary.json").exists()]:
+    for name in TOPICS:
+        folder = workdir.path / name
+        if not (folder / "summary.json").exists():
+            continue
         try:
-            folder = workdir.path / name
             sections.append(run_section(folder, name) if name in RUNS else topic_section(name, folder))
         except WorkdirError as error:
             if name in names:

@@ -181,7 +181,7 @@ def description(errors: dict, accuracy: dict, ms: dict[str, float], *, steps: in
             if points >= 0.005
             else "the same accuracy both ways. Differences this small hardly ever change which class is most probable. "
         )
-        + f"The table shows the mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)} (initial weights and "
+        + f"The table shows the mean ± standard deviation over {topic.counted(seeds)} (initial weights and "
         "order of the digits).",
     ]
     if ms["backpropagation"] > ms["autodiff"]:
@@ -223,7 +223,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "step_ms": ms,
     }
     training = [
-        [label, f"{100 * accuracy[way]['mean']:.2f} ± {100 * accuracy[way]['std']:.2f} %", f"{ms[way]:.1f} ms"]
+        [label, f"{topic.with_spread(accuracy[way], places=2)} %", f"{ms[way]:.1f} ms"]
         for way, label in (("backpropagation", "equations"), ("autodiff", "automatic differentiation"))
     ]
     by_layer = [

@@ -144,7 +144,7 @@ def is_better(accuracy: dict, kind: str, other: str) -> bool:
 
 def percent(accuracy: dict[str, float]) -> str:
     """A `mean_and_std` in percent."""
-    return f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} %"
+    return f"{topic.with_spread(accuracy)} %"
 
 
 def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) -> list[str]:
@@ -156,7 +156,7 @@ def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) ->
     text = [
         f"The convolution has {inside['convolution']:,} parameters, {times['local']} times fewer than the locally "
         f"connected layer and {times['dense']} times fewer than the dense one. The table shows the accuracy on the "
-        f"test digits: mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)} (initial weights and order of "
+        f"test digits: mean ± standard deviation over {topic.counted(seeds)} (initial weights and order of "
         "the digits)."
     ]
     if all(is_better(moved, "convolution", other) for other in others):

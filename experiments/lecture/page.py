@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from experiments.lecture import lesson as lessons
+from experiments.lecture.guess import Guess
 from experiments.reporting import report
 
 WIDGETS = Path(__file__).parent / "widgets"
@@ -35,18 +36,6 @@ math[display="block"] { font-size: 1.2em; padding: .5rem 0; overflow-x: auto; ov
 mtd[columnalign="left"] { text-align: left; }
 """
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + MATH_STYLE
-
-
-class Guess(NamedTuple):
-    """A question whose answer is a measured number, asked before `figure` is shown. The slider goes from `low` to
-    `high`, and further if the value of other flags lies outside."""
-
-    figure: str
-    question: str
-    unit: str
-    low: float
-    high: float
-    value: float
 
 
 class Section(NamedTuple):

@@ -4,16 +4,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from experiments.lecture.guess import Guess
+
 ONE_SEED = "Only one seed was run, so the variation is unknown."
 
 
 class Described(NamedTuple):
-    """What the page says about a run. Tables are as in page.Section; a guess is a tuple of the fields of page.Guess."""
+    """What the page says about a run. Tables are as in page.Section."""
 
     title: str
     text: list[str]
     tables: list[tuple[str, list[str], list[list[str]]]] = []
-    guesses: list[tuple[str, str, str, float, float, float]] = []
+    guesses: list[Guess] = []
 
 
 class Run(NamedTuple):
@@ -33,7 +35,7 @@ def _segment(summary: Mapping[str, Any]) -> Described:
     ]
     rows = [[name, "none" if value is None else f"{100 * value:.0f} %"] for name, value in summary["iou"].items()]
     question = "How many percent is the mean IoU on images that the network was not trained on?"
-    guess = ("predictions", question, "%", 0, 100, iou)
+    guess = Guess("predictions", question, "%", 0, 100, iou)
     return Described(title, text, [("Intersection over union", ["class", "IoU"], rows)], [guess])
 
 
@@ -55,7 +57,7 @@ def _generate(summary: Mapping[str, Any]) -> Described:
         f"The distance of real training images is {floor:.1f}, that of samples before training {ceiling:.0f}. "
         f"What is that of samples after {step:,} steps?"
     )
-    guess = ("samples", question, "", 0, math.ceil(max(ceiling, score)), score)
+    guess = Guess("samples", question, "", 0, math.ceil(max(ceiling, score)), score)
     return Described(title, text, [("Fréchet distance to test images", ["images", "distance"], rows)], [guess])
 
 

@@ -28,7 +28,8 @@ import numpy as np
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
 from experiments.cli.options import option
-from experiments.lecture.page import Guess
+from experiments.lecture.guess import Guess
+from experiments.lecture.runs import ONE_SEED
 from experiments.reporting import figures, report
 from train.messages import say
 from train.task import Task
@@ -101,8 +102,9 @@ class Topic:
 
     def number(self, value: Mapping[str, float], scale: float = 1, places: int = 2) -> str:
         """Formats `scale` times a `mean_and_std` as "0.19 ± 0.01"; of one seed the standard deviation is unknown."""
-        spread = f" ± {scale * value['std']:.{places}f}" if len(self.seeds) > 1 else ""
-        return f"{scale * value['mean']:.{places}f}{spread}"
+        if len(self.seeds) > 1:
+            return with_spread(value, scale, places)
+        return f"{scale * value['mean']:.{places}f}"
 
     def percent(self, value: Mapping[str, float]) -> str:
         """Formats a `mean_and_std` of fractions as "96.0 ± 0.9 %"."""
@@ -168,6 +170,16 @@ def mean_and_std(values) -> dict[str, float]:
     """The mean over seeds and the sample standard deviation, 0 for a single seed."""
     values = np.asarray(values, np.float64)
     return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+
+
+def with_spread(value: Mapping[str, float], scale: float = 100, places: int = 1) -> str:
+    """Formats `scale` times a `mean_and_std`, by default in percent, as "96.0 ± 0.9"."""
+    return f"{scale * value['mean']:.{places}f} ± {scale * value['std']:.{places}f}"
+
+
+def counted(seeds: int) -> str:
+    """The number of seeds in words: "1 seed", "3 seeds"."""
+    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
@@ -249,7 +261,7 @@ def _run_in(workdir: Workdir, name: str, experiment, *, options: dict[str, Any])
     topic = Topic(workdir, options, name)
     result = experiment(topic)
     if options.get("seeds") == 1:
-        result = result._replace(text=[*result.text, "Only one seed was run, so the variation is unknown."])
+        result = result._replace(text=[*result.text, ONE_SEED])
     topic.claim()
     line = [f"--{key}={value}" for key, value in options.items()]
     command = shlex.join(["python", "-m", f"experiments.lecture.{name}", *line, "--workdir=NEW"])
