@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import commands
 import jax
@@ -171,6 +173,30 @@ def test_a_library_that_others_could_write_is_compiled_again(folder):
     assert build.load_from(folder).answer() == 42
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o700 and path.stat().st_ino != inode
+
+
+HANDLER = """
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, lambda *_: print("signal"))
+from models.cpu_kernels import build
+build.load_from(pathlib.Path(sys.argv[1]))
+print("loaded")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_compilation_reaches_only_the_command(environment, tmp_path):
+    """A terminal sends the signal to the whole process group. The command handles it itself, for example at the end of
+    a training step; its kernels must still be available."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANDLER, str(tmp_path)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr.readline().startswith("compiling the CPU kernels")
+    time.sleep(1)  # The compiler is usually running; it takes several seconds.
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=commands.LIMIT)
+    assert (process.returncode, output, errors) == (0, "signal\nloaded\n", "")
 
 
 def test_disabled_kernels_are_neither_used_nor_compiled(monkeypatch):

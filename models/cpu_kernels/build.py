@@ -58,6 +58,7 @@ def _compile(folder: pathlib.Path, key: str, use: str) -> pathlib.Path:
             capture_output=True,
             text=True,
             errors="replace",
+            start_new_session=True,  # Ctrl-C would end the compiler, too, and the kernels would seem unavailable.
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
