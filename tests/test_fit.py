@@ -2,6 +2,7 @@
 
 import pathlib
 
+import made_idx
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,8 @@ from experiments.cli.config import ClassifyConfig
 from experiments.setup import classification, evaluation_data
 from experiments.setup.experiment import ClassificationInfo
 from experiments.setup.saved_run import SavedRun
+
+INFO = ClassificationInfo((14, 14, 3), (0.0,), (1.0,), ("a", "b"))
 
 
 @pytest.fixture
@@ -94,6 +97,17 @@ def test_training_evaluation_and_prediction_use_the_same_fit(wide, tmp_path):
         np.testing.assert_array_equal(images[0], seen(wide, fit, side=16 if augment == "crop" else 14))
         moved, _ = evaluation_data.for_evaluation(run, dataset=None, data_dir=str(tmp_path), tta=None)
         assert (moved.config.fit, moved.config.image_size) == (fit, 14)
+
+
+@pytest.mark.parametrize("flags", [{}, {"fit": "pad"}, {"augment": "crop"}])
+def test_a_run_on_streamed_images_is_evaluated_on_images_in_memory(tmp_path, flags):
+    splits = made_idx.write(tmp_path / "idx")
+    config = ClassifyConfig(workdir="W", dataset="folder", data_dir="D", image_size=14, **flags)
+    run = SavedRun(pathlib.Path(), "classification", config, INFO, 1, "test", {})
+    moved, shape = evaluation_data.for_evaluation(run, dataset="mnist", data_dir=str(tmp_path / "idx"), tta=None)
+    images, labels = classification.load_dataset(moved.config, shape=moved.info.image_shape).splits["test"]
+    assert images.shape == (20, *moved.info.image_shape) and shape == INFO.image_shape
+    np.testing.assert_array_equal(labels, splits["test"][1])
 
 
 def test_combinations_without_effect_are_refused(tmp_path):

@@ -82,14 +82,15 @@ def for_evaluation(
         (run with changed config and image shape, argument `shape` of classification.load_dataset).
     """
     old, shape = run.config, run.info.image_shape
-    config = dataclasses.replace(old, tta=tta or old.tta)
-    if config.tta == "ten_view" and not in_memory(run):  # The views are crops of a larger square.
-        side = stream.view(old.image_size, "crop").side
-        config = dataclasses.replace(config, augment="crop")
-        run = run._replace(info=dataclasses.replace(run.info, image_shape=(side, side, shape[2])))
-    config = on_data(config, dataset=dataset, data_dir=data_dir)
+    config = on_data(dataclasses.replace(old, tta=tta or old.tta), dataset=dataset, data_dir=data_dir)
     if config.dataset != old.dataset:
         config = dataclasses.replace(config, train_batches=None)
+        if not in_files(config.dataset):  # Its images are held in memory: whole images are resized to `shape`.
+            config = dataclasses.replace(config, image_size=None, augment="none", fit="crop")
+    if config.tta == "ten_view" and not in_memory(run) and in_files(config.dataset):
+        side = stream.view(old.image_size, "crop").side  # The views are crops of a larger square.
+        config = dataclasses.replace(config, augment="crop")
+        run = run._replace(info=dataclasses.replace(run.info, image_shape=(side, side, shape[2])))
     if (config.dataset, config.data_dir) == (old.dataset, old.data_dir) and not old.init_from:
         return run._replace(config=config), None
     if not in_memory(run) and in_files(config.dataset):  # Streamed, so that only the channels of `shape` matter.
