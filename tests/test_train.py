@@ -15,6 +15,7 @@ from data import augment, batches
 from experiments.cli.config import ClassifyConfig
 from experiments.setup import training
 from models import layers
+from models.cpu_kernels import ffi
 from train import checkpoint, leaves, loop, optimizers, workdir
 from train.equality import tree_error
 from train.parallel import data_parallel
@@ -53,6 +54,19 @@ def run(mnist5k, devices, steps, seed=0):
     for _ in range(steps):
         state, sums = step(state, next(stream))
     return jax.tree.map(np.asarray, (state.params, state.batch_stats)), jax.tree.map(float, sums)
+
+
+def test_evaluations_compute_in_full_precision(mnist5k, monkeypatch):
+    """A GPU would otherwise round the operands to TensorFloat-32, as it does in training."""
+    monkeypatch.setattr(ffi, "_disabled", True)
+    task = make_task(None)
+    state = jax.jit(task.init)(jax.random.key(0))
+    images, labels = (part[:4] for part in mnist5k.splits["test"])
+    batch = {"image": images, "label": labels, "mask": np.ones(4, np.float32)}
+    for step, donate, full in ((task.eval_step, False, True), (task.train_step, True, False)):
+        lines = data_parallel.parallelize(step, 1, donate=donate).lower(state, batch).as_text().splitlines()
+        products = [line for line in lines if "stablehlo.convolution" in line or "stablehlo.dot_general" in line]
+        assert len(products) >= 4 and all(("HIGHEST" in line) == full for line in products)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from experiments.setup.experiment import (
 )
 from models import dcgan
 from train.messages import say
+from train.parallel import data_parallel
 from train.parallel.devices import axis_of
 from train.signals import Stop
 from train.tasks import gan, gan_scores
@@ -124,7 +125,7 @@ def create_scorer(
     classifier = fid_classifier.load(images, labels, len(info.class_names), stop=stop, trial=config.dry_run)
     if info.classifier not in ((), (classifier.fingerprint,)):
         say("the classifier was retrained: scores differ slightly from those of the stored run")
-    step = jax.jit(lambda images: classifier.features(images)[0])
+    step = data_parallel.parallelize(lambda images: classifier.features(images)[0], 1, donate=False)
 
     def gaussian(images):
         found = np.concatenate([np.asarray(step(images[i : i + 250]), np.float64) for i in range(0, len(images), 250)])

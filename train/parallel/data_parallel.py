@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from train import leaves
 from train.averaging import evaluation_weights
 from train.parallel.devices import AXIS
+from train.precision import in_full_precision
 from train.task import Task
 
 
@@ -61,7 +62,8 @@ class DeviceSteps:
 
 def parallelize(step, devices: int, *, donate: bool, is_sharded=None, through: str = "pmap"):
     """Maps the per-device `step(state, batch)` over `devices`: the state is replicated, the batch's rows are split over
-    the devices in order, and the outputs are replicated. With `donate`, the memory of the old state is reused.
+    the devices in order, and the outputs are replicated. With `donate`, the memory of the old state is reused. Without
+    it, the step is an evaluation or a prediction and computes in full precision, so that scores agree on all platforms.
 
     Leaves of the state with `is_sharded(path)` are [..., devices, n] outside the step; the step takes and returns this
     device's [..., n]. `through` is "pmap" or "shard_map", which give the same program; several processes always use
@@ -69,6 +71,7 @@ def parallelize(step, devices: int, *, donate: bool, is_sharded=None, through: s
     """
     through = through if jax.process_count() == 1 else "shard_map"
     argnums = (0,) if donate else ()
+    step = step if donate else in_full_precision(step)
     if devices == 1:
         return jax.jit(step, donate_argnums=argnums)
     made: list[Any] = []
