@@ -1,14 +1,18 @@
-"""ImageNet steps on an accelerator: python -m benchmarks.accelerator [--peak_tflops=P] [--batch_size=256]
+"""Training steps on an accelerator: python -m benchmarks.accelerator [--peak_tflops=P,Q]
 
-Measures images per second of the full training step of ResNet-50 and AlexNet on all devices of this machine, with
-batches of 224x224 noise images that are already on the device. With P, the vendor's peak of one device for the dtype in
-10^12 operations per second, it also prints the fraction of the peak that is reached. A step is counted as three forward
-passes with two operations per multiply-add.
+Measures images per second of the full training step of five networks on all devices of this machine, in bfloat16 and in
+float32, with batches of noise that are already on the device. For float32, XLA uses TensorFloat-32 on GPUs that have
+it. P and Q are the vendor's peaks of one device for these dtypes, in 10^12 operations per second; with them, it also
+prints the fraction of the peak that is reached. Prints one JSON object for each network and dtype as soon as it is
+measured; a configuration that fails, for example for lack of memory, has an `error`.
 """
 
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,77 +21,197 @@ from absl import flags as absl_flags
 import models
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
-from models import summary
+from models import dcgan, summary
 from train import optimizers
+from train.messages import say
 from train.parallel import data_parallel
 from train.parallel.devices import axis_of, start_devices
-from train.tasks import classification
-
-MODELS = absl_flags.DEFINE_list("models", ["resnet50", "alexnet_owt"], "Networks to measure.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Batch size per device.", lower_bound=1)
-DTYPE = absl_flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the computation.")
-STEPS = absl_flags.DEFINE_integer("steps", 30, "Steps per round; results are medians of three rounds.", lower_bound=1)
-PEAK = absl_flags.DEFINE_float("peak_tflops", None, "The vendor's peak of one device in TFLOP/s.", lower_bound=1e-6)
-SHAPE, CLASSES = (224, 224, 3), 1000
+from train.task import Task
+from train.tasks import classification, gan, segmentation
 
 
-def measure(name: str, devices: int) -> dict:
-    """Returns one row of the table."""
-    axis, rows = axis_of(devices), BATCH_SIZE.value * devices
-    model = models.create(name, CLASSES, axis_name=axis)
+class Work(NamedTuple):
+    """A training step to measure.
+
+    Attributes:
+      task: The task.
+      labels: Shape of an image's labels.
+      flops: Operations of the step for one image, without batch norm, activations and the update.
+    """
+
+    task: Task
+    labels: tuple[int, ...]
+    flops: float
+
+
+class Network(NamedTuple):
+    """The image shape and class count of a network, its default batch size per device, and (name, axis, dtype) -> its
+    Work."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    batch_size: int
+    work: Callable[[str, str | None, str | None], Work]
+
+
+def sgd():
+    return optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
+
+
+def multiply_adds(model, shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of the forward pass for one image."""
+    return sum(layer.multiply_adds for layer in summary.layers(model, shape))
+
+
+def classifier(name: str, axis: str | None, dtype: str | None) -> Work:
+    shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
+    model = models.create(name, classes, axis_name=axis)
     task = classification.create(
         model=model,
-        optimizer=optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0),
-        image_shape=SHAPE,
-        class_names=tuple(map(str, range(CLASSES))),
+        optimizer=sgd(),
+        image_shape=shape,
+        class_names=tuple(map(str, range(classes))),
         train_prepare=lambda images, keys: images,
         eval_prepare=lambda images: images,
         axis=axis,
-        dtype=None if DTYPE.value == "float32" else DTYPE.value,
+        dtype=dtype,
     )
-    key = jax.random.key(0)
-    batch = {"image": jax.random.normal(key, (rows, *SHAPE), jnp.float32), "label": jnp.arange(rows) % CLASSES}
+    # Two operations per multiply-add; the backward pass takes twice as many as the forward pass.
+    return Work(task, (), 6.0 * multiply_adds(model, shape))
+
+
+def segmenter(name: str, axis: str | None, dtype: str | None) -> Work:
+    shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
+    model = models.create(name, classes, axis_name=axis)
+    task = segmentation.create(
+        model=model,
+        optimizer=sgd(),
+        image_shape=shape,
+        class_names=tuple(map(str, range(classes))),
+        class_weights=(1.0,) * classes,
+        train_prepare=lambda images, labels, keys: (images, labels),
+        eval_prepare=lambda images: images,
+        axis=axis,
+        dtype=dtype,
+    )
+    return Work(task, shape[:2], 6.0 * multiply_adds(model, shape))
+
+
+def generator(name: str, axis: str | None, dtype: str | None) -> Work:
+    shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
+    model = models.create(name, classes, size=shape[0], channels=shape[2], axis_name=axis)
+    task = gan.create(
+        model=model,
+        optimizer=optimizers.create("adam", lambda step: 0.0002, momentum=0.5, nesterov=False, weight_decay=0.0),
+        image_shape=shape,
+        form=gan.Form(lambda images: images, lambda made: made, dcgan.latents),
+        scorer=None,
+        ema=0.0,
+        axis=axis,
+        dtype=dtype,
+    )
+    layers = summary.layers(model, shape)
+    of_generator = sum(layer.multiply_adds for layer in layers if layer.name.startswith("generator"))
+    of_discriminator = sum(layer.multiply_adds for layer in layers) - of_generator
+    # The generator runs forward and backward. The discriminator does so on the real and on the generated images, and
+    # once more on the generated ones without gradients of its weights: 3 + 3 + 2 passes.
+    return Work(task, (), 2.0 * (3 * of_generator + 8 * of_discriminator))
+
+
+NETWORKS = {
+    "resnet50": Network((224, 224, 3), 1000, 512, classifier),
+    "alexnet_owt": Network((224, 224, 3), 1000, 2048, classifier),
+    "segnet": Network((360, 480, 3), 11, 32, segmenter),
+    "dcgan": Network((64, 64, 3), 10, 2048, generator),
+    "densenet121": Network((224, 224, 3), 1000, 256, classifier),
+}
+DTYPES = {"bfloat16": "bfloat16", "float32": None}
+ROUNDS = 3
+
+
+def batch_of(name: str, work: Work, rows: int) -> dict[str, Any]:
+    """Noise images in float32 and arbitrary labels, on the device."""
+    shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
+    labels = jnp.arange(rows * math.prod(work.labels), dtype=jnp.int32) % classes
+    images = jax.random.normal(jax.random.key(0), (rows, *shape), jnp.float32).clip(-1, 1)
+    return {"image": images, "label": labels.reshape(rows, *work.labels)}
+
+
+def step_seconds(task: Task, batch: dict[str, Any], *, devices: int, steps: int) -> tuple[float, float]:
+    """(seconds of the first call, which compiles; median seconds of a step over ROUNDS rounds of `steps` steps)."""
     step = data_parallel.parallelize(task.train_step, devices, donate=True)
     began = time.perf_counter()
-    state, _ = jax.block_until_ready(step(jax.jit(task.init)(key), batch))
+    state, _ = jax.block_until_ready(step(jax.jit(task.init)(jax.random.key(0)), batch))
     compile_seconds, turns = time.perf_counter() - began, []
-    for _ in range(3):
+    for _ in range(ROUNDS):
         began = time.perf_counter()
-        for _ in range(STEPS.value):
+        for _ in range(steps):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
-        turns.append((time.perf_counter() - began) / STEPS.value)
-    row = {"model": name, "batch_size": rows, "dtype": DTYPE.value, "compile_seconds": round(compile_seconds, 1)}
-    peak = PEAK.value * devices if PEAK.value else None
-    return row | rates(model, batch_size=rows, seconds=statistics.median(turns), peak_tflops=peak)
+        turns.append((time.perf_counter() - began) / steps)
+    return compile_seconds, statistics.median(turns)
 
 
-def rates(model, *, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
-    """The figures computed from the seconds of a step; `peak_tflops` is the total peak of all devices."""
-    multiply_adds = sum(layer.multiply_adds for layer in summary.layers(model, SHAPE))
-    tflops = 6e-12 * multiply_adds * batch_size / seconds
+def rates(*, flops: float, batch_size: int, seconds: float, peak_tflops: float | None) -> dict[str, float]:
+    """The figures computed from the seconds of a step and the operations per image; `peak_tflops` is the total peak of
+    all devices."""
+    tflops = 1e-12 * flops * batch_size / seconds
     found = {"images_per_second": round(batch_size / seconds, 1), "step_ms": round(1e3 * seconds, 2)}
     share = {"share_of_peak": round(tflops / peak_tflops, 4)} if peak_tflops else {}
     return found | {"tflops": round(tflops, 2)} | share
 
 
+def measure(name: str, dtype: str, *, rows: int, devices: int, steps: int, peak: float | None) -> dict[str, Any]:
+    """One row of the results."""
+    row: dict[str, Any] = {"model": name, "dtype": dtype, "batch_size": rows}
+    work = NETWORKS[name].work(name, axis_of(devices), DTYPES[dtype])
+    try:
+        first, seconds = step_seconds(work.task, batch_of(name, work, rows), devices=devices, steps=steps)
+    except jax.errors.JaxRuntimeError as error:
+        return row | {"error": str(error).splitlines()[0]}
+    total = peak * devices if peak else None
+    figures = rates(flops=work.flops, batch_size=rows, seconds=seconds, peak_tflops=total)
+    return row | {"compile_seconds": round(first, 1)} | figures
+
+
+def define_flags() -> None:
+    absl_flags.DEFINE_list("models", list(NETWORKS), "Networks to measure.")
+    absl_flags.DEFINE_list("dtypes", list(DTYPES), "Dtypes of the computation.")
+    absl_flags.DEFINE_integer("batch_size", None, "Batch size per device instead of the networks' own.", lower_bound=1)
+    absl_flags.DEFINE_integer("steps", 30, f"Steps per round; {ROUNDS} rounds.", lower_bound=1)
+    absl_flags.DEFINE_list("peak_tflops", [], "The vendor's peak of one device in TFLOP/s, for each dtype.")
+
+
+def peaks(given: list[str], dtypes: list[str]) -> list[float | None]:
+    """The peak of each dtype. Raises UsageError unless there are none, or as many positive numbers as dtypes."""
+    try:
+        values = [float(value) for value in given]
+    except ValueError:
+        values = [0.0]
+    fits = len(values) in (0, len(dtypes)) and all(0 < value < math.inf for value in values)
+    app.require(fits, f"--peak_tflops={','.join(given)}: must be a positive number for each of {', '.join(dtypes)}")
+    return list(values) or [None] * len(dtypes)
+
+
 def main(argv) -> int:
+    given = absl_flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; accelerator takes no positional arguments")
-    for name in MODELS.value or [""]:
-        try:
-            models.create(name, CLASSES)
-        except ValueError as error:
-            raise app.UsageError(f"--models={name}: {error}") from None
+    for flag, known in (("models", NETWORKS), ("dtypes", DTYPES)):
+        for value in given[flag].value or [""]:
+            app.require(value in known, f"--{flag}={value}: must be one or more of {', '.join(known)}")
+    peak_of = dict(zip(given.dtypes, peaks(given.peak_tflops, given.dtypes), strict=True))
     devices, line = start_devices(None)
     start_cache()
-    print(line)
-    rows = [measure(name, devices) for name in MODELS.value]
-    for row in rows:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print(json.dumps({"devices": line, "rows": rows}))
+    say(line)
+    for name in given.models:
+        rows = (given.batch_size or NETWORKS[name].batch_size) * devices
+        for dtype, peak in peak_of.items():
+            row = measure(name, dtype, rows=rows, devices=devices, steps=given.steps, peak=peak)
+            print(json.dumps(row), flush=True)
     return 0
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

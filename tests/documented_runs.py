@@ -168,9 +168,7 @@ COMMANDS: dict[str, Run | Omitted] = {
         " --devices=2 --dtype=float32 --dry_run",
         {"D": "images"},
     ),
-    "benchmarks.accelerator --peak_tflops=P": Run(
-        "--models=alexnet_owt --batch_size=2 --steps=1 --dtype=float32", {"P": "1"}
-    ),
+    "benchmarks.accelerator --peak_tflops=P,Q": Run("--models=alexnet_owt --batch_size=2 --steps=1", {"P,Q": "2,1"}),
     # docs/commands.md
     "python docs/commands.py": Run(slow=False),
     # docs/performance.md
@@ -242,8 +240,24 @@ COMMANDS: dict[str, Run | Omitted] = {
     'sweep --workdir=W --grid="learning_rate=0.1,0.01 seed=0..4" -- --model=mlp --steps=500': Run(
         "--steps=2", {"0.1,0.01": "0.1", "seed=0..4": "seed=0"}, cold=True
     ),
-    "benchmarks.accelerator [--peak_tflops=P] [--batch_size=256]": Run(
-        "--models=alexnet_owt --batch_size=2 --steps=1 --dtype=float32", {"P": "1"}
+    "benchmarks.accelerator [--peak_tflops=P,Q]": Omitted("the same command as in docs/parallelism.md"),
+    "benchmarks.accelerator_table --folder=OUT": Run(where={"OUT": "new"}),
+    "benchmarks.numerics": Run("--models=resnet18"),
+    "PYTHON benchmarks/resnet50_in_torch.py [--batch_size=512] [--steps=30] [--device=cuda]": Omitted(
+        "needs torch and torchvision, which the project does not install"
+    ),
+    "benchmarks.record --peer_python=PYTHON --data_dir=FOLDER [--seeds=0,1]": Run(
+        where=PEER | {"FOLDER": "images"}, fails="No module named 'torch'"
+    ),
+    "benchmarks.record --peer_python=PYTHON --dataset=fashion_mnist": Run(where=PEER, fails="No module named 'torch'"),
+    "PYTHON benchmarks/record_in_torch.py --data=FILE.npz --seed=0 --epochs=9.9 --threads=2": Omitted(
+        "needs torch, which the project does not install"
+    ),
+    "benchmarks.recompress --out=FOLDER [--quality=75]": Run(
+        "--data_dir=SOURCE", {"FOLDER": "new", "SOURCE": "idx_files"}
+    ),
+    "classify --flagfile=experiments/recipes/fashion_dcnn.flags --data_dir=FOLDER --workdir=W": Run(
+        TINY, {"FOLDER": "idx_files"}
     ),
     "benchmarks.classifiers --peer=torch_step.py --peer_python=PYTHON": Run("--models=mlp", PEER, fails=NO_TORCH),
     "PYTHON benchmarks/dcgan_in_torch.py --model=dcgan32 --batch_size=64 --layout=channels_last --threads=2 "

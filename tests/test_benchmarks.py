@@ -157,35 +157,3 @@ def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torc
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
     line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON to specify a Python with torch\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
-
-
-RATES = """
-import json
-import models
-from benchmarks import accelerator
-
-model = models.create("alexnet_owt", 1000)
-for batch_size, seconds, peak_tflops in ((128, 0.25, 4.0), (1, 1.0, None)):
-    print(json.dumps(accelerator.rates(model, batch_size=batch_size, seconds=seconds, peak_tflops=peak_tflops)))
-"""
-
-
-@pytest.mark.slow
-def test_throughput_and_flops_of_a_step(start):
-    """AlexNet has 714.19 M multiply-adds (tests/test_summary.py); a step takes 3 * 2 FLOPs per multiply-add."""
-    done = start(RATES)  # In a separate process, because the module defines flags.
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [
-        {"images_per_second": 512.0, "step_ms": 250.0, "tflops": 2.19, "share_of_peak": 0.5485},
-        {"images_per_second": 1.0, "step_ms": 1000.0, "tflops": 0.0},
-    ], done.stderr
-
-
-@pytest.mark.slow
-def test_the_accelerator_benchmark_prints_its_rows(measure):
-    options = ["--models=alexnet_owt", "--batch_size=2", "--steps=1", "--dtype=float32", "--peak_tflops=0.5"]
-    done = measure(*options, module="accelerator")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert row["model"] == "alexnet_owt" and row["batch_size"] == 2 and row["step_ms"] > 0
-    done = measure("--models=alexnet", module="accelerator")
-    assert done.returncode == 2 and "--models=alexnet: unknown model" in done.stderr and done.stderr.count("\n") == 1
