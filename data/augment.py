@@ -169,9 +169,18 @@ def mix(images, labels, keys, *, mixup: float = 0.0, cutmix: float = 0.0):
     return share * images + (1 - share) * partners(images), (partners(labels), weight_B)
 
 
-def flip_views(images):
-    """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]."""
-    return jnp.stack([images, jnp.flip(images, 2)])
+def flip_views(images, axis: int = 2):
+    """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]; `axis` is that of the width."""
+    return jnp.stack([images, jnp.flip(images, axis)])
+
+
+def flip_shift_views(images):
+    """Each image, the image moved by one pixel down and right or up and left, with reflection padding, and the mirror
+    images of all three, [B, H, W, C] -> [6, B, H, W, C] (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3)."""
+    batch, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    moved = [jax.lax.slice(padded, (0, i, i, 0), (batch, i + height, i + width, channels)) for i in (0, 2)]
+    return flip_views(jnp.stack([images, *moved]), axis=3).reshape(6, *images.shape)
 
 
 def ten_views(images, size: int):

@@ -232,7 +232,7 @@ def run_export(start, workdir, form, out, *flags, **options):
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 def test_the_documented_lines_run_an_export_without_the_project(start, tmp_path, without_project, mnist5k, form):
     """Also binary tasks with one logit and test-time views, and a batch size that was not checked."""
-    flags = {"positive": "3", "negative": "8", "augment": "flip_shift", "tta": "flip"}
+    flags = {"positive": "3", "negative": "8", "augment": "flip_shift", "tta": "flip_shift"}
     workdir = trained(tmp_path / "w", model="logistic", **flags)
     if form == "onnx":
         pytest.importorskip("onnxruntime")

@@ -238,6 +238,17 @@ def test_cutout_and_crops():
     np.testing.assert_array_equal(views[5, 0], ramp[0, :6, 5::-1])
 
 
+def test_flip_shift_views():
+    images = np.arange(2 * 3 * 4 * 1, dtype=np.float32).reshape(2, 3, 4, 1)
+    views = np.asarray(augment.flip_shift_views(images))
+    assert views.shape == (6, 2, 3, 4, 1)
+    np.testing.assert_array_equal(views[0], images)
+    np.testing.assert_array_equal(views[1][:, 1:, 1:], images[:, :-1, :-1])
+    np.testing.assert_array_equal(views[1][:, 0, 1:], images[:, 1, :-1])  # The reflected row.
+    np.testing.assert_array_equal(views[2][:, :-1, :-1], images[:, 1:, 1:])
+    np.testing.assert_array_equal(views[3:], views[:3, :, :, ::-1])
+
+
 def test_a_flat_split_with_a_label_file(image_dir, capsys):
     flat, labels = image_dir / "val", image_dir / "val.txt"
     flat.mkdir()

@@ -7,7 +7,7 @@ import dataclasses
 
 from experiments.cli.options import option, override
 
-TTA = ("none", "flip", "ten_view")
+TTA = ("none", "flip", "flip_shift", "ten_view")
 SEEDS = f"[0, {2**32 - 1}]"
 # Upper bounds beyond any practical use: larger values would exhaust memory or trace for hours before they fail.
 SIDES = "[1, 16384]"

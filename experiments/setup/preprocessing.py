@@ -65,7 +65,7 @@ def make_prepare(config: ClassifyConfig, info):
 
     def evaluation(images):
         images = crop_fn(normalize(images)) if crop_fn else normalize(images)
-        return augment.flip_views(images) if views == "flip" else images
+        return {"flip": augment.flip_views, "flip_shift": augment.flip_shift_views}.get(views, lambda x: x)(images)
 
     return train, evaluation, (crop, crop, channels) if crop else info.image_shape
 
