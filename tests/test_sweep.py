@@ -36,6 +36,12 @@ def test_the_curves_of_a_sweep_are_means_with_a_band_per_setting(monkeypatch, tm
         assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(mean + spread)
     assert figure.axes[0].get_ylabel() == "val accuracy, %"
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["model=a", "model=b"]
+    sweep_table.curves(tmp_path, rows[:2], ["model", "seed"])
+    assert drawn[1][0].axes[0].get_legend() is None  # One setting needs no legend.
+    for figure, _ in drawn:
+        figure.draw_without_rendering()
+        (title,) = [text for text in figure.texts if "Mean and standard deviation" in text.get_text()]
+        assert 0 <= title.get_window_extent().x0 < title.get_window_extent().x1 <= figure.bbox.width
 
 
 @pytest.mark.parametrize("damaged", [None, b"step,loss\n1,x\n2,y\n", b"a,b\n1,2\n", b"\xff\xfe"])

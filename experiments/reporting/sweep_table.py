@@ -55,6 +55,10 @@ def table(rows: list[dict], names: list[str]) -> list[list]:
     return [[key, len(v), statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0] for key, v in groups.items()]
 
 
+def _title(rows: list[dict], *, several: bool) -> str:
+    return "Mean and standard deviation over seeds" if several else f"Accuracy on {_split(rows)}"
+
+
 @contextlib.contextmanager
 def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
     """A context that yields the axes of a single-panel figure in the reports' style and saves it at the end."""
@@ -65,7 +69,7 @@ def _figure(path: pathlib.Path, *, height: float, title: str) -> Iterator[Any]:
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=height)
         yield figure.add_subplot()
-        figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(figures.wrapped(title, 48), x=0.02, ha="left", fontsize=13, fontweight="bold")
         figures.save_figure(figure, path)
 
 
@@ -86,7 +90,7 @@ def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
             continue
         runs.setdefault(setting(row, names), []).append(points)
     several = any(len(seeds) > 1 for seeds in runs.values())
-    title = f"Accuracy on {_split(rows)}" + ": mean and standard deviation over seeds" * several
+    title = _title(rows, several=several)
     with _figure(workdir / "sweep_curves.png", height=4.2, title=title) as axes:
         for i, (name, seeds) in enumerate(runs.items()):
             steps = sorted(set.intersection(*map(set, seeds)))
@@ -99,13 +103,14 @@ def curves(workdir: pathlib.Path, rows: list[dict], names: list[str]) -> None:
                 axes.fill_between(steps, low, high, color=f"C{i % 10}", alpha=0.2, linewidth=0)
         axes.set_xlabel("step")
         axes.set_ylabel(f"{_split(rows)} accuracy, %")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Outside, so that it does not hide the curves.
+        if len(runs) > 1:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # Outside, so that it does not hide the curves.
 
 
 def draw(workdir: pathlib.Path, rows: list[dict], results: list[list]) -> None:
     """Writes sweep.png: mean accuracy and standard deviation of each setting."""
     several = max(row[1] for row in results) > 1
-    title = "Mean and standard deviation over seeds" if several else f"Accuracy on {_split(rows)}"
+    title = _title(rows, several=several)
     with _figure(workdir / "sweep.png", height=1.6 + 0.4 * len(results), title=title) as axes:
         means, spreads = [100 * row[2] for row in results], [100 * row[3] for row in results]
         axes.errorbar(means, range(len(results)), xerr=spreads, fmt="o", capsize=4)
