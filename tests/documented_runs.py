@@ -161,6 +161,10 @@ COMMANDS: dict[str, Run | Omitted] = {
     "classify --flagfile=experiments/recipes/fashion_dcnn.flags --workdir=W": Run(
         f"{TINY} --data_dir=FOLDER", {"FOLDER": "idx_files"}
     ),
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags --tta=flip': Run(
+        f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"}
+    ),
+    "evaluate --workdir=W/seed=0 --tta=flip_shift": Run(where={"W/seed=0": "classifier"}),
     "prepare --dataset=cifar10 --source=FOLDER": Run("--data_dir=W", {"FOLDER": "cifar10_parquet"}),
     # docs/parallelism.md
     "classify --flagfile=experiments/recipes/resnet50.flags --data_dir=D --workdir=W --devices=8 --dtype=bfloat16": Run(
