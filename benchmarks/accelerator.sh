@@ -18,7 +18,8 @@
 # sheets, without sparsity). TINY=1 uses the smallest sizes, to test the script on a CPU.
 set -u
 [ $# -ge 1 ] && [ $# -le 2 ] || { echo 'usage: bash benchmarks/accelerator.sh OUT [DATA]' >&2; exit 2; }
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || { echo "error: PYTHON=${PYTHON:-python3}: no such command" >&2; exit 2; }
+case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 project=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$1" || exit 1
 out=$(cd "$1" && pwd)

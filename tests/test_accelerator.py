@@ -125,6 +125,8 @@ def test_the_script_refuses_wrong_arguments(environment, tmp_path):
     for arguments, line in (
         ([], "usage: bash benchmarks/accelerator.sh OUT [DATA]"),
         ([tmp_path / "out", tmp_path / "none"], f"error: {tmp_path}/none: no such folder"),
+        ([tmp_path / "out"], "error: PYTHON=/nowhere/python: no such command"),
     ):
-        done = subprocess.run(["bash", script, *arguments], env=environment, capture_output=True, text=True)
+        names = environment | ({"PYTHON": "/nowhere/python"} if "PYTHON" in line else {})
+        done = subprocess.run(["bash", script, *arguments], env=names, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.splitlines()[-1] == line
