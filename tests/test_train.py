@@ -56,6 +56,13 @@ def run(mnist5k, devices, steps, seed=0):
     return jax.tree.map(np.asarray, (state.params, state.batch_stats)), jax.tree.map(float, sums)
 
 
+def test_a_nan_in_any_leaf_is_an_error():
+    good, bad = np.ones(2), np.array([1.0, np.nan])
+    for ours in ((good, bad), (bad, good)):
+        assert np.isnan(tree_error(ours, (good, good)))
+    assert tree_error((good, 1.5 * good), (good, good)) == 0.5
+
+
 def test_evaluations_compute_in_full_precision(mnist5k, monkeypatch):
     """A GPU would otherwise round the operands to TensorFloat-32, as it does in training."""
     monkeypatch.setattr(ffi, "_disabled", True)

@@ -12,4 +12,5 @@ def tree_error(ours, reference) -> float:
     """
     pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True))
     floor = 1e-3 * max(float(np.abs(b).max()) for _, b in pairs)
-    return max(float(np.abs(np.asarray(a) - b).max()) / max(float(np.abs(b).max()), floor, 1e-300) for a, b in pairs)
+    errors = [float(np.abs(np.asarray(a) - b).max()) / max(float(np.abs(b).max()), floor, 1e-300) for a, b in pairs]
+    return float(np.max(errors))  # NaN if one of them is, unlike Python's max.
