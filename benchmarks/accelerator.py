@@ -4,7 +4,7 @@ Measures images per second of the full training step of five networks on all dev
 float32, with batches of noise that are already on the device. For float32, XLA uses TensorFloat-32 on GPUs that have
 it. P and Q are the vendor's peaks of one device for these dtypes, in 10^12 operations per second; with them, it also
 prints the fraction of the peak that is reached. Prints one JSON object for each network and dtype as soon as it is
-measured; a configuration that fails, for example for lack of memory, has an `error`.
+measured; a configuration that fails, for example for lack of memory, has an `error`, and the exit status is 1.
 """
 
 import json
@@ -19,15 +19,14 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 import models
+from benchmarks import tasks
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
-from models import dcgan, summary
-from train import optimizers
+from models import summary
 from train.messages import say
 from train.parallel import data_parallel
 from train.parallel.devices import axis_of, start_devices
 from train.task import Task
-from train.tasks import classification, gan, segmentation
 
 
 class Work(NamedTuple):
@@ -54,68 +53,31 @@ class Network(NamedTuple):
     work: Callable[[str, str | None, str | None], Work]
 
 
-def sgd():
-    return optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
-
-
-def multiply_adds(model, shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of the forward pass for one image."""
-    return sum(layer.multiply_adds for layer in summary.layers(model, shape))
-
-
 def classifier(name: str, axis: str | None, dtype: str | None) -> Work:
     shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
     model = models.create(name, classes, axis_name=axis)
-    task = classification.create(
-        model=model,
-        optimizer=sgd(),
-        image_shape=shape,
-        class_names=tuple(map(str, range(classes))),
-        train_prepare=lambda images, keys: images,
-        eval_prepare=lambda images: images,
-        axis=axis,
-        dtype=dtype,
-    )
     # Two operations per multiply-add; the backward pass takes twice as many as the forward pass.
-    return Work(task, (), 6.0 * multiply_adds(model, shape))
+    flops = 6.0 * summary.multiply_adds(model, shape)
+    return Work(tasks.classifier(model, shape, classes, axis=axis, dtype=dtype), (), flops)
 
 
 def segmenter(name: str, axis: str | None, dtype: str | None) -> Work:
     shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
     model = models.create(name, classes, axis_name=axis)
-    task = segmentation.create(
-        model=model,
-        optimizer=sgd(),
-        image_shape=shape,
-        class_names=tuple(map(str, range(classes))),
-        class_weights=(1.0,) * classes,
-        train_prepare=lambda images, labels, keys: (images, labels),
-        eval_prepare=lambda images: images,
-        axis=axis,
-        dtype=dtype,
-    )
-    return Work(task, shape[:2], 6.0 * multiply_adds(model, shape))
+    flops = 6.0 * summary.multiply_adds(model, shape)
+    return Work(tasks.segmenter(model, shape, classes, axis=axis, dtype=dtype), shape[:2], flops)
 
 
 def generator(name: str, axis: str | None, dtype: str | None) -> Work:
     shape, classes = NETWORKS[name].shape, NETWORKS[name].classes
     model = models.create(name, classes, size=shape[0], channels=shape[2], axis_name=axis)
-    task = gan.create(
-        model=model,
-        optimizer=optimizers.create("adam", lambda step: 0.0002, momentum=0.5, nesterov=False, weight_decay=0.0),
-        image_shape=shape,
-        form=gan.Form(lambda images: images, lambda made: made, dcgan.latents),
-        scorer=None,
-        ema=0.0,
-        axis=axis,
-        dtype=dtype,
-    )
     layers = summary.layers(model, shape)
     of_generator = sum(layer.multiply_adds for layer in layers if layer.name.startswith("generator"))
     of_discriminator = sum(layer.multiply_adds for layer in layers) - of_generator
     # The generator runs forward and backward. The discriminator does so on the real and on the generated images, and
     # once more on the generated ones without gradients of its weights: 3 + 3 + 2 passes.
-    return Work(task, (), 2.0 * (3 * of_generator + 8 * of_discriminator))
+    flops = 2.0 * (3 * of_generator + 8 * of_discriminator)
+    return Work(tasks.generator(model, shape, axis=axis, dtype=dtype), (), flops)
 
 
 NETWORKS = {
@@ -204,12 +166,14 @@ def main(argv) -> int:
     devices, line = start_devices(None)
     start_cache()
     say(line)
+    failed = False
     for name in given.models:
         rows = (given.batch_size or NETWORKS[name].batch_size) * devices
         for dtype, peak in peak_of.items():
             row = measure(name, dtype, rows=rows, devices=devices, steps=given.steps, peak=peak)
             print(json.dumps(row), flush=True)
-    return 0
+            failed |= "error" in row
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from benchmarks import segmentation, twins
+from benchmarks import segmentation, tasks, twins
 from data import augment, batches
 from experiments.cli import app
 from models import initializers, layers
-from train.tasks import classification
 
 MODELS = absl_flags.DEFINE_list(
     "models",
@@ -60,21 +59,10 @@ def prepare(images, keys):
     return augment.flip_shift(augment.normalize(images, MEAN, STD), keys) if images.dtype == np.uint8 else images
 
 
-def make_task(module: nn.Module, image_shape, classes: int, *, axis: str | None = None):
-    return classification.create(
-        model=module,
-        optimizer=twins.sgd(),
-        image_shape=image_shape,
-        class_names=tuple(map(str, range(classes))),
-        train_prepare=prepare,
-        eval_prepare=lambda images: images,
-        axis=axis,
-    )
-
-
 def small_twin(name: str, images: np.ndarray) -> twins.Twin:
     module, batch_size = NETWORKS[name]
-    task, batch_size = make_task(module, IMAGE_SHAPE, CLASSES), twins.BATCH.value or batch_size
+    task = tasks.classifier(module, IMAGE_SHAPE, CLASSES, train_prepare=prepare)
+    batch_size = twins.BATCH.value or batch_size
     labels = np.arange(EXAMPLES, dtype=np.int32) % CLASSES
     source = functools.partial(batches.train_batches, images, labels, batch_size=batch_size, seed=0)
     raw = jax.device_put(next(source()))
@@ -89,7 +77,7 @@ def large_twin(name: str) -> twins.Twin:
     batch_size = twins.BATCH.value or batch_size
     images = np.random.default_rng(0).normal(size=(batch_size, *LARGE_SHAPE)).astype(np.float32)
     batch = {"image": images, "label": np.arange(batch_size, dtype=np.int32) % LARGE_CLASSES}
-    return twins.Twin(make_task(module, LARGE_SHAPE, LARGE_CLASSES), jax.device_put(batch))
+    return twins.Twin(tasks.classifier(module, LARGE_SHAPE, LARGE_CLASSES), jax.device_put(batch))
 
 
 def check_models() -> None:

@@ -11,11 +11,8 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from benchmarks import twins
+from benchmarks import tasks, twins
 from experiments.cli import app
-from models import dcgan
-from train import optimizers
-from train.tasks import gan
 
 MODELS = absl_flags.DEFINE_list("models", ["dcgan32", "dcgan64"], "Networks; the number is the side of the images.")
 SHAPES = {"dcgan32": (32, 32, 1), "dcgan64": (64, 64, 3)}
@@ -24,18 +21,12 @@ BATCH_SIZE = 64
 
 def twin(name: str) -> twins.Twin:
     shape = SHAPES[name]
-    task = gan.create(
-        model=models.create("dcgan", 10, size=shape[0], channels=shape[2]),
-        optimizer=optimizers.create("adam", lambda step: 0.0002, momentum=0.5, nesterov=False, weight_decay=0.0),
-        image_shape=shape,
-        form=gan.Form(lambda images: images, lambda made: made, dcgan.latents),
-        scorer=None,
-        ema=0.0,
-        axis=None,
-    )
+    model = models.create("dcgan", 10, size=shape[0], channels=shape[2])
     random, batch_size = np.random.default_rng(0), twins.BATCH.value or BATCH_SIZE
     images = random.uniform(-1, 1, (batch_size, *shape)).astype(np.float32)
-    return twins.Twin(task, jax.device_put({"image": images, "label": np.zeros(batch_size, np.int32)}))
+    return twins.Twin(
+        tasks.generator(model, shape), jax.device_put({"image": images, "label": np.zeros(batch_size, np.int32)})
+    )
 
 
 def main(argv) -> int:

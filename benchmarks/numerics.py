@@ -13,7 +13,6 @@ and whether it passed. The exit status is 1 if a check fails.
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +20,19 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from benchmarks import accelerator, parity
+from benchmarks import parity, tasks
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
 from models.layers import conv_general_dilated, conv_transpose
+from train.equality import tree_error
 from train.messages import say
 from train.parallel import data_parallel
 from train.parallel.devices import make_deterministic, start_devices
-from train.tasks import classification
+from train.task import Task
 
 GOLDEN = json.loads(pathlib.Path(__file__).with_name("golden_logits.json").read_text())
 LIMIT = 1e-4  # float32 has a rounding error of 6e-8, TensorFloat-32 and bfloat16 of 5e-4 and 4e-3.
+SIDE = 64  # Of the images of the evaluations and training steps.
 # Cases: (image side, window, stride, padding, input channels, output channels)
 CONVOLUTIONS = (
     (14, 3, 1, 1, 8, 16),
@@ -41,10 +42,6 @@ CONVOLUTIONS = (
     (35, 11, 4, 2, 3, 8),
 )
 TRANSPOSED = ((4, 4, 2, 1, 16, 8), (7, 5, 2, 2, 8, 4), (1, 4, 1, 0, 16, 8))
-
-
-def relative_error(found, expected) -> float:
-    return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
 
 
 class Convolution:
@@ -77,7 +74,7 @@ class Convolution:
 def largest_error(forward, x, kernel, gradient, expected) -> float:
     """The largest error of forward(x, kernel) and of its gradients, where `expected` has all three."""
     found, pull = jax.vjp(forward, x, kernel)
-    return max(map(relative_error, (found, *pull(jnp.asarray(gradient))), expected))
+    return tree_error((found, *pull(jnp.asarray(gradient))), expected)
 
 
 def convolution_error(side: int, window: int, stride: int, padding: int, channels: int, outputs: int) -> float:
@@ -112,38 +109,29 @@ def transposed_error(side: int, window: int, stride: int, padding: int, channels
     return largest_error(forward, x, kernel, gradient, expected)
 
 
-def task_of(name: str, side: int) -> Any:
-    model, shape = models.create(name, 10), (side, side, 3)
-    return classification.create(
-        model=model,
-        optimizer=accelerator.sgd(),
-        image_shape=shape,
-        class_names=tuple("0123456789"),
-        train_prepare=lambda images, keys: images,
-        eval_prepare=lambda images: images,
-        axis=None,
-    )
+def task_of(name: str) -> Task:
+    return tasks.classifier(models.create(name, 10), (SIDE, SIDE, 3), 10)
 
 
 def evaluation_error() -> float:
     """The difference between the logits of an evaluation and those in the highest precision."""
-    task = task_of("resnet18", 64)
+    task = task_of("resnet18")
     state = jax.jit(task.init)(jax.random.key(0))
-    images = jax.random.normal(jax.random.key(1), (16, 64, 64, 3))
+    images = jax.random.normal(jax.random.key(1), (16, SIDE, SIDE, 3))
     found = data_parallel.parallelize(task.predict_step, 1, donate=False)(state, {"image": images})
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(lambda state, batch: task.predict_step(state, batch))(state, {"image": images})
-    return relative_error(found, np.asarray(expected, np.float64))
+        expected = jax.jit(task.predict_step)(state, {"image": images})
+    return tree_error(found, expected)
 
 
 def differing_bits(name: str) -> float:
     """The largest difference between the weights after one training step, run twice."""
-    task = task_of(name, 64)
+    task = task_of(name)
     state = jax.jit(task.init)(jax.random.key(0))
-    batch = {"image": jax.random.normal(jax.random.key(1), (32, 64, 64, 3)), "label": jnp.arange(32) % 10}
+    batch = {"image": jax.random.normal(jax.random.key(1), (32, SIDE, SIDE, 3)), "label": jnp.arange(32) % 10}
     step = jax.jit(task.train_step)
-    weights = [jax.tree.leaves(step(state, batch)[0].params) for _ in range(2)]
-    return max(float(jnp.abs(one - other).max()) for one, other in zip(*weights, strict=True))
+    first, second = (step(state, batch)[0].params for _ in range(2))
+    return tree_error(first, second)
 
 
 def checks(names: list[str]) -> Iterator[tuple[str, float, float]]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data import idx
 from experiments.cli import app
+from train.tasks import reconstruction
 
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the files; it must not contain any of them.", required=True)
 QUALITY = absl_flags.DEFINE_integer("quality", 75, "Quality of the JPEGs, as in libjpeg.", 1, 100)
@@ -28,12 +29,6 @@ def through_jpeg(image_HW: np.ndarray, quality: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(image_HW).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
-
-
-def signal_to_noise(original: np.ndarray, changed: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error)."""
-    error = np.mean((original.astype(np.float64) - changed) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def write(path: pathlib.Path, values: np.ndarray) -> None:
@@ -55,7 +50,8 @@ def main(argv) -> int:
         for name, values in zip(idx.FILES[split], (changed, labels), strict=True):
             write(out / name, values)
         if split == "train":
-            ratio = signal_to_noise(images[..., 0], changed)
+            errors = reconstruction.mean_squared_error(images[..., 0] / 255, changed / 255)
+            ratio = float(reconstruction.psnr(errors.mean()))
             print(f"{len(images):,} training images of quality {QUALITY.value}: {ratio:.2f} dB")
     return 0
 

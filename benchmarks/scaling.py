@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 import models
-from benchmarks import classifiers, pictures, segmentation, twins
+from benchmarks import classifiers, pictures, segmentation, tasks, twins
 from data.stream import usable_cores
 from experiments.cli import app
 from experiments.reporting import figures
@@ -173,11 +173,8 @@ def measure_step(point: Point) -> dict[str, Any]:
     classes = segmentation.CLASSES if segments else classifiers.CLASSES
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in point.options.items()}
     model = models.create(point.model, classes, **options, axis_name=axis)
-    if segments:
-        task = segmentation.make_task(model, shape, axis=axis)
-    else:
-        task = classifiers.make_task(model, shape, classes, axis=axis)
-    multiply_adds = sum(layer.multiply_adds for layer in summary.layers(model, shape))
+    work = summary.multiply_adds(model, shape) * point.batch
+    task = (tasks.segmenter if segments else tasks.classifier)(model, shape, classes, axis=axis)
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, (point.batch, *point.size) if segments else point.batch, np.int32)
     images = random.normal(size=(point.batch, *shape)).astype(np.float32)
@@ -196,7 +193,11 @@ def measure_step(point: Point) -> dict[str, Any]:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         times.append(1e3 * (time.perf_counter() - began))
-    found = {"work": multiply_adds * point.batch, "ms": statistics.median(times), "compile_s": compiled}
+    found = {
+        "work": work,
+        "ms": statistics.median(times),
+        "compile_s": compiled,
+    }
     return found | {"peak_mb": max(peak, peak_mb()), "steps_mb": peak_mb()}
 
 

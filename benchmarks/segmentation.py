@@ -9,28 +9,14 @@ import jax
 import numpy as np
 
 import models
-from benchmarks import twins
+from benchmarks import tasks, twins
 from experiments.cli import app
-from train.tasks import segmentation
 
 BATCH_SIZE, IMAGE_SHAPE, CLASSES = 8, (96, 128, 3), 11
 
 
-def make_task(model, image_shape, *, axis: str | None = None):
-    return segmentation.create(
-        model=model,
-        optimizer=twins.sgd(),
-        image_shape=image_shape,
-        class_names=tuple(map(str, range(CLASSES))),
-        class_weights=(1.0,) * CLASSES,
-        train_prepare=lambda images, labels, keys: (images, labels),
-        eval_prepare=lambda images: images,
-        axis=axis,
-    )
-
-
 def twin() -> twins.Twin:
-    task = make_task(models.create("segnet_basic", CLASSES, normalise_channels=False), IMAGE_SHAPE)
+    task = tasks.segmenter(models.create("segnet_basic", CLASSES, normalise_channels=False), IMAGE_SHAPE, CLASSES)
     batch_size = twins.BATCH.value or BATCH_SIZE
     random = np.random.default_rng(0)
     images = random.normal(size=(batch_size, *IMAGE_SHAPE)).astype(np.float32)

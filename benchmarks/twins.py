@@ -27,7 +27,7 @@ from absl import flags as absl_flags
 from data.stream import usable_cores
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
-from train import metrics, optimizers
+from train import metrics
 from train.messages import say
 from train.parallel import data_parallel, host_memory
 from train.state import parameter_count
@@ -54,11 +54,6 @@ class Twin(NamedTuple):
     task: Task
     batch: dict[str, Any]  # The batch of every step of the comparison; "image" is [B, H, W, C].
     others: Mapping[str, Callable[[], Iterable]] = {}  # Other sources of batches, timed relative to `batch`.
-
-
-def sgd():
-    """The peer's optimizer."""
-    return optimizers.create("sgd", lambda step: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
 
 
 def settings(cores: int) -> list[str]:

@@ -169,9 +169,9 @@ def mix(images, labels, keys, *, mixup: float = 0.0, cutmix: float = 0.0):
     return share * images + (1 - share) * partners(images), (partners(labels), weight_B)
 
 
-def flip_views(images, axis: int = 2):
-    """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]; `axis` is that of the width."""
-    return jnp.stack([images, jnp.flip(images, axis)])
+def flip_views(images):
+    """Each image and its mirror image, [B, H, W, C] -> [2, B, H, W, C]."""
+    return jnp.stack([images, jnp.flip(images, 2)])
 
 
 def flip_shift_views(images):
@@ -180,7 +180,7 @@ def flip_shift_views(images):
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     moved = [jax.lax.slice(padded, (0, i, i, 0), (batch, i + height, i + width, channels)) for i in (0, 2)]
-    return flip_views(jnp.stack([images, *moved]), axis=3).reshape(6, *images.shape)
+    return flip_views(jnp.concatenate([images, *moved])).reshape(6, *images.shape)
 
 
 def ten_views(images, size: int):

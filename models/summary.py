@@ -57,6 +57,11 @@ def normalised_values(model: nn.Module, image_shape, rows: int) -> dict[str, int
     return found
 
 
+def multiply_adds(model: nn.Module, image_shape) -> int:
+    """Returns the multiply-adds of all layers for one image of `image_shape` (height, width, channels)."""
+    return sum(layer.multiply_adds for layer in layers(model, image_shape))
+
+
 def layers(model: nn.Module, image_shape) -> list[Layer]:
     """Returns the layers that have parameters, in the order of the forward pass.
 

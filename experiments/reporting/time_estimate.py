@@ -45,7 +45,7 @@ def line(seconds: float, rate: float, shorter: list[str]) -> str:
 
 
 def multiply_adds(model, input_shape) -> int:
-    return sum(layer.multiply_adds for layer in summary.layers(model, input_shape))
+    return summary.multiply_adds(model, input_shape)
 
 
 def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
