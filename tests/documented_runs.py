@@ -113,6 +113,9 @@ COMMANDS: dict[str, Run | Omitted] = {
         TINY, ONE_SEED | {"D": "images"}
     ),
     "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D': Run(
+        TINY, ONE_SEED | {"D": "images"}
+    ),
     'sweep --workdir=W --grid="model=cifar_resnet20,cifar_plain20" -- --flagfile=experiments/recipes/'
     "cifar_resnet20.flags --schedule=one_cycle --steps=3000 --eval_every=300 --data_dir=D": Run(TINY, {"D": "images"}),
     "classify --flagfile=experiments/recipes/densenet40.flags --schedule=one_cycle --steps=850 --eval_every=170 "
