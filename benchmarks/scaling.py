@@ -193,11 +193,7 @@ def measure_step(point: Point) -> dict[str, Any]:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         times.append(1e3 * (time.perf_counter() - began))
-    found = {
-        "work": work,
-        "ms": statistics.median(times),
-        "compile_s": compiled,
-    }
+    found = {"work": work, "ms": statistics.median(times), "compile_s": compiled}
     return found | {"peak_mb": max(peak, peak_mb()), "steps_mb": peak_mb()}
 
 

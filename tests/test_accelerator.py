@@ -122,11 +122,11 @@ def test_the_script_writes_all_parts(environment, tmp_path):
 
 def test_the_script_refuses_wrong_arguments(environment, tmp_path):
     script = ROOT / "benchmarks/accelerator.sh"
-    for arguments, line in (
-        ([], "usage: bash benchmarks/accelerator.sh OUT [DATA]"),
-        ([tmp_path / "out", tmp_path / "none"], f"error: {tmp_path}/none: no such folder"),
-        ([tmp_path / "out"], "error: PYTHON=/nowhere/python: no such command"),
+    for arguments, variables, line in (
+        ([], {}, "usage: bash benchmarks/accelerator.sh OUT [DATA]"),
+        ([tmp_path / "out", tmp_path / "none"], {}, f"error: {tmp_path}/none: no such folder"),
+        ([tmp_path / "out"], {"PYTHON": "/nowhere/python"}, "error: PYTHON=/nowhere/python: no such command"),
     ):
-        names = environment | ({"PYTHON": "/nowhere/python"} if "PYTHON" in line else {})
+        names = environment | variables
         done = subprocess.run(["bash", script, *arguments], env=names, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.splitlines()[-1] == line

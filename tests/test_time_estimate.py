@@ -83,7 +83,7 @@ def test_networks_that_need_large_images_get_no_smaller_ones(monkeypatch):
             raise models.ModelError("too small")
         return 1
 
-    monkeypatch.setattr(time_estimate, "multiply_adds", refuse)
+    monkeypatch.setattr(time_estimate.summary, "multiply_adds", refuse)
     assert time_estimate.shorter_settings(config, experiment("cnn", 224)) == ["fewer --epochs"]
 
 

@@ -44,10 +44,6 @@ def line(seconds: float, rate: float, shorter: list[str]) -> str:
     return f"{text}; on a CPU, {listed} would shorten it"
 
 
-def multiply_adds(model, input_shape) -> int:
-    return summary.multiply_adds(model, input_shape)
-
-
 def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
     """Flags of classify that would shorten the run: smaller images, a smaller network, and fewer epochs or steps."""
     found, (side, _, channels) = [], experiment.input_shape
@@ -56,11 +52,11 @@ def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
         small = 96 if side > 128 else LARGEST
         if images and side > LARGEST and _accepts(experiment.model, (small, small, channels)):
             found.append(f"--image_size={small}")
-        own = multiply_adds(experiment.model, experiment.input_shape)
+        own = summary.multiply_adds(experiment.model, experiment.input_shape)
         for name in SMALLER[side > LARGEST]:
             other = models.create(name, len(experiment.info.class_names))
             accepted = _accepts(other, experiment.input_shape)
-            if accepted and multiply_adds(other, experiment.input_shape) * FACTOR <= own:
+            if accepted and summary.multiply_adds(other, experiment.input_shape) * FACTOR <= own:
                 found.append(f"--model={name}")
                 break
     return [*found, "fewer --steps" if config.steps else "fewer --epochs"]
@@ -68,7 +64,7 @@ def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
 
 def _accepts(model, input_shape) -> bool:
     try:
-        multiply_adds(model, input_shape)
+        summary.multiply_adds(model, input_shape)
     except ModelError:
         return False
     return True
