@@ -24,7 +24,7 @@ PEER_PYTHON = absl_flags.DEFINE_string("peer_python", None, "Python with torch a
 DATASET = absl_flags.DEFINE_string("dataset", "folder", "Data set with the splits train and test.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set.")
 SEEDS = absl_flags.DEFINE_list("seeds", ["0", "1"], "Seeds.")
-EPOCHS = absl_flags.DEFINE_float("epochs", 9.9, "Passes over the training images.", lower_bound=0.01)
+EPOCHS = absl_flags.DEFINE_float("epochs", 9.9, "Passes over the training images.", 0.01, 1000)
 SCRIPT = pathlib.Path(__file__).with_name("record_in_torch.py")
 SMALLEST = 1024  # Training images: one batch.
 

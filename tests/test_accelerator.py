@@ -99,6 +99,26 @@ def test_the_table_of_all_parts():
     ]
 
 
+def test_the_script_goes_on_after_a_part_that_fails(environment, tmp_path):
+    """PYTHON fails in one part and prints a row in another; only the table is real."""
+    stub = tmp_path / "python"
+    row = '{"model": "resnet50", "dtype": "float32", "batch_size": 2, "images_per_second": 1, "step_ms": 5}'
+    stub.write_text(f"""#!/bin/bash
+case "$*" in
+    *accelerator_table*) exec {sys.executable} "$@" ;;
+    *benchmarks.accelerator*) echo '{row}' ;;
+    *) exit 3 ;;
+esac
+""")
+    stub.chmod(0o755)
+    command, out = ["bash", ROOT / "benchmarks/accelerator.sh", tmp_path / "out"], tmp_path / "out"
+    done = subprocess.run(command, env=environment | {"PYTHON": str(stub)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: numerics failed" in done.stderr and "error: steps failed" not in done.stderr
+    assert [row["step_ms"] for row in json.loads((out / "accelerator.json").read_text())["steps"]] == [5]
+    assert "| resnet50 | float32 | 2 | 1 | 5.0 |" in (out / "accelerator.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_script_writes_all_parts(environment, tmp_path):
     """With the smallest sizes, on the CPU; PyTorch's part is skipped if it is not installed."""
