@@ -66,7 +66,9 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; accelerator_table takes no positional arguments")
     folder = pathlib.Path(absl_flags.FLAGS.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{part}.jsonl" for part in PARTS]
+    there = any((folder / name).exists() for name in names)
+    app.require(there, f"--folder={folder}: contains none of {', '.join(names)}")
     found, device = read(folder), jax.devices()[0].device_kind
     (folder / "accelerator.json").write_text(json.dumps({"device": device, "jax": jax.__version__, **found}, indent=1))
     text = markdown(found, device)

@@ -18,6 +18,7 @@ from PIL import Image
 from data import idx
 from experiments.cli import app
 from train.tasks import reconstruction
+from train.workdir import write_atomically
 
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the files; it must not contain any of them.", required=True)
 QUALITY = absl_flags.DEFINE_integer("quality", 75, "Quality of the JPEGs, as in libjpeg.", 1, 100)
@@ -31,10 +32,10 @@ def through_jpeg(image_HW: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-def write(path: pathlib.Path, values: np.ndarray) -> None:
-    """Writes an idx file of bytes (see data.idx)."""
+def as_idx(values: np.ndarray) -> bytes:
+    """An idx file of bytes (see data.idx)."""
     header = bytes([0, 0, idx.UNSIGNED_BYTES, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    path.write_bytes(header + values.astype(np.uint8).tobytes())
+    return header + values.astype(np.uint8).tobytes()
 
 
 def main(argv) -> int:
@@ -44,11 +45,10 @@ def main(argv) -> int:
     there = sorted(map(str, idx.find([out]).values()))
     app.require(not there, f"--out={out}: already contains {there[0] if there else ''}")
     dataset = idx.load("fashion_mnist", DATA_DIR.value)
-    out.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in dataset.splits.items():
         changed = np.stack([through_jpeg(image, QUALITY.value) for image in images[..., 0]])
         for name, values in zip(idx.FILES[split], (changed, labels), strict=True):
-            write(out / name, values)
+            write_atomically(out / name, as_idx(values))
         if split == "train":
             errors = reconstruction.mean_squared_error(images[..., 0] / 255, changed / 255)
             ratio = float(reconstruction.psnr(errors.mean()))

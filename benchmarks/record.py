@@ -4,12 +4,14 @@
     python -m benchmarks.record --peer_python=PYTHON --dataset=fashion_mnist
 
 PYTHON has torch and NumPy. The recipe is in record_in_torch.py; it reaches 94 % on the original CIFAR-10 in 9.9 epochs
-(Jordan 2024). FOLDER contains small images as train/CLASS/*.jpg and test/CLASS/*.jpg (or png). Prints one JSON object
-for each seed on standard output, as soon as it is known: the accuracy on the test split with six views of each image
-and with one, the seconds, and the number of parameters and steps.
+(Jordan 2024). FOLDER contains images of 25 to 64 pixels per side as train/CLASS/*.jpg, at least 1,024 (a batch), and
+test/CLASS/*.jpg (or png). Prints one JSON object for each seed on standard output, as soon as it is known: the accuracy
+on the test split with six views of each image and with one, the seconds, and the number of parameters and steps.
 """
 
+import math
 import pathlib
+import shutil
 import subprocess
 import tempfile
 
@@ -49,16 +51,21 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; record takes no positional arguments")
     for seed in SEEDS.value or [""]:
-        app.require(seed.isdecimal(), f"--seeds={seed}: must be a list of integers of 0 or more")
-    found = subprocess.run([PEER_PYTHON.value, "-c", "import numpy, torch"], capture_output=True, text=True)
+        valid = seed.isdecimal() and int(seed) < 2**63
+        app.require(valid, f"--seeds={seed}: must be a list of integers of 0 or more, less than 2**63")
+    app.require(not math.isnan(EPOCHS.value), "--epochs=nan: must be a number from 0.01 to 1000")
+    python = shutil.which(PEER_PYTHON.value)
+    if python is None:
+        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: no such command; must be a Python with torch")
+    found = subprocess.run([python, "-c", "import numpy, torch"], capture_output=True, text=True)
     if found.returncode:
-        raise ChildProcessError(f"{PEER_PYTHON.value}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise ChildProcessError(f"{python}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "data.npz")
         write(path)
         for seed in SEEDS.value:
             options = [f"--data={path}", f"--seed={seed}", f"--epochs={EPOCHS.value}", f"--threads={usable_cores()}"]
-            done = subprocess.run([PEER_PYTHON.value, SCRIPT, *options], stdout=subprocess.PIPE, text=True)
+            done = subprocess.run([python, SCRIPT, *options], stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise ChildProcessError(f"{SCRIPT.name} failed with exit status {done.returncode}")
             print(done.stdout.strip(), flush=True)

@@ -10,6 +10,7 @@ each epoch on standard error and one line of JSON: {"accuracy", "accuracy_one_vi
 import argparse
 import json
 import math
+import signal
 import sys
 import time
 
@@ -183,6 +184,7 @@ def load(path: str) -> dict[str, torch.Tensor]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     mean, std = (getattr(arrays["train_images"], kind)((0, 1, 2)) for kind in ("mean", "std"))
+    std = np.where(std > 0, std, 1)
     found = {}
     for split in ("train", "test"):
         images = ((arrays[f"{split}_images"] - mean) / std).astype(np.float32)
@@ -198,6 +200,7 @@ def main() -> None:
     for name in ("seed", "threads"):
         parser.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # benchmarks.record reports the interruption.
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     print(json.dumps(train(load(options.data), epochs=options.epochs)))

@@ -141,12 +141,20 @@ def test_the_script_writes_all_parts(environment, tmp_path):
 
 
 def test_the_script_refuses_wrong_arguments(environment, tmp_path):
-    script = ROOT / "benchmarks/accelerator.sh"
+    script, full = ROOT / "benchmarks/accelerator.sh", tmp_path / "full"
+    full.mkdir()
+    (full / "table.md").write_text("kept")
     for arguments, variables, line in (
         ([], {}, "usage: bash benchmarks/accelerator.sh OUT [DATA]"),
-        ([tmp_path / "out", tmp_path / "none"], {}, f"error: {tmp_path}/none: no such folder"),
+        ([tmp_path / "out", tmp_path / "none"], {}, f"error: DATA={tmp_path}/none: no such folder"),
+        ([tmp_path / "out", ""], {}, "error: DATA=: no such folder"),
+        ([""], {}, "error: OUT=: can't be created"),
+        ([full / "table.md"], {}, f"error: OUT={full}/table.md: can't be created"),
+        ([full], {}, f"error: OUT={full}: must be a new or an empty folder"),
+        ([tmp_path / "out"], {"PEAKS": "9,x"}, "error: PEAKS=9,x: must be two numbers, such as 989.4,494.7"),
         ([tmp_path / "out"], {"PYTHON": "/nowhere/python"}, "error: PYTHON=/nowhere/python: no such command"),
     ):
         names = environment | variables
-        done = subprocess.run(["bash", script, *arguments], env=names, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "") and done.stderr.splitlines()[-1] == line
+        done = subprocess.run(["bash", script, *arguments], env=names, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
+    assert (full / "table.md").read_text() == "kept" and not (tmp_path / "out").exists()

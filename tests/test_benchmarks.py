@@ -1,11 +1,16 @@
 """Tests of the benchmarks; the peer's script is replaced by a fake that prints the same kind of output."""
 
+import io
 import json
 import pathlib
 import sys
 
+import made_idx
+import numpy as np
 import pytest
+from PIL import Image
 
+import data
 from benchmarks import twins
 
 FAKE = """
@@ -157,3 +162,38 @@ def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torc
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
     line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON to specify a Python with torch\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_bad_flags_of_the_record_benchmark(start, tmp_path):
+    python = f"--peer_python={sys.executable}"
+    for line, arguments in (
+        ("--seeds=-2: must be a list of integers of 0 or more, less than 2**63", [python, "--seeds=1,-2"]),
+        (f"--seeds={2**63}: must be a list of integers of 0 or more, less than 2**63", [python, f"--seeds={2**63}"]),
+        ("--epochs=nan: must be a number from 0.01 to 1000", [python, "--epochs=nan"]),
+        (f"--peer_python={tmp_path}: no such command; must be a Python with torch", [f"--peer_python={tmp_path}"]),
+    ):
+        done = start("record", *arguments, package="benchmarks")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_recompressed_images(start, tmp_path):
+    splits = made_idx.write(tmp_path / "source")
+    command = ["recompress", f"--data_dir={tmp_path}/source", f"--out={tmp_path}/out"]
+    done = start(*command, package="benchmarks")
+    assert done.returncode == 0, done.stderr
+    for split, (images, labels) in data.load("fashion_mnist", str(tmp_path / "out")).splits.items():
+        np.testing.assert_array_equal(labels, splits[split][1])
+        decoded = [through_jpeg(image, 75) for image in splits[split][0]]
+        np.testing.assert_array_equal(images[..., 0], decoded)
+        error = np.mean((images[..., 0] / 255 - splits[split][0] / 255) ** 2)
+        assert error > 0
+        if split == "train":
+            assert done.stdout == f"40 training images of quality 75: {-10 * np.log10(error):.2f} dB\n"
+    again = start(*command, package="benchmarks")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1) and "already contains" in again.stderr
+
+
+def through_jpeg(image, quality):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
