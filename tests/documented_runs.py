@@ -164,9 +164,12 @@ COMMANDS: dict[str, Run | Omitted] = {
     "classify --flagfile=experiments/recipes/fashion_dcnn.flags --workdir=W": Run(
         f"{TINY} --data_dir=FOLDER", {"FOLDER": "idx_files"}
     ),
-    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags --tta=flip': Run(
-        f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"}
-    ),
+    **{
+        f'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags {flags}': Run(
+            f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"}
+        )
+        for flags in ("--tta=flip", "--epochs=46 --learning_rate=0.06")
+    },
     "evaluate --workdir=W/seed=0 --tta=flip_shift": Run(where={"W/seed=0": "classifier"}),
     "prepare --dataset=cifar10 --source=FOLDER": Run("--data_dir=W", {"FOLDER": "cifar10_parquet"}),
     # docs/parallelism.md
