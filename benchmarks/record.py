@@ -27,6 +27,7 @@ DATASET = absl_flags.DEFINE_string("dataset", "folder", "Data set with the split
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of the data set.")
 SEEDS = absl_flags.DEFINE_list("seeds", ["0", "1"], "Seeds.")
 EPOCHS = absl_flags.DEFINE_float("epochs", 9.9, "Passes over the training images.", 0.01, 1000)
+absl_flags.register_validator("epochs", lambda epochs: not math.isnan(epochs), "must be a number from 0.01 to 1000")
 SCRIPT = pathlib.Path(__file__).with_name("record_in_torch.py")
 SMALLEST = 1024  # Training images: one batch.
 
@@ -53,7 +54,6 @@ def main(argv) -> int:
     for seed in SEEDS.value or [""]:
         valid = seed.isdecimal() and int(seed) < 2**63
         app.require(valid, f"--seeds={seed}: must be a list of integers of 0 or more, less than 2**63")
-    app.require(not math.isnan(EPOCHS.value), "--epochs=nan: must be a number from 0.01 to 1000")
     python = shutil.which(PEER_PYTHON.value)
     if python is None:
         raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: no such command; must be a Python with torch")

@@ -27,6 +27,7 @@ ONE_SEED = {"seed=0..2": "seed=0"}
 NO_TORCH = "has no torch"
 PEER = {"PEER": "peer", "torch_step.py": "peer", "PYTHON": "python"}
 CAMVID = "--image_size=32x48 --steps=2 --batch_size=2"
+FASHION = Run(f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"})
 
 COMMANDS: dict[str, Run | Omitted] = {
     # README.md
@@ -164,12 +165,9 @@ COMMANDS: dict[str, Run | Omitted] = {
     "classify --flagfile=experiments/recipes/fashion_dcnn.flags --workdir=W": Run(
         f"{TINY} --data_dir=FOLDER", {"FOLDER": "idx_files"}
     ),
-    **{
-        f'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags {flags}': Run(
-            f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"}
-        )
-        for flags in ("--tta=flip", "--epochs=46 --learning_rate=0.06")
-    },
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags --tta=flip': FASHION,
+    'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/fashion_dcnn.flags --epochs=46 '
+    "--learning_rate=0.06": FASHION,
     "evaluate --workdir=W/seed=0 --tta=flip_shift": Run(where={"W/seed=0": "classifier"}),
     "prepare --dataset=cifar10 --source=FOLDER": Run("--data_dir=W", {"FOLDER": "cifar10_parquet"}),
     # docs/parallelism.md

@@ -1,6 +1,7 @@
 """The estimated time of a run, printed once after its first steps, with settings that would shorten a long run."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,24 +51,23 @@ def shorter_settings(config: Any, experiment: Experiment) -> list[str]:
     if isinstance(config, ClassifyConfig):
         images = in_files(config.dataset)
         small = 96 if side > 128 else LARGEST
-        if images and side > LARGEST and _accepts(experiment.model, (small, small, channels)):
+        if images and side > LARGEST and _multiply_adds(experiment.model, (small, small, channels)) < math.inf:
             found.append(f"--image_size={small}")
         own = summary.multiply_adds(experiment.model, experiment.input_shape)
         for name in SMALLER[side > LARGEST]:
             other = models.create(name, len(experiment.info.class_names))
-            accepted = _accepts(other, experiment.input_shape)
-            if accepted and summary.multiply_adds(other, experiment.input_shape) * FACTOR <= own:
+            if _multiply_adds(other, experiment.input_shape) * FACTOR <= own:
                 found.append(f"--model={name}")
                 break
     return [*found, "fewer --steps" if config.steps else "fewer --epochs"]
 
 
-def _accepts(model, input_shape) -> bool:
+def _multiply_adds(model, input_shape) -> float:
+    """Infinite if the model does not accept such images."""
     try:
-        summary.multiply_adds(model, input_shape)
+        return summary.multiply_adds(model, input_shape)
     except ModelError:
-        return False
-    return True
+        return math.inf
 
 
 @dataclasses.dataclass
