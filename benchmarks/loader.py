@@ -19,7 +19,7 @@ import tempfile
 import numpy as np
 from absl import flags as absl_flags
 
-from benchmarks import pictures
+from benchmarks import peer_python, pictures
 from data.stream import usable_cores
 from experiments.cli import app
 
@@ -48,7 +48,7 @@ def peer(root: pathlib.Path, workers: int) -> float:
     arguments = [PEER_PYTHON.value, "-c", PEER, root / "train", pictures.BATCH, pictures.SIDE, workers]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=600)
     if done.returncode:
-        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: {done.stderr.strip().splitlines()[-1]}")
+        raise ChildProcessError(f"the peer failed: {peer_python.last_line(done)}")
     return float(done.stdout)
 
 
@@ -56,6 +56,8 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; loader takes no positional arguments")
     app.require(PICTURES.value >= pictures.BATCH, f"--pictures={PICTURES.value}: must be {pictures.BATCH} or more")
+    if PEER_PYTHON.value:
+        peer_python.check(PEER_PYTHON.value, "torch", "torchvision")
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place)

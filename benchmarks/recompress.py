@@ -41,6 +41,7 @@ def as_idx(values: np.ndarray) -> bytes:
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; recompress takes no positional arguments")
+    app.require(bool(OUT.value), "--out must be given: the folder for the files")
     out = pathlib.Path(OUT.value)
     there = sorted(map(str, idx.find([out]).values()))
     app.require(not there, f"--out={out}: already contains {there[0] if there else ''}")

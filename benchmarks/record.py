@@ -11,7 +11,7 @@ on the test split with six views of each image and with one, the seconds, and th
 
 import math
 import pathlib
-import shutil
+import signal
 import subprocess
 import tempfile
 
@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 import data
+from benchmarks import peer_python
 from data.stream import usable_cores
 from experiments.cli import app
 
@@ -54,18 +55,14 @@ def main(argv) -> int:
     for seed in SEEDS.value or [""]:
         valid = seed.isdecimal() and int(seed) < 2**63
         app.require(valid, f"--seeds={seed}: must be a list of integers of 0 or more, less than 2**63")
-    python = shutil.which(PEER_PYTHON.value)
-    if python is None:
-        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: no such command; must be a Python with torch")
-    found = subprocess.run([python, "-c", "import numpy, torch"], capture_output=True, text=True)
-    if found.returncode:
-        raise ChildProcessError(f"{python}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
+    peer_python.check(PEER_PYTHON.value, "torch", "numpy")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # An exception also ends the training program.
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "data.npz")
         write(path)
         for seed in SEEDS.value:
             options = [f"--data={path}", f"--seed={seed}", f"--epochs={EPOCHS.value}", f"--threads={usable_cores()}"]
-            done = subprocess.run([python, SCRIPT, *options], stdout=subprocess.PIPE, text=True)
+            done = subprocess.run([PEER_PYTHON.value, SCRIPT, *options], stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise ChildProcessError(f"{SCRIPT.name} failed with exit status {done.returncode}")
             print(done.stdout.strip(), flush=True)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
+from benchmarks import peer_python
 from data.stream import usable_cores
 from experiments.cli import app
 from experiments.cli.compilation_cache import start_cache
@@ -66,13 +67,14 @@ def settings(cores: int) -> list[str]:
 
 
 def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
-    """(parameters, median milliseconds per step) as the peer prints them. Raises PeerError if the peer fails."""
+    """(parameters, median milliseconds per step) as the peer prints them. Raises PeerError if the peer fails, or
+    UsageError if its Python lacks a module."""
     command = [PEER_PYTHON.value, PEER.value, f"--model={name}", f"--batch_size={batch_size}", *options.split()]
     command += ["--forward_only"] * FORWARD.value
     done = subprocess.run(command, capture_output=True, text=True)
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    if "No module named 'torch'" in last:
-        raise PeerError(f"{PEER_PYTHON.value} has no torch; use --peer_python=PYTHON to specify a Python with torch")
+    last = peer_python.last_line(done)
+    if done.returncode and last.startswith("No module named"):
+        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: {last}; must be a Python with torch")
     if done.returncode:
         raise PeerError(f"the peer failed: {last}: {' '.join(command)}")
     try:
@@ -189,9 +191,11 @@ def refuse(*names: str) -> None:
 
 
 def check() -> None:
-    """Must be called before anything slow is created. Raises PeerError if the peer's script does not exist."""
+    """Must be called before anything slow is created. Raises UsageError if there is no such peer or Python."""
     if PEER.value and not pathlib.Path(PEER.value).is_file():
-        raise PeerError(f"--peer={PEER.value}: no such file")
+        raise app.UsageError(f"--peer={PEER.value}: no such file")
+    if PEER.value:
+        peer_python.check(PEER_PYTHON.value)
     host_memory.keep_memory()
     jax.config.update("jax_platforms", "cpu")
     start_cache()

@@ -24,7 +24,7 @@ class Omitted(NamedTuple):
 
 TINY = "--steps=2 --batch_size=8"
 ONE_SEED = {"seed=0..2": "seed=0"}
-NO_TORCH = "has no torch"
+NO_TORCH = "No module named 'torch'"
 PEER = {"PEER": "peer", "torch_step.py": "peer", "PYTHON": "python"}
 CAMVID = "--image_size=32x48 --steps=2 --batch_size=2"
 FASHION = Run(f"{TINY} --data_dir=FOLDER", ONE_SEED | {"FOLDER": "idx_files"})
@@ -128,9 +128,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     ),
     "benchmarks.fit --data_dir=D": Run("--models=vgg11_bn", {"D": "images"}),
     "benchmarks.parity --model=M --salt=S --golden=FILE": Run(where={"M": "resnet18", "S": "s", "FILE": "golden"}),
-    "benchmarks.loader --peer_python=PYTHON": Run(
-        "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
-    ),
+    "benchmarks.loader --peer_python=PYTHON": Run("--pictures=64 --rounds=1", {"PYTHON": "python"}, fails=NO_TORCH),
     # CONTRIBUTING.md
     "ruff format .": Run("--check --no-cache", slow=False),
     "python -m pytest tests/test_models.py -k NAME": Run(
@@ -255,9 +253,9 @@ COMMANDS: dict[str, Run | Omitted] = {
         "needs torch and torchvision, which the project does not install"
     ),
     "benchmarks.record --peer_python=PYTHON --data_dir=FOLDER [--seeds=0,1]": Run(
-        where=PEER | {"FOLDER": "images"}, fails="No module named 'torch'"
+        where=PEER | {"FOLDER": "images"}, fails=NO_TORCH
     ),
-    "benchmarks.record --peer_python=PYTHON --dataset=fashion_mnist": Run(where=PEER, fails="No module named 'torch'"),
+    "benchmarks.record --peer_python=PYTHON --dataset=fashion_mnist": Run(where=PEER, fails=NO_TORCH),
     "PYTHON benchmarks/record_in_torch.py --data=FILE.npz --seed=0 --epochs=9.9 --threads=2": Omitted(
         "needs torch, which the project does not install"
     ),
@@ -275,7 +273,7 @@ COMMANDS: dict[str, Run | Omitted] = {
     ),
     "benchmarks.gan --peer_python=PYTHON [--rounds=3]": Run("--models=dcgan32", PEER, fails=NO_TORCH),
     "benchmarks.loader --peer_python=PYTHON [--pictures=512] [--rounds=3]": Run(
-        "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails="No module named 'torch'"
+        "--pictures=64 --rounds=1", {"PYTHON": "python"}, fails=NO_TORCH
     ),
     "benchmarks.loop [--model=cnn] [--batch_size=64] [--steps=300]": Run("--model=mlp --steps=10"),
     "benchmarks.parity --model=resnet34 --salt=parity-1 [--golden=FILE.json]": Run(

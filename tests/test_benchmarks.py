@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pathlib
+import signal
 import sys
 
 import made_idx
@@ -13,6 +15,7 @@ from PIL import Image
 import data
 from benchmarks import twins
 
+NO_TORCH = "No module named 'torch'"
 FAKE = """
 import json, sys
 given = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
@@ -141,9 +144,13 @@ def test_errors_are_one_line(measure, tmp_path):
     silent = tmp_path / "silent.py"
     silent.write_text("print('nothing')\n")
     for status, line, arguments in (
-        (1, "error: --peer=absent.py: no such file", ["--peer=absent.py"]),
-        (1, f"error: {sys.executable} has no torch; use --peer_python=PYTHON", [f"--peer={needs_torch}"]),
-        (1, "error: No such file or directory: absent", [f"--peer={silent}", "--peer_python=absent"]),
+        (2, "error: --peer=absent.py: no such file", ["--peer=absent.py"]),
+        (
+            2,
+            f"error: --peer_python={sys.executable}: {NO_TORCH}; must be a Python with torch",
+            [f"--peer={needs_torch}"],
+        ),
+        (2, "error: --peer_python=absent: no such command; ", [f"--peer={silent}", "--peer_python=absent"]),
         (1, "error: the peer printed no JSON with parameters and median_ms: ", [f"--peer={silent}"]),
         (
             2,
@@ -160,8 +167,31 @@ def test_errors_are_one_line(measure, tmp_path):
 
 def test_the_gan_benchmark_without_torch_is_a_one_line_error(start, without_torch):
     done = start("gan", f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
-    line = f"error: {sys.executable} has no torch; use --peer_python=PYTHON to specify a Python with torch\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+    line = f"error: --peer_python={sys.executable}: {NO_TORCH}; must be a Python with torch\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize(("name", "modules"), [("record", "torch and numpy"), ("loader", "torch and torchvision")])
+def test_the_record_and_loader_benchmarks_without_torch_end_at_once(start, without_torch, name, modules):
+    done = start(name, f"--peer_python={sys.executable}", package="benchmarks", environment=without_torch)
+    line = f"error: --peer_python={sys.executable}: {NO_TORCH}; must be a Python with {modules}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_sigterm_also_ends_the_training_program_of_the_record_benchmark(launch, tmp_path):
+    """The peer's Python is a script that writes its process ID and waits."""
+    peer, pid = tmp_path / "peer", tmp_path / "pid"
+    peer.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 1000\n')
+    peer.chmod(0o755)
+    made_idx.write(tmp_path / "data", train=1024)
+    dataset = ["--dataset=fashion_mnist", f"--data_dir={tmp_path}/data"]
+    command = launch("record", f"--peer_python={peer}", *dataset, package="benchmarks")
+    command.wait_until(pid.exists)
+    command.send_signal(signal.SIGTERM)
+    done = command.wait()
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_bad_flags_of_the_record_benchmark(start, tmp_path):
@@ -170,7 +200,10 @@ def test_bad_flags_of_the_record_benchmark(start, tmp_path):
         ("--seeds=-2: must be a list of integers of 0 or more, less than 2**63", [python, "--seeds=1,-2"]),
         (f"--seeds={2**63}: must be a list of integers of 0 or more, less than 2**63", [python, f"--seeds={2**63}"]),
         ("--epochs=nan: must be a number from 0.01 to 1000", [python, "--epochs=nan"]),
-        (f"--peer_python={tmp_path}: no such command; must be a Python with torch", [f"--peer_python={tmp_path}"]),
+        (
+            f"--peer_python={tmp_path}: no such command; must be a Python with torch and numpy",
+            [f"--peer_python={tmp_path}"],
+        ),
     ):
         done = start("record", *arguments, package="benchmarks")
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
@@ -191,6 +224,8 @@ def test_recompressed_images(start, tmp_path):
             assert done.stdout == f"40 training images of quality 75: {-10 * np.log10(error):.2f} dB\n"
     again = start(*command, package="benchmarks")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1) and "already contains" in again.stderr
+    unnamed = start("recompress", "--out=", package="benchmarks")
+    assert (unnamed.returncode, unnamed.stderr) == (2, "error: --out must be given: the folder for the files\n")
 
 
 def through_jpeg(image, quality):
