@@ -179,9 +179,11 @@ def test_the_record_and_loader_benchmarks_without_torch_end_at_once(start, witho
 
 
 def test_sigterm_also_ends_the_training_program_of_the_record_benchmark(launch, tmp_path):
-    """The peer's Python is a script that writes its process ID and waits."""
+    """The peer's Python is a script that waits. It writes its process ID when the benchmark has begun to read its
+    output, of which the pipe cannot hold as much."""
     peer, pid = tmp_path / "peer", tmp_path / "pid"
-    peer.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 1000\n')
+    wait = f"head -c 200000 /dev/zero\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 1000\n"
+    peer.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit\n{wait}')
     peer.chmod(0o755)
     made_idx.write(tmp_path / "data", train=1024)
     dataset = ["--dataset=fashion_mnist", f"--data_dir={tmp_path}/data"]
