@@ -33,13 +33,13 @@ def test_the_text_on_backpropagation_follows_the_numbers():
     errors = {"c1": [2e-7, 1e-15], "all": [5.7e-6, 1.1e-14]}
     accuracy = {"backpropagation": {"mean": 0.9663, "std": 0.002}, "autodiff": {"mean": 0.9671, "std": 0.002}}
     say = backpropagation.description
-    text = say(errors, accuracy, {"backpropagation": 16.4, "autodiff": 9.1}, steps=400, seeds=3)
+    text = say(errors, accuracy, {"backpropagation": 16.4, "autodiff": 9.1}, steps=400, over="the mean over 3 seeds")
     assert "5.7·10⁻⁶ in single and 1.1·10⁻¹⁴ in double precision: about 5 and 14 digits agree" in text[0]
     assert "for 400 steps, LeNet reaches accuracies that differ by 0.08 percentage points" in text[1]
-    assert "over 3 seeds (" in text[1] and "takes longer with the equations" in text[2]
+    assert "shows the mean over 3 seeds (" in text[1] and "takes longer with the equations" in text[2]
     accuracy["autodiff"] = accuracy["backpropagation"]
-    text = say(errors, accuracy, {"backpropagation": 9.0, "autodiff": 9.1}, steps=400, seeds=1)
-    assert len(text) == 2 and "reaches the same accuracy both ways. " in text[1] and "over 1 seed (" in text[1]
+    text = say(errors, accuracy, {"backpropagation": 9.0, "autodiff": 9.1}, steps=400, over="one seed")
+    assert len(text) == 2 and "reaches the same accuracy both ways. " in text[1] and "shows one seed (" in text[1]
 
 
 @pytest.mark.parametrize("name", initialization.SHAPES)

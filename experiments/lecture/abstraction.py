@@ -215,7 +215,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     right = {name: topic.mean_and_std([one[name]["accuracy"] for one in heard]) for name in size}
     rises = all(one["trained"][a] < one["trained"][b] for one in probes for a, b in itertools.pairwise(LAYERS[:-1]))
     untrained, said, told = (
-        {name: f"{topic.with_spread(x)} %" for name, x in part.items()} for part in (*by.values(), right)
+        {name: this_topic.percent(x) for name, x in part.items()} for part in (*by.values(), right)
     )
     gain = " to ".join(f"{100 * by['trained'][layer]['mean']:.0f} %" for layer in ("pixels", "dense"))
     title = (
@@ -235,11 +235,9 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     this_topic.figure("signals", plot_signals(heard[0]["weights"], title), title="Convolution in time", caption=caption)
     better = right["convolution"]["mean"] - right["dense"]["mean"] > sum(x["std"] for x in right.values())
     best = max(LAYERS, key=lambda layer: by["untrained"][layer]["mean"])
-    over = topic.counted(len(probes))
     text = [
         f"A probe fitted to {10 * LABELLED} labeled digits classifies {said['pixels']} of the other digits correctly "
-        f"from the pixels, and {said['dense']} from the trained network's dense layer (mean ± standard deviation over "
-        f"{over}). "
+        f"from the pixels, and {said['dense']} from the trained network's dense layer ({this_topic.over_seeds()}). "
         + (
             "For every seed, the accuracy increases from each layer to the next, up to the dense layer."
             if rises

@@ -163,9 +163,9 @@ def agreeing_digits(error: float) -> float:
     return float(np.clip(-np.log10(max(error, 1e-16)), 0, 16))
 
 
-def description(errors: dict, accuracy: dict, ms: dict[str, float], *, steps: int, seeds: int) -> list[str]:
+def description(errors: dict, accuracy: dict, ms: dict[str, float], *, steps: int, over: str) -> list[str]:
     """The text for students: `errors` as from `errors_by_layer`, the `mean_and_std` of the accuracies and the times of
-    a step in milliseconds by way."""
+    a step in milliseconds by way. `over` says what is averaged."""
     single, double = map(deep_nets.power_of_ten, errors["all"])
     points = 100 * abs(accuracy["backpropagation"]["mean"] - accuracy["autodiff"]["mean"])
     text = [
@@ -181,8 +181,7 @@ def description(errors: dict, accuracy: dict, ms: dict[str, float], *, steps: in
             if points >= 0.005
             else "the same accuracy both ways. Differences this small hardly ever change which class is most probable. "
         )
-        + f"The table shows the mean ± standard deviation over {topic.counted(seeds)} (initial weights and "
-        "order of the digits).",
+        + f"The table shows {over} (initial weights and order of the digits).",
     ]
     if ms["backpropagation"] > ms["autodiff"]:
         text.append(
@@ -223,7 +222,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "step_ms": ms,
     }
     training = [
-        [label, f"{topic.with_spread(accuracy[way], places=2)} %", f"{ms[way]:.1f} ms"]
+        [label, f"{this_topic.number(accuracy[way], 100, 2)} %", f"{ms[way]:.1f} ms"]
         for way, label in (("backpropagation", "equations"), ("autodiff", "automatic differentiation"))
     ]
     by_layer = [
@@ -234,7 +233,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "the layer where they differ most?"
     )
     return topic.TopicResult(
-        description(errors, accuracy, ms, steps=steps, seeds=len(this_topic.seeds)),
+        description(errors, accuracy, ms, steps=steps, over=this_topic.over_seeds("the mean ± standard deviation")),
         numbers,
         [
             ("Training both ways", ["gradients by", "test accuracy", "time of a step"], training),

@@ -142,12 +142,7 @@ def is_better(accuracy: dict, kind: str, other: str) -> bool:
     return one["mean"] - two["mean"] > one["std"] + two["std"]
 
 
-def percent(accuracy: dict[str, float]) -> str:
-    """A `mean_and_std` in percent."""
-    return f"{topic.with_spread(accuracy)} %"
-
-
-def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) -> list[str]:
+def description(this_topic: topic.Topic, still: dict, moved: dict, inside: dict[str, int]) -> list[str]:
     """The text for students, from the accuracy on centered digits and on digits shifted by 3 pixels, both as
     `mean_and_std` by kind, and the parameters of the layers by kind."""
     times = {kind: f"{size / inside['convolution']:,.0f}" for kind, size in inside.items()}
@@ -156,8 +151,7 @@ def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) ->
     text = [
         f"The convolution has {inside['convolution']:,} parameters, {times['local']} times fewer than the locally "
         f"connected layer and {times['dense']} times fewer than the dense one. The table shows the accuracy on the "
-        f"test digits: mean ± standard deviation over {topic.counted(seeds)} (initial weights and order of "
-        "the digits)."
+        f"test digits: {this_topic.over_seeds()} (initial weights and order of the digits)."
     ]
     if all(is_better(moved, "convolution", other) for other in others):
         text.append(
@@ -177,9 +171,10 @@ def description(still: dict, moved: dict, inside: dict[str, int], seeds: int) ->
         if is_better(still, FINE, "convolution"):
             text[-1] += (
                 " The convolution loses this accuracy by the pooling over 8x8 pixels, which hides where in its window "
-                f"a stroke is. With windows of 2x2, the convolution recognizes {percent(still[FINE])} in the middle, "
-                f"but only {percent(moved[FINE])} of the shifted digits: sharing weights makes the maps move with the "
-                "digit, and large pooling windows are needed to make the result less dependent on the position."
+                "a stroke is. With windows of 2x2, the convolution recognizes "
+                f"{this_topic.percent(still[FINE])} in the middle, but only {this_topic.percent(moved[FINE])} of the "
+                "shifted digits: sharing weights makes the maps move with the digit, and large pooling windows are "
+                "needed to make the result less dependent on the position."
             )
     return text
 
@@ -226,7 +221,12 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     this_topic.figure("filters", drawn, title="Learned filters", caption="positive weights are red, negative ones blue")
     header = ["first layer", "parameters", "pooling", "not shifted", "shifted by 3 pixels"]
     rows = [
-        [name, f"{inside[kind]:,}", "2x2" if kind == FINE else "8x8", percent(still[kind]), percent(moved[kind])]
+        [
+            name,
+            f"{inside[kind]:,}",
+            "2x2" if kind == FINE else "8x8",
+            *map(this_topic.percent, (still[kind], moved[kind])),
+        ]
         for kind, name in {**NAMES, FINE: NAMES["convolution"]}.items()
     ]
     lowest = min(still[kind]["mean"] for kind in NAMES)
@@ -235,7 +235,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "percentage does the network with the convolution recognize if the digits are shifted by 3 pixels?"
     )
     return topic.TopicResult(
-        description(still, moved, inside, len(this_topic.seeds)),
+        description(this_topic, still, moved, inside),
         numbers,
         [("Accuracy on the test digits", header, rows)],
         [topic.Guess("accuracy_by_shift", guess, "%", 0, 100, 100 * moved["convolution"]["mean"])],

@@ -90,7 +90,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         for name in points.DATA
     }
     right = {(n, m): topic.mean_and_std([one[m]["accuracy"] for one in found[n]]) for n in points.DATA for m in METHODS}
-    said = {pair: f"{topic.with_spread(value)} %" for pair, value in right.items()}
+    said = {pair: this_topic.percent(value) for pair, value in right.items()}
     solvers = [m for m in METHODS if right["xor", m]["mean"] >= SOLVED]
     names = " and ".join(f"the {METHODS[m]}" for m in solvers) or "none of the three"
     title = f"XOR is solved {'only ' * (len(solvers) == 1)}by {names}"
@@ -100,11 +100,10 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "correctly; the background shows the output, paler if less certain"
     )
     this_topic.figure("boundaries", figure, title="Decision boundaries", caption=caption)
-    seeds = topic.counted(len(this_topic.seeds))
     text = [
         f"Each model was trained on {options['points']:,} points per data set and tested on {TEST:,} others. The table "
-        f"gives the percentage of test points classified correctly: mean ± standard deviation over {seeds}, "
-        "each with other points and other initial weights.",
+        f"gives the percentage of test points classified correctly: {this_topic.over_seeds()}. "
+        "A seed determines the points and the initial weights.",
         f"A model counts as solving XOR if it classifies at least {100 * SOLVED:.0f} % of the points correctly. Here, "
         f"this is true for {names}.",
     ]

@@ -78,8 +78,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"residual {said['residual-20']} and {said['residual-56']}"
     )
     caption = (
-        f"wrong predictions on the training batches, averaged over the last {window} steps; line and band: mean and "
-        f"standard deviation over {len(this_topic.seeds)} seeds"
+        f"wrong predictions on the training batches, averaged over the last {window} steps; line and band: "
+        + this_topic.over_seeds("mean and standard deviation")
     )
     this_topic.figure(
         "training_error", narrow_nets.draw(curves, window, title), title="Training error", caption=caption
@@ -89,8 +89,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         f"After {steps} steps, the deeper network has {found['plain']} training error without shortcuts and "
         f"{found['residual']} one with them. An error counts as higher if the difference is more than twice its "
         "standard error, which estimates how much the mean difference would vary if all seeds were replaced by others.",
-        f"In the table, ± is the standard deviation over {len(this_topic.seeds)} seeds, for differences the standard "
-        "error. Differences are in percentage points.",
+        f"Errors in the table: {this_topic.over_seeds()}. Differences are in percentage points, with their standard "
+        "error.",
         f"To run in minutes, the experiment uses the {len(images):,} training images of {dataset.name}, averaged to "
         f"{side}x{side} pixels, {maps}, {2 * maps} and {4 * maps} maps, and few steps. So it shows how slowly a deep "
         "plain network learns, not its final error, and not whether depth pays off with shortcuts. He et al. trained "
@@ -101,7 +101,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     for kind, name in (("plain", "without shortcuts"), ("residual", "with shortcuts")):
         errors_of = [numbers["training_error"][f"{kind}-{depth}"] for depth in (20, 56)]
         difference, error = (100 * gaps[kind][key] for key in ("mean", "standard_error"))
-        each = [f"{topic.with_spread(one, places=2)} %" for one in errors_of]
+        each = [f"{this_topic.number(one, 100, 2)} %" for one in errors_of]
         rows.append([name, *each, f"{difference:.2f} ± {error:.2f} points"])
     tables = [("Training error", ["network", "20 layers", "56 layers", "difference"], rows)]
     guess = topic.Guess(

@@ -168,7 +168,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         for state in ("untrained", "trained")
     }
     share = {state: topic.mean_and_std(shares.mean(1)) for state, shares in by_unit.items()}
-    said = {state: f"{topic.with_spread(x)} %" for state, x in share.items()}
+    said = {state: this_topic.percent(x) for state, x in share.items()}
     accuracy = topic.mean_and_std([one["accuracy"] for one in found])
     logits, unsure = found[0]["logits"], found[0]["unsure"]
     nats = {temperature: float(entropy(softmax(logits, temperature))) for temperature in TEMPERATURES}
@@ -187,13 +187,12 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     this_topic.figure("output_units", figure, title="Images that activate the output units most", caption=caption)
 
     worst = by_unit["trained"].mean(0).min()
-    over = topic.counted(len(found))
     text = (
         f"For the digit in the figure the entropy is {nats[low]:.2f} nats at T = {low:g}, {nats[1.0]:.2f} at T = 1 and "
         f"{nats[high]:.2f} at T = {high:g}. The largest possible entropy of ten classes is ln 10 = {np.log(10):.2f} "
         "nats. The most probable class is the same at each temperature.",
-        f"After {steps:,} steps the network classifies {topic.with_spread(accuracy)} % of "
-        f"the test digits correctly (mean ± standard deviation over {over}). Of the {TOP} test digits with the largest "
+        f"After {steps:,} steps the network classifies {this_topic.percent(accuracy)} of "
+        f"the test digits correctly ({this_topic.over_seeds()}). Of the {TOP} test digits with the largest "
         f"logit of a unit, {said['trained']} belong to the unit's class, instead of {said['untrained']} before "
         "training; by chance it would be 10 %. "
         + (

@@ -103,7 +103,7 @@ class Topic:
     def number(self, value: Mapping[str, float], scale: float = 1, places: int = 2) -> str:
         """Formats `scale` times a `mean_and_std` as "0.19 ± 0.01"; of one seed the standard deviation is unknown."""
         if len(self.seeds) > 1:
-            return with_spread(value, scale, places)
+            return f"{scale * value['mean']:.{places}f} ± {scale * value['std']:.{places}f}"
         return f"{scale * value['mean']:.{places}f}"
 
     def percent(self, value: Mapping[str, float]) -> str:
@@ -170,16 +170,6 @@ def mean_and_std(values) -> dict[str, float]:
     """The mean over seeds and the sample standard deviation, 0 for a single seed."""
     values = np.asarray(values, np.float64)
     return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
-
-
-def with_spread(value: Mapping[str, float], scale: float = 100, places: int = 1) -> str:
-    """Formats `scale` times a `mean_and_std`, by default in percent, as "96.0 ± 0.9"."""
-    return f"{scale * value['mean']:.{places}f} ± {scale * value['std']:.{places}f}"
-
-
-def counted(seeds: int) -> str:
-    """The number of seeds in words: "1 seed", "3 seeds"."""
-    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def config_class(options: Mapping[str, tuple[Any, str]]) -> type:
