@@ -221,5 +221,6 @@ def test_a_stopped_lecture_leaves_nothing_running(launch, tmp_path, number):
     done = running.wait()
     assert done.returncode == 128 + number and "plain_vs_residual ended with exit status" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+    assert ("finished parts are saved; the same command resumes" in done.stderr) == (number == signal.SIGINT)
     with contextlib.closing(Workdir(str(tmp_path / "plain_vs_residual"))):  # Not locked by a process.
         assert not (tmp_path / "plain_vs_residual/summary.json").exists()

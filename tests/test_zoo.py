@@ -87,14 +87,18 @@ def test_networks_are_trained_once_and_all_results_are_shown(trained, tmp_path, 
         start(tmp_path / "w", seeds=2)
 
 
-def test_a_network_that_fails_is_trained_again_and_the_others_are_kept(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "advice"), [(RuntimeError, False), (KeyboardInterrupt, True)])
+def test_a_network_that_fails_is_trained_again_and_the_others_are_kept(
+    trained, tmp_path, monkeypatch, capsys, error, advice
+):
     def fails(seed):
-        raise RuntimeError("killed")
+        raise error("killed")
 
     cards = networks.cards()
     monkeypatch.setattr(zoo, "cards", lambda: cards | {"two": card("two", fails)})
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(error, match="killed"):
         start(tmp_path / "w")
+    assert ("finished parts are saved; the same command resumes" in capsys.readouterr().err) == advice
     monkeypatch.setattr(zoo, "cards", lambda: cards)
     assert start(tmp_path / "w") == 0 and trained == [("one", 0), ("two", 0)]
 

@@ -205,9 +205,19 @@ def main(
     app.run(command, config_class(defined))
 
 
+@contextlib.contextmanager
+def resumable(workdir: Workdir):
+    """On Ctrl-C, says that `Topic.cached` has saved the finished parts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"{workdir.path}: finished parts are saved; the same command resumes the run")
+        raise
+
+
 def run(name: str, experiment: Callable[[Topic], TopicResult], *, workdir: str, options: dict[str, Any]) -> int:
     """Runs or resumes a topic in its working directory; returns the exit status."""
-    with contextlib.closing(Workdir(workdir)) as opened:
+    with contextlib.closing(Workdir(workdir)) as opened, resumable(opened):
         try:
             return _run_in(opened, name, experiment, options=options)
         except app.UsageError:

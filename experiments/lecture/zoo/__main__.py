@@ -65,13 +65,13 @@ def main(config: ZooConfig) -> int:
     for name in config.only:
         app.require(name in NETWORKS, f"--only={name}: must be one of {', '.join(NETWORKS)}")
     from experiments.cli.compilation_cache import start_cache
-    from experiments.lecture.topic import Topic
+    from experiments.lecture.topic import Topic, resumable
     from experiments.lecture.zoo.page import page
     from train.messages import say
     from train.workdir import Workdir, WorkdirError, write_atomically
 
     began = time.perf_counter()
-    with contextlib.closing(Workdir(config.workdir)) as workdir:
+    with contextlib.closing(Workdir(config.workdir)) as workdir, resumable(workdir):
         stored = workdir.read_json("options.json") or {"experiment": "zoo"}
         if stored.get("experiment") != "zoo" or (workdir.path / "run.json").exists():
             raise WorkdirError(f"{workdir.path} was created with another command; use a new --workdir")
