@@ -113,8 +113,9 @@ def binary_task(dataset: Dataset, positive: str, negative: str | None = None) ->
 def hold_out(dataset: Dataset, fraction: float, test_fraction: float = 0.0) -> Dataset:
     """Moves a `fraction` of the training images, the same fraction of each class, into a new split val, and a
     `test_fraction` of them into a new split test; the rest is the split train. The choice is deterministic, and one
-    fraction does not affect the choice for the other; 0 moves none. Images with per-pixel labels [N, H, W] are treated
-    as one class. Raises ArgumentError if one of the splits would be empty, or if val or test already exists."""
+    fraction does not affect the choice for the other unless a class has too few images for both; 0 moves none. Images
+    with per-pixel labels [N, H, W] are treated as one class. Raises ArgumentError if one of the splits would be empty,
+    or if val or test already exists."""
     fractions = {name: value for name, value in (("val", fraction), ("test", test_fraction)) if value}
     if not fractions:
         return dataset

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import importlib.util
 import pathlib
+import zlib
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def load() -> Dataset:
     path = _file()
     try:
         text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read mnist5k from {path}: {error}") from None
     if hashlib.sha256(text).hexdigest() != SHA256:
         raise DataError(f"{path} is not the expected file (wrong SHA-256)")

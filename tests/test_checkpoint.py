@@ -296,16 +296,29 @@ def test_metrics_file_drops_rows_after_the_restored_step(tmp_path):
     assert lines == ["step,loss,other", *(f"{n},{n / 3!r}," for n in (1, 2, 3, 4))]
 
 
-def events(folder):
-    """The values of TensorBoard's files, as (tag, step, value)."""
-    found = []
+def records(folder):
+    """The events in TensorBoard's files."""
     for path in sorted(folder.glob("events.*")):
         content = path.read_bytes()
         while content:  # A record is its length, a checksum, the event and a checksum.
             (length,) = struct.unpack("<Q", content[:8])
-            event, content = event_pb2.Event.FromString(content[12 : 12 + length]), content[16 + length :]
-            found += [(value.tag, event.step, value) for value in event.summary.value]
-    return found
+            yield event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+
+
+def events(folder):
+    """The values of TensorBoard's files, as (tag, step, value)."""
+    return [(value.tag, event.step, value) for event in records(folder) for value in event.summary.value]
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_tensorboard_drops_rows_after_the_step(tmp_path, step):
+    """An event with this status tells TensorBoard to drop the values of earlier files from its step on."""
+    file = workdir.MetricsFile(tmp_path, ["step", "train_loss"], step=step)
+    file.append({"step": step + 1, "train_loss": 0.5})
+    file.close()
+    status = event_pb2.SessionLog.START
+    assert [event.step for event in records(tmp_path) if event.session_log.status == status] == [step + 1]
 
 
 def test_tensorboard_has_grouped_tags_and_images(tmp_path):

@@ -90,6 +90,8 @@ def test_other_files_are_refused(made, tmp_path):
     refused("the column label is of the type string, expected integers", label=list(map(str, labels)))
     refused("contains the label 42, expected 0 to 9", labels=np.where(labels == 3, 42, labels))
     refused("contains the label -1, expected 0 to 9", label=[None, *map(int, labels[1:])])
+    large = pyarrow.array([2**63, *map(int, labels[1:])], "uint64")
+    refused(f"contains the label {2**63}, expected 0 to 9", label=large)
     refused("11 train images of the class airplane, expected 10", labels=np.r_[labels[:-1], 0])
     refused("9 train images of the class airplane, expected 10", images=images[1:], labels=labels[1:])
     refused(f"{TRAIN}, row 0: an image of 28x28 pixels, expected 32x32", images=images[:, :28, :28])

@@ -11,6 +11,7 @@ from PIL import Image
 
 import data
 from data import augment, batches, decode
+from data import mnist5k as mnist5k_module
 from data.dataset import DataError, binary_task, pixel_statistics
 
 
@@ -23,6 +24,18 @@ def test_mnist5k_is_split_by_class(mnist5k):
         np.testing.assert_array_equal(np.bincount(mnist5k.splits[split][1]), [count] * 10)
     train = {image.tobytes() for image in mnist5k.splits["train"][0]}
     assert not any(image.tobytes() in train for image in mnist5k.splits["test"][0])
+
+
+@pytest.mark.parametrize("damaged", [slice(20000, None), slice(100, 140), slice(2000, 2040)])
+def test_a_damaged_mnist5k_is_an_error_of_one_line(tmp_path, monkeypatch, damaged):
+    """A truncated file, and zeros where zlib or the checksum notices them."""
+    content, path = bytearray(mnist5k_module._file().read_bytes()), tmp_path / "damaged.csv.gz"
+    content[damaged] = bytes(40 if damaged.stop else 0)
+    path.write_bytes(content)
+    monkeypatch.setattr(mnist5k_module, "_file", lambda: path)
+    with pytest.raises(DataError, match=f"cannot read mnist5k from {path}: ") as caught:
+        mnist5k_module.load()
+    assert "\n" not in str(caught.value)
 
 
 def test_binary_task(mnist5k):

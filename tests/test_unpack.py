@@ -81,6 +81,15 @@ def test_nothing_is_written_outside_the_folder(tmp_path, capsys):
     assert "skipped: '../cat/1.jpg'" in output and "skipped: 'link.JPEG'" in output
 
 
+def test_hidden_folders_are_skipped(tmp_path, capsys):
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for name in ("cat/a.jpg", "cat/.ipynb_checkpoints/x.jpg", "dog/b.jpg", "dog/.ipynb_checkpoints/y.jpg"):
+            add(archive, f"./photos/{name}", jpeg(1))
+    assert unpack.unpack(tmp_path / "all.tar", tmp_path / "d", split="train", fixed=False) == 2
+    assert files(tmp_path / "d") == ["train/cat/a.jpg", "train/dog/b.jpg"]
+    assert "skipped: './photos/cat/.ipynb_checkpoints/x.jpg'" in capsys.readouterr().err
+
+
 def test_splits_and_classes_are_never_mixed(tmp_path):
     source = tmp_path / "all.tar"
     with tarfile.open(source, "w") as archive:
@@ -136,6 +145,23 @@ def test_invalid_archives_are_rejected(tmp_path):
         with pytest.raises(DataError, match=message):
             unpack.unpack(tmp_path / f"{name}.tar", tmp_path, split=name)
     assert not any(path.name.startswith("n02") for path in (tmp_path / "b").glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["header", "size"])
+def test_impossible_headers_are_one_line_errors(tmp_path, kind):
+    member = tarfile.TarInfo("notes.txt")
+    if kind == "header":
+        member.pax_headers = {"GNU.sparse.size": "abc"}
+        content, line = member.tobuf(tarfile.PAX_FORMAT) + bytes(1024), "damaged header at .* bytes"
+    else:
+        member.size = 2**80
+        content, line = member.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "'notes.txt' can't have 1,208,925,819,614,629,1"
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "c/1.jpg", jpeg(1))
+        end = archive.offset
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:end] + content)
+    with pytest.raises(DataError, match=f"a.tar can't be read as a tar archive: {line}"):
+        unpack.unpack(tmp_path / "a.tar", tmp_path, split="a")
 
 
 def test_a_damaged_archive_is_not_read_as_a_shorter_one(tmp_path):

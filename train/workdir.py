@@ -142,7 +142,7 @@ class MetricsFile:
         if self._events is None:
             from tensorboardX import SummaryWriter  # Imported late: not needed before the first row.
 
-            self._events = SummaryWriter(str(self._folder), purge_step=self._step + 1 if self._step else None)
+            self._events = SummaryWriter(str(self._folder), purge_step=self._step + 1)
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._events.add_scalar(tag(name), value, row["step"])

@@ -87,10 +87,10 @@ def _columns(path: pathlib.Path) -> tuple[list, np.ndarray]:
     kind = table.schema.field("label").type
     if not pyarrow.types.is_integer(kind):
         raise DataError(f"{path}: the column label is of the type {kind}, expected integers")
-    labels = np.array([-1 if label is None else label for label in table.column("label").to_pylist()], np.int64)
-    if not len(labels):
+    labels = [-1 if label is None else label for label in table.column("label").to_pylist()]
+    if not labels:
         raise DataError(f"{path} has no rows")
-    for label in (labels.min(), labels.max()):
+    for label in (min(labels), max(labels)):
         if not 0 <= label < len(cifar10.CLASSES):
             raise DataError(f"{path} contains the label {label}, expected 0 to 9")
-    return [(image or {}).get("bytes") for image in images.to_pylist()], labels.astype(np.int32)
+    return [(image or {}).get("bytes") for image in images.to_pylist()], np.array(labels, np.int32)

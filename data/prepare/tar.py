@@ -2,6 +2,7 @@
 
 import contextlib
 import lzma
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,9 +18,14 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile_):
         try:
-            return super().fromtarfile(tarfile_)
+            header = super().fromtarfile(tarfile_)
+        except (ValueError, OverflowError) as error:  # An extended header with a value that is not a number.
+            raise tarfile.ReadError(f"damaged header at {tarfile_.offset:,} bytes ({error})") from None
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"damaged or truncated after {tarfile_.offset:,} bytes ({error})") from None
+        if tarfile_.offset > sys.maxsize:  # Where the next header would be.
+            raise tarfile.ReadError(f"{header.name!r} can't have {header.size:,} bytes")
+        return header
 
 
 @contextlib.contextmanager

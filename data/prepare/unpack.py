@@ -97,10 +97,11 @@ def plain(name: str) -> bool:
 
 def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
     *folders, name = member.name.split("/")
-    inside = not {"..", *SYSTEM_FOLDERS} & set(folders) and not member.name.startswith("/")
+    inside = not set(SYSTEM_FOLDERS) & set(folders) and not member.name.startswith("/")
+    hidden = any(folder.startswith(".") and folder != "." for folder in folders)  # Also "..".
     if member.isdir() or not name.lower().endswith(suffixes):
         return False
-    wanted = member.isfile() and inside and plain(name)
+    wanted = member.isfile() and inside and not hidden and plain(name)
     if not wanted:
         print(f"skipped: {member.name!r}", file=sys.stderr)
     return wanted
