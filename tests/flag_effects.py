@@ -364,6 +364,11 @@ REFUSED = (
         "--early_share=0.1 has no effect: it is less than half a step",
     ),
     ("classify", {"parallelism": "hybrid", "fc_update": "each_pass"}, "needs --fc_passes greater than 1"),
+    (
+        "classify",
+        {"parallelism": "hybrid", "fc_update": "each_pass", "fc_passes": 2, "optimizer": "adam"},
+        "--optimizer=adam is not supported by --fc_update=each_pass; must be sgd",
+    ),
     ("classify", {"hidden": (), "dropout": 0.5}, "--dropout=0.5 has no effect without hidden layers"),
     ("classify", {"hidden": (), "activation": "tanh"}, "--activation=tanh has no effect without hidden layers"),
     ("classify", {"blocks": 1, "compression": 0.5}, "--compression=0.5 has no effect with --blocks=1"),

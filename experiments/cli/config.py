@@ -274,8 +274,8 @@ class ClassifyConfig(FineTuningConfig, BatchNormConfig, NetworkConfig):
     fc_passes: int = option(1, "hybrid: passes of the dense layers, each over a part of the batch.", "[1, inf)")
     fc_update: str = option(
         "accumulate",
-        "hybrid: update the dense layers once per step, or after each pass; the latter multiplies the learning rate of "
-        "the convolutions by --fc_passes.",
+        "hybrid: update the dense layers once per step, or, with --optimizer=sgd, after each pass; the latter "
+        "multiplies the learning rate of the convolutions by --fc_passes.",
         choices=("accumulate", "each_pass"),
     )
 

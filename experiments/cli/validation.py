@@ -159,6 +159,9 @@ def check_classify(config: ClassifyConfig) -> None:
     )
     if update == "each_pass":
         _refuse(config, "--fc_update=each_pass", clip_norm=0.0)  # The gradient of a pass is only a part of the sum.
+        # Adam's corrections of its averages count steps, not passes.
+        sgd = config.optimizer == "sgd"
+        require(sgd, f"--optimizer={config.optimizer} is not supported by --fc_update=each_pass; must be sgd")
     require(passes > 1 or update == "accumulate", "--fc_update=each_pass needs --fc_passes greater than 1")
     if hybrid:
         # Muon orthogonalizes whole matrices; each device holds only some of their columns.
