@@ -11,12 +11,15 @@ import pathlib
 import shlex
 import sys
 
-from experiments.cli import app, subprocesses
+from experiments.cli import app, options, subprocesses
 from experiments.cli.app import require
+from experiments.cli.config import ClassifyConfig
 from experiments.cli.options import option
 from experiments.reporting import sweep_table
 from experiments.setup import finished_run
 from train.workdir import Workdir, WorkdirError, write_atomically
+
+OWN = "--workdir and --dry_run are not allowed after the --; the sweep sets each run's --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +33,17 @@ class SweepConfig:
     print_commands: bool = option(False, "Only print the commands, one per line.")
 
 
+def _dry_run(arguments: list[str]) -> bool:
+    """Whether classify would get --dry_run, for example from a --flagfile."""
+    try:
+        return options.from_arguments(ClassifyConfig, arguments).dry_run
+    except (OSError, ValueError):  # classify reports the bad flag.
+        return False
+
+
 def main(config: SweepConfig, classify_flags: list[str]) -> int:
     own = any(flag.lstrip("-").split("=")[0] in ("workdir", "dry_run") for flag in classify_flags)
-    require(not own, "--workdir and --dry_run are not allowed after the --; the sweep sets each run's --workdir")
+    require(not own, OWN)
     points = sweep_table.points(config.grid)
     given = {flag.lstrip("-").split("=")[0] for flag in classify_flags if flag.startswith("-")}
     twice = [name for name in points[0] if given & {name, f"no{name}"}]
@@ -42,6 +53,7 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
         run = pathlib.Path(config.workdir, ",".join(f"{name}={value}" for name, value in point.items()))
         own_flags = [f"--{name}={value}" for name, value in point.items()]
         runs.append([*classify_flags, *own_flags, f"--workdir={run}"])
+    require(not _dry_run(runs[0]), OWN)
     if config.print_commands:
         print("\n".join(shlex.join([sys.executable, "-m", "experiments.classify", *run]) for run in runs))
         return 0
@@ -59,14 +71,17 @@ def main(config: SweepConfig, classify_flags: list[str]) -> int:
             rows.append(point | finished.summary | place)
             continue
         done = subprocesses.run("classify", *arguments)
-        if done.status == 2 or done.status > 128:  # A bad flag would fail in all further runs.
+        if done.status == 0:
+            checked = checked or finished or finished_run.read(arguments)
+            rows.append(point | json.loads(done.output.splitlines()[-1]) | place)
+        elif done.status == 2 or done.status > 128:  # A bad flag would fail in all further runs.
             stopped = done.status
-            break
-        if done.status:
+        else:
             failed += 1
-            continue
-        checked = checked or finished or finished_run.read(arguments)
-        rows.append(point | json.loads(done.output.splitlines()[-1]) | place)
+        if done.signalled:  # Also if the run was about to end and ended as usual.
+            stopped = 128 + done.signalled
+        if stopped:
+            break
     if rows:
         results = sweep_table.table(rows, list(points[0]))
         text = io.StringIO()

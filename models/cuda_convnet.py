@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 
+from models.errors import ModelError
 from models.initializers import normal
 from models.layers import Conv, Dense, local_response_norm, max_pool, relu
 from models.model_spec import ModelSpec
@@ -31,7 +32,8 @@ class CudaConvNet(nn.Module):
     ReLU follows each layer except the last. Pooling windows overlap and may extend beyond the image. For the source's
     crops of 24x24 pixels and ten classes there are 2,112,970 parameters and 19,512,576 multiply-adds. Weights
     are initialized as in the source, from N(0, std^2) with std 0.0001, 0.01, 0.04, 0.04, 0.01; biases are zero.
-    Difference from the source: inputs have standard deviation one and are multiplied by `PIXEL_STD`.
+    Difference from the source: inputs have standard deviation one and are multiplied by `PIXEL_STD`. Raises
+    ModelError for images of less than 4x4 pixels.
 
     Attributes:
       num_classes: Number of classes.
@@ -44,6 +46,8 @@ class CudaConvNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         del train
+        if min(x.shape[1:3]) < 4:
+            raise ModelError(f"cuda_convnet needs images of at least 4x4 pixels, not {x.shape[1]}x{x.shape[2]}")
         conv = functools.partial(Conv, 64, (5, 5), padding=2)
         local = functools.partial(nn.ConvLocal, kernel_size=(3, 3), padding=((1, 1), (1, 1)), kernel_init=normal(0.04))
         norm = functools.partial(local_response_norm, size=9, alpha=0.001, beta=0.75)

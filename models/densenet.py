@@ -110,7 +110,7 @@ class DenseNet(nn.Module):
 
     Depth 40 has 1,019,722 parameters and 264,812,928 multiply-adds. Figure 1 of the paper is one block of five layers
     with k = 4, depth 7. Difference from the paper: the dense layer is also initialized by Kaiming's rule. Raises
-    ModelError unless the depth has the form given below.
+    ModelError unless the depth has the form given below, and for images so small that the transitions leave no pixels.
 
     Attributes:
       num_classes: Number of classes.
@@ -144,6 +144,10 @@ class DenseNet(nn.Module):
         if remainder or layers < 1:
             form = f"{per_layer}N + {outside} layers" + (" with a bottleneck" if self.bottleneck else "")
             raise ModelError(f"a CIFAR DenseNet of {self.blocks} blocks has {form}, not {self.depth}")
+        least = 2 ** (self.blocks - 1)  # Each transition halves the size.
+        if min(x.shape[1:3]) < least:
+            which = f"a CIFAR DenseNet of {self.blocks} blocks needs images of at least {least}x{least} pixels"
+            raise ModelError(f"{which}, not {x.shape[1]}x{x.shape[2]}")
 
         bn_axis = self.axis_name if self.sync_bn else None
         norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=bn_axis)
@@ -212,8 +216,6 @@ class ImageNetDenseNet(nn.Module):
         return Dense(self.num_classes, kernel_init=kaiming_normal, name="logits")(dense_blocks(x))
 
 
-DenseNet40 = functools.partial(DenseNet, depth=40)
-DenseNet100BC = functools.partial(DenseNet, depth=100, bottleneck=True, compression=0.5)
 DenseNet121 = functools.partial(ImageNetDenseNet, depth=121)
 DenseNet161 = functools.partial(ImageNetDenseNet, depth=161)
 DenseNet169 = functools.partial(ImageNetDenseNet, depth=169)

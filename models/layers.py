@@ -216,6 +216,8 @@ class ConvTranspose(nn.Module):
     """Transposed convolution without bias, [B, h, w, C] -> [B, h * stride, w * stride, features].
 
     It is the gradient of a convolution that divides the size by `stride`, with `padding` pixels above and to the left.
+    An output pixel is a sum of C * (window / stride)^2 products, stride^2 times fewer than the fan-in with which
+    `kaiming_normal` scales the kernel, so by default the initial output is smaller than that of a convolution.
     """
 
     features: int

@@ -136,6 +136,10 @@ def test_the_command_line_starts_with_the_changed_flags():
     first, second = line.split(" \\\n  ")
     assert first == "python -m experiments.classify --model=mlp --nesterov '--workdir=/a b'"
     assert "--batch_size=128" in second and "--model" not in second
+    several = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}  # Valid for one start only.
+    assert line == options.command_line(
+        "classify", ClassifyConfig(workdir="/a b", model="mlp", nesterov=True, **several)
+    )
     flags = shlex.split(line.replace("\\\n", ""))[3:]  # A shell joins the lines.
     assert parsed(ClassifyConfig, *flags) == ClassifyConfig(workdir="/a b", model="mlp", nesterov=True)
 

@@ -143,6 +143,10 @@ def test_a_run_resumes_on_two_devices_and_initializes_another(whole, start, tmp_
     other = [f"--workdir={tmp_path / 'o'}", "--steps=1", "--learning_rate=1e-9", f"--init_from={workdir}"]
     found = result(start("classify", *other, "--model=mlp", "--hidden=16"))
     assert found["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+    same = result(
+        start("classify", *other, "--model=mlp", "--hidden=16", "--activation=relu", f"--workdir={tmp_path}/r")
+    )
+    assert same["loss"] == found["loss"]  # relu is the default.
     done = start("classify", *other, "--model=cnn", f"--workdir={tmp_path / 'p'}")
     assert done.returncode == 2 and "has --model=mlp, this run --model=cnn" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -265,6 +265,7 @@ NETWORKS = {
     "segnet_small": ("segment", {"model": "segnet_small"}),
     "dcgan": ("generate", {"model": "dcgan", "conditional": True, "ema": 0.9}),
     "variational": ("reconstruct", {"model": "variational", "hidden": (4,), "code": 2}),
+    "sparse": ("reconstruct", {"model": "sparse", "code": 2}),
 }
 
 
@@ -282,6 +283,8 @@ def test_runs_of_all_tasks_are_exported(start, tmp_path, name):
     shown = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, flags=re.M)).get
     if task == "reconstruct":
         assert shown("Normalization") == "image / 255; inside the file"
+        bounds = {"sparse": "pixels: 0 is black, 1 is white; not bounded", "variational": "pixels, 0 to 1"}
+        assert shown("Output").endswith(f"; {bounds[name]}")
     if task != "generate":
         return
     latents, labels = r"latents: float32 \[B, 100\], standard normal", r"labels: int32 \[B\], indices of the classes"
@@ -327,7 +330,7 @@ def test_exported_torchvision_weights_are_imported_again(start, tmp_path):
     assert stored["bn1.num_batches_tracked"].shape == () and stored["bn1.num_batches_tracked"].dtype == np.int64
     assert imported("F", "w") == 0
     card = (tmp_path / "F.md").read_text()
-    assert "torchvision.models.resnet18(num_classes=3)" in card and "none: imported weights" in card
+    assert "torchvision.models.resnet18(num_classes=3)" in card and card.count("none: imported weights") == 2
     refused = start("export", f"--workdir={tmp_path / 'v'}", "--format=safetensors", f"--out={tmp_path / 'F'}")
     assert refused.returncode == 2 and "already exists" in refused.stderr
 

@@ -25,6 +25,7 @@ GENERATE = {
     "coverage_min": 0.041,
     "coverage_max": 0.173,
     "accuracy_fake": 0.975,
+    "split": "val",
     "step": 1200,
 }
 
@@ -39,6 +40,7 @@ def test_segment():
 
 def test_generate():
     _, text, tables, guesses = RUNS["generate"].describe(GENERATE)
+    assert "of samples to val images, in" in text[0] and tables[0][0] == "Fréchet distance to val images"
     assert "of a classifier, is 7.2." in text[0] and "4 % of the samples to the rarest class and 17 %" in text[0]
     assert "still recognizes 98 % of the samples" in text[0]
     assert [row[1] for row in tables[0][2]] == ["0.35", "7.25", "75.80"]

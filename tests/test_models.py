@@ -371,11 +371,24 @@ def test_a_dirac_convolution_begins_as_the_identity(filters):
     np.testing.assert_array_equal(kernel[..., 3:], drawn[..., 3:])
 
 
-def test_the_smallest_image_of_densenet():
-    model = models.create("densenet121", 10)
-    summary.layers(model, (29, 29, 3))
-    with pytest.raises(ValueError, match="densenet121 needs images of at least 29x29 pixels, not 28x40"):
-        summary.layers(model, (28, 40, 3))
+@pytest.mark.parametrize(
+    "name, options, least, line",
+    [
+        ("densenet121", {}, 29, "densenet121 needs images of at least 29x29 pixels, not 28x40"),
+        (
+            "densenet",
+            {"depth": 9, "blocks": 4},
+            8,
+            "DenseNet of 4 blocks needs images of at least 8x8 pixels, not 7x40",
+        ),
+        ("cuda_convnet", {}, 4, "cuda_convnet needs images of at least 4x4 pixels, not 3x40"),
+    ],
+)
+def test_the_smallest_image(name, options, least, line):
+    model = models.create(name, 10, **options)
+    assert all(np.prod(layer.shape) > 0 for layer in summary.layers(model, (least, least, 3)))
+    with pytest.raises(models.ModelError, match=line):
+        summary.layers(model, (least - 1, 40, 3))
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import signal
 
 import pytest
 
 from experiments import sweep
 from experiments.cli import options, subprocesses
+from experiments.cli.app import UsageError
 from experiments.cli.config import ClassifyConfig
 from experiments.reporting import sweep_table
 from train.workdir import Workdir
@@ -70,13 +72,13 @@ def finished_sweep(monkeypatch, tmp_path):
         (folder / "metrics.csv").write_text("step,eval_accuracy\n10,0.5\n")
     monkeypatch.setattr("experiments.reporting.figures.save_figure", lambda figure, path: None)
 
-    def again(*flags, refuse=False):
+    def again(*flags, refuse=False, ended=None):
         started = []
 
         def classify(module, *arguments):
             started.append(arguments[-2].removeprefix("--seed="))
             output = "" if refuse else '{"accuracy": 0.0, "split": "test"}'
-            return subprocesses.Ended(int(bool(refuse)), output, 0)
+            return ended or subprocesses.Ended(int(bool(refuse)), output, 0)
 
         monkeypatch.setattr(subprocesses, "run", classify)
         arguments = ["--model=perceptron", "--steps=10", *flags]
@@ -95,6 +97,18 @@ def test_a_finished_sweep_starts_one_run_to_compare_the_data(finished_sweep):
     assert (status, started) == (0, ["0"])
     assert [row.split(",")[:2] for row in rows] == [["seed", "accuracy"], ["0", "0.0"], ["1", "0.25"], ["2", "0.5"]]
     assert f"{finished_sweep.folder}/seed=2" in rows[3] and "elsewhere" not in rows[3]  # The current location.
+
+
+@pytest.mark.parametrize(("status", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM), (130, signal.SIGINT)])
+def test_a_signal_stops_the_sweep_also_if_the_run_ended_on_its_own(finished_sweep, status, number):
+    ended = subprocesses.Ended(status, '{"accuracy": 0.0, "split": "test"}', number)
+    assert finished_sweep("--steps=20", ended=ended)[:2] == (128 + number, ["0"])
+
+
+def test_a_flagfile_with_dry_run_is_refused(finished_sweep, tmp_path):
+    (tmp_path / "f.flags").write_text("--model=perceptron\n--dry_run\n")
+    with pytest.raises(UsageError, match="--workdir and --dry_run are not allowed after the --"):
+        finished_sweep(f"--flagfile={tmp_path}/f.flags")
 
 
 @pytest.mark.parametrize("flag", ["--learning_rate=0.2", "--steps=20", "--devices=2", "--data_dir=D", "--steps=x"])

@@ -236,6 +236,10 @@ def to_json(config: Any) -> dict[str, Any]:
     return {name: list(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+# Flags that are valid only for one start of a run with several processes.
+OF_ONE_PROCESS = ("coordinator_address", "num_processes", "process_id")
+
+
 def given(value: Any) -> str:
     """A flag's value as shown in messages."""
     if value is None or value == ():
@@ -262,7 +266,8 @@ def flag_lines(config: Any) -> list[str]:
 def command_line(command: str, config: Any) -> str:
     """The command with all its flags, quoted for a shell. The flags that differ from their defaults come first; the
     others follow on the next line."""
-    lines, defaults = _flag_lines(config), {field.name: field.default for field in dataclasses.fields(config)}
+    lines = {name: line for name, line in _flag_lines(config).items() if name not in OF_ONE_PROCESS}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     changed = [line for name, line in lines.items() if getattr(config, name) != defaults[name]]
     unchanged = [line for line in lines.values() if line not in changed]
     return f"python -m experiments.{command} {shlex.join(changed)} \\\n  {shlex.join(unchanged)}"

@@ -40,12 +40,13 @@ def _segment(summary: Mapping[str, Any]) -> Described:
 
 
 def _generate(summary: Mapping[str, Any]) -> Described:
-    step, floor, score, ceiling = (summary[name] for name in ("step", "floor", "classifier_fid", "ceiling"))
+    step, split = summary["step"], summary["split"]
+    floor, score, ceiling = (summary[name] for name in ("floor", "classifier_fid", "ceiling"))
     title = f"Generative adversarial networks: images from transposed convolutions ({step:,} steps)"
     text = [
-        f"After {step:,} steps on {summary['dataset']}, the Fréchet distance of samples to test images, in the feature "
-        f"space of a classifier, is {score:.1f}. The classifier assigns {100 * summary['coverage_min']:.0f} % of the "
-        f"samples to the rarest class and {100 * summary['coverage_max']:.0f} % to the most frequent one. The "
+        f"After {step:,} steps on {summary['dataset']}, the Fréchet distance of samples to {split} images, in the "
+        f"feature space of a classifier, is {score:.1f}. The classifier assigns {100 * summary['coverage_min']:.0f} % "
+        f"of the samples to the rarest class and {100 * summary['coverage_max']:.0f} % to the most frequent one. The "
         f"discriminator still recognizes {100 * summary['accuracy_fake']:.0f} % of the samples. {ONE_SEED}"
     ]
     rows = [
@@ -58,7 +59,7 @@ def _generate(summary: Mapping[str, Any]) -> Described:
         f"What is that of samples after {step:,} steps?"
     )
     guess = Guess("samples", question, "", 0, math.ceil(max(ceiling, score)), score)
-    return Described(title, text, [("Fréchet distance to test images", ["images", "distance"], rows)], [guess])
+    return Described(title, text, [(f"Fréchet distance to {split} images", ["images", "distance"], rows)], [guess])
 
 
 def _classify(summary: Mapping[str, Any]) -> Described:
@@ -72,7 +73,7 @@ def _reconstruct(summary: Mapping[str, Any]) -> Described:
 
 
 RUNS = {
-    "segment": Run(_segment, (("predictions", "Predictions", "test images, true classes and predicted classes"),)),
+    "segment": Run(_segment, (("predictions", "Predictions", "images, true classes and predicted classes"),)),
     "generate": Run(
         _generate,
         (

@@ -85,7 +85,7 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes pixels uint8 [H, W, C] as a PNG file."""
-    run_page.write_png(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    run_page.write_png(path, run_page.as_image(image))
 
 
 class SampleWriter:

@@ -141,6 +141,8 @@ def card(
         "reconstructions": "pixels, 0 to 1",
         "images": "pixels, 0 to 1",
     }[program.output]
+    if run.config.model == "sparse":  # Its decoder is linear.
+        meaning = "pixels: 0 is black, 1 is white; not bounded"
     rows = {
         "File": f"{code(path.name)}, {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}",
         "Format": FORMATS[form] + (f", {names}'s names and layouts" if names == "torchvision" else ""),
@@ -159,8 +161,8 @@ def card(
         "Versions": escaped(versions + commit),
         "License": "not recorded in the run",
     }
-    if run.config.model in models.MODELS and record.get("command", [""])[0].endswith("import_weights.py"):
-        rows["Training command"] = "none: imported weights"
+    if command[0].endswith("import_weights.py"):
+        rows |= {"Training command": "none: imported weights", "Scores": "none: imported weights", "Checkpoint": None}
     table = [f"| {name} | {text} |" for name, text in rows.items() if text is not None]
     lines = [f"# {escaped(run.config.model)}, trained on {escaped(record.get('dataset'))}", "", "| | |", "|---|---|"]
     lines += [*table, "", "## How to load it", "", "```python"]

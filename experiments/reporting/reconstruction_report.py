@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from experiments.cli.config import ReconstructConfig
 from experiments.reporting import figures as draw
@@ -135,7 +134,7 @@ def write_images(place: pathlib.Path, files: list[str], made: np.ndarray, used: 
     (image file, PNG file)."""
     rows = [(file, place / f"{name}.png") for file, name in zip(files, run_page.stems(files, used), strict=True)]
     for (_, path), pixels in zip(rows, to_bytes(made), strict=True):
-        run_page.write_png(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+        run_page.write_png(path, run_page.as_image(pixels))
     return [(file, str(path)) for file, path in rows]
 
 

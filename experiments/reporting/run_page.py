@@ -27,6 +27,11 @@ def write_png(path: pathlib.Path, image: Image.Image) -> None:
     write_atomically(path, png.getvalue())
 
 
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Pixels uint8 [H, W, C], gray for one channel."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def stems(files: list[str], used: set[str]) -> list[str]:
     """File names without suffixes. A number is appended to names that are `used`, for example by a file in another
     folder; the names are added to it."""

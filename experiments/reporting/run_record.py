@@ -136,8 +136,8 @@ def write_start(
     """Writes flags.txt and run.json. A resumed run keeps the time of its first start. `split` is the evaluated
     split."""
     stored = workdir.read_json("run.json") or {}
-    # Omit the multi-process flags, which are valid only for this start, so that a single process can load flags.txt.
-    config = dataclasses.replace(config, coordinator_address=None, num_processes=None, process_id=None)
+    # So that a single process can load flags.txt.
+    config = dataclasses.replace(config, **dict.fromkeys(options.OF_ONE_PROCESS))
     layers = layer_summary.layers(experiment.model, experiment.input_shape)
     run = {
         "task": experiment.task.name,

@@ -1,5 +1,6 @@
 """Restores networks of stored runs: a run's experiment, a checkpoint's state, and the weights for --init_from."""
 
+import inspect
 import re
 from typing import Any
 
@@ -90,9 +91,11 @@ def init_from_parts(config) -> tuple[str, ...]:
         return ()
     other = saved_run.read(config.init_from, flag="init_from").config
     encoder = models.spec(config.model).encoders.get(other.model)
+    defaults = inspect.signature(models.spec(config.model).module).parameters
     for name in ARCHITECTURE_FLAGS if encoder is None else ():
         there, here = getattr(other, name, None), getattr(config, name, None)
-        if (there or None) != (here or None):
+        default = defaults[name].default if name in defaults else None
+        if (default if there is None else there) != (default if here is None else here):
             both = f"has --{name}={options.given(there)}, this run --{name}={options.given(here)}"
             raise UsageError(f"--init_from={config.init_from} {both}")
     parts: tuple[str, ...] = (".params", ".batch_stats")

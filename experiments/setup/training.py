@@ -77,7 +77,7 @@ def _temporary_workdir(parent: pathlib.Path | None, prefix: str) -> Workdir:
 def checked_on_all_processes(config: TrainingConfig, workdir: Workdir) -> Iterator[None]:
     """A context for validation: an error in one process fails all of them, and all processes must have the same flags.
     On an error, a workdir created for this run is removed."""
-    own = ("workdir", "data_dir", "coordinator_address", "num_processes", "process_id")
+    own = ("workdir", "data_dir", *options.OF_ONE_PROCESS)
     flags = {name: options.given(value) for name, value in options.to_json(config).items() if name not in own}
     first = processes.broadcast_json(flags)
     try:
