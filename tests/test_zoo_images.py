@@ -83,7 +83,7 @@ def test_a_batch_varies_only_one_factor():
     for number in range(12):
         found, active = (np.asarray(x) for x in make(given, jax.random.key(number)))
         key, limit = jax.random.key(number), inverse_graphics.LIMIT
-        degrees = jax.random.uniform(jax.random.fold_in(key, 1), (4,), minval=-limit, maxval=limit)
+        degrees = jax.random.uniform(jax.random.fold_in(key, 2), (4,), minval=-limit, maxval=limit)
         if active[0]:
             expected = inverse_graphics.rotated(np.repeat(given[:1], 4, 0), degrees)
         else:
@@ -114,6 +114,23 @@ def test_the_loss_without_clamping_equals_the_elbo():
     np.testing.assert_allclose(inverse_graphics.variational_loss(apply, given, keys)[0], expected, rtol=1e-5)
     one, two = (inverse_graphics.one_factor_loss(apply, given, keys, pull=pull, size=2)[0] for pull in (0.0, 1.0))
     np.testing.assert_array_equal(one, two)
+
+
+def test_rotations_do_not_depend_on_the_latent_noise(monkeypatch):
+    """The rotation of the first of two images against its noise, over 60 mini-batches. Pixels are the angles, latent
+    variables the noise."""
+    seen = {}
+
+    def apply(x, *, method):
+        seen[method] = np.asarray(x).reshape(len(x), -1)[::2, 0]
+        return (jnp.zeros((len(x), 1)),) * 2 if method == "encode" else jnp.zeros((len(x), 3, 3, 1))
+
+    monkeypatch.setattr(inverse_graphics, "rotated", lambda images, degrees: images + degrees[:, None, None, None])
+    monkeypatch.setattr(inverse_graphics, "clamped", lambda z, active, pull: z)
+    images, keys = jnp.zeros((120, 3, 3, 1)), jax.random.split(jax.random.key(0), 120)
+    inverse_graphics.one_factor_loss(apply, images, keys, pull=0.0, size=2)
+    assert len(np.unique(seen["encode"])) == len(np.unique(seen["decode"])) == 60
+    assert abs(np.corrcoef(seen["encode"], seen["decode"])[0, 1]) < 0.4  # Three standard deviations.
 
 
 def test_responses():

@@ -61,7 +61,8 @@ def one_factor(images, key):
     """(images [B, H, W, C], active [2]): a mini-batch in which one factor varies, drawn with `key`. It has either the
     first image in B rotations, with active = (True, False), or all images in one rotation, with (False, True)."""
     rotates = jax.random.bernoulli(jax.random.fold_in(key, 0), ROTATING)
-    degrees = jax.random.uniform(jax.random.fold_in(key, 1), (len(images),), minval=-LIMIT, maxval=LIMIT)
+    # Not 1, which is the number of the latent noise in _bound.
+    degrees = jax.random.uniform(jax.random.fold_in(key, 2), (len(images),), minval=-LIMIT, maxval=LIMIT)
     images = jnp.where(rotates, images[:1], images)
     degrees = jnp.where(rotates, degrees, degrees[:1])
     return rotated(images, degrees), jnp.array([rotates, ~rotates])
