@@ -28,7 +28,8 @@ def _through(layers, x):
 
 class Autoencoder(nn.Module):
     """Images -> reconstructed images in [0, 1], through a code of few units (Hinton & Salakhutdinov 2006, "Reducing the
-    dimensionality of data with neural networks"). The output activation is the sigmoid.
+    dimensionality of data with neural networks"). The output activation is the sigmoid. Differences from the paper:
+    hidden units have ReLU instead of the sigmoid, and the layers are not pretrained as restricted Boltzmann machines.
 
     Attributes:
       shape: (H, W, C) of the images.
@@ -60,7 +61,8 @@ class Autoencoder(nn.Module):
 class DenoisingAutoencoder(Autoencoder):
     """An autoencoder that is trained on noisy images (Vincent, Larochelle, Bengio & Manzagol 2008, "Extracting and
     composing robust features with denoising autoencoders"). It has no hidden layers, so its filters can be displayed;
-    the noise prevents a large code from copying the image."""
+    the noise prevents a large code from copying the image. Differences from the paper: the code has ReLU instead of the
+    sigmoid, encoder and decoder do not share weights, and training minimizes the squared error."""
 
     code: int = 256
     hidden: Sequence[int] = ()
@@ -111,7 +113,8 @@ class SparseAutoencoder(nn.Module):
 class VariationalAutoencoder(nn.Module):
     """A generative model of binary images with latent variables z from N(0, 1) (Kingma & Welling 2013, "Auto-encoding
     variational Bayes"): a decoder returns the logits of p(x | z), an encoder the mean and the log variance of a normal
-    distribution q(z | x) with independent components.
+    distribution q(z | x) with independent components. Difference from the paper: hidden units have ReLU instead of
+    tanh.
 
     Attributes:
       shape: (H, W, C) of the images.

@@ -78,6 +78,16 @@ def test_the_kernels_equal_flax_batch_norm(slope, shape, shortcut):
     assert_close(found, expected, 4e-6)
 
 
+@pytest.mark.parametrize(("slope", "dtype"), [(-0.5, jnp.float32), (0.0, jnp.bfloat16)])
+def test_xla_computes_negative_slopes_with_a_shortcut_and_other_dtypes(slope, dtype):
+    operands = [drawn((3, 4, 16)), drawn((3, 4, 16), seed=1)]
+    values = variables(16)
+    values["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), values["params"])
+    found, expected = (both(Normalized(slope, plain), values, operands) for plain in (False, True))
+    assert "ffi_call" not in str(jax.make_jaxpr(lambda x: both(Normalized(slope, False), values, x))(operands))
+    assert_close(found, expected, 1e-6 if dtype == jnp.float32 else 1e-2)
+
+
 def test_evaluation_and_initialization_equal_flax():
     operands = [drawn((4, 5, 6, 16)), drawn((4, 5, 6, 16), seed=1)]
     found, expected = (both(Normalized(0.0, plain), variables(16), operands, train=False) for plain in (False, True))

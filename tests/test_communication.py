@@ -33,6 +33,9 @@ ENTRY %main.9 (p: f32[2,4]) -> f32[8,4] {
 def test_bytes_of_a_program_against_a_hand_count():
     gather, reduced, scattered = 3 * 3 / 4 * 128, 2 * 3 / 4 * 44, 3 / 4 * 4 * 32
     assert communication.compiled_bytes(PROGRAM, 4) == pytest.approx(gather + reduced + scattered)
+    started = PROGRAM.replace("= f32[8,4]{1,0} all-gather(", "= (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(")
+    started = started.replace("all-reduce(", "all-reduce-start(")  # Its result is the output only.
+    assert communication.compiled_bytes(started, 4) == pytest.approx(gather + reduced + scattered)
     with pytest.raises(ValueError, match="a loop with collectives has an unknown trip count"):
         communication.compiled_bytes(PROGRAM.replace("known_trip_count", "something"), 4)
     with pytest.raises(ValueError, match="no formula for all-to-all"):

@@ -76,11 +76,12 @@ def test_four_devices_equal_one(options):
 
 
 def test_the_dense_block_kernels_are_used_only_where_they_apply():
-    def calls(name, train=True, dtype=jnp.float32, **options):
+    def calls(name, train=True, dtype=jnp.float32, images_dtype=None, count=2, **options):
         model = models.create("densenet", 10, depth=7, blocks=1, **options)
         init = functools.partial(model.init, jax.random.key(0), train=False)
-        shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)), np.zeros((2, 8, 8, 3))
-        variables, images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+        shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+        variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+        images = jax.ShapeDtypeStruct((count, 8, 8, 3), images_dtype or dtype)
         apply = functools.partial(
             model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
         )
@@ -90,6 +91,7 @@ def test_the_dense_block_kernels_are_used_only_where_they_apply():
     for options in ({"train": False}, {"dropout": 0.2}):
         assert calls("", **options) == 6 and calls("affine", **options) == 0
     assert calls("", dtype=jnp.bfloat16) == 0
+    assert calls("affine", dtype=jnp.bfloat16, images_dtype=jnp.float32) == calls("affine", count=0) == 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ in JAX's compilation cache if one is set. Its file name contains a hash of every
 import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -23,6 +24,13 @@ SOURCE = pathlib.Path(__file__).with_name("csrc") / "convolution.c"
 # used. -g0: no debug information, which saves a fifth of the compile time.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-rtlib=none", "-g0")
 STALE_SECONDS = 3600  # Temporary folders older than this are assumed to be left over from killed processes.
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"  # A library that was compiled earlier needs no compiler.
 
 
 def _processor() -> str:
@@ -64,17 +72,31 @@ def _compile(folder: pathlib.Path, key: str, use: str) -> pathlib.Path:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise OSError(next((line for line in lines if " error: " in line), lines[-1]))
         library.chmod(0o700)  # The umask may let others write.
-        return library.replace(folder / f"kernels-{key}-{_digest(library)}.so")
+        return library.replace(folder / f"kernels-{key}-{_digest(library.read_bytes())}.so")
 
 
-def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _only_own(path: pathlib.Path) -> bool:
+def _only_own(status: os.stat_result) -> bool:
     """Returns whether a file or folder belongs to this user and no other user can write to it."""
-    status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _checked(path: pathlib.Path) -> ctypes.CDLL | None:
+    """Loads the library, or returns None if it is damaged, which would crash the process, or if another user could have
+    written it. It is loaded through the file that was checked: if another user can rename a folder above, the path may
+    by then lead to another file."""
+    number = os.open(path, os.O_RDONLY)
+    with open(number, "rb", closefd=False) as file:
+        content = file.read()
+    if not _only_own(os.fstat(number)) or not path.stem.endswith(_digest(content)):
+        os.close(number)
+        return None
+    # The file stays open: dlopen would take another library with the same number for this one.
+    opened = f"/proc/self/fd/{number}"
+    return ctypes.CDLL(opened if os.path.exists(opened) else str(path))
 
 
 def load_from(folder: pathlib.Path, *, use: str = "this processor, once") -> ctypes.CDLL:
@@ -85,17 +107,20 @@ def load_from(folder: pathlib.Path, *, use: str = "this processor, once") -> cty
     must belong to this user and not be writable by others.
     """
     folder = folder.resolve()
-    if not _only_own(folder):
+    if not _only_own(folder.stat()):
         raise PermissionError(f"{folder} must belong to this user and not be writable by others")
     sources = (path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]")))
-    parts = "\n".join((*sources, *FLAGS, jax.__version__, _processor()))
+    parts = "\n".join((*sources, *FLAGS, *map(_version, ("jax", "jaxlib", "ziglang")), _processor()))
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
     for path in folder.glob(f"kernels-{key}-*.so"):
         with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
-            if _only_own(path) and path.stem.endswith(_digest(path)):  # Running damaged code would crash the process.
-                return ctypes.CDLL(str(path))
+            if library := _checked(path):
+                return library
             path.unlink()
-    return ctypes.CDLL(str(_compile(folder, key, use)))
+    path = _compile(folder, key, use)
+    if library := _checked(path):
+        return library
+    raise PermissionError(f"{path} was changed after its compilation")
 
 
 def _is_private(folder: pathlib.Path) -> bool:
@@ -103,7 +128,7 @@ def _is_private(folder: pathlib.Path) -> bool:
     executed."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _only_own(folder) and os.access(folder, os.W_OK)
+        return _only_own(folder.stat()) and os.access(folder, os.W_OK)
     except OSError:
         return False
 

@@ -84,8 +84,10 @@ def batch_norm(
       slope: Negative slope of f; 0 is ReLU, 1 is the identity.
     """
     average = nn.merge_param("use_running_average", norm.use_running_average, use_running_average)
-    operands = (x,) if shortcut is None else (x, shortcut)
     plain = norm.use_scale and norm.use_bias and norm.axis == -1 and norm.dtype is norm.axis_index_groups is None
+    # With a shortcut, the kernel takes the sign of v from f(v).
+    plain = plain and norm.use_fast_variance and (shortcut is None or slope >= 0)
+    operands = [x, *([] if shortcut is None else [shortcut]), *jax.tree.leaves(norm.variables)]
     if plain and not average and not norm.is_initializing() and x.size and use_cpu_kernels(*operands):
         parameters, running = norm.variables["params"], norm.variables["batch_stats"]
         rows_NC = x.reshape(-1, x.shape[-1])
@@ -140,8 +142,10 @@ def dense_block(x, layers: Sequence[Sequence[Composite]], after: Composite, *, r
     """
     parts = [part for layer in layers for part in layer] + [after]
     training = not (after.norm.use_running_average or after.norm.is_initializing())
-    if fuse and training and not any(part.drop for part in parts) and use_cpu_kernels(x):
-        return FusedDenseBlock(layers, after, relu)(x)
+    if fuse and training and x.size and not any(part.drop for part in parts):
+        modules = [module for part in parts for module in (part.norm, part.conv) if module is not None]
+        if use_cpu_kernels(x, *jax.tree.leaves([module.variables for module in modules])):
+            return FusedDenseBlock(layers, after, relu)(x)
     return layer_by_layer(x, layers, after, relu=relu)
 
 

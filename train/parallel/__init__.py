@@ -1,1 +1,1 @@
-"""Devices and processes. Only this package uses jit, pmap, meshes, donation and sharding."""
+"""Devices and processes. Only this package applies jit, pmap, meshes, donation and sharding to steps."""

@@ -53,8 +53,9 @@ def compiled_bytes(hlo: str, devices: int) -> float:
             if kind in COLLECTIVES:
                 if kind not in ("all-reduce", "all-gather", "reduce-scatter"):
                     raise ValueError(f"no formula for {kind}: {line.strip()[:120]}")
-                # The result of a start operation contains the operand and the output.
-                output = _type_bytes(found[1]) / (2 if kind == "all-reduce" and "-start" in found[2] else 1)
+                output: float = _type_bytes(found[1])
+                if found[2] == "all-gather-start":  # Its result also contains the operand, 1 / K of the output.
+                    output *= devices / (devices + 1)
                 total += ring_bytes(kind, output, devices)
             elif kind == "while":
                 inside = sum(count(body) for body in re.findall(r"body=%?([\w.\-]+)", line))

@@ -1,4 +1,4 @@
-"""The initial state and the gradient descent step of classification and segmentation."""
+"""The initial state and the gradient descent step of classification, segmentation and reconstruction."""
 
 import jax
 import jax.numpy as jnp

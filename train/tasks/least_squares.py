@@ -28,7 +28,8 @@ def step(state: State, batch) -> tuple[State, dict]:
 
 
 def weights(state: State) -> np.ndarray:
-    """W [M, C], float32. Raises LinAlgError if the features are linearly dependent and there is no penalty."""
+    """W [M, C], float32. Without a penalty the features must be linearly independent: NumPy raises LinAlgError if a
+    pivot is exactly 0, but if rounding hides the dependence, the weights are large and meaningless."""
     return np.linalg.solve(state.gram, state.products).astype(np.float32)
 
 
