@@ -210,6 +210,8 @@ def test_wrong_bits():
         ((0.0, 7.0), (5.0, 40.0), "with some errors"),
         ((1.0, 1.0), (0.0, 40.0), "did not learn to copy"),
         ((0.0, 20.0), (5.0, 40.0), "no advantage"),
+        ((0.0, 20.0), (5.0, 45.0), "fewer errors than the LSTM, but it does not copy them"),
+        ((0.0, 0.0), (0.0, 2.0), "to longer sequences; the LSTM makes more errors"),
     ],
 )
 def test_report(machine, lstm, verdict):

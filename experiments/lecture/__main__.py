@@ -130,7 +130,9 @@ class LectureConfig:
     use: tuple[str, ...] = option(
         (), "Comma-separated workdirs of finished training runs to add to the page.", path=True
     )
-    only: tuple[str, ...] = option((), f"Comma-separated topics to run and show; default: all of {', '.join(TOPICS)}.")
+    only: tuple[str, ...] = option(
+        (), f"Comma-separated topics to run; the page shows all finished ones. Default: all of {', '.join(TOPICS)}."
+    )
 
 
 def main(config: LectureConfig) -> int:

@@ -203,7 +203,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     still, moved = at["accuracy_shift_0"], at["accuracy_shift_3"]
     best = max(NAMES, key=lambda kind: moved[kind]["mean"])
     title = f"Digits shifted by 3 pixels: {NAMES[best]} {100 * moved[best]['mean']:.0f} %, the others at most "
-    title += f"{100 * max(moved[kind]['mean'] for kind in NAMES if kind != best):.0f} %"
+    title += f"{math.ceil(100 * max(moved[kind]['mean'] for kind in NAMES if kind != best))} %"
     series = {
         f"{name}\n{inside[kind]:,} parameters": ([by_kind[kind] for by_kind in at.values()], COLOURS[kind], "-")
         for kind, name in NAMES.items()
@@ -231,8 +231,8 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     ]
     lowest = min(still[kind]["mean"] for kind in NAMES)
     guess = (
-        f"All three networks recognize at least {100 * lowest:.0f} % of the digits in the middle of the image. What "
-        "percentage does the network with the convolution recognize if the digits are shifted by 3 pixels?"
+        f"All three networks recognize at least {math.floor(100 * lowest)} % of the digits in the middle of the image. "
+        "What percentage does the network with the convolution recognize if the digits are shifted by 3 pixels?"
     )
     return topic.TopicResult(
         description(this_topic, still, moved, inside),

@@ -109,10 +109,10 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     ]
     if max(right["xor", m]["mean"] for m in ("perceptron", "logistic")) < BEST_LINE:
         text += [
-            "A line can classify three of the four clouds of XOR correctly, 75 % of the points, but neither rule finds "
-            "it. The cost of logistic regression is smallest if all its predictions are close to 1/2. The perceptron "
-            "moves its line after each misclassified point, so its accuracy depends on which points came last and "
-            "differs between seeds."
+            "A line can classify three of the four clouds of XOR correctly, 75 % of the points, but neither rule ends "
+            "with such a line in every run. The cost of logistic regression is smallest if all its predictions are "
+            "close to 1/2. The perceptron may find such a line, but moves it after the next misclassified point, so "
+            "its accuracy depends on which points came last and differs between seeds."
         ]
     rows = [[points.DATA[n], *(said[n, m] for m in METHODS)] for n in points.DATA]
     table = ("Test points classified correctly", ["data", *METHODS.values()], rows)

@@ -85,16 +85,22 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "training_error", narrow_nets.draw(curves, window, title), title="Training error", caption=caption
     )
     found = {kind: "a higher" if gap["mean"] > 2 * gap["standard_error"] else "no higher" for kind, gap in gaps.items()}
+    estimates = (
+        "estimates how much the mean difference would vary if all seeds were replaced by others."
+        if len(this_topic.seeds) > 1
+        else "for one seed estimates only how much it would vary with other images."
+    )
+    there = "there, too," if found["plain"] == "a higher" else "there,"
     text = [
         f"After {steps} steps, the deeper network has {found['plain']} training error without shortcuts and "
         f"{found['residual']} one with them. An error counts as higher if the difference is more than twice its "
-        "standard error, which estimates how much the mean difference would vary if all seeds were replaced by others.",
+        f"standard error, which {estimates}",
         f"Errors in the table: {this_topic.over_seeds()}. Differences are in percentage points, with their standard "
         "error.",
         f"To run in minutes, the experiment uses the {len(images):,} training images of {dataset.name}, averaged to "
         f"{side}x{side} pixels, {maps}, {2 * maps} and {4 * maps} maps, and few steps. So it shows how slowly a deep "
         "plain network learns, not its final error, and not whether depth pays off with shortcuts. He et al. trained "
-        "on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; there, too, the plain network of 56 "
+        f"on CIFAR-10 at 32x32 pixels with 16, 32 and 64 maps for 64,000 steps; {there} the plain network of 56 "
         "layers ended with a higher training error than that of 20.",
     ]
     rows = []

@@ -140,7 +140,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     text = [
         f"All kinds of pooling reduce the change under {' and '.join(seen)}; of the 4x4 windows, the "
         f"{POOLS[steadier][0].split()[0]} reduces it more under the shift. The features of a shifted digit become more "
-        f"similar, not equal: {said['shift_1'][steadier]} of change remain."
+        f"similar, not equal: their relative change is still {said['shift_1'][steadier]}."
         if seen
         else "The claim is not confirmed: pooling does not reduce the change.",
         'For the column "another digit", the features of a digit are compared with those of a digit of another class. '

@@ -86,7 +86,8 @@ def report(results: list[dict[str, Any]]) -> Findings:
         f"Without convolutions, with attention between patches, {100 * own['mean']:.1f} % of the test digits are "
         f"classified correctly, {digits.relation(own['mean'], other['mean'])} the {100 * other['mean']:.1f} % of a "
         f"multi-layer perceptron trained for the same number of steps. In the last block {100 * quarter['mean']:.0f} % "
-        "of the class token's attention goes to a quarter of the patches"
+        "of the attention of the class token, the additional vector from which the class is computed, goes to a "
+        "quarter of the patches"
     )
     text += ": it focuses on parts of the digit." if quarter["mean"] > 0.4 else ": it is nearly uniform."
     figure = draw(results[0], f"Attention of the heads; test accuracy {100 * own['mean']:.1f} %")

@@ -152,10 +152,10 @@ def report_denoising(results: list[dict]) -> Findings:
     rough, share = baseline["adjacent_correlation_trained_without_noise"]["mean"], f"{100 * first['rate']:.0f} %"
     smoother = "smoother" if smooth > rough else "not smoother"
     text = (
-        f"With {share} of the pixels set to 0 it increases the PSNR of test digits by {gain:.1f} dB to {own:.1f} dB; "
-        f"the best linear map reaches {linear:.1f} dB, and the same network trained without noise {plain:.1f} dB. Its "
-        f"filters are {smoother} than without noise: the correlation of adjacent weights is {smooth:.2f} instead of "
-        f"{rough:.2f}."
+        f"With {share} of the pixels set to 0 it increases the peak signal-to-noise ratio (PSNR) of test digits by "
+        f"{gain:.1f} dB to {own:.1f} dB; the best linear map reaches {linear:.1f} dB, and the same network trained "
+        f"without noise {plain:.1f} dB. Its filters are {smoother} than without noise: the correlation of adjacent "
+        f"weights is {smooth:.2f} instead of {rough:.2f}."
     )
     rows = [
         Row("test digits", first["digits"]),

@@ -101,7 +101,8 @@ def report(results: list[dict]) -> Findings:
     keeps = "contain more information than the class" if psnr[-1] > class_mean else "give no more than the class"
     text = (
         f"From the features of a classifier ({100 * numbers['classifier_accuracy']['mean']:.1f} % test accuracy) test "
-        f"digits are reconstructed with a PSNR of {psnr[0]:.1f} dB after the first layer and {psnr[-1]:.1f} dB from "
+        f"digits are reconstructed with a peak signal-to-noise ratio (PSNR) of {psnr[0]:.1f} dB after the first layer "
+        f"and {psnr[-1]:.1f} dB from "
         f"the ten logits; the PSNR {'decreases with each layer' if falls else 'does not decrease at every layer'}. The "
         f"mean digit of the predicted class has {class_mean:.1f} dB, so here the logits {keeps}."
     )

@@ -146,7 +146,8 @@ GAN = Card(
     "ones. The generator learns from the discriminator's gradient how to make its images more realistic.",
     formula=r"\min_G \max_D E_x \log D(x) + E_z \log(1 - D(G(z)))",
     rule="Alternating steps: the discriminator is trained on real and generated images, then the generator by "
-    "backpropagation through the discriminator.",
+    "backpropagation through the discriminator; in practice it minimizes -log D(G(z)), whose gradient is larger at "
+    "first.",
     reference="Ian Goodfellow et al., 2014, “Generative adversarial nets”; the networks: Alec Radford et al., 2016, "
     "“Unsupervised representation learning with deep convolutional generative adversarial networks”",
     run=run,

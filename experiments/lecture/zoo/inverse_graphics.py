@@ -163,8 +163,8 @@ CARDS = (
         idea="An autoencoder whose latent variables should be like the parameters of a graphics program. In each "
         "mini-batch only one factor of the images varies, and only the latent variable for this factor may change.",
         formula=FORMULA,
-        rule="Gradient ascent (Adam) on a variational autoencoder's lower bound; in each mini-batch the latent "
-        "variables of all other factors are clamped to their mean, and their gradients point towards it.",
+        rule="Gradient descent (Adam) on L, the negative lower bound of a variational autoencoder; in each mini-batch "
+        "the latent variables of all other factors are clamped to their mean, and gradients move them towards it.",
         reference="Kulkarni, Whitney, Kohli & Tenenbaum, 2015, “Deep convolutional inverse graphics network”",
         run=run,
         report=report,

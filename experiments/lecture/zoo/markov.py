@@ -143,7 +143,8 @@ def report(results: list[dict]) -> Findings:
         f"Each character of context {'lowers' if falls else 'does not always lower'} the cross-entropy on held-out "
         f"text: {', '.join(f'{mean:.2f}' for mean in means)} bits per character at orders {first['orders'][0]} to "
         f"{longest}, lowest at order {best}. On the training text it is {train[longest]['mean']:.2f} at order "
-        f"{longest}: with {first['characters']:,} characters the chain begins to overfit. Of the sampled words "
+        f"{longest}, a lower value than on held-out text: some of the contexts counted in {first['characters']:,} "
+        "characters are specific to that text. Of the sampled words "
         f"{words[longest]['mean']:.0%} occur in the book, compared with "
         f"{words[chains[0]]['mean']:.0%} at order {chains[0]}."
     )

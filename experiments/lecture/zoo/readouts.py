@@ -163,7 +163,8 @@ def report_extreme_learning(results: list[dict[str, Any]]) -> Findings:
     name = f"A multi-layer perceptron with {results[0]['mlp']['units']} hidden units, trained by backpropagation,"
     if any(value is None for value in reached):
         compared = (
-            f"{name} does not reach this in {whole['mean']:.1f} s; its accuracy is then {100 * trained['mean']:.1f} %."
+            f"{name} does not reach this with every seed in {whole['mean']:.1f} s; its mean accuracy is then "
+            f"{100 * trained['mean']:.1f} %."
         )
     else:
         ratio = float(np.mean([value for value in reached if value is not None])) / took["mean"]

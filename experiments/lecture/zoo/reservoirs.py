@@ -113,17 +113,18 @@ def report_echo_state(results: list[dict[str, Any]]) -> Findings:
     )
     beyond = [radius for radius in forgetting if radius > 1]
     memory += (
-        ": with inputs and saturating units even above 1, where theory does not guarantee it."
+        ": even above 1, where the network without inputs and biases would not forget it."
         if beyond
-        else "; consistent with theory, not above 1."
+        else ", but for no radius above 1."
         if forgetting
         else "."
     )
     compared = "below" if best["mean"] < delays["mean"] else "not below"
     text = (
-        f"At the spectral radius chosen on validation data, {chosen['mean']:.2f}, the error on NARMA-10 is "
+        f"At the spectral radius chosen on validation data, {chosen['mean']:.2f}, the error on NARMA-10, a "
+        "nonlinear function of the last ten inputs and outputs, is "
         f"{best['mean']:.2f} standard deviations of the target, {compared} the {delays['mean']:.2f} of a linear "
-        f"function of the last {DELAYS} inputs; it is {edges}. {memory}"
+        f"function of the last {DELAYS} inputs. The error is {edges}. {memory}"
     )
     with matplotlib.rc_context(figures.STYLE):
         figure = figures.new_figure(height=5.4)
@@ -287,7 +288,8 @@ def report_liquid_state(results: list[dict[str, Any]]) -> Findings:
 ECHO_FORMULA = r"x(t) = \tanh(\rho W x(t - 1) + W_{\text{in}} u(t) + b)"
 LIQUID_FORMULA = (
     r"\begin{array}{l} v(t) = e^{-1/\tau} v(t - 1) + W_{\text{in}} u(t) + W s(t) \\ "
-    r"\text{spike and reset where } v \ge 1 \end{array}"
+    r"s(t) = e^{-1/\tau_s} s(t - 1) + o(t - 1) \\ "
+    r"o_i(t) = 1 \text{ (a spike) and } v_i(t) \leftarrow 0 \text{ where } v_i(t) \ge 1 \text{, else } 0 \end{array}"
 )
 
 CARDS = (

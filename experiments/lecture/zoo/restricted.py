@@ -276,7 +276,8 @@ RESTRICTED = Card(
         r"\rangle_{\text{data}} - \langle v h \rangle_k)"
     ),
     rule="Contrastive divergence: a weight changes by the difference of two correlations of its units, with the data "
-    "and after k steps of Gibbs sampling.",
+    "and after k steps of Gibbs sampling (CD-k). Persistent contrastive divergence (PCD) continues the sampling of the "
+    "previous update instead of starting at the data.",
     reference="Hinton, 2002, Training products of experts by minimizing contrastive divergence",
     run=run_restricted,
     report=report_restricted,
