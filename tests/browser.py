@@ -14,6 +14,7 @@ def started():
     """The selenium driver of a new Chromium or Chrome. If there is none, or no chromedriver, the test is skipped, or
     fails if the environment variable REQUIRE_CHROMIUM is set."""
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
 
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
@@ -25,7 +26,13 @@ def started():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for switch in SWITCHES:
         options.add_argument(switch)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    for attempt in range(10):
+        try:
+            driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+            break
+        except WebDriverException:  # Selenium waits half a minute for it, which a loaded machine may exceed.
+            if attempt == 9:
+                raise
     try:
         yield driver
     finally:

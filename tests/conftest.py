@@ -75,7 +75,7 @@ def library(environment, shared_folder):
     compilation_cache.start_cache()
     with open(shared_folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ffi.available()
+        assert ffi.available(), "the tests need the CPU kernels; is --basetemp or /tmp mounted without exec?"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import statistics
 import sys
 
 import made_idx
@@ -68,7 +69,7 @@ def test_measurements_of_ours_and_the_peer_alternate(measure, fake, tmp_path):
     assert row["peer_setting"] == "--layout=channels_last --threads=1" and "compiled_ratio" not in row
     assert row["ratio"] == pytest.approx(row["ours_ms"] / 100.0, abs=1e-4)
     assert lines[1].split()[:2] == ["mlp", "128"] and lines[1].endswith(row["peer_setting"])
-    assert lines[2] == f"geometric mean of 1: {row['ratio']:.3f}"
+    assert lines[2] == f"geometric mean of 1: {statistics.geometric_mean([row['ratio']]):.3f}"
     assert lines[3].startswith(f"input path mlp: {row['others']['input path']:.3f} times")
     turns = row["turns"]
     assert row["peer_setting"] in turns["peer"] and not any("nchw" in s or "compile" in s for s in turns["peer"])

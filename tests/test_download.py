@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import tqdm  # noqa: F401 - imported before the download, which would otherwise wait for it and not be slow.
 from local_server import Quiet, serving
 
 from data.dataset import DataError

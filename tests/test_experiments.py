@@ -399,7 +399,7 @@ def test_a_closed_pipe_ends_a_command_silently(environment, tmp_path):
 
 
 def test_without_a_home_folder_there_is_no_cache(environment, tmp_path, monkeypatch):
-    for name in ("XDG_CACHE_HOME", "HOME"):
+    for name in ("XDG_CACHE_HOME", "HOME", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # As for a user without an entry in passwd.
     with pytest.raises(OSError, match="no home folder is known; set HOME or XDG_CACHE_HOME"):

@@ -105,8 +105,12 @@ def test_the_same_flags_give_the_same_program(command, places):
     assert Started(command, config).program() == Started(command, config).program()
 
 
+PRINTED = ("evaluate", "predict", "sample", "filters", "prepare", "summary", "sweep", "export", "import_weights")
+PRINTED += ("reproduce", "lecture")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "filters", "prepare", "summary", "sweep"])
+@pytest.mark.parametrize("command", PRINTED)
 def test_the_same_flags_print_and_write_the_same(command, places, capsys, monkeypatch, tmp_path):
     places |= {"W": str(tmp_path)}
     config = configured(command, places, BASES[command])

@@ -86,13 +86,12 @@ def test_pairs_and_classes(root):
     assert sorted(masks.load(str(root), split="val").splits) == ["test", "train"]  # To be held out of train.
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("kind", ["grey", "palette"])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [*(("grey", bits) for bits in (1, 2, 4, 8, 16)), *(("palette", bits) for bits in (1, 2, 4, 8))]
+)
 def test_indices_of_any_number_of_bits(kind, bits, root):
     """PNG files of 1, 2, 4, 8 and 16 bits; Pillow reads gray values of 2 and 4 bits times 85 and 17, and writes them
     with 8 bits, so that the file is made by hand."""
-    if kind == "palette" and bits == 16:
-        return
     labels, path = np.minimum(label(1), 1 if bits == 1 else 2), root / "testannot" / "test 1.png"
     if kind == "palette":
         save_palette(labels, path, bits)

@@ -6,6 +6,7 @@ import json
 import browser
 import numpy as np
 import pytest
+from commands import LIMIT
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
@@ -151,7 +152,7 @@ def test_narrow_page(open_page):
     script = "return document.querySelector('.widget svg[role=img]').getBoundingClientRect().width"
     assert 260 <= driver.execute_script(script) <= 360
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WIDER)
-    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(script) > 500)  # Drawn again.
+    WebDriverWait(driver, LIMIT).until(lambda driver: driver.execute_script(script) > 500)  # Drawn again.
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WIDER | {"width": 390})
-    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(script) < 360)
+    WebDriverWait(driver, LIMIT).until(lambda driver: driver.execute_script(script) < 360)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 390

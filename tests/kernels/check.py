@@ -7,6 +7,7 @@ kernels for training. With --quick, only the first configuration runs, on fewer 
 
 import argparse
 import concurrent.futures
+import functools
 import os
 import pathlib
 import platform
@@ -58,11 +59,29 @@ CONFIGURATIONS = (
 )
 
 
+def _links(one: Configuration) -> bool:
+    """Whether an empty program with the configuration's flags can be linked."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*one.compiler, *one.flags, "-x", "c", "-", "-o", os.path.join(folder, "empty")]
+        return subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True).returncode == 0
+
+
+@functools.cache
+def _fixed_addresses() -> list[str]:
+    """The start of a command that runs a program without address randomization; [] if that is not allowed, as in some
+    containers."""
+    start = ["setarch", "-R"]
+    allowed = shutil.which("setarch") and subprocess.run([*start, "true"], capture_output=True).returncode == 0
+    return start if allowed else []
+
+
 def _missing(one: Configuration) -> str:
     """Returns why a configuration can't run on this machine; "" if it can."""
     if not shutil.which(one.compiler[0]):
         return f"no {one.compiler[0]}"
     cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if any(flag.startswith("-fsanitize") for flag in one.flags) and not _links(one):
+        return f"{one.compiler[0]} has no libraries for the sanitizers"
     if "-march=haswell" in one.flags and not (cpuinfo.exists() and " avx2 " in cpuinfo.read_text()):
         return "this processor has no AVX2"
     return ""
@@ -82,7 +101,7 @@ def run(one: Configuration, cases: int) -> tuple[str, str]:
         if one.emulator and not shutil.which(one.emulator):
             return "skipped", f"compiled, but running it needs {one.emulator} (Debian: apt install qemu-user)"
         # The thread sanitizer of gcc 12 fails if address randomization has more than 28 bits; setarch -R disables it.
-        before = [one.emulator] if one.emulator else ["setarch", "-R"] if shutil.which("setarch") else []
+        before = [one.emulator] if one.emulator else _fixed_addresses()
         command = [*before, program, str(cases)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode or done.stderr:
