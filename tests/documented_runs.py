@@ -114,6 +114,8 @@ COMMANDS: dict[str, Run | Omitted] = {
         TINY, ONE_SEED | {"D": "images"}
     ),
     "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --workdir=W": Run(TINY, {"D": "images"}),
+    "classify --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D --epochs=60 --learning_rate=0.05 "
+    "--eval_every=100000 --workdir=W": Run(TINY, {"D": "images"}),
     'sweep --workdir=W --grid="seed=0..2" -- --flagfile=experiments/recipes/dcnn_wide.flags --data_dir=D': Run(
         TINY, ONE_SEED | {"D": "images"}
     ),

@@ -191,9 +191,9 @@ HOPFIELD = Card(
     name="hopfield",
     title="Hopfield network (HN)",
     diagram=Diagram((Layer("backfed", 8),), form="circle"),
-    idea="Every unit is connected to all others. If few images are stored, each is a local minimum of the network's "
-    "energy, or close to one. Starting from a corrupted image, the state descends to a minimum, usually that of the "
-    "original image: an associative memory.",
+    idea="Every unit is connected to all others, and each stored image is a local minimum of the network's energy, or "
+    "close to one, if there are few. Starting from a corrupted image, the state descends to a minimum, usually that of "
+    "the original image: an associative memory.",
     formula=r"w_{ij} = \sum_\mu \xi_i^\mu \xi_j^\mu, \quad E = -\frac{1}{2} \sum_{i \ne j} w_{ij} s_i s_j",
     rule="Hebb's rule: for each pattern, a weight increases if its two units are equal and decreases otherwise; in "
     "recall, units are updated one at a time to the sign of their weighted input.",
