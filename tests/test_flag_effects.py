@@ -112,7 +112,7 @@ PRINTED += ("reproduce", "lecture")
 @pytest.mark.slow
 @pytest.mark.parametrize("command", PRINTED)
 def test_the_same_flags_print_and_write_the_same(command, places, capsys, monkeypatch, tmp_path):
-    places |= {"W": str(tmp_path)}
+    places |= {"W": str(tmp_path / "w")}
     config = configured(command, places, BASES[command])
     assert len({repr(printed(command, config, places, capsys, monkeypatch)) for _ in range(2)}) == 1
 
