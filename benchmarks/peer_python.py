@@ -12,10 +12,16 @@ def last_line(done: subprocess.CompletedProcess) -> str:
     return lines[-1].removeprefix("ModuleNotFoundError: ")
 
 
+def refusal(python: str, why: str, *modules: str) -> app.UsageError:
+    """The error for a Python that is not accepted."""
+    return app.UsageError(f"--peer_python={python}: {why}; must be a Python with {' and '.join(modules or ['torch'])}")
+
+
 def check(python: str, *modules: str) -> None:
     """Raises UsageError unless `python` is a command that imports the modules; they are not tried if there are none."""
-    accepted = f"must be a Python with {' and '.join(modules or ['torch'])}"
-    app.require(shutil.which(python) is not None, f"--peer_python={python}: no such command; {accepted}")
+    if shutil.which(python) is None:
+        raise refusal(python, "no such command", *modules)
     if modules:
         done = subprocess.run([python, "-c", f"import {', '.join(modules)}"], capture_output=True, text=True)
-        app.require(done.returncode == 0, f"--peer_python={python}: {last_line(done)}; {accepted}")
+        if done.returncode:
+            raise refusal(python, last_line(done), *modules)

@@ -74,7 +74,7 @@ def run_peer(name: str, options: str, *, batch_size: int) -> tuple[int, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     last = peer_python.last_line(done)
     if done.returncode and last.startswith("No module named"):
-        raise app.UsageError(f"--peer_python={PEER_PYTHON.value}: {last}; must be a Python with torch")
+        raise peer_python.refusal(PEER_PYTHON.value, last)
     if done.returncode:
         raise PeerError(f"the peer failed: {last}: {' '.join(command)}")
     try:

@@ -56,7 +56,7 @@ def load(
 def listing(data_dir: str | None) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]], tuple[str, ...]]:
     """(folder, [(path, label)] of each split, class names). Raises DataError as `load` does."""
     root = data_folder(data_dir, "folder", " with SPLIT/CLASS/*.jpg or CLASS/*.jpg (or png)")
-    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and not hidden(path.name))
     others = {split: collections.defaultdict[str, list[str]](list) for split in splits}
     listed = {split: _list(root / split, others[split]) for split in splits}
     listed = {split: classes for split, classes in listed.items() if any(classes.values())}
@@ -118,7 +118,7 @@ def _list(folder: pathlib.Path, others: dict[str, list[str]]) -> dict[str, list[
     other files of each class are added to `others`."""
     found: dict[str, list[str]] = {}
     above = tuple(map(_identity, (folder.parent, folder)))
-    paths = [path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)]
+    paths = [path for path in folder.iterdir() if path.is_dir() and not hidden(path.name)]
     for name, path in sorted((composed(path.name), path) for path in paths):
         if name in found:
             raise DataError(f"{folder} has two folders of the class {name!r}, in different forms of Unicode")
@@ -139,7 +139,7 @@ def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[st
     folder in `above`, the chain of parent folders. Pipes and devices are left out."""
     here = _identity(folder)
     for entry in os.scandir(folder) if here not in above else ():
-        if _hidden(entry.name):
+        if hidden(entry.name):
             continue
         if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _files_below(entry.path, (*above, here))
@@ -157,7 +157,8 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name is neither read nor unpacked from an archive."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 

@@ -11,12 +11,12 @@ import sys
 import made_idx
 import numpy as np
 import pytest
+from documented_runs import NO_TORCH
 from PIL import Image
 
 import data
 from benchmarks import twins
 
-NO_TORCH = "No module named 'torch'"
 FAKE = """
 import json, sys
 given = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)

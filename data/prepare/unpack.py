@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator
 
 from data.dataset import DataError
-from data.folder import SUFFIXES, SYSTEM_FOLDERS
+from data.folder import SUFFIXES, hidden
 from data.prepare import tar
 
 SPLITS = ("train", "val", "validation", "test")
@@ -97,11 +97,10 @@ def plain(name: str) -> bool:
 
 def _wanted(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> bool:
     *folders, name = member.name.split("/")
-    inside = not set(SYSTEM_FOLDERS) & set(folders) and not member.name.startswith("/")
-    hidden = any(folder.startswith(".") and folder != "." for folder in folders)  # Also "..".
+    read = not any(hidden(folder) for folder in folders if folder != ".")  # ".." is hidden.
     if member.isdir() or not name.lower().endswith(suffixes):
         return False
-    wanted = member.isfile() and inside and not hidden and plain(name)
+    wanted = member.isfile() and read and not member.name.startswith("/") and plain(name)
     if not wanted:
         print(f"skipped: {member.name!r}", file=sys.stderr)
     return wanted

@@ -222,7 +222,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
         "step_ms": ms,
     }
     training = [
-        [label, f"{this_topic.number(accuracy[way], 100, 2)} %", f"{ms[way]:.1f} ms"]
+        [label, this_topic.percent(accuracy[way], places=2), f"{ms[way]:.1f} ms"]
         for way, label in (("backpropagation", "equations"), ("autodiff", "automatic differentiation"))
     ]
     by_layer = [

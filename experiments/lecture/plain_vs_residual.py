@@ -107,7 +107,7 @@ def experiment(this_topic: topic.Topic) -> topic.TopicResult:
     for kind, name in (("plain", "without shortcuts"), ("residual", "with shortcuts")):
         errors_of = [numbers["training_error"][f"{kind}-{depth}"] for depth in (20, 56)]
         difference, error = (100 * gaps[kind][key] for key in ("mean", "standard_error"))
-        each = [f"{this_topic.number(one, 100, 2)} %" for one in errors_of]
+        each = [this_topic.percent(one, places=2) for one in errors_of]
         rows.append([name, *each, f"{difference:.2f} ± {error:.2f} points"])
     tables = [("Training error", ["network", "20 layers", "56 layers", "difference"], rows)]
     guess = topic.Guess(

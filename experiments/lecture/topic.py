@@ -106,9 +106,9 @@ class Topic:
             return f"{scale * value['mean']:.{places}f} ± {scale * value['std']:.{places}f}"
         return f"{scale * value['mean']:.{places}f}"
 
-    def percent(self, value: Mapping[str, float]) -> str:
+    def percent(self, value: Mapping[str, float], places: int = 1) -> str:
         """Formats a `mean_and_std` of fractions as "96.0 ± 0.9 %"."""
-        return f"{self.number(value, 100, 1)} %"
+        return f"{self.number(value, 100, places)} %"
 
     def figure(self, name: str, figure, *, title: str, caption: str) -> None:
         """Saves a matplotlib figure as figures/NAME.png."""

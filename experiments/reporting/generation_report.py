@@ -83,11 +83,6 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
     return images.reshape(rows * height, columns * width, channels)
 
 
-def write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Writes pixels uint8 [H, W, C] as a PNG file."""
-    run_page.write_png(path, run_page.as_image(image))
-
-
 class SampleWriter:
     """A task's `prepare_eval`: writes samples from the same latent vectors at each evaluation, as step_NNNNNNN.png."""
 
@@ -102,7 +97,8 @@ class SampleWriter:
         images = samples(self._predict, state, self._batch)
         if processes.is_main():
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_png(self._folder / f"step_{int(state.step):07d}.png", tiled(images, self._columns))
+            grid = run_page.as_image(tiled(images, self._columns))
+            run_page.write_png(self._folder / f"step_{int(state.step):07d}.png", grid)
         return state
 
 
@@ -210,6 +206,6 @@ def write_samples(place: pathlib.Path, images: np.ndarray, *, columns: int) -> l
         old.unlink()
     names = [str(place / f"sample_{i:05d}.png") for i in range(len(images))]
     for name, image in zip(names, images, strict=True):
-        write_png(pathlib.Path(name), image)
-    write_png(place / "grid.png", tiled(images, columns))
+        run_page.write_png(pathlib.Path(name), run_page.as_image(image))
+    run_page.write_png(place / "grid.png", run_page.as_image(tiled(images, columns)))
     return names

@@ -59,11 +59,12 @@ CONFIGURATIONS = (
 )
 
 
-def _links(one: Configuration) -> bool:
-    """Whether an empty program with the configuration's flags can be linked."""
+def _lacks_libraries(one: Configuration) -> bool:
+    """Whether the linker does not find the libraries of the configuration's flags. Other errors are failures."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*one.compiler, *one.flags, "-x", "c", "-", "-o", os.path.join(folder, "empty")]
-        return subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True).returncode == 0
+        done = subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True)
+        return done.returncode != 0 and b"cannot find" in done.stderr
 
 
 @functools.cache
@@ -80,7 +81,7 @@ def _missing(one: Configuration) -> str:
     if not shutil.which(one.compiler[0]):
         return f"no {one.compiler[0]}"
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if any(flag.startswith("-fsanitize") for flag in one.flags) and not _links(one):
+    if any(flag.startswith("-fsanitize") for flag in one.flags) and _lacks_libraries(one):
         return f"{one.compiler[0]} has no libraries for the sanitizers"
     if "-march=haswell" in one.flags and not (cpuinfo.exists() and " avx2 " in cpuinfo.read_text()):
         return "this processor has no AVX2"
